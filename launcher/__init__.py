@@ -1,0 +1,3 @@
+"""Distributed multi-GPU training with Hydra, Accelerate and Weights & Biases."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,311 @@
+"""Checkpoints: complete or absent, verified before they are believed, written beside the training.
+
+A checkpoint is a directory `step_00000042` with `model.safetensors` (alone enough for inference), `state.pt`
+(optimizer, schedule and the rest, loaded with weights_only=True) and `manifest.json`, which holds the checksum of
+every file and is written last. It is made under another name, flushed to the disk, and renamed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from launcher.distributed import Ranks, at_rank_0, sum_over_ranks
+from launcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launcher.engine import Trainer
+
+log = logging.getLogger("launcher")
+
+NAME = re.compile(r"step_(\d{8,})")
+MANIFEST = "manifest.json"
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint's files are not what its manifest says."""
+
+
+def step_of(directory: Path) -> int:
+    """The step in a checkpoint's name."""
+    match = NAME.fullmatch(directory.name)
+    assert match, directory
+    return int(match[1])
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in a directory, oldest first; half-made ones have other names and are not among them."""
+    if not directory.is_dir():
+        return []
+    return sorted((p for p in directory.iterdir() if NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
+
+
+def copy_to_host(tree: Any) -> Any:
+    """A copy of a state in host memory that training does not change any more: tensors contiguous and untied."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", copy=True).contiguous()
+
+    return torch.utils._pytree.tree_map_only(Tensor, copy, tree)
+
+
+def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint, so that it is there whole or not at all whenever the process or the machine dies.
+
+    Args:
+        directory: Where checkpoints are; made where it is missing.
+        step: Optimizer updates done.
+        model: Weights and buffers by name, in host memory.
+        state: Everything else: tensors and plain values, such as weights_only loading takes.
+
+    Returns:
+        The checkpoint's directory.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"step_{step:08d}"
+    making = directory / f".making-{final.name}"
+    for stale in directory.glob(".making-*"):  # of a process that was killed while it saved
+        shutil.rmtree(stale)
+    making.mkdir()
+    save_file(dict(model), making / "model.safetensors")
+    torch.save(dict(state), making / "state.pt")
+    files = {path.name: _flushed_digest(path) for path in sorted(making.iterdir())}
+    manifest = making / MANIFEST
+    manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
+    _flush(manifest)
+    _flush(making)
+    if final.exists():  # the same step again, after a resume from an older one
+        shutil.rmtree(final)
+    os.rename(making, final)
+    _flush(directory)
+    return final
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flushed_digest(path: Path) -> dict[str, Any]:
+    _flush(path)
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def verify(checkpoint: Path) -> None:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        DamagedCheckpoint: A file is missing, has another length or other bytes, or the manifest cannot be read.
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = dict(manifest["files"])
+        if manifest["step"] != step_of(checkpoint) or not {"model.safetensors", "state.pt"} <= files.keys():
+            raise DamagedCheckpoint(f"{checkpoint / MANIFEST} belongs to another checkpoint")
+        for name, expected in files.items():
+            path = checkpoint / name
+            if path.stat().st_size != expected["bytes"]:
+                raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}")
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    raise DamagedCheckpoint(f"{path} has other contents than were written")
+    except DamagedCheckpoint:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{checkpoint} cannot be read: {error}") from error
+
+
+def newest_good(directory: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written; a damaged one is named in a warning.
+
+    Raises:
+        DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
+    """
+    found = checkpoints(directory)
+    for checkpoint in reversed(found):
+        try:
+            verify(checkpoint)
+            return checkpoint
+        except DamagedCheckpoint as error:
+            log.warning("DAMAGED CHECKPOINT: %s. Falling back to the one before it.", error)
+    if found:
+        raise DamagedCheckpoint(
+            f"every checkpoint in {directory} is damaged. Restore one, or remove the directory to start over."
+        )
+    return None
+
+
+def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and state of a checkpoint; nothing in the files is executed."""
+    model = load_file(checkpoint / "model.safetensors")
+    state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    return model, state
+
+
+def prune(directory: Path, keep: int, best: int | None) -> None:
+    """Remove old checkpoints, but for the `keep` newest and the one of step `best`."""
+    for checkpoint in checkpoints(directory)[:-keep]:
+        if step_of(checkpoint) != best:
+            removed = checkpoint.with_name(f".removing-{checkpoint.name}")
+            os.rename(checkpoint, removed)  # one that is removed half must not look damaged
+            shutil.rmtree(removed)
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Optimizer updates done.
+        best_step: The step of the best evaluation; None before the first.
+        best: The figures of that evaluation.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best: dict[str, float] = field(default_factory=dict)
+
+    def note(self, row: Mapping[str, float], metric: str | None, mode: str) -> None:
+        """Keep an evaluation's figures where they are the best so far.
+
+        Args:
+            row: Metric name to number.
+            metric: The one that counts; None counts none.
+            mode: min or max.
+
+        Raises:
+            ConfigError: The evaluation has no such metric.
+        """
+        if metric is None:
+            return
+        if metric not in row:
+            known = ", ".join(name for name in row if name.startswith("eval/"))
+            raise ConfigError(f"checkpoint.best={metric}: the evaluation has no such metric. It has: {known}.")
+        sign = 1 if mode == "max" else -1
+        if self.best_step is None or sign * row[metric] > sign * self.best[metric]:
+            self.best_step = self.step
+            self.best = {name: value for name, value in row.items() if name.startswith("eval/")}
+
+
+def gather_state(trainer: "Trainer", progress: Progress, ranks: Ranks) -> dict[str, Any]:
+    """Everything but the weights that the next step depends on; whole on rank 0.
+
+    The losses since the last log boundary are summed over the ranks, in the order in which the log would do it, and
+    belong to rank 0 after a resume: the sum comes out the same, at any number of ranks.
+    """
+    losses, weights = sum_over_ranks(trainer.window.tensors(trainer.device), ranks.world_size)
+    random_states = at_rank_0({"python": random.getstate(), "numpy": _numpy_state()}, ranks.world_size, ranks.rank)
+    return {
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
+        "progress": asdict(progress),
+        "window": {"losses": losses, "weights": weights, "grad_norm": trainer.window.grad_norm},
+        "random": random_states,
+    }
+
+
+def restore(checkpoint: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
+    """Put a checkpoint's state into a freshly built run, at any number of ranks."""
+    weights, state = read_checkpoint(checkpoint)
+    trainer.model.load_state_dict(weights)
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.schedule.load_state_dict(state["schedule"])
+    if trainer.scaler is not None and state["scaler"] is not None:
+        trainer.scaler.load_state_dict(state["scaler"])
+    window = state["window"]
+    mine = (lambda t: t) if ranks.rank == 0 else torch.zeros_like
+    trainer.window.losses = list(mine(window["losses"]).to(trainer.device).unbind())
+    trainer.window.weights = list(mine(window["weights"]).to(trainer.device).unbind())
+    trainer.window.grad_norm = window["grad_norm"]
+    if state["random"] is not None and ranks.rank < len(state["random"]):
+        of_rank = state["random"][ranks.rank]
+        version, internal, gauss = of_rank["python"]
+        random.setstate((version, tuple(internal), gauss))
+        _set_numpy_state(of_rank["numpy"])
+    return Progress(**state["progress"])
+
+
+def _numpy_state() -> dict[str, Any]:
+    """NumPy's legacy generator in plain values: its own arrays are refused by weights_only loading."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {"name": name, "keys": keys.tolist(), "position": position, "has_gauss": has_gauss, "gauss": float(gauss)}
+
+
+def _set_numpy_state(state: Mapping[str, Any]) -> None:
+    keys = np.array(state["keys"], dtype=np.uint32)
+    np.random.set_state((state["name"], keys, state["position"], state["has_gauss"], state["gauss"]))
+
+
+class Saver:
+    """Writes checkpoints in the background, one at a time.
+
+    Args:
+        directory: Where checkpoints are.
+        keep: How many of the newest to keep, beside the best.
+        max_failures: Saves in a row that may fail before `save` raises.
+    """
+
+    def __init__(self, directory: Path, keep: int, max_failures: int) -> None:
+        self.directory, self.keep, self.max_failures = directory, keep, max_failures
+        self.failures = 0
+        self.seconds = 0.0  # the longest save so far, for who must stop in time
+        self._thread: threading.Thread | None = None
+
+    def save(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], best: int | None) -> None:
+        """Copy the state out of device memory and write it in the background.
+
+        Raises:
+            OSError: More saves in a row failed than max_failures allows.
+        """
+        self.wait()
+        for stale in self.directory.glob(".removing-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        arguments = (step, copy_to_host(dict(model)), copy_to_host(dict(state)), best)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written.
+
+        Raises:
+            OSError: More saves in a row failed than max_failures allows.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self.failures > self.max_failures:
+            raise OSError(f"{self.failures} saves in a row failed (checkpoint.max_failures={self.max_failures})")
+
+    def _write(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], best: int | None) -> None:
+        begun = time.perf_counter()
+        try:
+            write_checkpoint(self.directory, step, model, state)
+            prune(self.directory, self.keep, best)
+            self.failures = 0
+        except (OSError, RuntimeError) as error:  # a full disk; safetensors raises its own kind of RuntimeError
+            self.failures += 1
+            shutil.rmtree(self.directory / f".making-step_{step:08d}", ignore_errors=True)
+            log.error("SAVING FAILED at step %d: %s. The checkpoints before it are untouched.", step, error)
+        except Exception as error:
+            self.failures = self.max_failures + 1
+            log.error("SAVING FAILED at step %d: %s: %s", step, type(error).__name__, error)
+        self.seconds = max(self.seconds, time.perf_counter() - begun)

@@ -1,0 +1,87 @@
+"""Components by name: from a config group with a `_target_` to the object it names."""
+
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+
+from launcher.errors import ConfigError
+
+
+def locate(target: str, group: str) -> Callable[..., Any]:
+    """Import what `_target_` names.
+
+    Args:
+        target: Dotted path of a class or function, such as `torch.optim.SGD`.
+        group: Config group that holds the target, for the message.
+
+    Raises:
+        ConfigError: The path does not import, or is nothing that can be called.
+    """
+    try:
+        found = get_object(target)
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ConfigError(
+            f"{group}._target_: cannot import {target!r}: {cause}. "
+            "Give the dotted path of a class or function that Python can import from the working directory."
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{group}._target_: {target!r} is a {type(found).__name__}, not a class or function.")
+    return found
+
+
+def accepted_names(function: Callable[..., Any]) -> set[str] | None:
+    """Names of the keyword arguments that a callable takes; None where it takes any (`**kwargs`)."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin without a signature
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any) -> Any:
+    """Build the component that a group's settings describe.
+
+    Args:
+        group: Name of the config group, for messages.
+        settings: The group: `_target_` and the constructor's keyword arguments; nested `_target_`s are built too.
+        *arguments: Passed first, by position (the parameters for an optimizer, the optimizer for a scheduler).
+        **facts: What only the run knows (the data's shape, the run's length). Each is passed where the
+            constructor has an argument of that name and the settings leave it out or null.
+
+    Raises:
+        ConfigError: The target does not import, does not take a setting, or refuses a value.
+    """
+    target = settings.get("_target_")
+    if not target:
+        raise ConfigError(f"{group}._target_ is missing: name the class to build, as in {group}._target_=my.module.Name")
+    function = locate(target, group)
+    names = accepted_names(function)
+    given = {str(key): value for key, value in settings.items()}
+    given = {k: v for k, v in given.items() if not (v is None and k in facts)}
+    given |= {k: v for k, v in facts.items() if k not in given and names is not None and k in names}
+    fixed = {k: v for k, v in given.items() if k not in facts}
+    if names is not None:
+        for key in fixed:
+            if not key.startswith("_") and key not in names:
+                known = ", ".join(sorted(names - {"self", "params", "optimizer"}))
+                raise ConfigError(f"{group}.{key}: {target} has no argument {key!r}. It takes: {known}.")
+    try:
+        partial = instantiate(OmegaConf.create(fixed), _partial_=True, _convert_="all")
+        return partial(*arguments, **{k: v for k, v in given.items() if k in facts})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, AssertionError, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        frame = traceback.extract_tb(cause.__traceback__)[-1]
+        values = ", ".join(f"{k}={v!r}" for k, v in fixed.items() if not k.startswith("_"))
+        raise ConfigError(
+            f"{group}: {target} refuses ({values}): {cause} [{frame.name}, line {frame.lineno} of {frame.filename}]"
+        ) from error

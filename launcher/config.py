@@ -1,0 +1,456 @@
+"""Composition of conf/, the typed schema of its settings, and every check that needs no device.
+
+Nothing here imports torch, so that a wrong setting is answered in well under a second.
+"""
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import main as hydra_main
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from launcher.errors import ConfigError
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+# --- The schema: what a value may be -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a setting may be: a predicate, and the words for it."""
+
+    fits: Callable[[Any], bool]
+    words: str
+
+    def or_null(self) -> "Rule":
+        """The same, and null as well."""
+        return Rule(lambda value: value is None or self.fits(value), f"{self.words}, or null")
+
+    def or_word(self, *words: str) -> "Rule":
+        """The same, and some words as well."""
+        return Rule(lambda value: value in words or self.fits(value), f"{self.words}, or {' or '.join(words)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def whole(least: int) -> Rule:
+    """A whole number of at least `least`."""
+    return Rule(
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v < 2**63,
+        f"a whole number of at least {least}",
+    )
+
+
+def above(bound: float) -> Rule:
+    """A finite number greater than `bound`."""
+    return Rule(lambda v: _is_number(v) and bound < v < float("inf"), f"a number greater than {bound:g}")
+
+
+def at_least(bound: float) -> Rule:
+    """A finite number of at least `bound`."""
+    return Rule(lambda v: _is_number(v) and bound <= v < float("inf"), f"a number of at least {bound:g}")
+
+
+def between(low: float, high: float) -> Rule:
+    """A number from `low` (inclusive) to `high` (exclusive)."""
+    return Rule(lambda v: _is_number(v) and low <= v < high, f"a number from {low:g} to below {high:g}")
+
+
+def one_of(*words: str) -> Rule:
+    """One of some words."""
+    return Rule(lambda v: v in words and not isinstance(v, bool), "one of " + ", ".join(words))
+
+
+def list_of(rule: Rule, what: str) -> Rule:
+    """A list whose items all fit a rule."""
+    return Rule(lambda v: isinstance(v, list) and all(rule.fits(item) for item in v), f"a list of {what}")
+
+
+FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
+TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a text")
+EVERY = whole(1).or_word("epoch").or_null()
+
+SCHEMA: dict[str, Rule] = {
+    "epochs": whole(1),
+    "max_steps": whole(1).or_null(),
+    "seed": whole(0),
+    "mixed_precision": one_of("no", "bf16", "fp16"),
+    "clip_grad_norm": above(0).or_null(),
+    "decay_bias_and_norm": FLAG,
+    "compile": FLAG,
+    "deterministic": FLAG,
+    "device": one_of("auto", "cpu"),
+    "threads": whole(1).or_word("auto"),
+    "num_workers": whole(0),
+    "timeout": above(0),
+    "log_every": whole(1),
+    "eval_every": EVERY,
+    "metrics": Rule(lambda v: isinstance(v, list), "a list of torchmetrics names, such as [AUROC]"),
+    "checkpoint.every": EVERY,
+    "checkpoint.keep": whole(1),
+    "checkpoint.best": TEXT.or_null(),
+    "checkpoint.best_mode": one_of("min", "max"),
+    "checkpoint.max_failures": whole(0),
+    "batch.global_size": whole(1),
+    "batch.max_per_device": whole(1).or_null(),
+    "batch.lr_scaling": one_of("none", "linear", "sqrt"),
+    "batch.base_size": whole(1),
+    "optimizer.lr": above(0),
+    "optimizer.momentum": between(0, 1),
+    "optimizer.weight_decay": at_least(0),
+    "optimizer.nesterov": FLAG,
+    "optimizer.eps": at_least(0),
+    "loss.label_smoothing": between(0, 1),
+    "loss.gamma": at_least(0),
+    "scheduler.interval": one_of("epoch", "step"),
+    "strategy.name": one_of("ddp"),
+    "data.validation": between(0, 1),
+    "data.test": between(0, 1),
+    "data.split_seed": whole(0),
+    "model.hidden": list_of(whole(1), "whole numbers of at least 1"),
+    "model.dropout": between(0, 1),
+    "wandb.mode": one_of("auto", "online", "offline", "disabled"),
+    "wandb.project": TEXT,
+    "wandb.entity": TEXT.or_null(),
+    "wandb.name": TEXT.or_null(),
+    "wandb.group": TEXT.or_null(),
+    "wandb.tags": list_of(TEXT, "texts"),
+}
+
+# What may differ when a run directory is started again, because the result does not depend on it.
+FREE_ON_RESUME = (
+    "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "tracker", "log_every", "checkpoint",
+    "device", "threads", "num_workers", "timeout",
+)  # fmt: skip
+
+
+def parse_duration(value: Any) -> float | None:
+    """Seconds in `max_time`: a number of seconds, or a text such as "45s", "90m", "1.5h", "2d".
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd]?)\s*", str(value)) if not isinstance(value, bool) else None
+    if not match or float(match[1]) == 0:
+        raise ConfigError(f'max_time={value}: use a number of seconds above 0, or a text such as "90m", "12h" or "2d".')
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check the type and range of every known setting, and the settings that must fit each other.
+
+    Args:
+        settings: The composed and resolved config as plain dicts and lists.
+
+    Raises:
+        ConfigError: The first one that does not fit.
+    """
+    missing = object()
+    for key, rule in SCHEMA.items():
+        value: Any = settings
+        for part in key.split("."):
+            value = value.get(part, missing) if isinstance(value, Mapping) else missing
+        if value is missing:
+            if "." not in key:
+                raise ConfigError(f"{key} is missing from the config: set it to {rule.words}.")
+        elif not rule.fits(value):
+            hint = " Quote a text that YAML reads as something else: '\"no\"'." if isinstance(value, bool) else ""
+            raise ConfigError(f"{key}={_show(value)}: must be {rule.words}.{hint if rule is not FLAG else ''}")
+    parse_duration(settings.get("max_time"))
+    if settings["device"] == "cpu" and settings["mixed_precision"] == "fp16":
+        raise ConfigError(FP16_ON_CPU)
+
+
+FP16_ON_CPU = (
+    "mixed_precision=fp16: a CPU has no fp16 training (Accelerate would run fp32 in silence). "
+    "Use mixed_precision=bf16 or no, or a GPU."
+)
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --- Composition ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Composed:
+    """A composed, resolved and checked config.
+
+    Attributes:
+        settings: Everything but Hydra's own node; plain values, struct mode on.
+        hydra: Hydra's node.
+        overrides: The command line's overrides.
+    """
+
+    settings: DictConfig
+    hydra: DictConfig
+    overrides: list[str]
+
+    @property
+    def chose_directory(self) -> bool:
+        """True where the person named the run directory, which means: start it or resume it."""
+        return any(override.lstrip("+").startswith("hydra.run.dir=") for override in self.overrides)
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain dicts and lists."""
+        plain: Any = OmegaConf.to_container(self.settings)
+        return plain
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Read a command line by Hydra's own parser."""
+    return get_args_parser().parse_args(argv)
+
+
+@contextmanager
+def opened(arguments: argparse.Namespace, config_name: str) -> Iterator[tuple[Hydra, str]]:
+    """Hydra over conf/ and the person's own --config-dir, and the name of the primary config.
+
+    Raises:
+        ConfigError: The directory does not exist.
+    """
+    conf = arguments.config_path or str(CONF)
+    search_path = create_config_search_path(f"file://{Path(conf).resolve()}")
+    if arguments.config_dir is not None:
+        own = Path(arguments.config_dir).resolve()
+        if not own.is_dir():
+            raise ConfigError(f"--config-dir={arguments.config_dir}: there is no such directory.")
+        search_path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra2(task_name=config_name, config_search_path=search_path)
+    try:
+        yield hydra, arguments.config_name or config_name
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def compose(hydra: Hydra, config_name: str, overrides: list[str]) -> Composed:
+    """Compose one run's config, resolve it and check it.
+
+    Raises:
+        ConfigError: Hydra cannot compose it, or a setting is wrong.
+    """
+    try:
+        config = hydra.compose_config(config_name, overrides, RunMode.RUN, from_shell=False)
+        HydraConfig.instance().set_config(config)
+        with read_write(config), open_dict(config):
+            own = config.pop("hydra")
+        _drop_inherited(hydra, config, own, overrides)
+        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(_explain(hydra, config_name, overrides, error)) from error
+    assert isinstance(settings, dict)
+    if settings.get("mixed_precision") is False:  # an unquoted `no` in somebody's YAML
+        settings["mixed_precision"] = "no"
+    check_settings({str(key): value for key, value in settings.items()})
+    resolved = OmegaConf.create(settings)
+    OmegaConf.set_struct(resolved, True)
+    return Composed(resolved, own, list(overrides))
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A composed config without Hydra's own node."""
+    copy = config.copy()
+    with read_write(copy), open_dict(copy):
+        copy.pop("hydra")
+    return copy
+
+
+def show(arguments: argparse.Namespace, config_name: str) -> None:
+    """Answer --help, --cfg, --info and --shell-completion as Hydra does."""
+    if arguments.shell_completion:  # Hydra reads the shell's request from its own command line
+        hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)(lambda config: None)()
+        return
+    with opened(arguments, config_name) as (hydra, name):
+        try:
+            if arguments.help:
+                hydra.app_help(name, get_args_parser(), arguments)
+            elif arguments.hydra_help:
+                hydra.hydra_help(name, get_args_parser(), arguments)
+            elif arguments.cfg:
+                hydra.show_cfg(name, arguments.overrides, arguments.cfg, arguments.package, arguments.resolve)
+            else:
+                hydra.show_info(arguments.info, name, arguments.overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(hydra, name, arguments.overrides, error)) from error
+
+
+def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
+    """Run a grid (-m): Hydra's sweeper makes the points, its launcher runs each in processes of its own.
+
+    Returns:
+        0 where every point went well, else 1.
+    """
+
+    def never(config: DictConfig) -> None:
+        raise ConfigError("hydra/launcher: this one trains in the calling process. Use hydra/launcher=local.")
+
+    try:
+        returned = hydra.multirun(config_name, overrides, never, with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(hydra, config_name, overrides, error)) from error
+    results = [result for batch in returned or [] for result in batch]
+    for result in results:
+        if isinstance(result.__dict__.get("_return_value"), ConfigError):
+            raise result.__dict__["_return_value"]
+    return int(any(result.status is not JobStatus.COMPLETED for result in results))
+
+
+def _drop_inherited(hydra: Hydra, config: DictConfig, own: DictConfig, overrides: list[str]) -> None:
+    """Where a person's own `_target_` replaced an option's, leave out that option's keys that the class does not take.
+
+    `model._target_=my.Net` stands on top of some option (mlp by default), whose `hidden` means nothing to my.Net.
+    A key that the person set is kept: the class will refuse it by name.
+    """
+    chosen = {key.lstrip("+~"): value for key, _, value in (o.partition("=") for o in overrides)}
+    for group, option in own.runtime.choices.items():
+        node = config.get(group) if "/" not in str(group) and "@" not in str(group) else None
+        if not isinstance(node, DictConfig) or not option or "_target_" not in node:
+            continue
+        file = _option(hydra, str(group), str(option))
+        if file is None or file.get("_target_") == node.get("_target_"):
+            continue
+        from launcher.components import accepted_names, locate
+
+        names = accepted_names(locate(str(node["_target_"]), str(group)))
+        if names is None:
+            continue
+        ours = {"interval", "warmup", "metric", "mode"} if group == "scheduler" else set()
+        with read_write(node), open_dict(node):
+            for key in list(node):
+                inherited = key in file and f"{group}.{key}" not in chosen and not str(key).startswith("_")
+                if inherited and key not in names | ours:
+                    del node[key]
+
+
+def _option(hydra: Hydra, group: str, option: str) -> DictConfig | None:
+    """The file of an option as it is written, before overrides."""
+    from hydra._internal.config_repository import ConfigRepository
+
+    result = ConfigRepository(hydra.config_loader.get_search_path()).load_config(f"{group}/{option}")
+    return result.config if result is not None and isinstance(result.config, DictConfig) else None
+
+
+def _explain(hydra: Hydra, config_name: str, overrides: list[str], error: Exception) -> str:
+    """One clear message from what Hydra or OmegaConf raised."""
+    text = str(error)
+    cause = str(error.__cause__) if error.__cause__ else ""
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = found[1], found[2]
+        known = hydra.config_loader.get_group_options(group)
+        if not known:
+            return f"{group}={option}: there is no config group {group!r}.{_nearest(group, _groups(hydra))}"
+        return f"{group}={option}: no such option. There are: {', '.join(known)}.{_nearest(option, known)}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found[1].split("@")[0]
+        if known := hydra.config_loader.get_group_options(key):
+            return f"{key}: choose an option of the group, one of {', '.join(known)}."
+        others = [o for o in overrides if o.lstrip("+~").partition("=")[0] != found[1]]
+        try:
+            whole_config = hydra.compose_config(config_name, others, RunMode.RUN, from_shell=False)
+            keys = [*_keys(OmegaConf.to_container(whole_config)), *_groups(hydra)]
+        except (HydraException, OmegaConfBaseException):
+            keys = []
+        return f"{key}: there is no such setting.{_nearest(key, keys)} (+{key}=... adds a new one.)"
+    if found := re.search(r"Primary config (?:module|directory).*|Cannot find primary config '([^']+)'", text):
+        return f"--config-name: {found[0].splitlines()[0]}"
+    if "parse" in text.lower() and (bad := [o for o in overrides if o in text]):
+        return f"{bad[0]}: not an override that Hydra can read; write key=value, and quote special characters."
+    if bad := [o for o in overrides if "=" not in o and not o.startswith("~")]:
+        return f"{bad[0]}: not an override; write key=value, such as optimizer.lr=0.1."
+    lines = [line.strip() for line in (text + "\n" + cause).splitlines() if line.strip()]
+    return " ".join(lines[:3])
+
+
+def _groups(hydra: Hydra) -> list[str]:
+    from hydra.core.object_type import ObjectType
+
+    return hydra.config_loader.get_group_options("", ObjectType.GROUP)
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            if key != "hydra":
+                yield from _keys(value, f"{prefix}{key}.")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not near:  # a right name in the wrong place: `lr` for `optimizer.lr`
+        near = [key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+# --- Resuming ------------------------------------------------------------------------------------------------------
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What keeps a run directory from being resumed with another config.
+
+    Args:
+        old: The settings that the directory was made with.
+        new: The settings it is started with now.
+
+    Returns:
+        Lines such as `optimizer.lr: 0.1 -> 0.2`; empty where every difference leaves the result as it is.
+    """
+    before, after = _leaves(old), _leaves(new)
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) == after.get(key) or any(key == f or key.startswith(f + ".") for f in FREE_ON_RESUME):
+            continue
+        lines.append(f"{key}: {_show(before.get(key, 'absent'))} -> {_show(after.get(key, 'absent'))}")
+    return lines
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def check_writable(directory: Path) -> None:
+    """Check that a directory could be made, without making it.
+
+    Raises:
+        ConfigError: A file stands in the way, or the permission is missing.
+    """
+    for place in (directory, *directory.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise ConfigError(f"hydra.run.dir={directory}: {place} is a file. Choose another directory.")
+            if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+                raise ConfigError(f"hydra.run.dir={directory}: no permission to write in {place}. Choose another.")
+            return

@@ -1,0 +1,248 @@
+"""Which rank am I: the processes of a run, checked against what was asked for, and agreement among them."""
+
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.config import FP16_ON_CPU
+from launcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the processes of its run.
+
+    Attributes:
+        rank: 0 to world_size - 1; rank 0 speaks and writes.
+        world_size: Processes in all, one per device.
+        local_rank: 0 to local_world_size - 1, among those of this machine.
+        local_world_size: Processes on this machine.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = ()) -> Ranks:
+    """Read the rank from the environment, and check that what came up is what was asked for.
+
+    Args:
+        environment: Of the process; torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK.
+        parent_command: Command line of the parent process, which says how many processes were asked for.
+
+    Raises:
+        ConfigError: Fewer or more processes came up than were asked for, or the variables contradict each other.
+    """
+    asked = asked_processes(parent_command)
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        # `accelerate launch --num_processes 2` without --multi_gpu, and with --cpu, sets an address for two
+        # processes and then starts one.
+        if "MASTER_ADDR" in environment and "ACCELERATE_MIXED_PRECISION" in environment:
+            count = asked or 2
+            raise ConfigError(
+                f"accelerate launch was asked for {f'{asked} processes' if asked else 'several processes'} and started "
+                f"one. On GPUs add --multi_gpu; on a machine without GPUs use\n"
+                f"  ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes {count} launcher/train.py ...\n"
+                f"or\n  torchrun --nproc_per_node {count} launcher/train.py ..."
+            )
+        if asked is not None and asked > 1:
+            raise ConfigError(f"{asked} processes were asked for and one came up alone: start it with torchrun.")
+        return Ranks(0, 1, 0, 1)
+    try:
+        rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        local = int(environment.get("LOCAL_RANK", rank))
+        local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
+    except ValueError as error:
+        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}.") from error
+    if not 0 <= rank < world:
+        raise ConfigError(f"RANK={rank} is not one of 0 to {world - 1} (WORLD_SIZE={world}).")
+    if asked is not None and asked != world:
+        raise ConfigError(
+            f"{asked} processes were asked for and {world} came up: accelerate's saved config overrides "
+            "--num_processes. Correct it with `accelerate config`, or start with torchrun."
+        )
+    return Ranks(rank, world, local, local_world)
+
+
+def asked_processes(command: Sequence[str]) -> int | None:
+    """The number behind --num_processes in the command line of `accelerate launch`; None where there is none."""
+    if not any(Path(word).name.startswith("accelerate") for word in command[:3]):
+        return None
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if match := re.fullmatch(r"--num[_-]processes(?:=(\d+))?", word):
+            number = match[1] or following
+            return int(number) if number.isdigit() else None
+        if word.endswith(".py"):
+            return None
+    return None
+
+
+def parent_command() -> list[str]:
+    """Command line of the parent process; empty where the system does not tell."""
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
+    """Decide between GPUs and the CPU without starting a device.
+
+    Returns:
+        True for the CPU.
+
+    Raises:
+        ConfigError: More processes than GPUs, or fp16 on a CPU.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # count GPUs without a CUDA context
+    import torch
+
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and mixed_precision == "fp16":
+        raise ConfigError(FP16_ON_CPU)
+    if not on_cpu and ranks.local_world_size > torch.cuda.device_count():
+        raise ConfigError(
+            f"{ranks.local_world_size} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
+            "start one process per GPU, or use device=cpu."
+        )
+    return on_cpu
+
+
+def start(
+    ranks: Ranks,
+    on_cpu: bool,
+    mixed_precision: str,
+    threads: int | str,
+    timeout: float,
+    deterministic: bool,
+    strategy: Mapping[str, Any],
+) -> "Accelerator":
+    """Bring up the devices and the process group.
+
+    Args:
+        ranks: What find_ranks found.
+        on_cpu: What choose_device chose.
+        mixed_precision: no, bf16 or fp16.
+        threads: CPU threads of this process; auto shares the machine's cores among its processes.
+        timeout: Seconds until a collective with a silent rank fails.
+        deterministic: Only kernels that give the same bits again.
+        strategy: Settings of conf/strategy.
+
+    Raises:
+        ConfigError: The ranks did not find each other as one group.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    # Accelerate reads these again and would follow a saved config against ours.
+    os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
+    os.environ["ACCELERATE_MIXED_PRECISION"] = mixed_precision
+    ddp = DistributedDataParallelKwargs(
+        find_unused_parameters=strategy["find_unused_parameters"],
+        gradient_as_bucket_view=strategy["gradient_as_bucket_view"],
+    )
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp, group])
+    if accelerator.num_processes != ranks.world_size:
+        raise ConfigError(
+            f"{ranks.world_size} processes were started, but each believes it is one of {accelerator.num_processes}. "
+            "Start with torchrun --nproc_per_node, or on a machine without GPUs with ACCELERATE_USE_CPU=1."
+        )
+    # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
+    torch.set_num_threads(max(1, cores() // ranks.local_world_size) if threads == "auto" else int(threads))
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    return accelerator
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run the program and turn what it raises into its exit status and message.
+
+    Returns:
+        What `run` returned. After an exception the process ends here: 2 for wrong input, with the message alone; 1 for
+        a failure, with the traceback and the rank. It does not wait for threads that may wait for a dead peer.
+    """
+    rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
+    try:
+        return run()
+    except ConfigError as error:
+        # Every rank finds the same mistake. Rank 0 speaks; the launcher then ends the others before they do.
+        time.sleep(3 if rank else 0)
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except Exception:
+        print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr)
+        status = 1
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def sum_over_ranks(tensors: list["torch.Tensor"], world_size: int) -> list["torch.Tensor"]:
+    """Sum each tensor over the ranks, in the order of the ranks: the same bits however the group cuts its work."""
+    if world_size == 1:
+        return tensors
+    import torch
+    import torch.distributed as dist
+
+    summed = []
+    for tensor in tensors:
+        every = [torch.empty_like(tensor) for _ in range(world_size)]
+        dist.all_gather(every, tensor.contiguous())
+        total = every[0]
+        for other in every[1:]:
+            total = total + other
+        summed.append(total)
+    return summed
+
+
+def from_rank_0(thing: Any, world_size: int) -> Any:
+    """What rank 0 holds, on every rank. Anything that pickles."""
+    if world_size == 1:
+        return thing
+    import torch.distributed as dist
+
+    box = [thing]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def at_rank_0(thing: Any, world_size: int, rank: int) -> list[Any] | None:
+    """What every rank holds, in the order of ranks, on rank 0; None elsewhere."""
+    if world_size == 1:
+        return [thing]
+    import torch.distributed as dist
+
+    things: list[Any] | None = [None] * world_size if rank == 0 else None
+    dist.gather_object(thing, things, dst=0)
+    return things
+
+
+def finish() -> None:
+    """Leave the process group, where there is one."""
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()

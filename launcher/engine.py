@@ -1,0 +1,414 @@
+"""The hot loop: one optimizer update, and one evaluation."""
+
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from launcher.batch import BatchPlan
+from launcher.data import Data, DatasetPart, TensorPart
+from launcher.distributed import Ranks, at_rank_0, sum_over_ranks
+from launcher.losses import PerSample
+from launcher.metrics import ClassificationSums, RegressionSums, make_metrics, update_metrics
+from launcher.schedulers import Schedule
+from launcher.stream import MODEL, Batch, Stream, derive, in_order
+
+VOTE_LAG = 8  # steps until a vote is read on a GPU: by then its copy to the host has long arrived
+
+
+class Carried(nn.Module):
+    """A model, and two numbers that ride on the reduction of its gradient.
+
+    The gradient of `carried` is a rank's sum of loss weights and its vote to stop. DDP averages it with the rest, in
+    a bucket that travels anyway: every rank learns both numbers of the same step without a collective of their own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.carried = nn.Parameter(torch.zeros(2))
+
+    def forward(self, inputs: Any) -> Any:
+        """The model's outputs."""
+        return self.model(inputs)
+
+
+@dataclass
+class Window:
+    """The steps since the last log boundary: a rank's own sums, left on the device until somebody reads them.
+
+    Attributes:
+        losses: Sum of the (weighted) losses of the rank's samples, one scalar tensor per step.
+        weights: Sum of their weights, one per step; for a loss without weights the number of samples.
+        grad_norm: Norm of the last gradient before clipping, where it is clipped.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor | float] = field(default_factory=list)
+    grad_norm: Tensor | None = None
+
+    def tensors(self, device: torch.device) -> list[Tensor]:
+        """[n] losses and [n] weights of this rank, float64."""
+        if not self.losses:
+            return [torch.zeros(0, dtype=torch.float64, device=device)] * 2
+        weights = [w if isinstance(w, Tensor) else torch.tensor(w, device=device) for w in self.weights]
+        return [torch.stack(list(self.losses)).double(), torch.stack(weights).double()]
+
+    def clear(self) -> None:
+        """Begin the next window."""
+        self.losses.clear()
+        self.weights.clear()
+
+
+class Trainer:
+    """One optimizer update after the other.
+
+    Args:
+        model: The bare model, on its device.
+        loss: Per-sample losses.
+        optimizer: Over the model's parameters.
+        schedule: Stepped after each update.
+        accelerator: What wraps the model.
+        ranks: Which rank this is.
+        seed: Of the run.
+        clip_grad_norm: Largest norm of the gradient; None never clips.
+        compiled: Whether the model is compiled.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: PerSample,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        seed: int,
+        clip_grad_norm: float | None,
+        compiled: bool,
+    ) -> None:
+        self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
+        self.ranks, self.seed, self.clip_grad_norm = ranks, seed, clip_grad_norm
+        self.device = accelerator.device
+        self.scaler = accelerator.scaler  # None unless fp16
+        self.window = Window()
+        self.lr = schedule.lr
+        self.wants_to_stop = False
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        forward: Any = torch.compile(model) if compiled else model
+        self._carried: nn.Parameter | None = None
+        if ranks.world_size > 1:
+            wrapper = Carried(forward).to(self.device)
+            self._carried = wrapper.carried
+            forward = accelerator.prepare_model(wrapper)
+        elif accelerator.mixed_precision != "no":
+            forward = accelerator.prepare_model(Carried(forward).to(self.device))
+        self.forward = forward
+        self.forward.train()  # once: walking over the modules costs as much as a small kernel
+        self._carry = torch.zeros(2, device=self.device)
+        self._votes: list[tuple[Tensor, Any]] = []
+
+    def step(self, batch: Batch) -> bool:
+        """Do one update; its loss is the exact mean over the global batch, however that is cut.
+
+        Each micro-batch adds its sum of losses, divided by the samples of the global batch; DDP averages over the
+        ranks, so the sum is multiplied by their number first. Where samples weigh differently the gradient is
+        corrected by the global sum of weights at the end.
+
+        Returns:
+            True where a rank has asked to stop: the same step on all of them.
+        """
+        self._seed(batch.step)
+        self.lr = self.schedule.lr
+        self.optimizer.zero_grad(set_to_none=True)
+        total, weight_sum = self._backward(batch)
+        if weight_sum is not None:
+            self._divide_by_weights(weight_sum, batch.size)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.clip_grad_norm is not None:
+            self.window.grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_grad_norm)
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.schedule.step()
+        self.window.losses.append(total)
+        self.window.weights.append(weight_sum if weight_sum is not None else float(sum(m.size for m in batch.micros)))
+        return self._vote()
+
+    def read_window(self) -> dict[str, float]:
+        """Mean loss (and gradient norm) since the last log boundary, over all ranks; begins the next window."""
+        losses, weights = sum_over_ranks(self.window.tensors(self.device), self.ranks.world_size)
+        figures = {"train/loss": float(losses.sum() / weights.sum())}
+        if self.window.grad_norm is not None:
+            figures["train/grad_norm"] = float(self.window.grad_norm)
+        self.window.clear()
+        return figures
+
+    def warm_up(self, samples: Stream) -> None:
+        """Let DDP find its final order of work, and leave no trace.
+
+        It regroups its buckets after the first backward, which changes the order of sums over 3 and more ranks: a
+        resumed run would differ in bits from one that went through.
+        """
+        if not isinstance(self.forward, DistributedDataParallel):
+            return
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        for _ in range(2):
+            batch = next(samples.batches(0, 1))
+            self._backward(Batch(batch.step, batch.size, batch.micros[-1:]))
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Gradients of a rank's micro-batches; the sums of its losses and, where samples weigh differently, weights."""
+        totals, weight_sums = [], []
+        factor = self.ranks.world_size / batch.size
+        last = len(batch.micros) - 1
+        if self._carried is not None:
+            self._carried.grad = None
+        for i, micro in enumerate(batch.micros):
+            together = i == last or self._carried is None
+            with nullcontext() if together else self.forward.no_sync():
+                values, weights = self.loss(self.forward(micro.inputs), micro.targets)
+                if micro.size < len(values):  # a placeholder, or a loss that returned more rows
+                    values, weights = values[: micro.size], None if weights is None else weights[: micro.size]
+                value = values.sum()
+                totals.append(value.detach())
+                if weights is not None:
+                    weight_sums.append(weights.detach().sum())
+                objective = value * factor
+                if self.scaler is not None:
+                    objective = self.scaler.scale(objective)
+                if i == last and self._carried is not None:
+                    objective = objective + self._carried.dot(self._ballot(weight_sums))
+                objective.backward()
+        total = totals[0] if last == 0 else torch.stack(totals).sum()
+        if not weight_sums:
+            return total, None
+        return total, weight_sums[0] if last == 0 else torch.stack(weight_sums).sum()
+
+    def _ballot(self, weight_sums: list[Tensor]) -> Tensor:
+        if not weight_sums and not self.wants_to_stop:
+            return self._carry
+        weight = torch.stack(weight_sums).sum() if weight_sums else torch.zeros((), device=self.device)
+        return torch.stack([weight.float(), torch.full_like(weight, float(self.wants_to_stop), dtype=torch.float32)])
+
+    def _divide_by_weights(self, weight_sum: Tensor, samples: int) -> None:
+        if self._carried is not None:
+            assert self._carried.grad is not None
+            weight_sum = self._carried.grad[0] * self.ranks.world_size
+        # A batch of weight 0 (all of it ignored) has gradient 0, not 0/0.
+        correction = samples / weight_sum.clamp_min(torch.finfo(torch.float32).tiny)
+        torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
+
+    def _vote(self) -> bool:
+        """Whether some rank asked to stop, read so that every rank reads the vote of the same step."""
+        if self._carried is None or self._carried.grad is None:
+            return self.wants_to_stop
+        vote = self._carried.grad[1]
+        if self.device.type != "cuda":
+            return vote.item() > 0
+        slot = torch.empty((), pin_memory=True)
+        slot.copy_(vote, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._votes.append((slot, arrived))
+        if len(self._votes) <= VOTE_LAG:
+            return False
+        slot, arrived = self._votes.pop(0)
+        arrived.synchronize()
+        return slot.item() > 0
+
+    def _seed(self, step: int) -> None:
+        """Dropout as a function of (seed, step, rank)."""
+        key = derive(self.seed, MODEL, step, self.ranks.rank) >> 1
+        torch.default_generator.manual_seed(key)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        samples: How many were counted, each once.
+        figures: Metric name to number: loss, accuracy, macro_f1, top5; or mae, rmse, r2; and what `metrics` names.
+        per_class_accuracy: Share of each class that was found; None for regression.
+        confusion: Rows: the true class, columns: the predicted one; None for regression.
+    """
+
+    samples: int
+    figures: dict[str, float]
+    per_class_accuracy: list[float | None] | None = None
+    confusion: list[list[int]] | None = None
+
+    def as_dict(self, part: str, class_names: list[str] | None) -> dict[str, Any]:
+        """The content of evaluation.json."""
+        return {
+            "part": part,
+            "samples": self.samples,
+            "metrics": self.figures,
+            "class_names": class_names,
+            "per_class_accuracy": self.per_class_accuracy,
+            "confusion": self.confusion,
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loss: PerSample | None,
+    part: TensorPart | DatasetPart,
+    data: Data,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    batch_size: int,
+    workers: int,
+    metrics: Iterable[Any] = (),
+    interrupted: Callable[[], bool] | None = None,
+) -> Evaluation | None:
+    """Measure a model on a part, each sample exactly once at any number of ranks.
+
+    Args:
+        model: The bare model; it is left in the mode it was in.
+        loss: Per-sample losses; None leaves the loss out.
+        part: What to measure on.
+        data: Where the part comes from: the task, and the number of outputs.
+        accelerator: For its device and its autocast.
+        ranks: Which rank this is.
+        batch_size: Most samples at once.
+        workers: Processes that load samples which are not in memory.
+        metrics: torchmetrics by name; they are computed on rank 0 over all samples in order.
+        interrupted: Asked before each batch; True ends the evaluation here.
+
+    Returns:
+        The figures, the same on every rank; None where some rank was interrupted.
+    """
+    device = accelerator.device
+    was_training = model.training
+    model.eval()
+    if ranks.world_size > 1:
+        for buffer in model.buffers():  # BatchNorm's, which only rank 0 keeps up to date
+            dist.broadcast(buffer, src=0)
+    extra = make_metrics(list(metrics), data) if metrics else {}
+    sums = (
+        ClassificationSums(data.num_outputs, device)
+        if data.task == "classification"
+        else RegressionSums(data.num_outputs, device)
+    )
+    counted = torch.zeros(4, dtype=torch.float64, device=device)  # loss, weight, samples, interrupted
+    kept: list[tuple[Tensor, Tensor]] = []
+    for inputs, targets in in_order(part, ranks.rank, ranks.world_size, batch_size, device, workers):
+        if interrupted is not None and interrupted():
+            counted[3] += 1
+            break
+        with accelerator.autocast():
+            outputs = model(inputs)
+        outputs = outputs.float()
+        if loss is not None:
+            values, weights = loss(outputs, targets)
+            counted[0] += values.double().sum()
+            counted[1] += len(targets) if weights is None else weights.double().sum()
+        counted[2] += len(targets)
+        sums.update(outputs, targets)
+        if extra:
+            kept.append((outputs.cpu(), targets.cpu()))
+    model.train(was_training)
+    counted, *rest = sum_over_ranks([counted, *sums.tensors()], ranks.world_size)
+    loss_sum, weight_sum, samples, stopped = counted.tolist()
+    if stopped:
+        return None
+    for mine, summed in zip(sums.tensors(), rest, strict=True):
+        mine.copy_(summed)
+    figures = {"loss": loss_sum / weight_sum if weight_sum else float("nan")} if loss is not None else {}
+    figures |= sums.figures()
+    if extra:
+        gathered = at_rank_0(kept, ranks.world_size, ranks.rank)
+        if gathered is not None:
+            for outputs, targets in (pair for of_rank in gathered for pair in of_rank):
+                update_metrics(extra, outputs, targets)
+            figures |= {name: float(metric.compute()) for name, metric in extra.items()}
+    if isinstance(sums, ClassificationSums):
+        return Evaluation(int(samples), figures, sums.per_class_accuracy(), sums.confusion())
+    return Evaluation(int(samples), figures)
+
+
+class Clock:
+    """Where the time of a run goes; nothing that it measures reaches the record.
+
+    Args:
+        step: Updates done before this process.
+        device: For its peak memory.
+    """
+
+    def __init__(self, step: int, device: torch.device) -> None:
+        self.device = device
+        self._first_step = self._row_step = step
+        self._begun = self._row_begun = time.perf_counter()
+        self._spent = {"data_wait": 0.0, "evaluating": 0.0, "saving": 0.0}
+        self._row_spent = dict(self._spent)
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on and count the time until each is there."""
+        self._begun = self._row_begun = time.perf_counter()
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            self._spent["data_wait"] += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Count the time of a block."""
+        before = time.perf_counter()
+        yield
+        self._spent[what] += time.perf_counter() - before
+
+    def row(self, step: int, plan: BatchPlan) -> dict[str, float]:
+        """A row of timings.jsonl: rates and shares of time since the last row."""
+        now = time.perf_counter()
+        spent = {name: total - self._row_spent[name] for name, total in self._spent.items()}
+        training = max(now - self._row_begun - spent["evaluating"] - spent["saving"], 1e-9)
+        rate = (step - self._row_step) / training
+        self._row_begun, self._row_step, self._row_spent = now, step, dict(self._spent)
+        return {
+            "step": step,
+            "time": time.time(),
+            "steps_per_second": rate,
+            "samples_per_second": rate * plan.samples / plan.steps_per_epoch,
+            **spent,
+            "memory_mb": self.memory_mb(),
+        }
+
+    def totals(self, step: int, plan: BatchPlan) -> dict[str, float]:
+        """The rates of the whole loop, for the summary."""
+        training = time.perf_counter() - self._begun - self._spent["evaluating"] - self._spent["saving"]
+        rate = (step - self._first_step) / max(training, 1e-9)
+        return {
+            "steps_per_second": rate,
+            "samples_per_second": rate * plan.samples / plan.steps_per_epoch,
+            "training_seconds": training,
+            **{f"{name}_seconds": seconds for name, seconds in self._spent.items()},
+            "peak_memory_mb": self.memory_mb(),
+        }
+
+    def memory_mb(self) -> float:
+        """Peak memory in MB: the device's, or on a CPU the process's resident set."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,106 @@
+"""What a run shows and leaves behind: the record, the terminal, the trackers, the pages. Rank 0 alone has one."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoint import Progress
+from launcher.engine import Evaluation
+from launcher.run_directory import RunDirectory, write_json
+from launcher.tracking import Record, WandbTracker
+
+log = logging.getLogger("launcher")
+
+
+def log_to(directory: Path) -> None:
+    """Send the log to the terminal and to train.log in the run directory."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    file = logging.FileHandler(directory / "train.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.handlers = [terminal, file]
+
+
+class Reporter:
+    """Takes every figure of a run once, and shows it where it belongs.
+
+    Args:
+        directory: Of the run.
+        step: Updates done before: the record goes on after them.
+        total_steps: Updates of the whole run.
+        steps_per_epoch: Updates of an epoch.
+        settings: The config as plain values, for the trackers.
+        wandb: The settings of conf's wandb node.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        step: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        settings: Mapping[str, Any],
+        wandb: Mapping[str, Any],
+    ) -> None:
+        from launcher.terminal import Progress as Bar
+
+        self.directory, self.path, self.steps_per_epoch = directory, directory.path, steps_per_epoch
+        self.record = Record(self.path / "metrics.jsonl")
+        self.record.open(step or None)
+        self.timings = Record(self.path / "timings.jsonl")
+        self.timings.open(step or None)
+        self.figures: dict[str, float] = {}
+        for row in self.record.rows():
+            self.figures |= row
+        self.tracker = None
+        if wandb["mode"] != "disabled":
+            self.tracker = WandbTracker(self.path, dict(settings), run_id=directory.run_id, **wandb)
+        for stale in ("stopped.json", "summary.json", "evaluation.json"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / stale).unlink()
+        self.bar = Bar(total_steps, step, steps_per_epoch)
+
+    def row(self, step: int, figures: Mapping[str, float], timing: Mapping[str, float]) -> None:
+        """Take the figures of a step, and the rates since the last row."""
+        row = {"step": step, "epoch": step / self.steps_per_epoch, **figures}
+        self.record.write(row)
+        self.timings.write(timing)
+        self.figures |= row
+        shown = row | {f"time/{name}": value for name, value in timing.items() if name not in ("step", "time")}
+        self.bar.update(shown)
+        if self.tracker is not None:
+            self.tracker.log(shown)
+
+    def close(
+        self, summary: dict[str, Any], progress: Progress, evaluation: Evaluation | None, names: list[str] | None
+    ) -> None:
+        """Write the summary, the pictures and the page, and end the trackers.
+
+        Args:
+            summary: What summary.json holds beside the figures.
+            progress: For the best figures.
+            evaluation: Of the test part; None where the run was stopped before its end.
+            names: Of the classes.
+        """
+        from launcher import report
+
+        final = {name: value for name, value in self.figures.items() if name not in ("step", "epoch")}
+        if evaluation is not None:
+            final |= {f"test/{name}": value for name, value in evaluation.figures.items()}
+            write_json(self.path / "evaluation.json", evaluation.as_dict("test", names))
+        summary = summary | {"final": final, "best": progress.best}
+        write_json(self.path / "summary.json", summary)
+        self.record.sync()
+        self.record.close()
+        self.timings.close()
+        self.bar.close()
+        self.bar.final_table(summary)
+        report.draw_curves(self.path)
+        report.write_report(self.path)
+        if self.tracker is not None:
+            self.tracker.finish(summary, {"curves": self.path / "curves.png"})

@@ -1,0 +1,180 @@
+"""The directory of a run: made once, locked while a run is in it, resumed when it is started again."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import uuid
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from launcher.config import Composed, check_writable, differences
+from launcher.distributed import parent_command
+from launcher.errors import ConfigError
+
+CONFIG = ".hydra/config.yaml"
+LOCK = ".lock"
+
+
+class RunDirectory:
+    """A run directory that this process holds the lock of.
+
+    Attributes:
+        path: Absolute.
+        resumed: True where a run was in it before.
+    """
+
+    def __init__(self, path: Path, resumed: bool, lock: int) -> None:
+        self.path, self.resumed, self._lock = path, resumed, lock
+
+    @property
+    def run_id(self) -> str:
+        """A name that the run keeps over every resume, for trackers that know runs by an id."""
+        file = self.path / ".hydra" / "run_id"
+        if not file.exists():
+            write_text(file, uuid.uuid4().hex[:12])
+        return file.read_text().strip()
+
+    def resume_command(self, overrides: list[str]) -> str:
+        """The command that goes on with this run: the one that started it, with the directory named."""
+        words = [*_launch_words(), *(o for o in overrides if not o.startswith("hydra.run.dir="))]
+        here = os.path.relpath(self.path)
+        return shlex.join([*words, f"hydra.run.dir={self.path if here.startswith('..') else here}"])
+
+    def close(self) -> None:
+        """Let go of the lock; the kernel does it for a process that is killed."""
+        os.close(self._lock)
+
+
+def open_run_directory(composed: Composed) -> RunDirectory:
+    """Make a new run directory, or take up one that a run was in before. For rank 0 alone.
+
+    A directory that the person named is resumed where a run was in it. A name made from the clock is never shared:
+    two runs that start in the same second get two directories.
+
+    Raises:
+        ConfigError: Another run is in it, it belongs to another config, or it cannot be written.
+    """
+    path = Path(str(composed.hydra.run.dir)).resolve()
+    check_writable(path)
+    resumed = False
+    if composed.chose_directory:
+        resumed = (path / CONFIG).is_file()
+        if resumed:
+            _check_same(path, composed)
+        _make(path, exist_ok=True)
+    else:
+        path = _make_new(path)
+    lock = _lock(path)
+    _write_config(path, composed)
+    return RunDirectory(path, resumed, lock)
+
+
+def _make(path: Path, exist_ok: bool) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"hydra.run.dir={path}: cannot be made: {error.strerror}. Choose another.") from error
+
+
+def _make_new(path: Path) -> Path:
+    for number in range(1000):
+        attempt = path if number == 0 else path.with_name(f"{path.name}_{number}")
+        try:
+            _make(attempt, exist_ok=False)
+            return attempt
+        except FileExistsError:
+            continue
+    raise ConfigError(f"hydra.run.dir={path}: taken a thousand times over. Name a directory of your own.")
+
+
+def _check_same(path: Path, composed: Composed) -> None:
+    old: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
+    new: Any = OmegaConf.to_container(composed.settings)
+    if lines := differences(old, new):
+        raise ConfigError(
+            f"hydra.run.dir={path} belongs to a run with another config:\n  "
+            + "\n  ".join(lines)
+            + "\nUse the settings it was made with to resume it, or another directory for a new run."
+        )
+
+
+def _lock(path: Path) -> int:
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(handle, 1000).decode(errors="replace") or "an unknown process"
+        os.close(handle)
+        raise ConfigError(
+            f"hydra.run.dir={path}: a run is in it ({holder.strip()}). Stop it, or choose another."
+        ) from error
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(holder).encode(), 0)
+    return handle
+
+
+def _write_config(path: Path, composed: Composed) -> None:
+    """The three files that Hydra leaves in a run directory."""
+    (path / ".hydra").mkdir(exist_ok=True)
+    for name, text in (
+        ("hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": composed.hydra}))),
+        ("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(composed.overrides))),
+        ("config.yaml", OmegaConf.to_yaml(composed.settings)),
+    ):
+        write_text(path / ".hydra" / name, text)
+
+
+def _launch_words() -> list[str]:
+    """How this process was started: the launcher's command line where there is one."""
+    parent = parent_command()
+    script = os.path.relpath(sys.argv[0])
+    if any(Path(word).name in ("accelerate", "torchrun") for word in parent[:3]):
+        own = next((i for i, word in enumerate(parent) if word.endswith(Path(script).name)), len(parent))
+        words = [Path(parent[1]).name if Path(parent[0]).name.startswith("python") else parent[0], *parent[2:own]]
+        return [*words, script]
+    return [script] if not script.endswith(".py") else ["python", script]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one go: a reader sees the old one or the new one."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    os.replace(fresh, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file in one go."""
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """The commit of the working directory (with `+` where files differ from it) and the versions of what matters."""
+    packages = ("launcher", "torch", "accelerate", "hydra-core", "numpy", "wandb")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"git_commit": _git_commit(), "versions": versions}
+
+
+def _git_commit() -> str | None:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,81 @@
+"""When a run stops before its end: signals, a vanished parent, a time limit."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+GRACE = 0.5  # seconds in which a repeated signal is the echo of the first (launchers and shells both forward)
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and why.
+
+    A thread reads the signals, because Python's own handlers do not run while the main thread waits inside a
+    collective. A second signal, more than half a second after the first, ends the process at once.
+
+    Args:
+        max_time: Seconds from now after which the run shall have stopped; None: no limit.
+        reserve: Seconds that stopping takes (the time of a save); may be raised later.
+    """
+
+    def __init__(self, max_time: float | None) -> None:
+        self.reason: str | None = None
+        self.reserve = 1.0
+        self._deadline = None if max_time is None else time.monotonic() + max_time
+        self._parent = os.getppid()
+        self._first = 0.0
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._thread.start()
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+    def close(self) -> None:
+        """Put back the handlers that were there before."""
+        self._done.set()
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(OSError):
+            self._writer.send(b"\0")
+        self._thread.join()
+        self._reader.close()
+        self._writer.close()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """The thread does the work: this only keeps Python from its default action."""
+
+    def _watch(self) -> None:
+        self._reader.settimeout(1.0)
+        while not self._done.is_set():
+            try:
+                received = self._reader.recv(64)
+            except TimeoutError:
+                received = b""
+            for number in received:
+                if number in SIGNALS:
+                    self._signalled(signal.Signals(number).name)
+            if os.getppid() != self._parent:
+                self.reason = self.reason or "the launching process vanished"
+            if self._deadline is not None and time.monotonic() + self.reserve >= self._deadline:
+                self.reason = self.reason or "max_time"
+
+    def _signalled(self, name: str) -> None:
+        now = time.monotonic()
+        if self.reason is None:
+            self.reason, self._first = name, now
+        elif self._first and now - self._first > GRACE:
+            os.write(2, f"{name} again: ending at once, without saving\n".encode())
+            os._exit(128 + signal.Signals[name].value)
+        elif not self._first:
+            self._first = now

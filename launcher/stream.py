@@ -1,0 +1,303 @@
+"""The order of samples as a pure function of (seed, epoch, position), and the batches it gives a rank.
+
+Nothing here has a state to save: to continue at any step is to ask for that step.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from launcher.batch import BatchPlan
+from launcher.data import DatasetPart, TensorPart
+
+ORDER, AUGMENT, MODEL = 1, 2, 3  # what a random number is for: each purpose has numbers of its own
+CHUNK_BYTES = (
+    8 << 20
+)  # in-memory data is gathered this much at a time: fits a last-level cache, and peak memory stays low
+ROUNDS = 8
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al. 2014), over uint64 with wrap-around."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def derive(*numbers: int) -> int:
+    """A 64-bit key that is a function of all the numbers and of their order."""
+    key = 0
+    for number in numbers:
+        key = (key + (number & 0xFFFFFFFFFFFFFFFF) + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        key ^= key >> 31
+    return key
+
+
+def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
+    """Where each position of 0..size-1 lands in the permutation named by `key`.
+
+    A Feistel network over the smallest power of two that holds `size`, walked until the value falls inside
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): constant time and memory per position,
+    whatever the size.
+
+    Args:
+        positions: [n] integers in 0..size-1.
+        size: Number of samples, 1 to 2**62.
+        key: Names the permutation, 0 to 2**64-1.
+
+    Returns:
+        [n] int64 sample numbers.
+    """
+    bits = max(2, (size - 1).bit_length())
+    low_bits = np.uint64(bits // 2)
+    high_bits = np.uint64(bits - bits // 2)
+    keys = [np.uint64(derive(key, round_)) for round_ in range(ROUNDS)]
+    values = np.asarray(positions).astype(np.uint64)
+    outside = np.arange(len(values))
+    moving = values
+    while len(outside):
+        left_bits, right_bits = high_bits, low_bits
+        left, right = moving >> low_bits, moving & ((np.uint64(1) << low_bits) - np.uint64(1))
+        for round_key in keys:
+            mask = (np.uint64(1) << left_bits) - np.uint64(1)
+            left, right = right, left ^ (_mix(right + round_key) & mask)
+            left_bits, right_bits = right_bits, left_bits
+        moving = (left << right_bits) | right
+        values[outside] = moving
+        still = moving >= size
+        outside, moving = outside[still], moving[still]
+    return values.astype(np.int64)
+
+
+def uniforms(samples: np.ndarray, draws: int, key: int) -> np.ndarray:
+    """Uniform numbers that belong to the samples: the same whatever batch, rank or worker a sample is in.
+
+    Args:
+        samples: [n] sample numbers.
+        draws: Numbers per sample.
+        key: Names the series, such as derive(seed, AUGMENT, epoch).
+
+    Returns:
+        [n, draws] float32 in [0, 1), multiples of 2**-24.
+    """
+    counters = np.asarray(samples).astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
+    bits = _mix(_mix(counters + np.uint64(key)) + np.uint64(key))
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """What a device sees in one forward and backward.
+
+    Attributes:
+        inputs: [max(size, 1), ...] tensor, or a pytree of such tensors.
+        targets: [max(size, 1), ...].
+        size: Samples that count; 0 for a placeholder.
+    """
+
+    inputs: Any
+    targets: Any
+    size: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """A rank's part of one global batch.
+
+    Attributes:
+        step: Optimizer updates done before this one.
+        size: Samples in the global batch, over all ranks.
+        micros: The rank's micro-batches.
+    """
+
+    step: int
+    size: int
+    micros: list[MicroBatch]
+
+
+class Stream:
+    """The global batches of a run, and a rank's part in each.
+
+    Args:
+        part: The training part.
+        plan: How a global batch is cut.
+        seed: Of the run.
+        rank: Whose part to deliver.
+        device: Where the batches are put.
+        workers: Processes that load samples of a DatasetPart; 0 loads them in this one.
+        shuffle: False keeps the order of the data (every epoch the same).
+    """
+
+    def __init__(
+        self,
+        part: TensorPart | DatasetPart,
+        plan: BatchPlan,
+        seed: int,
+        rank: int,
+        device: torch.device,
+        workers: int,
+        shuffle: bool = True,
+    ) -> None:
+        self.part, self.plan, self.seed, self.rank = part, plan, seed, rank
+        self.device, self.workers, self.shuffle = device, workers, shuffle
+
+    def samples(self, step: int) -> np.ndarray:
+        """[size] sample numbers of the global batch of a step, in order."""
+        epoch, position = divmod(step, self.plan.steps_per_epoch)
+        first = position * self.plan.global_size
+        return self._order(epoch, np.arange(first, first + self.plan.size_of(position)))
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """This rank's batches of the steps first_step (inclusive) to last_step (exclusive)."""
+        if isinstance(self.part, TensorPart):
+            return self._from_memory(self.part, first_step, last_step)
+        return self._from_loader(self.part, first_step, last_step)
+
+    def _order(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        if not self.shuffle:
+            return positions
+        return permute(positions, self.plan.samples, derive(self.seed, ORDER, epoch))
+
+    def _positions(self, position: int) -> tuple[np.ndarray, list[int]]:
+        """Positions in the epoch of this rank's samples at a step of it, and the sizes of its micro-batches.
+
+        A placeholder takes the first sample of the global batch.
+        """
+        size = self.plan.size_of(position)
+        first, last = self.plan.share(self.rank, size)
+        sizes = self.plan.micro_sizes(self.rank, size)
+        start = position * self.plan.global_size
+        if 0 not in sizes:
+            return np.arange(start + first, start + last), sizes
+        parts, at = [], first
+        for micro in sizes:
+            parts.append(np.arange(start + at, start + at + micro) if micro else np.array([start]))
+            at += micro
+        return np.concatenate(parts), sizes
+
+    def _from_memory(self, part: TensorPart, step: int, last_step: int) -> Iterator[Batch]:
+        """Gather many batches at once: an indexing call costs as much for one batch as for a hundred."""
+        inputs, targets = part.inputs, part.targets
+        sample_bytes = 4 * max(1, inputs[0].numel())
+        chunk = max(1, CHUNK_BYTES // (sample_bytes * self.plan.per_device_size))
+        while step < last_step:
+            epoch, position = divmod(step, self.plan.steps_per_epoch)
+            steps = min(chunk, self.plan.steps_per_epoch - position, last_step - step)
+            cut = [self._positions(position + i) for i in range(steps)]
+            numbers = self._order(epoch, np.concatenate([positions for positions, _ in cut]))
+            index = torch.from_numpy(numbers).to(inputs.device)
+            gathered = inputs.index_select(0, index)
+            if part.augment is not None:
+                draws = torch.from_numpy(uniforms(numbers, part.draws, derive(self.seed, AUGMENT, epoch)))
+                gathered = part.augment(gathered, draws.to(gathered.device))
+            if part.prepare is not None:
+                gathered = part.prepare(gathered)
+            wanted = targets.index_select(0, index)
+            if gathered.device != self.device:
+                gathered, wanted = to_device((gathered, wanted), self.device)
+            lengths = [max(size, 1) for _, sizes in cut for size in sizes]
+            pieces = zip(gathered.split(lengths), wanted.split(lengths), strict=True)
+            for i, (_, sizes) in enumerate(cut):
+                micros = [MicroBatch(*next(pieces), size) for size in sizes]
+                yield Batch(step + i, self.plan.size_of(position + i), micros)
+            step += steps
+
+    def _from_loader(self, part: DatasetPart, first_step: int, last_step: int) -> Iterator[Batch]:
+        """One DataLoader for the rest of the run, so that no epoch begins with idle workers."""
+        loader = DataLoader(
+            _Seeded(part.dataset, self.seed),
+            batch_sampler=_MicroBatches(self, first_step, last_step),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            multiprocessing_context="forkserver" if self.workers else None,
+        )
+        loaded = iter(loader)
+        for step in range(first_step, last_step):
+            size = self.plan.size_of(step % self.plan.steps_per_epoch)
+            micros = []
+            for micro_size in self.plan.micro_sizes(self.rank, size):
+                inputs, targets = to_device(next(loaded), self.device)
+                micros.append(MicroBatch(inputs, targets, micro_size))
+            yield Batch(step, size, micros)
+
+
+class _MicroBatches:
+    """Batch sampler: for each micro-batch of a rank the list of (epoch, sample) to load."""
+
+    def __init__(self, stream: Stream, first_step: int, last_step: int) -> None:
+        self.stream, self.first_step, self.last_step = stream, first_step, last_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first_step, self.last_step):
+            epoch, position = divmod(step, self.stream.plan.steps_per_epoch)
+            positions, sizes = self.stream._positions(position)
+            numbers = self.stream._order(epoch, positions).tolist()
+            at = 0
+            for size in sizes:
+                yield [(epoch, number) for number in numbers[at : at + max(size, 1)]]
+                at += max(size, 1)
+
+
+class _Seeded(Dataset):
+    """A dataset whose random augmentation is a function of (seed, epoch, sample)."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        epoch, number = item
+        key = derive(self.seed, AUGMENT, epoch, number)
+        torch.default_generator.manual_seed(key >> 1)
+        random.seed(key)
+        np.random.seed(key & 0xFFFFFFFF)
+        return self.dataset[number]
+
+
+def in_order(
+    part: TensorPart | DatasetPart, rank: int, world_size: int, batch_size: int, device: torch.device, workers: int
+) -> Iterator[tuple[Any, Any]]:
+    """A rank's contiguous share of a part, each sample once, in order and without augmentation.
+
+    Args:
+        part: What to read.
+        rank: Whose share.
+        world_size: Number of shares; they differ by at most one sample, and may be empty.
+        batch_size: Most samples at once.
+        device: Where the batches are put.
+        workers: Processes that load samples of a DatasetPart.
+    """
+    first, last = len(part) * rank // world_size, len(part) * (rank + 1) // world_size
+    cuts = [(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
+    if isinstance(part, TensorPart):
+        for start, stop in cuts:
+            inputs = part.inputs[start:stop]
+            inputs = inputs if part.prepare is None else part.prepare(inputs)
+            yield to_device((inputs, part.targets[start:stop]), device)
+        return
+    samplers: Sequence[list[int]] = [list(range(*cut)) for cut in cuts]
+    loader = DataLoader(
+        part.dataset,
+        batch_sampler=samplers,
+        num_workers=min(workers, len(cuts)),
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="forkserver" if workers and cuts else None,
+    )
+    for loaded in loader:
+        yield to_device(loaded, device)
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """Put every tensor of a pytree on the device; from pinned memory the copy runs beside the computation."""
+    if isinstance(tree, Tensor):
+        if device.type == "cuda" and tree.device.type == "cpu" and not tree.is_pinned():
+            tree = tree.pin_memory()
+        return tree.to(device, non_blocking=True)
+    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: to_device(tensor, device), tree)

@@ -1,0 +1,196 @@
+"""One training run, from the command line to the report. Read it from top to bottom.
+
+    accelerate launch launcher/train.py optimizer=sgd
+    python launcher/train.py -m optimizer=sgd,adam
+
+Nothing heavy is imported at the top: help and wrong settings are answered before torch is loaded.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a file: launcher/ itself stands first on the path and would hide modules
+    sys.path[0] = os.getcwd()
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from launcher import config, distributed
+from launcher.config import Composed
+
+log = logging.getLogger("launcher")
+
+
+def main() -> None:
+    """The console command: exit status 0 when finished or stopped on request, 2 for wrong input, 1 for a failure."""
+    sys.exit(distributed.guarded(lambda: command(sys.argv[1:])))
+
+
+def command(argv: list[str]) -> int:
+    """Do what a command line asks for: show something, start a grid (-m), or train."""
+    arguments = config.parse_arguments(argv)
+    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+        config.show(arguments, "train")
+        return 0
+    with config.opened(arguments, "train") as (hydra, name):
+        if arguments.multirun:
+            if os.environ.get("RANK", "0") != "0":
+                return 0  # rank 0 conducts the grid and gives each point processes of its own
+            return config.sweep(hydra, name, arguments.overrides)
+        composed = config.compose(hydra, name, arguments.overrides)
+    return train(composed)
+
+
+def train(composed: Composed) -> int:
+    """The story of one run.
+
+    Args:
+        composed: The checked config. This is the only function that sees all of it.
+
+    Returns:
+        Exit status.
+    """
+    settings = composed.settings
+
+    # 1. Which rank am I, and on what kind of device
+    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
+
+    # 2. Build everything on the CPU: what is wrong ends here, before a device or a directory is touched
+    import torch
+
+    from launcher import batch, checkpoint, engine, losses, optimizers, reporter, run_directory, schedulers, stream
+    from launcher.components import build
+    from launcher.metrics import make_metrics
+    from launcher.stopping import StopRequest
+
+    torch.manual_seed(settings.seed)
+    data = build("data", settings.data)
+    sizes = settings.batch
+    plan = batch.plan_batch(len(data.train), sizes.global_size, ranks.world_size, sizes.max_per_device)
+    model = build("model", settings.model, **data.facts())
+    loss = losses.build_loss(settings.loss, data)
+    lr_scale = batch.scale_learning_rate(sizes.lr_scaling, plan.global_size, sizes.base_size)
+    optimizer = optimizers.build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm)
+    total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
+    schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
+    make_metrics(settings.metrics, data)
+
+    # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
+    directory = run_directory.open_run_directory(composed) if ranks.rank == 0 else None
+    stop = StopRequest(config.parse_duration(settings.max_time))
+    accelerator = distributed.start(
+        ranks, on_cpu, settings.mixed_precision, settings.threads, settings.timeout, settings.deterministic,
+        settings.strategy,
+    )  # fmt: skip
+    path = distributed.from_rank_0(directory and directory.path, ranks.world_size)
+    if directory is not None:
+        reporter.log_to(path)
+        log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
+        log.info("data       %s", data)
+        log.info(
+            "model      %s, %s parameters", type(model).__name__, f"{sum(p.numel() for p in model.parameters()):,}"
+        )
+        log.info("batch      %s", plan)
+
+    # 4. Wrap the model, and take up what a run in this directory has done before
+    model.to(accelerator.device)
+    loss.to(accelerator.device)
+    trainer = engine.Trainer(
+        model, loss, optimizer, schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm, settings.compile
+    )
+    samples = stream.Stream(data.train, plan, settings.seed, ranks.rank, accelerator.device, settings.num_workers)
+    trainer.warm_up(samples)
+    found = checkpoint.newest_good(path / "checkpoints") if directory is not None else None
+    found = distributed.from_rank_0(found, ranks.world_size)
+    progress = checkpoint.restore(found, trainer, ranks) if found is not None else checkpoint.Progress()
+    if found is not None:
+        log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
+    saver = keeper = None
+    if directory is not None:
+        saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
+        keeper = reporter.Reporter(
+            directory, progress.step, total_steps, plan.steps_per_epoch, composed.plain(), settings.wandb
+        )
+
+    def measure(part: Any) -> engine.Evaluation | None:
+        return engine.evaluate(
+            model, loss, part, data, accelerator, ranks, 4 * plan.micro_size, settings.num_workers, settings.metrics,
+            lambda: bool(stop),
+        )  # fmt: skip
+
+    def due(every: int | str | None) -> bool:
+        steps = plan.steps_per_epoch if every == "epoch" else every
+        return steps is not None and (progress.step % steps == 0 or progress.step == total_steps)
+
+    # 5. The loop, always in this order: step, log, evaluate, save, stop
+    clock = engine.Clock(progress.step, accelerator.device)
+    stopping = False
+    for part in clock.waiting(samples.batches(progress.step, total_steps)):
+        trainer.wants_to_stop = bool(stop)
+        stopping = trainer.step(part)
+        progress.step += 1
+
+        figures = {}
+        if due(settings.log_every):
+            figures |= trainer.read_window()
+        if due(settings.eval_every) and not stopping:
+            with clock.during("evaluating"):
+                evaluation = measure(data.validation)
+            stopping = evaluation is None
+            if evaluation is not None:
+                figures |= {f"eval/{name}": value for name, value in evaluation.figures.items()}
+                progress.note(figures, settings.checkpoint.best, settings.checkpoint.best_mode)
+                if schedule.metric is not None:
+                    schedule.observe(figures[schedule.metric])
+        if figures and keeper is not None:
+            keeper.row(progress.step, figures | {"lr": trainer.lr}, clock.row(progress.step, plan))
+        if due(settings.checkpoint.every) or progress.step == total_steps or stopping:
+            with clock.during("saving"):
+                state = checkpoint.gather_state(trainer, progress, ranks)
+                if saver is not None and keeper is not None:
+                    keeper.record.sync()
+                    saver.save(progress.step, model.state_dict(), state, progress.best_step)
+                    stop.reserve = 1 + 2 * saver.seconds
+        if stopping:
+            break
+
+    # 6. The end: everything saved; the test part is measured once, when the run is complete
+    finished = progress.step == total_steps
+    evaluation = measure(data.test) if finished else None
+    if directory is not None and keeper is not None and saver is not None:
+        saver.wait()
+        status = "finished" if evaluation is not None else "stopped"
+        summary = {
+            "status": status,
+            "step": progress.step,
+            "epoch": progress.step / plan.steps_per_epoch,
+            "samples_seen": plan.samples_seen(progress.step),
+            "world_size": ranks.world_size,
+            "global_batch_size": plan.global_size,
+            "per_device_batch_size": plan.per_device_size,
+            "accumulation_steps": plan.accumulation_steps,
+            "threads": torch.get_num_threads(),
+            **clock.totals(progress.step, plan),
+            **run_directory.provenance(),
+        }
+        keeper.close(summary, progress, evaluation, data.class_names)
+        if status == "finished":
+            log.info("finished   %s", path / "report.html")
+        else:
+            command = directory.resume_command(composed.overrides)
+            run_directory.write_json(
+                path / "stopped.json", {"step": progress.step, "reason": stop.reason, "resume": command}
+            )
+            log.info(
+                "stopped    at step %d (%s), everything is saved. To go on:\n  %s", progress.step, stop.reason, command
+            )
+        directory.close()
+    stop.close()
+    distributed.finish()
+    return 0
+
+
+if __name__ == "__main__":
+    main()

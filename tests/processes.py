@@ -1,0 +1,124 @@
+"""Real processes for tests, forked from one that has imported torch already: ready in 0.05 s instead of 4 s."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["processes_preloaded"])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Run:
+    """The ranks of one run of the real program."""
+
+    processes: list
+    directory: Path  # holds out.<rank> and err.<rank>
+    started: float = field(default_factory=time.monotonic)
+
+    def wait(self, timeout=60):
+        """Wait for the end of every rank; those still there after `timeout` seconds are killed, and it fails."""
+        deadline = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0, deadline - time.monotonic()))
+        hung = [rank for rank, process in enumerate(self.processes) if process.exitcode is None]
+        for rank in hung:
+            self.processes[rank].kill()
+            self.processes[rank].join()
+        assert not hung, f"ranks {hung} hung:\n" + "".join(self.err(rank) for rank in range(len(self.processes)))
+        return self
+
+    @property
+    def status(self):
+        return [process.exitcode for process in self.processes]
+
+    def signal(self, rank, number=signal.SIGKILL):
+        os.kill(self.processes[rank].pid, number)
+
+    def out(self, rank=0):
+        return (self.directory / f"out.{rank}").read_text()
+
+    def err(self, rank=0):
+        return (self.directory / f"err.{rank}").read_text()
+
+    def ok(self, timeout=60):
+        self.wait(timeout)
+        errors = "".join(self.err(rank) for rank in range(len(self.processes)))
+        assert self.status == [0] * len(self.processes), f"{self.status}\n{errors}"
+        return self
+
+
+def _rank(function, arguments, environment, directory, rank, delay):
+    os.setsid()
+    for stream, name in ((1, "out"), (2, "err")):
+        handle = os.open(directory / f"{name}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, stream)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(key, None)
+    os.environ.update(environment)
+    time.sleep(delay)
+    function(*arguments)
+
+
+def start(function, arguments, directory, world=1, environment=None, delays=()):
+    """Start `world` ranks that each call function(*arguments) in a process of their own.
+
+    Args:
+        function: Importable by name from a test module or the package.
+        arguments: What to call it with.
+        directory: Where each rank's output goes.
+        world: Number of ranks; with more than 1, torch.distributed's variables are set.
+        environment: More variables.
+        delays: Seconds that each rank waits first.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    processes = []
+    for rank in range(world):
+        variables = {"WANDB_MODE": "disabled"}
+        if world > 1:
+            variables |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "LOCAL_WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        variables |= environment or {}
+        delay = delays[rank] if rank < len(delays) else 0
+        process = CONTEXT.Process(target=_rank, args=(function, arguments, variables, directory, rank, delay))
+        process.start()
+        processes.append(process)
+    return Run(processes, directory)
+
+
+def _train(argv, working_directory):
+    from launcher import train
+
+    os.chdir(working_directory)
+    sys.path.insert(0, str(working_directory))
+    sys.argv = [str(REPOSITORY / "launcher" / "train.py"), *argv]
+    train.main()
+
+
+def train(argv, directory, world=1, environment=None, delays=(), name="io"):
+    """Start the real training program with a command line, in the working directory `directory`."""
+    quiet = [] if any(word.startswith("wandb.mode") for word in argv) else ["wandb.mode=disabled"]
+    arguments = ([*argv, *quiet], Path(directory))
+    return start(_train, arguments, Path(directory) / name, world, environment, delays)
