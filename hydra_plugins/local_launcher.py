@@ -52,14 +52,17 @@ class LocalLauncher(Launcher):
         return [self._run(index, *point) for index, point in enumerate(points, initial_job_idx)]
 
     def _run(self, index: int, overrides: Sequence[str], directory: Path) -> JobReturn:
+        from launcher import config
+
         assert self.config is not None
         print(f"point {index}    {' '.join(overrides) or '(defaults)'}", flush=True)
         status = subprocess.run(
-            [*_interpreter(), *_config_dir(self.config), *overrides, f"hydra.run.dir={directory}"], env=_environment()
+            [*_interpreter(), *_config_dir(self.config), *overrides, config.directory_override(directory)],
+            env=_environment(),
         ).returncode
         print(f"point {index}    " + ("finished" if status == 0 else f"FAILED with exit status {status}"), flush=True)
         result = JobReturn(overrides=overrides)
-        result.status = JobStatus.COMPLETED if status == 0 else JobStatus.FAILED
+        result.status = JobStatus.COMPLETED  # of a failed one the sweeper would raise the result, which is no exception
         result.return_value = status
         return result
 

@@ -14,6 +14,7 @@ class BatchPlan:
         samples: Training samples per epoch.
         global_size: Samples per optimizer update, but for the last update of an epoch.
         world_size: Number of devices (ranks).
+        shards: Pieces that a global batch is cut into: one per rank, or a fixed number of canonical ones.
         micro_size: Most samples a device sees in one forward and backward.
         accumulation_steps: Micro-batches per update of a full global batch.
     """
@@ -21,13 +22,25 @@ class BatchPlan:
     samples: int
     global_size: int
     world_size: int
+    shards: int
     micro_size: int
     accumulation_steps: int
 
     @property
     def per_device_size(self) -> int:
         """Largest share of one device in a full global batch, in samples."""
-        return math.ceil(self.global_size / self.world_size)
+        return math.ceil(self.global_size / self.shards) * (self.shards // self.world_size)
+
+    def capped(self, max_per_device: int) -> "BatchPlan":
+        """The same plan with smaller micro-batches."""
+        return plan_batch(
+            self.samples, self.global_size, self.world_size, max_per_device, self.shards if self.canonical else None
+        )
+
+    @property
+    def canonical(self) -> bool:
+        """Whether the shards do not depend on the devices."""
+        return self.shards != self.world_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,18 +56,18 @@ class BatchPlan:
         epochs, position = divmod(step, self.steps_per_epoch)
         return epochs * self.samples + position * self.global_size
 
-    def share(self, rank: int, size: int) -> tuple[int, int]:
-        """First (inclusive) and last (exclusive) position of a rank within a global batch of `size` samples."""
-        return size * rank // self.world_size, size * (rank + 1) // self.world_size
+    def share(self, shard: int, size: int) -> tuple[int, int]:
+        """First (inclusive) and last (exclusive) position of a shard within a global batch of `size` samples."""
+        return size * shard // self.shards, size * (shard + 1) // self.shards
 
-    def micro_sizes(self, rank: int, size: int) -> list[int]:
-        """Sizes of a rank's micro-batches in a global batch of `size` samples.
+    def micro_sizes(self, shard: int, size: int) -> list[int]:
+        """Sizes of a shard's micro-batches in a global batch of `size` samples.
 
-        Every rank has the same number of them, since each is a point where ranks may meet. In a batch with fewer
-        samples than ranks some are 0: such a rank computes on a placeholder that weighs nothing.
+        Every shard has the same number of them, since each is a point where ranks may meet. In a batch with fewer
+        samples than shards some are 0: there a rank computes on a placeholder that weighs nothing.
         """
-        count = math.ceil(math.ceil(size / self.world_size) / self.micro_size)
-        first, last = self.share(rank, size)
+        count = math.ceil(math.ceil(size / self.shards) / self.micro_size)
+        first, last = self.share(shard, size)
         share = last - first
         return [share * (i + 1) // count - share * i // count for i in range(count)]
 
@@ -70,28 +83,43 @@ class BatchPlan:
         )
 
 
-def plan_batch(samples: int, global_size: int, world_size: int, max_per_device: int | None) -> BatchPlan:
+def plan_batch(
+    samples: int,
+    global_size: int,
+    world_size: int,
+    max_per_device: int | str | None,
+    canonical_shards: int | None = None,
+) -> BatchPlan:
     """Derive the per-device batch from the global one.
 
     Args:
         samples: Training samples per epoch, at least 1. A global batch larger than this is cut down to it.
         global_size: Samples per optimizer update, whatever the devices.
         world_size: Number of devices.
-        max_per_device: Most samples a device may see at once; None: its whole share.
+        max_per_device: Most samples a device may see at once; None, or `auto` until it is known: its whole share.
+        canonical_shards: Pieces of a global batch that do not depend on the devices; None: one per device.
 
     Raises:
-        ConfigError: The global batch has fewer samples than there are devices.
+        ConfigError: The global batch has fewer samples than there are devices, or the devices do not divide the
+            canonical shards.
     """
     size = min(global_size, samples)
-    if size < world_size:
+    shards = canonical_shards or world_size
+    if shards % world_size:
+        raise ConfigError(
+            f"exact_across_devices: canonical_shards={shards} cannot be dealt to {world_size} devices evenly. "
+            f"Use a multiple of {world_size}; it must be the same at every number of devices."
+        )
+    if size < shards:
+        what = "canonical shards" if canonical_shards else "devices"
         raise ConfigError(
             f"batch.global_size={global_size}: {size} sample{'s' if size > 1 else ''} per update cannot be shared "
-            f"among {world_size} devices. Use batch.global_size={world_size} or more"
-            + (f" (the training part has {samples} samples)." if size < global_size else ", or fewer devices.")
+            f"among {shards} {what}. Use batch.global_size={shards} or more"
+            + (f" (the training part has {samples} samples)." if size < global_size else f", or fewer {what}.")
         )
-    share = math.ceil(size / world_size)
-    accumulation = math.ceil(share / max_per_device) if max_per_device else 1
-    return BatchPlan(samples, size, world_size, math.ceil(share / accumulation), accumulation)
+    share = math.ceil(size / shards)
+    pieces = math.ceil(share / max_per_device) if isinstance(max_per_device, int) else 1
+    return BatchPlan(samples, size, world_size, shards, math.ceil(share / pieces), pieces * (shards // world_size))
 
 
 def scale_learning_rate(rule: str, global_size: int, base_size: int) -> float:

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from launcher.distributed import Ranks, at_rank_0, sum_over_ranks
+from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks
 from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -177,11 +177,13 @@ class Progress:
         step: Optimizer updates done.
         best_step: The step of the best evaluation; None before the first.
         best: The figures of that evaluation.
+        max_per_device: Most samples that a device sees at once, where the run found that out by itself.
     """
 
     step: int = 0
     best_step: int | None = None
     best: dict[str, float] = field(default_factory=dict)
+    max_per_device: int | None = None
 
     def note(self, row: Mapping[str, float], metric: str | None, mode: str) -> None:
         """Keep an evaluation's figures where they are the best so far.
@@ -206,33 +208,53 @@ class Progress:
 
 
 def gather_state(trainer: "Trainer", progress: Progress, ranks: Ranks) -> dict[str, Any]:
-    """Everything but the weights that the next step depends on; whole on rank 0.
+    """Everything but the measured weights that the next step depends on; whole on rank 0.
 
     The losses since the last log boundary are summed over the ranks, in the order in which the log would do it, and
     belong to rank 0 after a resume: the sum comes out the same, at any number of ranks.
+
+    Raises:
+        Diverged: A loss or a weight is NaN or infinite: nothing of the kind is ever saved.
     """
+    trainer.check()
+    trainer.settle()
     losses, weights = sum_over_ranks(trainer.window.tensors(trainer.device), ranks.world_size)
     random_states = at_rank_0({"python": random.getstate(), "numpy": _numpy_state()}, ranks.world_size, ranks.rank)
     return {
+        "model": trainer.model.state_dict() if trainer.measured is not trainer.model else None,
         "optimizer": trainer.optimizer.state_dict(),
         "schedule": trainer.schedule.state_dict(),
         "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
         "progress": asdict(progress),
-        "window": {"losses": losses, "weights": weights, "grad_norm": trainer.window.grad_norm},
+        "window": {
+            "steps": list(trainer.window.steps),
+            "losses": losses,
+            "weights": weights,
+            "grad_norm": trainer.window.grad_norm,
+        },
         "random": random_states,
     }
 
 
-def restore(checkpoint: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
-    """Put a checkpoint's state into a freshly built run, at any number of ranks."""
-    weights, state = read_checkpoint(checkpoint)
-    trainer.model.load_state_dict(weights)
+def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "Trainer", ranks: Ranks) -> Progress:
+    """Put a checkpoint's state into a run, at any number of ranks.
+
+    Args:
+        weights: Of the measured model.
+        state: The rest, as gather_state made it.
+        trainer: To put them into.
+        ranks: Which rank this is.
+    """
+    trainer.measured.load_state_dict(weights)
+    if state["model"] is not None:
+        trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.schedule.load_state_dict(state["schedule"])
     if trainer.scaler is not None and state["scaler"] is not None:
         trainer.scaler.load_state_dict(state["scaler"])
     window = state["window"]
-    mine = (lambda t: t) if ranks.rank == 0 else torch.zeros_like
+    mine = (lambda tensor: tensor) if ranks.rank == 0 else torch.zeros_like
+    trainer.window.steps = list(window["steps"])
     trainer.window.losses = list(mine(window["losses"]).to(trainer.device).unbind())
     trainer.window.weights = list(mine(window["weights"]).to(trainer.device).unbind())
     trainer.window.grad_norm = window["grad_norm"]
@@ -242,6 +264,19 @@ def restore(checkpoint: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
         random.setstate((version, tuple(internal), gauss))
         _set_numpy_state(of_rank["numpy"])
     return Progress(**state["progress"])
+
+
+def go_back(directory: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
+    """Return to the newest good checkpoint, on every rank.
+
+    Raises:
+        DamagedCheckpoint: There is none.
+    """
+    found = from_rank_0(newest_good(directory) if ranks.rank == 0 else None, ranks.world_size)
+    if found is None:
+        raise DamagedCheckpoint(f"there is no checkpoint in {directory} to go back to; save more often")
+    trainer.window.clear()
+    return restore(*read_checkpoint(found), trainer, ranks)
 
 
 def _numpy_state() -> dict[str, Any]:

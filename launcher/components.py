@@ -61,7 +61,9 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
     """
     target = settings.get("_target_")
     if not target:
-        raise ConfigError(f"{group}._target_ is missing: name the class to build, as in {group}._target_=my.module.Name")
+        raise ConfigError(
+            f"{group}._target_ is missing: name the class to build, as in {group}._target_=my.module.Name"
+        )
     function = locate(target, group)
     names = accepted_names(function)
     given = {str(key): value for key, value in settings.items()}

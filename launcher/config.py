@@ -19,7 +19,6 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -96,6 +95,11 @@ SCHEMA: dict[str, Rule] = {
     "seed": whole(0),
     "mixed_precision": one_of("no", "bf16", "fp16"),
     "clip_grad_norm": above(0).or_null(),
+    "ema_decay": between(0, 1).or_null(),
+    "exact_across_devices": FLAG,
+    "canonical_shards": whole(1),
+    "divergence.action": one_of("stop", "rollback"),
+    "divergence.max_rollbacks": whole(1),
     "decay_bias_and_norm": FLAG,
     "compile": FLAG,
     "deterministic": FLAG,
@@ -112,7 +116,7 @@ SCHEMA: dict[str, Rule] = {
     "checkpoint.best_mode": one_of("min", "max"),
     "checkpoint.max_failures": whole(0),
     "batch.global_size": whole(1),
-    "batch.max_per_device": whole(1).or_null(),
+    "batch.max_per_device": whole(1).or_word("auto").or_null(),
     "batch.lr_scaling": one_of("none", "linear", "sqrt"),
     "batch.base_size": whole(1),
     "optimizer.lr": above(0),
@@ -137,6 +141,19 @@ SCHEMA: dict[str, Rule] = {
     "wandb.tags": list_of(TEXT, "texts"),
 }
 
+EVALUATE_SCHEMA: dict[str, Rule] = {
+    "run_dir": TEXT,
+    "part": one_of("train", "validation", "test"),
+    "checkpoint": whole(0).or_word("last", "best"),
+    "metrics": SCHEMA["metrics"],
+    "batch_size": whole(1),
+    "data": Rule(lambda v: isinstance(v, dict), "settings, such as +data.root=/other/place"),
+    "device": SCHEMA["device"],
+    "threads": SCHEMA["threads"],
+    "num_workers": SCHEMA["num_workers"],
+    "timeout": SCHEMA["timeout"],
+}
+
 # What may differ when a run directory is started again, because the result does not depend on it.
 FREE_ON_RESUME = (
     "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "tracker", "log_every", "checkpoint",
@@ -158,17 +175,18 @@ def parse_duration(value: Any) -> float | None:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
+def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCHEMA) -> None:
     """Check the type and range of every known setting, and the settings that must fit each other.
 
     Args:
         settings: The composed and resolved config as plain dicts and lists.
+        schema: Dotted name to rule; a name without a dot must be there.
 
     Raises:
         ConfigError: The first one that does not fit.
     """
     missing = object()
-    for key, rule in SCHEMA.items():
+    for key, rule in schema.items():
         value: Any = settings
         for part in key.split("."):
             value = value.get(part, missing) if isinstance(value, Mapping) else missing
@@ -179,7 +197,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             hint = " Quote a text that YAML reads as something else: '\"no\"'." if isinstance(value, bool) else ""
             raise ConfigError(f"{key}={_show(value)}: must be {rule.words}.{hint if rule is not FLAG else ''}")
     parse_duration(settings.get("max_time"))
-    if settings["device"] == "cpu" and settings["mixed_precision"] == "fp16":
+    if settings["device"] == "cpu" and settings.get("mixed_precision") == "fp16":
         raise ConfigError(FP16_ON_CPU)
 
 
@@ -248,8 +266,8 @@ def opened(arguments: argparse.Namespace, config_name: str) -> Iterator[tuple[Hy
         GlobalHydra.instance().clear()
 
 
-def compose(hydra: Hydra, config_name: str, overrides: list[str]) -> Composed:
-    """Compose one run's config, resolve it and check it.
+def compose(hydra: Hydra, config_name: str, overrides: list[str], schema: Mapping[str, Rule] = SCHEMA) -> Composed:
+    """Compose one run's config, resolve it and check it against its schema.
 
     Raises:
         ConfigError: Hydra cannot compose it, or a setting is wrong.
@@ -268,7 +286,7 @@ def compose(hydra: Hydra, config_name: str, overrides: list[str]) -> Composed:
     assert isinstance(settings, dict)
     if settings.get("mixed_precision") is False:  # an unquoted `no` in somebody's YAML
         settings["mixed_precision"] = "no"
-    check_settings({str(key): value for key, value in settings.items()})
+    check_settings({str(key): value for key, value in settings.items()}, schema)
     resolved = OmegaConf.create(settings)
     OmegaConf.set_struct(resolved, True)
     return Composed(resolved, own, list(overrides))
@@ -312,14 +330,20 @@ def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
         raise ConfigError("hydra/launcher: this one trains in the calling process. Use hydra/launcher=local.")
 
     try:
-        returned = hydra.multirun(config_name, overrides, never, with_log_configuration=False)
+        returned = hydra.multirun(
+            config_name=config_name, overrides=overrides, task_function=never, with_log_configuration=False
+        )
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(hydra, config_name, overrides, error)) from error
-    results = [result for batch in returned or [] for result in batch]
-    for result in results:
-        if isinstance(result.__dict__.get("_return_value"), ConfigError):
-            raise result.__dict__["_return_value"]
-    return int(any(result.status is not JobStatus.COMPLETED for result in results))
+    return int(any(result.return_value for batch in returned or [] for result in batch))
+
+
+def directory_override(path: Path | str) -> str:
+    """The override that names a run directory, quoted where Hydra's grammar needs it."""
+    text = str(path)
+    if not re.fullmatch(r"[\w./-]+", text):
+        text = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"hydra.run.dir={text}"
 
 
 def _drop_inherited(hydra: Hydra, config: DictConfig, own: DictConfig, overrides: list[str]) -> None:

@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -190,8 +189,14 @@ def guarded(run: Callable[[], int]) -> int:
         time.sleep(3 if rank else 0)
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        status = 130
     except Exception:
-        print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr)
+        from launcher import watch
+
+        text = watch.describe_failure()
+        echo = watch.current.failed(text) if watch.current is not None else None
+        print(echo or f"rank {rank} failed:\n{text}", file=sys.stderr)
         status = 1
     logging.shutdown()
     sys.stdout.flush()
@@ -201,19 +206,27 @@ def guarded(run: Callable[[], int]) -> int:
 
 def sum_over_ranks(tensors: list["torch.Tensor"], world_size: int) -> list["torch.Tensor"]:
     """Sum each tensor over the ranks, in the order of the ranks: the same bits however the group cuts its work."""
-    if world_size == 1:
-        return tensors
+    return sum_over_shards([tensor[None] for tensor in tensors], world_size) if world_size > 1 else tensors
+
+
+def sum_over_shards(tensors: list["torch.Tensor"], world_size: int) -> list["torch.Tensor"]:
+    """Sum each tensor [shards of this rank, ...] over the shards of all ranks, in their order.
+
+    Every rank has equally many shards.
+    """
     import torch
     import torch.distributed as dist
 
     summed = []
     for tensor in tensors:
-        every = [torch.empty_like(tensor) for _ in range(world_size)]
-        dist.all_gather(every, tensor.contiguous())
-        total = every[0]
-        for other in every[1:]:
-            total = total + other
-        summed.append(total)
+        every = [tensor]
+        if world_size > 1:
+            every = [torch.empty_like(tensor) for _ in range(world_size)]
+            dist.all_gather(every, tensor.contiguous())
+        first, *others = torch.cat(every).unbind()
+        for other in others:
+            first = first + other
+        summed.append(first)
     return summed
 
 
@@ -239,10 +252,16 @@ def at_rank_0(thing: Any, world_size: int, rank: int) -> list[Any] | None:
     return things
 
 
-def finish() -> None:
-    """Leave the process group, where there is one."""
-    if "torch" in sys.modules:
-        import torch.distributed as dist
+def finish(watch: Any) -> None:
+    """Leave the group together.
 
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    Args:
+        watch: This rank's watch over its peers, which from here on may go; None in a group of one.
+    """
+    if watch is None:
+        return
+    import torch.distributed as dist
+
+    dist.barrier()
+    watch.close()
+    dist.destroy_process_group()

@@ -1,10 +1,12 @@
 """The hot loop: one optimizer update, and one evaluation."""
 
+import copy
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batch import BatchPlan
 from launcher.data import Data, DatasetPart, TensorPart
-from launcher.distributed import Ranks, at_rank_0, sum_over_ranks
+from launcher.distributed import Ranks, at_rank_0, sum_over_ranks, sum_over_shards
+from launcher.divergence import Diverged, Rollbacks
+from launcher.errors import ConfigError
 from launcher.losses import PerSample
 from launcher.metrics import ClassificationSums, RegressionSums, make_metrics, update_metrics
 from launcher.schedulers import Schedule
@@ -46,11 +50,13 @@ class Window:
     """The steps since the last log boundary: a rank's own sums, left on the device until somebody reads them.
 
     Attributes:
+        steps: Updates done before each of the steps.
         losses: Sum of the (weighted) losses of the rank's samples, one scalar tensor per step.
         weights: Sum of their weights, one per step; for a loss without weights the number of samples.
         grad_norm: Norm of the last gradient before clipping, where it is clipped.
     """
 
+    steps: list[int] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     weights: list[Tensor | float] = field(default_factory=list)
     grad_norm: Tensor | None = None
@@ -59,11 +65,12 @@ class Window:
         """[n] losses and [n] weights of this rank, float64."""
         if not self.losses:
             return [torch.zeros(0, dtype=torch.float64, device=device)] * 2
-        weights = [w if isinstance(w, Tensor) else torch.tensor(w, device=device) for w in self.weights]
-        return [torch.stack(list(self.losses)).double(), torch.stack(weights).double()]
+        weights = [torch.as_tensor(w, dtype=torch.float64, device=device) for w in self.weights]
+        return [torch.stack([loss.double() for loss in self.losses]), torch.stack(weights)]
 
     def clear(self) -> None:
         """Begin the next window."""
+        self.steps.clear()
         self.losses.clear()
         self.weights.clear()
 
@@ -80,7 +87,15 @@ class Trainer:
         ranks: Which rank this is.
         seed: Of the run.
         clip_grad_norm: Largest norm of the gradient; None never clips.
+        ema_decay: Of the moving average of the weights; None keeps none.
         compiled: Whether the model is compiled.
+
+    Attributes:
+        measured: What is evaluated and exported: the moving average where there is one, else the model.
+        window: The steps since the last log boundary.
+        lr: Learning rate of the last update.
+        wants_to_stop: Set by who was asked to stop; goes into the next vote.
+        rollbacks: Which batches to leave out, and how long to look at each.
     """
 
     def __init__(
@@ -93,28 +108,36 @@ class Trainer:
         ranks: Ranks,
         seed: int,
         clip_grad_norm: float | None,
+        ema_decay: float | None,
         compiled: bool,
     ) -> None:
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
-        self.ranks, self.seed, self.clip_grad_norm = ranks, seed, clip_grad_norm
+        self.ranks, self.seed, self.clip_grad_norm, self.ema_decay = ranks, seed, clip_grad_norm, ema_decay
         self.device = accelerator.device
         self.scaler = accelerator.scaler  # None unless fp16
         self.window = Window()
         self.lr = schedule.lr
         self.wants_to_stop = False
+        self.rollbacks = Rollbacks()
+        self.measured = model if ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        forward: Any = torch.compile(model) if compiled else model
+        self._averaged = [
+            p for p, q in zip(self.measured.parameters(), model.parameters(), strict=True) if q.requires_grad
+        ]
         self._carried: nn.Parameter | None = None
-        if ranks.world_size > 1:
-            wrapper = Carried(forward).to(self.device)
-            self._carried = wrapper.carried
-            forward = accelerator.prepare_model(wrapper)
-        elif accelerator.mixed_precision != "no":
-            forward = accelerator.prepare_model(Carried(forward).to(self.device))
-        self.forward = forward
+        self.forward = self._wrap(torch.compile(model) if compiled else model, accelerator)
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
         self._carry = torch.zeros(2, device=self.device)
         self._votes: list[tuple[Tensor, Any]] = []
+
+    def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
+        """What Accelerate makes of the model: DDP, autocast, or for one process in full precision the model itself."""
+        if self.ranks.world_size == 1 and accelerator.mixed_precision == "no":
+            return model
+        wrapper = Carried(model).to(self.device)
+        if self.ranks.world_size > 1:
+            self._carried = wrapper.carried
+        return accelerator.prepare_model(wrapper)
 
     def step(self, batch: Batch) -> bool:
         """Do one update; its loss is the exact mean over the global batch, however that is cut.
@@ -126,14 +149,24 @@ class Trainer:
         Returns:
             True where a rank has asked to stop: the same step on all of them.
         """
-        self._seed(batch.step)
         self.lr = self.schedule.lr
+        if batch.step in self.rollbacks.skipped:
+            self.schedule.step()
+            return False
+        careful = batch.step < self.rollbacks.careful_until
+        buffers = [buffer.clone() for buffer in self.model.buffers()] if careful else []
         self.optimizer.zero_grad(set_to_none=True)
         total, weight_sum = self._backward(batch)
         if weight_sum is not None:
             self._divide_by_weights(weight_sum, batch.size)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
+        if careful and self._is_bad(total):
+            self.rollbacks.skipped.append(batch.step)
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            self.schedule.step()
+            return self._vote()
         if self.clip_grad_norm is not None:
             self.window.grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_grad_norm)
         if self.scaler is not None:
@@ -142,18 +175,50 @@ class Trainer:
         else:
             self.optimizer.step()
         self.schedule.step()
-        self.window.losses.append(total)
-        self.window.weights.append(weight_sum if weight_sum is not None else float(sum(m.size for m in batch.micros)))
+        if self.ema_decay is not None:
+            torch._foreach_lerp_(self._averaged, self._parameters, 1 - self.ema_decay)
+        self._note(batch, total, weight_sum)
         return self._vote()
 
+    def settle(self) -> None:
+        """Bring the moving average's buffers up to date, before it is evaluated or saved."""
+        if self.ema_decay is not None:
+            for averaged, buffer in zip(self.measured.buffers(), self.model.buffers(), strict=True):
+                averaged.copy_(buffer)
+
     def read_window(self) -> dict[str, float]:
-        """Mean loss (and gradient norm) since the last log boundary, over all ranks; begins the next window."""
-        losses, weights = sum_over_ranks(self.window.tensors(self.device), self.ranks.world_size)
-        figures = {"train/loss": float(losses.sum() / weights.sum())}
+        """Mean loss (and gradient norm) since the last log boundary, over all ranks; begins the next window.
+
+        Raises:
+            Diverged: A loss or a weight is NaN or infinite.
+        """
+        losses, weights = self.check()
+        figures = {}
+        if len(losses):
+            figures["train/loss"] = float(losses.sum() / weights.sum())
         if self.window.grad_norm is not None:
             figures["train/grad_norm"] = float(self.window.grad_norm)
         self.window.clear()
         return figures
+
+    def check(self) -> tuple[Tensor, Tensor]:
+        """Look at the losses since the last log boundary and at the weights; before each log, evaluation and save.
+
+        Returns:
+            [n] sums of losses and [n] sums of weights over all ranks, float64, on the host; without the steps that
+            a gradient scaler left out.
+
+        Raises:
+            Diverged: One is NaN or infinite, other than where a gradient scaler has left the step out.
+        """
+        reduced = sum_over_ranks(self.window.tensors(self.device), self.ranks.world_size)
+        losses, weights = (tensor.cpu() for tensor in reduced)
+        finite = losses.isfinite()
+        healthy = bool(torch.stack(torch._foreach_norm(self._parameters)).sum().isfinite())
+        if not healthy or (not (finite.any() if self.scaler is not None else finite.all()) and len(losses)):
+            bad = [step for step, good in zip(self.window.steps, finite.tolist(), strict=True) if not good]
+            raise Diverged(bad[0] if bad else self.schedule.updates - 1, self.lr)
+        return losses[finite], weights[finite]
 
     def warm_up(self, samples: Stream) -> None:
         """Let DDP find its final order of work, and leave no trace.
@@ -171,8 +236,21 @@ class Trainer:
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
+    def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
+        """Keep a step's sums for the next log boundary, without looking at them."""
+        self.window.steps.append(batch.step)
+        self.window.losses.append(total)
+        self.window.weights.append(weight_sum if weight_sum is not None else float(sum(m.size for m in batch.micros)))
+
+    def _is_bad(self, total: Tensor) -> bool:
+        """Whether the loss or the gradient of this step is not finite, on any rank."""
+        norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
+        (figure,) = sum_over_ranks([torch.stack(norms).sum() + total], self.ranks.world_size)
+        return not bool(figure.isfinite())
+
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Gradients of a rank's micro-batches; the sums of its losses and, where samples weigh differently, weights."""
+        self._seed(batch.step, self.ranks.rank)
         totals, weight_sums = [], []
         factor = self.ranks.world_size / batch.size
         last = len(batch.micros) - 1
@@ -231,12 +309,139 @@ class Trainer:
         arrived.synchronize()
         return slot.item() > 0
 
-    def _seed(self, step: int) -> None:
+    def _seed(self, step: int, rank: int) -> None:
         """Dropout as a function of (seed, step, rank)."""
-        key = derive(self.seed, MODEL, step, self.ranks.rank) >> 1
+        key = derive(self.seed, MODEL, step, rank) >> 1
         torch.default_generator.manual_seed(key)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
+
+
+def fits(model: nn.Module, loss: PerSample, batch: Batch, accelerator: Accelerator) -> bool:
+    """Try one forward and backward without any word to the other ranks, and leave no trace.
+
+    Returns:
+        False where the device's memory was not enough on this rank.
+    """
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    micro = max(batch.micros, key=lambda one: one.size)
+    try:
+        with accelerator.autocast():
+            outputs = model(micro.inputs)
+        values, _ = loss(outputs, micro.targets)
+        values.sum().backward()
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.data.copy_(before)
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def probe(
+    model: nn.Module,
+    loss: PerSample,
+    part: TensorPart | DatasetPart,
+    plan: BatchPlan,
+    accelerator: Accelerator,
+    ranks: Ranks,
+) -> int:
+    """Find the most samples that every device can see at once, by trying: the share of a device, its half, ...
+
+    Returns:
+        Samples, the same on every rank.
+
+    Raises:
+        ConfigError: A single sample does not fit.
+    """
+    size = plan.micro_size
+    while True:
+        samples = Stream(part, plan.capped(size), 0, ranks.rank, accelerator.device, 0)
+        good = fits(model, loss, next(samples.batches(0, 1)), accelerator)
+        (failed,) = sum_over_ranks([torch.tensor(float(not good), device=accelerator.device)], ranks.world_size)
+        if not failed.item():
+            return size
+        if size == 1:
+            raise ConfigError("batch.max_per_device=auto: not even one sample fits into the device's memory.")
+        size = (size + 1) // 2
+
+
+def check_exact(model: nn.Module) -> None:
+    """Refuse what cannot have the same bits on any number of devices.
+
+    Raises:
+        ConfigError: The model normalises over the batch.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"exact_across_devices: {name} is a {type(module).__name__}, whose statistics depend on who saw which "
+                "samples. Use GroupNorm or LayerNorm."
+            )
+
+
+class ExactTrainer(Trainer):
+    """Updates that have the same bits on any number of devices that divides the number of shards.
+
+    The global batch is cut into a fixed number of shards, whatever the devices. Each shard has a gradient and dropout
+    of its own; the gradients are gathered and summed in the order of the shards. It costs a copy of the gradient per
+    shard, and a gather where DDP reduces while it computes.
+    """
+
+    def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
+        if accelerator.mixed_precision == "no":
+            return model
+        return accelerator.prepare_model(Carried(model).to(self.device), evaluation_mode=True)
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        rows = []
+        weighted = False
+        for shard, micros in groupby(batch.micros, key=lambda micro: micro.shard):
+            self._seed(batch.step, shard)
+            for parameter in self._parameters:
+                parameter.grad = None
+            total = torch.zeros((), device=self.device)
+            weight_sum = torch.zeros((), device=self.device)
+            for micro in micros:
+                values, weights = self.loss(self.forward(micro.inputs), micro.targets)
+                value = values[: micro.size].sum()
+                total += value.detach()
+                if weights is not None:
+                    weighted = True
+                    weight_sum += weights[: micro.size].detach().sum()
+                objective = value / batch.size
+                (objective if self.scaler is None else self.scaler.scale(objective)).backward()
+            vote = torch.full_like(total, float(self.wants_to_stop))
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+            rows.append(torch.cat([*(g.flatten() for g in gradients), torch.stack([total, weight_sum, vote])]))
+        mine = torch.stack(rows)
+        every = [mine]
+        if self.ranks.world_size > 1:
+            every = [torch.empty_like(mine) for _ in range(self.ranks.world_size)]
+            dist.all_gather(every, mine)
+        first, *others = torch.cat(every).unbind()
+        summed = first.clone()
+        for other in others:
+            summed += other
+        *gradient, total, weight_sum, vote = summed.split([*(p.numel() for p in self._parameters), 1, 1, 1])
+        for parameter, part in zip(self._parameters, gradient, strict=True):
+            parameter.grad = part.view_as(parameter)
+        self._stop = vote.item() > 0
+        return total[0], weight_sum[0] if weighted else None
+
+    def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
+        """The sums are those of all shards already: rank 0 keeps them for all."""
+        weight = torch.tensor(float(batch.size), device=self.device) if weight_sum is None else weight_sum
+        factor = float(self.ranks.rank == 0)
+        self.window.steps.append(batch.step)
+        self.window.losses.append(total * factor)
+        self.window.weights.append(weight * factor)
+
+    def _vote(self) -> bool:
+        return self._stop
 
 
 @dataclass
@@ -270,7 +475,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loss: PerSample | None,
+    loss: PerSample,
     part: TensorPart | DatasetPart,
     data: Data,
     accelerator: Accelerator,
@@ -278,13 +483,14 @@ def evaluate(
     batch_size: int,
     workers: int,
     metrics: Iterable[Any] = (),
+    shards: int | None = None,
     interrupted: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
     """Measure a model on a part, each sample exactly once at any number of ranks.
 
     Args:
         model: The bare model; it is left in the mode it was in.
-        loss: Per-sample losses; None leaves the loss out.
+        loss: Per-sample losses.
         part: What to measure on.
         data: Where the part comes from: the task, and the number of outputs.
         accelerator: For its device and its autocast.
@@ -292,58 +498,64 @@ def evaluate(
         batch_size: Most samples at once.
         workers: Processes that load samples which are not in memory.
         metrics: torchmetrics by name; they are computed on rank 0 over all samples in order.
+        shards: Pieces that the part is cut into and whose sums are added in order; None: one per rank.
         interrupted: Asked before each batch; True ends the evaluation here.
 
     Returns:
-        The figures, the same on every rank; None where some rank was interrupted.
+        The figures (those of `metrics` on rank 0 alone); None where some rank was interrupted.
     """
-    device = accelerator.device
+    device, world = accelerator.device, ranks.world_size
+    shards = shards or world
     was_training = model.training
     model.eval()
-    if ranks.world_size > 1:
+    if world > 1:
         for buffer in model.buffers():  # BatchNorm's, which only rank 0 keeps up to date
             dist.broadcast(buffer, src=0)
     extra = make_metrics(list(metrics), data) if metrics else {}
-    sums = (
-        ClassificationSums(data.num_outputs, device)
-        if data.task == "classification"
-        else RegressionSums(data.num_outputs, device)
-    )
-    counted = torch.zeros(4, dtype=torch.float64, device=device)  # loss, weight, samples, interrupted
     kept: list[tuple[Tensor, Tensor]] = []
-    for inputs, targets in in_order(part, ranks.rank, ranks.world_size, batch_size, device, workers):
-        if interrupted is not None and interrupted():
-            counted[3] += 1
-            break
-        with accelerator.autocast():
-            outputs = model(inputs)
-        outputs = outputs.float()
-        if loss is not None:
+    of_shard: list[list[Tensor]] = []
+    sums = _new_sums(data, device)
+    for shard in range(shards * ranks.rank // world, shards * (ranks.rank + 1) // world):
+        sums = _new_sums(data, device)
+        loss_sum, weight_sum, counted = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
+        stopped = torch.zeros((), device=device)
+        for inputs, targets in in_order(part, shard, shards, batch_size, device, workers):
+            if interrupted is not None and interrupted():
+                stopped += 1
+                break
+            with accelerator.autocast():
+                outputs = model(inputs)
+            outputs = outputs.float()
             values, weights = loss(outputs, targets)
-            counted[0] += values.double().sum()
-            counted[1] += len(targets) if weights is None else weights.double().sum()
-        counted[2] += len(targets)
-        sums.update(outputs, targets)
-        if extra:
-            kept.append((outputs.cpu(), targets.cpu()))
+            loss_sum += values.double().sum()
+            weight_sum += len(targets) if weights is None else weights.double().sum()
+            counted += len(targets)
+            sums.update(outputs, targets)
+            if extra:
+                kept.append((outputs.cpu(), targets.cpu()))
+        of_shard.append([stopped, counted, loss_sum, weight_sum, *sums.tensors()])
     model.train(was_training)
-    counted, *rest = sum_over_ranks([counted, *sums.tensors()], ranks.world_size)
-    loss_sum, weight_sum, samples, stopped = counted.tolist()
-    if stopped:
+    stacked = [torch.stack(tensors) for tensors in zip(*of_shard, strict=True)]
+    stopped, counted, loss_sum, weight_sum, *rest = sum_over_shards(stacked, world)
+    if stopped.item():
         return None
     for mine, summed in zip(sums.tensors(), rest, strict=True):
         mine.copy_(summed)
-    figures = {"loss": loss_sum / weight_sum if weight_sum else float("nan")} if loss is not None else {}
-    figures |= sums.figures()
+    figures = {"loss": (loss_sum / weight_sum).item()} | sums.figures()
     if extra:
-        gathered = at_rank_0(kept, ranks.world_size, ranks.rank)
+        gathered = at_rank_0(kept, world, ranks.rank)
         if gathered is not None:
             for outputs, targets in (pair for of_rank in gathered for pair in of_rank):
                 update_metrics(extra, outputs, targets)
             figures |= {name: float(metric.compute()) for name, metric in extra.items()}
     if isinstance(sums, ClassificationSums):
-        return Evaluation(int(samples), figures, sums.per_class_accuracy(), sums.confusion())
-    return Evaluation(int(samples), figures)
+        return Evaluation(int(counted), figures, sums.per_class_accuracy(), sums.confusion())
+    return Evaluation(int(counted), figures)
+
+
+def _new_sums(data: Data, device: torch.device) -> ClassificationSums | RegressionSums:
+    kind = ClassificationSums if data.task == "classification" else RegressionSums
+    return kind(data.num_outputs, device)
 
 
 class Clock:

@@ -72,9 +72,15 @@ class Reporter:
         self.timings.write(timing)
         self.figures |= row
         shown = row | {f"time/{name}": value for name, value in timing.items() if name not in ("step", "time")}
-        self.bar.update(shown)
+        self.bar.update(row | dict(timing))
         if self.tracker is not None:
             self.tracker.log(shown)
+
+    def go_back(self, step: int) -> None:
+        """Forget the rows after a step, which will come again; the trackers keep what they have seen of them."""
+        for record in (self.record, self.timings):
+            record.close()
+            record.open(step)
 
     def close(
         self, summary: dict[str, Any], progress: Progress, evaluation: Evaluation | None, names: list[str] | None

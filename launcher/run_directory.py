@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher.config import Composed, check_writable, differences
+from launcher.config import Composed, check_writable, differences, directory_override
 from launcher.distributed import parent_command
 from launcher.errors import ConfigError
 
@@ -47,7 +47,7 @@ class RunDirectory:
         """The command that goes on with this run: the one that started it, with the directory named."""
         words = [*_launch_words(), *(o for o in overrides if not o.startswith("hydra.run.dir="))]
         here = os.path.relpath(self.path)
-        return shlex.join([*words, f"hydra.run.dir={self.path if here.startswith('..') else here}"])
+        return shlex.join([*words, directory_override(self.path if here.startswith("..") else here)])
 
     def close(self) -> None:
         """Let go of the lock; the kernel does it for a process that is killed."""
@@ -57,8 +57,9 @@ class RunDirectory:
 def open_run_directory(composed: Composed) -> RunDirectory:
     """Make a new run directory, or take up one that a run was in before. For rank 0 alone.
 
-    A directory that the person named is resumed where a run was in it. A name made from the clock is never shared:
-    two runs that start in the same second get two directories.
+    A directory that the person named is resumed where a run was in it. So is the unfinished one of the same launch,
+    where torchrun restarts a group or SLURM requeues a job. A name made from the clock is never shared: two runs that
+    start in the same second get two directories.
 
     Raises:
         ConfigError: Another run is in it, it belongs to another config, or it cannot be written.
@@ -66,11 +67,14 @@ def open_run_directory(composed: Composed) -> RunDirectory:
     path = Path(str(composed.hydra.run.dir)).resolve()
     check_writable(path)
     resumed = False
+    before = None if composed.chose_directory else _of_this_launch(path, composed)
     if composed.chose_directory:
         resumed = (path / CONFIG).is_file()
         if resumed:
             _check_same(path, composed)
         _make(path, exist_ok=True)
+    elif before is not None:
+        path, resumed = before, True
     else:
         path = _make_new(path)
     lock = _lock(path)
@@ -109,6 +113,35 @@ def _check_same(path: Path, composed: Composed) -> None:
         )
 
 
+def launch_name() -> str | None:
+    """What a restart by torchrun or a requeue by SLURM has in common with the first start; None outside of both."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"slurm {job}"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    if os.environ["TORCHELASTIC_RUN_ID"] not in ("none", ""):
+        return f"elastic {os.environ['TORCHELASTIC_RUN_ID']}"
+    try:  # accelerate names no run: its agent, the parent of all ranks of a node, is known by its pid and start
+        started = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+    return f"agent {socket.gethostname()} {os.getppid()} {started}"
+
+
+def _of_this_launch(path: Path, composed: Composed) -> Path | None:
+    """The unfinished run directory that an earlier start of this launch made, beside the one for now."""
+    name = launch_name()
+    if name is None:
+        return None
+    for lock in [*path.parent.glob(f"*/{LOCK}"), *path.parent.parent.glob(f"*/*/{LOCK}")]:
+        with contextlib.suppress(OSError, ValueError, ConfigError):
+            unfinished = not (lock.parent / "summary.json").exists() or (lock.parent / "stopped.json").exists()
+            if json.loads(lock.read_text()).get("launch") == name and unfinished:
+                _check_same(lock.parent, composed)
+                return lock.parent
+    return None
+
+
 def _lock(path: Path) -> int:
     handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -120,6 +153,7 @@ def _lock(path: Path) -> int:
             f"hydra.run.dir={path}: a run is in it ({holder.strip()}). Stop it, or choose another."
         ) from error
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+    holder |= {"launch": launch_name()}
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(holder).encode(), 0)
     return handle

@@ -6,10 +6,20 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE = 0.5  # seconds in which a repeated signal is the echo of the first (launchers and shells both forward)
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process was started, its imports included; 0 where the system does not tell."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 class StopRequest:
@@ -19,14 +29,17 @@ class StopRequest:
     collective. A second signal, more than half a second after the first, ends the process at once.
 
     Args:
-        max_time: Seconds from now after which the run shall have stopped; None: no limit.
-        reserve: Seconds that stopping takes (the time of a save); may be raised later.
+        max_time: Seconds since the start of the process after which it shall have stopped; None: no limit.
+
+    Attributes:
+        reason: What asked to stop; None while nothing has.
+        reserve: Seconds that stopping takes, which max_time leaves for it.
     """
 
     def __init__(self, max_time: float | None) -> None:
         self.reason: str | None = None
         self.reserve = 1.0
-        self._deadline = None if max_time is None else time.monotonic() + max_time
+        self._deadline = None if max_time is None else time.monotonic() + max_time - seconds_since_start()
         self._parent = os.getppid()
         self._first = 0.0
         self._reader, self._writer = socket.socketpair()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from launcher.batch import BatchPlan
 from launcher.data import DatasetPart, TensorPart
+from launcher.distributed import Ranks
 
 ORDER, AUGMENT, MODEL = 1, 2, 3  # what a random number is for: each purpose has numbers of its own
 CHUNK_BYTES = (
@@ -101,11 +102,13 @@ class MicroBatch:
         inputs: [max(size, 1), ...] tensor, or a pytree of such tensors.
         targets: [max(size, 1), ...].
         size: Samples that count; 0 for a placeholder.
+        shard: The piece of the global batch that it is part of: the rank's number, or that of a canonical shard.
     """
 
     inputs: Any
     targets: Any
     size: int
+    shard: int = 0
 
 
 @dataclass(slots=True)
@@ -130,7 +133,7 @@ class Stream:
         part: The training part.
         plan: How a global batch is cut.
         seed: Of the run.
-        rank: Whose part to deliver.
+        rank: Whose part to deliver: a rank's, or that of a canonical shard.
         device: Where the batches are put.
         workers: Processes that load samples of a DatasetPart; 0 loads them in this one.
         shuffle: False keeps the order of the data (every epoch the same).
@@ -187,7 +190,7 @@ class Stream:
         """Gather many batches at once: an indexing call costs as much for one batch as for a hundred."""
         inputs, targets = part.inputs, part.targets
         sample_bytes = 4 * max(1, inputs[0].numel())
-        chunk = max(1, CHUNK_BYTES // (sample_bytes * self.plan.per_device_size))
+        chunk = max(1, CHUNK_BYTES // (sample_bytes * self.plan.global_size // self.plan.shards or 1))
         while step < last_step:
             epoch, position = divmod(step, self.plan.steps_per_epoch)
             steps = min(chunk, self.plan.steps_per_epoch - position, last_step - step)
@@ -206,7 +209,7 @@ class Stream:
             lengths = [max(size, 1) for _, sizes in cut for size in sizes]
             pieces = zip(gathered.split(lengths), wanted.split(lengths), strict=True)
             for i, (_, sizes) in enumerate(cut):
-                micros = [MicroBatch(*next(pieces), size) for size in sizes]
+                micros = [MicroBatch(*next(pieces), size, self.rank) for size in sizes]
                 yield Batch(step + i, self.plan.size_of(position + i), micros)
             step += steps
 
@@ -225,8 +228,40 @@ class Stream:
             micros = []
             for micro_size in self.plan.micro_sizes(self.rank, size):
                 inputs, targets = to_device(next(loaded), self.device)
-                micros.append(MicroBatch(inputs, targets, micro_size))
+                micros.append(MicroBatch(inputs, targets, micro_size, self.rank))
             yield Batch(step, size, micros)
+
+
+class ShardedStream:
+    """The batches of several canonical shards of a global batch, for one rank.
+
+    Args:
+        streams: One per shard, in their order.
+    """
+
+    def __init__(self, streams: list[Stream]) -> None:
+        self.streams = streams
+
+    def samples(self, step: int) -> np.ndarray:
+        """[size] sample numbers of the global batch of a step, in order."""
+        return self.streams[0].samples(step)
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """This rank's batches of the steps first_step (inclusive) to last_step (exclusive)."""
+        for together in zip(*(stream.batches(first_step, last_step) for stream in self.streams), strict=True):
+            micros = [micro for batch in together for micro in batch.micros]
+            yield Batch(together[0].step, together[0].size, micros)
+
+
+def of_rank(
+    part: TensorPart | DatasetPart, plan: BatchPlan, seed: int, ranks: Ranks, device: torch.device, workers: int
+) -> Stream | ShardedStream:
+    """The batches of one rank; arguments as for Stream."""
+    if not plan.canonical:
+        return Stream(part, plan, seed, ranks.rank, device, workers)
+    count = plan.shards // ranks.world_size
+    first = ranks.rank * count
+    return ShardedStream([Stream(part, plan, seed, first + i, device, workers) for i in range(count)])
 
 
 class _MicroBatches:

@@ -46,7 +46,7 @@ def train(composed: Composed) -> int:
     """The story of one run.
 
     Args:
-        composed: The checked config. This is the only function that sees all of it.
+        composed: The checked config; nobody below gets to see all of it.
 
     Returns:
         Exit status.
@@ -60,30 +60,46 @@ def train(composed: Composed) -> int:
     # 2. Build everything on the CPU: what is wrong ends here, before a device or a directory is touched
     import torch
 
-    from launcher import batch, checkpoint, engine, losses, optimizers, reporter, run_directory, schedulers, stream
+    from launcher import (
+        batch,
+        checkpoint,
+        divergence,
+        engine,
+        losses,
+        optimizers,
+        reporter,
+        run_directory,
+        schedulers,
+        stream,
+    )
     from launcher.components import build
     from launcher.metrics import make_metrics
     from launcher.stopping import StopRequest
+    from launcher.watch import Watch
 
     torch.manual_seed(settings.seed)
     data = build("data", settings.data)
-    sizes = settings.batch
-    plan = batch.plan_batch(len(data.train), sizes.global_size, ranks.world_size, sizes.max_per_device)
+    shards = settings.canonical_shards if settings.exact_across_devices else None
+    plan = batch.plan_batch(
+        len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
+    )
     model = build("model", settings.model, **data.facts())
     loss = losses.build_loss(settings.loss, data)
-    lr_scale = batch.scale_learning_rate(sizes.lr_scaling, plan.global_size, sizes.base_size)
+    lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = optimizers.build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm)
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
     schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
     make_metrics(settings.metrics, data)
+    if shards is not None:
+        engine.check_exact(model)
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
     directory = run_directory.open_run_directory(composed) if ranks.rank == 0 else None
-    stop = StopRequest(config.parse_duration(settings.max_time))
     accelerator = distributed.start(
         ranks, on_cpu, settings.mixed_precision, settings.threads, settings.timeout, settings.deterministic,
         settings.strategy,
     )  # fmt: skip
+    watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
     path = distributed.from_rank_0(directory and directory.path, ranks.world_size)
     if directory is not None:
         reporter.log_to(path)
@@ -92,21 +108,30 @@ def train(composed: Composed) -> int:
         log.info(
             "model      %s, %s parameters", type(model).__name__, f"{sum(p.numel() for p in model.parameters()):,}"
         )
-        log.info("batch      %s", plan)
 
     # 4. Wrap the model, and take up what a run in this directory has done before
-    model.to(accelerator.device)
-    loss.to(accelerator.device)
-    trainer = engine.Trainer(
-        model, loss, optimizer, schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm, settings.compile
-    )
-    samples = stream.Stream(data.train, plan, settings.seed, ranks.rank, accelerator.device, settings.num_workers)
-    trainer.warm_up(samples)
+    device = accelerator.device
+    model.to(device)
+    loss.to(device)
     found = checkpoint.newest_good(path / "checkpoints") if directory is not None else None
     found = distributed.from_rank_0(found, ranks.world_size)
-    progress = checkpoint.restore(found, trainer, ranks) if found is not None else checkpoint.Progress()
-    if found is not None:
+    saved = checkpoint.read_checkpoint(found) if found is not None else None
+    progress = checkpoint.Progress() if saved is None else checkpoint.Progress(**saved[1]["progress"])
+    if settings.batch.max_per_device == "auto":
+        if progress.max_per_device is None:
+            progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
+        plan = plan.capped(progress.max_per_device)
+    log.info("batch      %s", plan)
+    trainer = (engine.Trainer if shards is None else engine.ExactTrainer)(
+        model, loss, optimizer, schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
+        settings.ema_decay, settings.compile,
+    )  # fmt: skip
+    samples = stream.of_rank(data.train, plan, settings.seed, ranks, device, settings.num_workers)
+    trainer.warm_up(samples)
+    if saved is not None:
+        checkpoint.restore(*saved, trainer, ranks)
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
+    trainer.rollbacks = divergence.Rollbacks.read(path / "rollbacks.json")
     saver = keeper = None
     if directory is not None:
         saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
@@ -115,46 +140,71 @@ def train(composed: Composed) -> int:
         )
 
     def measure(part: Any) -> engine.Evaluation | None:
+        trainer.check()
+        trainer.settle()
         return engine.evaluate(
-            model, loss, part, data, accelerator, ranks, 4 * plan.micro_size, settings.num_workers, settings.metrics,
-            lambda: bool(stop),
+            trainer.measured, loss, part, data, accelerator, ranks, 4 * plan.micro_size, settings.num_workers,
+            settings.metrics, shards, lambda: bool(stop),
         )  # fmt: skip
 
     def due(every: int | str | None) -> bool:
         steps = plan.steps_per_epoch if every == "epoch" else every
         return steps is not None and (progress.step % steps == 0 or progress.step == total_steps)
 
-    # 5. The loop, always in this order: step, log, evaluate, save, stop
-    clock = engine.Clock(progress.step, accelerator.device)
-    stopping = False
-    for part in clock.waiting(samples.batches(progress.step, total_steps)):
-        trainer.wants_to_stop = bool(stop)
-        stopping = trainer.step(part)
-        progress.step += 1
+    def loop() -> bool:
+        """The loop, always in this order: step, log, evaluate, save, stop. True where it was asked to stop."""
+        stopping = False
+        for part in clock.waiting(samples.batches(progress.step, total_steps)):
+            trainer.wants_to_stop = bool(stop)
+            stopping = trainer.step(part)
+            progress.step += 1
+            if watch is not None:
+                watch.step = progress.step
 
-        figures = {}
-        if due(settings.log_every):
-            figures |= trainer.read_window()
-        if due(settings.eval_every) and not stopping:
-            with clock.during("evaluating"):
-                evaluation = measure(data.validation)
-            stopping = evaluation is None
-            if evaluation is not None:
-                figures |= {f"eval/{name}": value for name, value in evaluation.figures.items()}
-                progress.note(figures, settings.checkpoint.best, settings.checkpoint.best_mode)
-                if schedule.metric is not None:
-                    schedule.observe(figures[schedule.metric])
-        if figures and keeper is not None:
-            keeper.row(progress.step, figures | {"lr": trainer.lr}, clock.row(progress.step, plan))
-        if due(settings.checkpoint.every) or progress.step == total_steps or stopping:
-            with clock.during("saving"):
-                state = checkpoint.gather_state(trainer, progress, ranks)
-                if saver is not None and keeper is not None:
-                    keeper.record.sync()
-                    saver.save(progress.step, model.state_dict(), state, progress.best_step)
-                    stop.reserve = 1 + 2 * saver.seconds
-        if stopping:
+            figures = trainer.read_window() if due(settings.log_every) else {}
+            if due(settings.eval_every) and not stopping:
+                with clock.during("evaluating"):
+                    evaluation = measure(data.validation)
+                stopping = evaluation is None
+                if evaluation is not None:
+                    figures |= {f"eval/{name}": value for name, value in evaluation.figures.items()}
+                    progress.note(figures, settings.checkpoint.best, settings.checkpoint.best_mode)
+                    if schedule.metric is not None:
+                        schedule.observe(figures[schedule.metric])
+            if figures and keeper is not None:
+                keeper.row(progress.step, figures | {"lr": trainer.lr}, clock.row(progress.step, plan))
+            if due(settings.checkpoint.every) or progress.step == total_steps or stopping:
+                with clock.during("saving"):
+                    state = checkpoint.gather_state(trainer, progress, ranks)
+                    if saver is not None and keeper is not None:
+                        keeper.record.sync()
+                        saver.save(progress.step, trainer.measured.state_dict(), state, progress.best_step)
+                        stop.reserve = 1 + 2 * saver.seconds
+            if stopping:
+                break
+        return stopping
+
+    # 5. Train; where it diverges, stop, or go back to the last checkpoint and leave the batch out
+    stop = StopRequest(
+        config.parse_duration(settings.max_time)
+    )  # until here a signal ends the process: nothing is lost
+    clock = engine.Clock(progress.step, device)
+    while True:
+        try:
+            loop()
             break
+        except divergence.Diverged as error:
+            error.samples = samples.samples(error.step)
+            if settings.divergence.action == "stop" or trainer.rollbacks.count >= settings.divergence.max_rollbacks:
+                raise
+            log.warning("%s\nGoing back to the last checkpoint.", error)
+            if saver is not None:
+                saver.wait()
+            trainer.rollbacks.go_back(error.step)
+            progress = checkpoint.go_back(path / "checkpoints", trainer, ranks)
+            if keeper is not None:
+                run_directory.write_json(path / "rollbacks.json", trainer.rollbacks.as_dict())
+                keeper.go_back(progress.step)
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete
     finished = progress.step == total_steps
@@ -188,7 +238,7 @@ def train(composed: Composed) -> int:
             )
         directory.close()
     stop.close()
-    distributed.finish()
+    distributed.finish(watch)
     return 0
 
 

@@ -4,9 +4,6 @@ import sys
 import traceback
 
 try:
-    import accelerate
-    import hydra.main
-    import torch
 
     import launcher.batch
     import launcher.checkpoint
@@ -15,6 +12,7 @@ try:
     import launcher.metrics
     import launcher.optimizers
     import launcher.report
+    import launcher.reporter
     import launcher.run_directory
     import launcher.schedulers
     import launcher.stopping

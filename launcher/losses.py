@@ -1,0 +1,268 @@
+"""Losses: what torch lacks, and one form for all: values and weights per sample, so that means are exact."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from launcher.components import build, locate
+from launcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launcher.data import Data
+
+HALF = (torch.float16, torch.bfloat16)
+FITTING = {
+    "classification": "cross_entropy, multi_margin, focal, binary_cross_entropy",
+    "regression": "mse, l1, huber (binary_cross_entropy for targets between 0 and 1)",
+}
+
+
+class FocalLoss(nn.Module):
+    """Cross-entropy that turns away from what is already classified well.
+
+    `alpha_y * (1 - p_y)^gamma * -log p_y` for a sample of class y: Lin et al., Focal Loss for Dense Object
+    Detection (2017), https://arxiv.org/abs/1708.02002, with the softmax over k classes in the place of their
+    sigmoid. Computed in float32 whatever the logits' dtype.
+
+    Args:
+        gamma: Focus, >= 0. 0 is cross-entropy; the paper uses 2.
+        alpha: Weight of each class, [k], or None for 1. The mean divides by the sum of alpha over the
+            samples, as torch.nn.CrossEntropyLoss(weight=alpha) does.
+    """
+
+    alpha: Tensor | None
+
+    def __init__(self, gamma: float, alpha: Tensor | list[float] | None = None):
+        super().__init__()
+        if not (isinstance(gamma, int | float) and 0 <= gamma < math.inf):
+            raise ConfigError(f"loss.gamma is {gamma!r}: give a number >= 0 (0 is cross-entropy, the paper uses 2).")
+        self.gamma = float(gamma)
+        self.register_buffer("alpha", None if alpha is None else torch.as_tensor(alpha, dtype=torch.float32))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each sample.
+
+        Args:
+            outputs: Logits, [n, k] (or [n, k, ...]), any floating dtype.
+            targets: Classes, [n] (or [n, ...]) int64.
+
+        Returns:
+            [n] (or [n, ...]), float32.
+        """
+        nll = F.cross_entropy(outputs.float(), targets, reduction="none")
+        # 1 - p is exactly 0 for a sample that is surely right; below gamma = 1 the derivative of a power is
+        # infinite there, and infinity times nll = 0 is nan. Behind the clamp it is 0, as the loss's own is.
+        missing = (-torch.expm1(-nll)).clamp_min(torch.finfo(torch.float32).tiny)
+        values = missing**self.gamma * nll
+        return values if self.alpha is None else values * self.alpha[targets]
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        """What each sample counts in the mean: alpha of its class, or None for 1."""
+        return None if self.alpha is None else self.alpha[targets]
+
+
+class BinaryCrossEntropy(nn.Module):
+    """One sigmoid for each of k outputs, averaged over them: classes that do not exclude each other.
+
+    Args:
+        pos_weight: Weight of the positive case of each output, [k], or None for 1.
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(self, pos_weight: Tensor | list[float] | None = None):
+        super().__init__()
+        self.register_buffer(
+            "pos_weight", None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32)
+        )
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each sample.
+
+        Args:
+            outputs: Logits, [n, k], any floating dtype.
+            targets: Classes, [n] int64, taken as one-hot; or [n, k] in 0..1, taken as they are.
+
+        Returns:
+            [n], float32 (float64 for float64 logits).
+        """
+        if outputs.dtype in HALF:
+            outputs = outputs.float()
+        if targets.dim() < outputs.dim():
+            targets = torch.zeros_like(outputs).scatter_(1, targets.unsqueeze(1), 1.0)
+        values = F.binary_cross_entropy_with_logits(
+            outputs, targets.to(outputs.dtype), pos_weight=self.pos_weight, reduction="none"
+        )
+        return values.flatten(1).mean(1)
+
+
+# Classification losses take `weight` or `alpha` per class; regression losses compare element by element.
+CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, FocalLoss)
+REGRESSING = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
+class PerSample(nn.Module):
+    """Any loss as values and weights per sample: sums over micro-batches and ranks then give the exact mean.
+
+    The mean over any set of samples is sum(values) / sum(weights), which is what the loss's own
+    reduction="mean" gives on all of them at once. A module that returns a scalar (a user's own mean) counts
+    by samples.
+
+    Args:
+        loss: A torch loss (its `reduction` becomes "none"), or any module (outputs, targets) -> [n], [n, ...]
+            or a scalar; it may have a method `weights(targets) -> [n] | None`.
+    """
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+        if hasattr(loss, "reduction"):
+            loss.reduction = "none"  # type: ignore[assignment]
+        self.elementwise = isinstance(loss, REGRESSING)
+        self.weigh: Callable[[Tensor], Tensor | None] | None = getattr(loss, "weights", None)
+        if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+            self.weigh = self._torch_weights
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss and weight of each sample.
+
+        Args:
+            outputs: What the model gives, samples first. Half precision is computed in float32.
+            targets: What it should give, samples first.
+
+        Returns:
+            Values [n], already weighted, and weights [n] (None: each sample weighs 1), float32.
+
+        Raises:
+            ConfigError: Outputs and targets of an elementwise loss differ in shape (they would broadcast).
+        """
+        if isinstance(outputs, Tensor) and outputs.dtype in HALF:
+            outputs = outputs.float()
+        if self.elementwise and outputs.shape != targets.shape:
+            raise ConfigError(
+                f"loss: {type(self.loss).__name__} compares outputs {list(outputs.shape)} with targets "
+                f"{list(targets.shape)}: the model must give one number for each target."
+            )
+        values = self.loss(outputs, targets)
+        weights = None if self.weigh is None else self.weigh(targets)
+        if values.dtype in HALF:
+            values = values.float()
+        if values.dim() == 0:
+            values = values.expand(len(targets))
+        elif values.dim() > 1:
+            if weights is not None and weights.dim() > 1:  # tokens or pixels, each with its own weight
+                values, weights = values.flatten(1).sum(1), weights.flatten(1).sum(1)
+            else:
+                values = values.flatten(1).mean(1)
+        return values, weights
+
+    def _torch_weights(self, targets: Tensor) -> Tensor | None:
+        """What torch's own mean divides by: the weight of each target's class, 0 for an ignored one."""
+        loss: Any = self.loss
+        weight, ignored = loss.weight, loss.ignore_index
+        if targets.is_floating_point():  # class probabilities: torch divides by n
+            return None
+        # Plain labels, one for each sample, are all valid: the default ignore_index (-100) costs nothing.
+        if ignored < 0 and targets.dim() == 1:
+            return None if weight is None else weight[targets]
+        valid = targets != ignored
+        return valid.float() if weight is None else weight[targets.where(valid, 0)] * valid
+
+
+def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
+    """Build the loss that conf/loss describes.
+
+    Args:
+        settings: `_target_` and the constructor's arguments. `weight` (of the losses for classes) and `alpha`
+            (of FocalLoss) may be null, a list of k numbers, or "balanced": n / (k * count of the class).
+        data: Its task, number of outputs and class counts.
+
+    Raises:
+        ConfigError: The loss does not fit the task, or a weight, count or argument is wrong.
+    """
+    target = str(settings.get("_target_"))
+    kind = locate(target, "loss") if settings.get("_target_") else None
+    kind = kind if isinstance(kind, type) else object
+    if (issubclass(kind, CLASSIFYING) and data.task == "regression") or (
+        issubclass(kind, REGRESSING) and data.task == "classification"
+    ):
+        raise ConfigError(
+            f"loss: {kind.__name__} does not fit data of the task {data.task}. Losses that do: {FITTING[data.task]}."
+        )
+    if settings.get("reduction") not in (None, "mean", "none"):
+        raise ConfigError(
+            f"loss.reduction is {settings['reduction']!r}: leave it out; the mean is over the global batch."
+        )
+    if issubclass(kind, BinaryCrossEntropy) and data.task == "regression":
+        _check_probabilities(data)
+    fixed, facts = dict(settings), data.facts()
+    for key in ("weight", "alpha", "pos_weight"):
+        given = fixed.get(key)
+        if given == "balanced" and key != "pos_weight":
+            facts[key] = balanced_weights(key, data)
+        elif given is not None and issubclass(kind, (*CLASSIFYING, BinaryCrossEntropy)):
+            facts[key] = _listed_weights(key, given, data.num_outputs)
+        if key in facts:
+            fixed.pop(key)
+    loss = build("loss", fixed, **facts)
+    if not isinstance(loss, nn.Module):
+        raise ConfigError(f"loss._target_: {target!r} gives a {type(loss).__name__}, not a torch.nn.Module.")
+    if isinstance(loss, (*CLASSIFYING, *REGRESSING, BinaryCrossEntropy)):
+        _try_out(loss, settings, data)
+    return PerSample(loss)
+
+
+def balanced_weights(key: str, data: "Data") -> Tensor:
+    """Weights [k] float32 that let every class count the same over the training part: n / (k * count)."""
+    if data.task != "classification":
+        raise ConfigError(f"loss.{key} is 'balanced', but data of the task {data.task} has no classes to balance.")
+    counts = data.class_counts.double()
+    if (counts <= 0).any():
+        absent = torch.nonzero(counts <= 0).flatten().tolist()
+        raise ConfigError(
+            f"loss.{key} is 'balanced', but the training part has no sample of class "
+            f"{', '.join(map(str, absent))} (counts: {counts.long().tolist()}). "
+            f"Give a list of {len(counts)} weights instead."
+        )
+    return (counts.sum() / (len(counts) * counts)).float()
+
+
+def _listed_weights(key: str, given: Any, num_outputs: int) -> Tensor:
+    right = f"null, a list of {num_outputs} numbers >= 0" + ("" if key == "pos_weight" else ", or balanced")
+    if isinstance(given, str | int | float):
+        raise ConfigError(f"loss.{key} is {given!r}: give {right}.")
+    try:
+        weights = torch.tensor([float(w) for w in given], dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"loss.{key} is {given!r}: give {right}.") from error
+    if len(weights) != num_outputs:
+        raise ConfigError(f"loss.{key} has {len(weights)} numbers, the data has {num_outputs} outputs: give {right}.")
+    if not (weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ConfigError(f"loss.{key} is {weights.tolist()}: give {right}, finite and not all 0.")
+    return weights
+
+
+def _try_out(loss: nn.Module, settings: Mapping[str, Any], data: "Data") -> None:
+    """Compute the loss once: torch checks delta or label_smoothing only then."""
+    outputs = torch.zeros(2, data.num_outputs)
+    targets = torch.zeros(2, dtype=torch.int64) if data.task == "classification" else outputs
+    try:
+        loss(outputs, targets)
+    except (RuntimeError, ValueError) as error:
+        given = ", ".join(f"{k}={v!r}" for k, v in settings.items() if k != "_target_")
+        raise ConfigError(f"loss: {type(loss).__name__} refuses ({given}): {error}") from error
+
+
+def _check_probabilities(data: "Data") -> None:
+    targets = data.train.targets
+    if targets is not None and len(targets):
+        low, high = float(targets.min()), float(targets.max())
+        if low < 0 or high > 1:
+            raise ConfigError(
+                f"loss: BinaryCrossEntropy needs targets between 0 and 1, these lie in {low:g}..{high:g}. "
+                f"Losses that fit: {FITTING['regression']}."
+            )

@@ -1,0 +1,209 @@
+"""Metrics: sums kept on the device, added up over ranks, from which the figures follow exactly."""
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from launcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launcher.data import Data
+
+
+class ClassificationSums:
+    """Confusion matrix and top-5 hits, updated without waiting for the device.
+
+    Args:
+        num_classes: k.
+        device: Where outputs and targets will be.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str):
+        self.num_classes = num_classes
+        self._confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+        self._top5 = torch.zeros(1, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Count samples.
+
+        Args:
+            outputs: Scores, [n, k].
+            targets: Classes, [n] int64 in 0..k-1.
+        """
+        cells = targets * self.num_classes + outputs.argmax(1)
+        # Not bincount: on CUDA it asks the device for the largest value, and waits.
+        self._confusion.scatter_add_(0, cells, torch.ones_like(cells))
+        if self.num_classes > 5:
+            self._top5 += (outputs.topk(5, dim=1).indices == targets.unsqueeze(1)).sum()
+
+    def tensors(self) -> list[Tensor]:
+        """Tensors whose sum over ranks, in place, makes the figures those of all samples."""
+        return [self._confusion, self._top5]
+
+    def confusion(self) -> list[list[int]]:
+        """Counts, [k][k]: rows are the true classes, columns the predicted ones."""
+        return self._matrix().tolist()
+
+    def figures(self) -> dict[str, float]:
+        """Metrics in 0..1, nan where no sample was counted.
+
+        Returns:
+            accuracy; macro_f1, the mean F1 of the classes that occur as target or prediction, as
+            scikit-learn's f1_score(average="macro", zero_division=0); and, for k > 5, top5.
+        """
+        matrix = self._matrix().double()
+        right, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+        samples = true.sum()
+        occurs = (true + predicted) > 0
+        figures = {
+            "accuracy": float(right.sum() / samples),
+            "macro_f1": float((2 * right[occurs] / (true + predicted)[occurs]).mean()),
+        }
+        if self.num_classes > 5:
+            figures["top5"] = float(self._top5.cpu() / samples)
+        return figures
+
+    def per_class_accuracy(self) -> list[float | None]:
+        """Share of each class's samples that are right, [k]; None for a class without samples."""
+        matrix = self._matrix().double()
+        shares = (matrix.diagonal() / matrix.sum(1)).tolist()
+        return [None if share != share else share for share in shares]
+
+    def _matrix(self) -> Tensor:
+        return self._confusion.cpu().view(self.num_classes, self.num_classes)
+
+
+class RegressionSums:
+    """Sums of errors and targets for each output, in float64.
+
+    Args:
+        num_outputs: d.
+        device: Where outputs and targets will be.
+    """
+
+    def __init__(self, num_outputs: int, device: torch.device | str):
+        # Rows: samples, |error|, error^2, target, target^2.
+        self._sums = torch.zeros(5, num_outputs, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Count samples.
+
+        Args:
+            outputs: [n, d] (or [n] for d = 1).
+            targets: As outputs.
+        """
+        wanted = targets.double().reshape(len(targets), -1)
+        error = outputs.double().reshape(len(outputs), -1) - wanted
+        rows = (torch.ones_like(error), error.abs(), error.square(), wanted, wanted.square())
+        self._sums += torch.stack(rows).sum(1)
+
+    def tensors(self) -> list[Tensor]:
+        """Tensors whose sum over ranks, in place, makes the figures those of all samples."""
+        return [self._sums]
+
+    def figures(self) -> dict[str, float]:
+        """Metrics, each the plain mean over outputs, as scikit-learn's; nan where no sample was counted.
+
+        Returns:
+            mae, rmse (of each output its own root) and r2 (of a constant target: 1 if met exactly, else 0;
+            nan below two samples).
+        """
+        samples, absolute, squared, total, total_squared = self._sums.cpu()
+        spread = (total_squared - total.square() / samples).clamp_min(0.0)
+        # What is left of a constant target is rounding; float32 targets that vary lie far above it.
+        constant = spread <= 1e-12 * total_squared
+        r2 = torch.where(constant, (squared == 0).double(), 1 - squared / spread)
+        return {
+            "mae": float((absolute / samples).mean()),
+            "rmse": float((squared / samples).sqrt().mean()),
+            "r2": float(r2.mean()) if samples[0] > 1 else float("nan"),
+        }
+
+
+def make_metrics(names: Sequence[str | Mapping[str, Any]], data: "Data") -> dict[str, Any]:
+    """Build torchmetrics metrics by name.
+
+    Args:
+        names: Class names such as "AUROC", or with arguments {"name": "FBetaScore", "beta": 0.5}. `task`
+            and `num_classes` are filled in from the data.
+        data: Its task and number of outputs.
+
+    Returns:
+        Name to metric. A name that comes again takes its arguments along: "FBetaScore_beta2".
+
+    Raises:
+        ConfigError: No such metric, one of another task or without a single number as its result, a wrong
+            argument, or torchmetrics is not installed.
+    """
+    if not names:
+        return {}
+    try:
+        import torchmetrics  # 2 s: only when a metric is named
+    except ImportError as error:
+        raise ConfigError("metrics: torchmetrics is not installed: pip install torchmetrics") from error
+    metrics: dict[str, Any] = {}
+    for entry in names:
+        arguments = {"name": entry} if isinstance(entry, str) else {str(k): v for k, v in entry.items()}
+        name = arguments.pop("name", None)
+        found = getattr(torchmetrics, str(name), None)
+        if not (isinstance(found, type) and issubclass(found, torchmetrics.Metric)):
+            near = get_close_matches(str(name), torchmetrics.__all__, n=3, cutoff=0.4)
+            raise ConfigError(
+                f"metrics: torchmetrics has no metric {name!r}."
+                + (f" Did you mean {' or '.join(near)}?" if near else " See https://lightning.ai/docs/torchmetrics")
+            )
+        family = found.__module__.split(".")[1]
+        if family != data.task:
+            raise ConfigError(f"metrics: {name} is a metric for {family}, the data's task is {data.task}.")
+        takes = inspect.signature(found.__new__ if family == "classification" else found.__init__).parameters
+        known = {"task": "multiclass", "num_classes": data.num_outputs}
+        filled = {k: v for k, v in known.items() if k in takes}
+        key = str(name)
+        if key in metrics:
+            key += "".join(f"_{k}{v}" for k, v in arguments.items())
+        if key in metrics:
+            raise ConfigError(f"metrics: {key} is named twice.")
+        try:
+            metrics[key] = found(**filled | arguments)
+            _probe(metrics[key], data)
+        except Exception as error:  # torchmetrics raises whatever its parts do
+            raise ConfigError(f"metrics: {name} refuses {arguments or 'this data'}: {error}") from error
+    return metrics
+
+
+def update_metrics(metrics: Mapping[str, Any], outputs: Tensor, targets: Tensor) -> None:
+    """Give a batch to metrics from `make_metrics`, on their device.
+
+    Args:
+        metrics: Name to metric.
+        outputs: Logits [n, k], or predictions [n, d].
+        targets: Classes [n], or values [n, d]; [n, 1] is given as [n], which some metrics insist on.
+    """
+    if targets.dim() == 2 and targets.shape[1] == 1:
+        outputs, targets = outputs.reshape(-1), targets.reshape(-1)
+    for metric in metrics.values():
+        metric.update(outputs, targets)
+
+
+def _probe(metric: Any, data: "Data") -> None:
+    """Let the metric see a few samples, so that one that gives no single number fails before training."""
+    if data.task == "classification":
+        outputs, targets = torch.eye(data.num_outputs).repeat(2, 1), torch.arange(data.num_outputs).repeat(2)
+    else:
+        targets = torch.arange(1.0, 1 + 10 * data.num_outputs).view(10, data.num_outputs)
+        outputs = targets + 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        update_metrics({"": metric}, outputs, targets)
+        result = metric.compute()
+    metric.reset()
+    if not isinstance(result, Tensor) or result.numel() != 1:
+        shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"its result is {shape}, not one number (an average over classes or outputs may help)")

@@ -1,0 +1,282 @@
+"""Optimizers: torch's by name, and the two it lacks: Lion, and Muon with AdamW for what Muon cannot take."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from launcher.components import accepted_names, build, locate
+from launcher.errors import ConfigError
+
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+class Lion(Optimizer):
+    """Step of the sign of an interpolated momentum, with decoupled weight decay.
+
+    Chen et al., Symbolic Discovery of Optimization Algorithms (2023), https://arxiv.org/abs/2302.06675:
+    `p <- p - lr * (sign(b1 m + (1 - b1) g) + weight_decay p)`, then `m <- b2 m + (1 - b2) g`.
+    Every element moves by lr: a good lr is 3 to 10 times smaller than AdamW's, weight_decay as much larger.
+
+    Args:
+        params: Parameters, or groups of them.
+        lr: Learning rate, >= 0.
+        betas: b1 of the step and b2 of the momentum, each in [0, 1).
+        weight_decay: >= 0.
+    """
+
+    def __init__(self, params: Parameters, lr: float, betas: tuple[float, float], weight_decay: float):
+        if not lr >= 0:
+            raise ValueError(f"lr is {lr}: it must be >= 0")
+        if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+            raise ValueError(f"betas are {betas}: they must be two numbers in [0, 1)")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay is {weight_decay}: it must be >= 0")
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters once.
+
+        Args:
+            closure: Computes the loss again and returns it, where given.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads = [p.grad for p in params]
+            momenta = []
+            for p in params:
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                momenta.append(state["momentum"])
+            lr, (b1, b2) = group["lr"], group["betas"]
+            # One kernel for all tensors where torch has it; one tensor after the other elsewhere.
+            update = torch._foreach_mul(momenta, b1)
+            torch._foreach_add_(update, grads, alpha=1 - b1)
+            torch._foreach_sign_(update)
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(params, update, alpha=-lr)
+            torch._foreach_mul_(momenta, b2)
+            torch._foreach_add_(momenta, grads, alpha=1 - b2)
+        return loss
+
+
+class Muon(Optimizer):
+    """torch.optim.Muon for the hidden matrices and torch.optim.AdamW for everything else, as one optimizer.
+
+    Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024),
+    https://kellerjordan.github.io/posts/muon/. Hidden are the 2-d weights, except those of embeddings and of
+    the output layer (the last 2-d weight of the model). Convolutions go to AdamW.
+    The groups are the same dicts that the two optimizers inside step with, so a scheduler acts on both.
+
+    Args:
+        params: Parameters, or groups of them.
+        lr: Learning rate of the matrices, >= 0.
+        momentum: Of the matrices.
+        nesterov: Of the matrices.
+        weight_decay: Decoupled, of both.
+        ns_steps: Newton-Schulz iterations.
+        adjust_lr_fn: "match_rms_adamw" (an AdamW learning rate serves for both), "original" or
+            "spectral_unclamped".
+        adamw_lr: Learning rate of the rest; None for lr.
+        betas: Of AdamW.
+        eps: Of AdamW.
+        fused: Of AdamW.
+        model: Tells which matrices are hidden. None: all of them.
+
+    Raises:
+        ConfigError: Nothing is left for Muon, or torch is older than 2.9.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+        ns_steps: int,
+        adjust_lr_fn: str | None,
+        betas: tuple[float, float],
+        eps: float,
+        adamw_lr: float | None = None,
+        fused: bool | None = None,
+        model: nn.Module | None = None,
+    ):
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(f"optimizer=muon needs torch >= 2.9, this is {torch.__version__}: pip install -U torch")
+        kept = set() if model is None else _input_and_output(model)
+        entries: list[Any] = list(params)
+        groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
+        hidden_groups: list[dict[str, Any]] = []
+        other_groups: list[dict[str, Any]] = []
+        for group in groups:
+            hidden = [p for p in group["params"] if p.dim() == 2 and id(p) not in kept]
+            others = [p for p in group["params"] if p.dim() != 2 or id(p) in kept]
+            hidden_groups += [{**group, "params": hidden}] if hidden else []
+            other_groups += [{**group, "params": others}] if others else []
+        if not hidden_groups:
+            raise ConfigError(
+                "optimizer=muon: the model has no hidden 2-d weight (embeddings, the output layer and "
+                "convolutions are AdamW's), so nothing is left for Muon. Take optimizer=adamw."
+            )
+        rest = adamw_lr if adamw_lr is not None else lr
+        self.inner: list[Optimizer] = [
+            torch.optim.Muon(
+                hidden_groups,
+                lr=lr,
+                momentum=momentum,
+                nesterov=nesterov,
+                weight_decay=weight_decay,
+                ns_steps=ns_steps,
+                adjust_lr_fn=adjust_lr_fn,
+            )
+        ]
+        if other_groups:
+            self.inner.append(
+                torch.optim.AdamW(other_groups, lr=rest, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+            )
+        super().__init__([group for optimizer in self.inner for group in optimizer.param_groups], {})
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters once.
+
+        Args:
+            closure: Computes the loss again and returns it, where given.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.inner:
+            optimizer.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state. Torch replaces the groups by new dicts, which the two inside share again."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        start = 0
+        for optimizer in self.inner:
+            end = start + len(optimizer.param_groups)
+            optimizer.param_groups, optimizer.state, start = self.param_groups[start:end], self.state, end
+
+
+def build_optimizer(
+    settings: Mapping[str, Any], model: nn.Module, lr_scale: float, decay_bias_and_norm: bool
+) -> Optimizer:
+    """Build the optimizer that conf/optimizer describes, before or after model.to(device).
+
+    Args:
+        settings: `_target_` and the constructor's arguments. Both `fused` and `foreach` null: fused where
+            torch has it (1.6 to 6 times as fast as torch's default on a CPU, measured), else torch's default.
+        model: Its parameters that require a gradient are optimized; also passed as `model` to a constructor
+            that takes one.
+        lr_scale: The learning rate of every group is multiplied by it, > 0.
+        decay_bias_and_norm: Whether weight decay applies to parameters of at most one dimension.
+
+    Raises:
+        ConfigError: An argument is wrong, or nothing is to be trained.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ConfigError("optimizer: the model has no parameter that requires a gradient: nothing to train.")
+    for key in ("lr", "adamw_lr"):
+        lr = settings.get(key, 0.0)
+        if lr is None and key == "adamw_lr":
+            continue
+        if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+            raise ConfigError(f"optimizer.{key} is {lr!r}: give a number >= 0.")
+    if settings.get("fused") and settings.get("foreach"):
+        raise ConfigError("optimizer.fused and optimizer.foreach are both true: set one, or neither.")
+
+    fixed = {k: v for k, v in settings.items() if not (k in ("fused", "foreach") and v is None)}
+    kind = locate(str(settings["_target_"]), "optimizer") if settings.get("_target_") else None
+    if kind is not None and not {"fused", "foreach"} & set(fixed) and _takes_fused(kind, model, params):
+        fixed["fused"] = True
+    groups: Sequence[Any] = params
+    if kind is not None and not decay_bias_and_norm and _weight_decay(kind, fixed):
+        decayed, plain = [p for p in params if p.dim() > 1], [p for p in params if p.dim() <= 1]
+        if decayed and plain:
+            groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        elif plain:
+            groups = [{"params": plain, "weight_decay": 0.0}]
+    try:
+        optimizer = build("optimizer", fixed, groups, model=model)
+    except RuntimeError as error:  # torch refuses fused on a device or beside another option
+        raise ConfigError(f"optimizer: {settings['_target_']}: {error}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"optimizer._target_: {settings['_target_']!r} gives a {type(optimizer).__name__}, "
+            "not a torch.optim.Optimizer."
+        )
+    for group in optimizer.param_groups:
+        group["lr"] *= lr_scale
+    if "lr" in optimizer.defaults:
+        optimizer.defaults["lr"] *= lr_scale
+    if optimizer.state:
+        _follow_device(optimizer)
+    return optimizer
+
+
+def _input_and_output(model: nn.Module) -> set[int]:
+    """Ids of the 2-d weights that are not hidden: embeddings, and the last one, the output layer's."""
+    kept = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    matrices = [id(p) for p in model.parameters() if p.dim() == 2]
+    return kept | set(matrices[-1:])
+
+
+def _takes_fused(kind: Callable[..., Any], model: nn.Module, params: Sequence[Tensor]) -> bool:
+    """Whether a fused step works for this class and parameters, here and on the device they may go to."""
+    known = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, Muon)
+    if not torch.cuda.is_available():
+        known += (torch.optim.Adagrad,)  # type: ignore[assignment]  # older torch has it fused on a CPU only
+    if not (isinstance(kind, type) and issubclass(kind, known) and "fused" in (accepted_names(kind) or ())):
+        return False
+    sparse = any(getattr(m, "sparse", False) for m in model.modules())  # sparse gradients have no fused kernel
+    devices = {"cpu", "cuda", "xpu", "mps"}
+    return not sparse and all(p.is_floating_point() and p.device.type in devices for p in params)
+
+
+def _weight_decay(kind: Callable[..., Any], settings: Mapping[str, Any]) -> float:
+    """The weight decay that the settings or the constructor's default give; 0 where it takes none."""
+    if "weight_decay" in settings:
+        return settings["weight_decay"] or 0.0
+    try:
+        parameter = inspect.signature(kind).parameters.get("weight_decay")
+    except ValueError:
+        return 0.0
+    return parameter.default if parameter is not None and isinstance(parameter.default, int | float) else 0.0
+
+
+def _follow_device(optimizer: Optimizer) -> None:
+    """Let state made by the constructor (Adagrad's) go where its parameters have gone by the first step."""
+    first = True
+
+    def move(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        nonlocal first
+        if first:
+            first = False
+            if any(
+                isinstance(value, Tensor) and value.dim() > 0 and value.device != p.device
+                for p, state in optimizer.state.items()
+                for value in state.values()
+            ):
+                optimizer.load_state_dict(optimizer.state_dict())  # torch's own rules for what goes where
+
+    optimizer.register_step_pre_hook(move)

@@ -1,0 +1,573 @@
+"""The record of a run (metrics.jsonl), and Weights & Biases as a view of it.
+
+The record is the truth: one row per step, whatever was killed. The tracker holds nothing that the record does
+not, so what it loses (a killed process, a dead server) is replayed from there.
+
+W&B runs in a process of its own (this file, started as a script). In the training process its import would hold
+the interpreter lock for 0.5 to 2 s and each log call for 0.12 ms, its exit hooks would wait for the server, and
+its helpers write to the terminal. And a process that hangs can be killed, a thread cannot. What is left for
+training (measured): 0.3 ms to construct the tracker, 10 microseconds a row.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import queue
+import shlex
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TextIO
+
+log = logging.getLogger("launcher")
+
+NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+# Seconds. Once training waits for its end, a server that is silent costs SILENT + PROBE / 2 and an offline run,
+# 2.5 s in all (measured); one that answers but is slow is given the time that it needs, up to PATIENT.
+INIT = 30.0
+PROBE = 2.0
+SILENT = 1.0
+PATIENT = 60.0
+HARD_LIMIT = 4.5  # without a sign of life from the tracker's process
+
+
+class Record:
+    """A file of JSON lines, one row per step, in order.
+
+    Args:
+        path: The file; its directory exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._file: BinaryIO | None = None
+        self._last = -1
+
+    def open(self, resume_step: int | None) -> None:
+        """Open for writing, with the rows up to `resume_step` and nothing else.
+
+        What was written after the checkpoint that a run resumes from is written again, and a line torn by a
+        kill has no end: both are cut off, atomically, so that a kill in here loses nothing either.
+
+        Args:
+            resume_step: Last step to keep (inclusive); None starts over.
+        """
+        self.close()
+        kept, self._last = [], -1
+        old = self.path.read_bytes() if self.path.exists() else b""
+        for line in old.splitlines(keepends=True):
+            row = _parse(line)
+            if resume_step is not None and row is not None and self._last < row["step"] <= resume_step:
+                kept.append(line)
+                self._last = row["step"]
+        new = b"".join(kept)
+        if new != old:
+            beside = self.path.with_name(self.path.name + ".new")
+            with beside.open("wb") as file:
+                file.write(new)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, self.path)
+        self._file = self.path.open("ab")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row, and hand it to the operating system: a kill of this process does not take it back.
+
+        Args:
+            row: `step` (int, above that of the last row) and numbers by name. Floats read back bit for bit;
+                NaN and infinities, which JSON lacks, are written as the strings "nan", "inf" and "-inf".
+
+        Raises:
+            ValueError: The step is not above the last one.
+        """
+        assert self._file is not None, "open() comes before write()"
+        step = row["step"]
+        if step <= self._last:
+            raise ValueError(f"{self.path.name}: a row for step {step} after the row for step {self._last}")
+        ordered = {"step": step} | {name: _writable(value) for name, value in row.items()}
+        self._file.write(json.dumps(ordered, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        self._last = step
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk: before a checkpoint that counts on them is made visible."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows so far, non-finite numbers as floats again. A torn last line is left out."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                if (row := _parse(line)) is not None:
+                    yield {k: NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+
+    def close(self) -> None:
+        """Close the file. The record can be opened again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A line of the record; None where it is not a whole row."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def wanted_mode(mode: str) -> str:
+    """The mode to track in: the configured one, or what the environment says where that is `auto`.
+
+    Args:
+        mode: `auto`, `online`, `offline` or `disabled`.
+
+    Returns:
+        One of the same; `auto` where WANDB_MODE leaves it open too.
+    """
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
+        return "disabled"
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    return {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline"}.get(
+        asked, "disabled" if asked == "disabled" else "auto"
+    )
+
+
+class WandbTracker:
+    """Weights & Biases as a view of the record. Nothing here waits for it, but `finish`, for seconds.
+
+    Whatever goes wrong is one warning, and the run is recorded offline, complete. A resumed run goes on under
+    the same `run_id`: online after the last step that the server has, offline in a new segment that holds all
+    rows since the first and takes the place of the older ones.
+
+    Args:
+        run_dir: Run directory: its metrics.jsonl is read, its wandb/ written.
+        config: The composed config, shown as the run's config.
+        mode: `auto` (WANDB_MODE where set; else online where W&B finds an API key, offline without),
+            `online`, `offline` or `disabled`.
+        project: W&B project; None leaves it to W&B's own settings, as with the next four.
+        entity: User or team.
+        name: Display name.
+        group: Runs shown together.
+        tags: Labels.
+        run_id: Stable name of this run directory's run within the project.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        mode: str,
+        project: str | None,
+        entity: str | None,
+        name: str | None,
+        group: str | None,
+        tags: list[str] | None,
+        run_id: str,
+    ) -> None:
+        self._mode = wanted_mode(mode)
+        self._settings: dict[str, Any] = {
+            "run_dir": str(Path(run_dir).absolute()),
+            "trainer": os.getpid(),
+            "argv": sys.argv,
+            "init": {
+                "project": project,
+                "entity": entity,
+                "name": name,
+                "group": group,
+                "tags": list(tags) if tags else None,
+                "id": run_id,
+                "config": dict(config),
+            },
+        }
+        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._end: bytes | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._services: list[int] = []
+        self._deadline = math.inf
+        self._warned = self._finished = False
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        if self._mode != "disabled":
+            self._thread.start()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Show a row that the record already has. Returns at once.
+
+        Args:
+            row: As for `Record.write`.
+        """
+        if self._thread.is_alive():
+            self._messages.put(_encode({"row": dict(row)}))
+
+    def finish(self, summary: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+        """End the run, and wait until it is uploaded, or safe on the disk: for seconds if the server is silent.
+
+        Args:
+            summary: summary.json. Its `final` metrics appear under their own names, `best` ones as
+                `best/<name>`; the `status` "failed" marks the run as failed.
+            pictures: Name to image file; those that do not exist are left out.
+        """
+        images = {name: str(Path(path).absolute()) for name, path in pictures.items()}
+        self._end = _encode({"finish": {"summary": dict(summary), "pictures": images}})
+        self._deadline = time.monotonic() + HARD_LIMIT
+        latest = time.monotonic() + PATIENT
+        self._messages.put(None)
+        while self._thread.is_alive() and time.monotonic() < min(self._deadline, latest):
+            self._thread.join(0.05)
+        if self._thread.is_alive():
+            self._warn("W&B did not end in time and was stopped")
+            self._finished = True
+            if self._child is not None:
+                self._child.kill()
+            for process in self._services:  # would notice by itself, up to 2 s later (measured)
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+            self._thread.join(1)
+
+    def _work(self) -> None:
+        for attempt in (self._mode, "offline"):  # a process that was killed or crashed is replaced once
+            try:
+                self._serve(attempt)
+            except Exception as error:
+                self._warn(f"W&B could not be started: {error}")
+            if self._finished:
+                return
+            self._warn(f"W&B's process ended early (status {self._child and self._child.returncode})")
+
+    def _serve(self, mode: str) -> None:
+        # -P keeps this file's directory off sys.path, where metrics.py and others would hide packages. A session
+        # of its own: Ctrl-C in the terminal is for the trainer, which then calls finish.
+        environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", "WANDB_MODE")}
+        # Error reports go to the same server, and W&B waits for them at exit: 2 s if it hangs (measured).
+        environment["WANDB_ERROR_REPORTING"] = "false"
+        environment["WANDB_SILENT"] = "true"  # else login asks the server for a name, and waits
+        child = subprocess.Popen(
+            [sys.executable, "-P", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment,
+        )
+        self._child = child
+        assert child.stdin is not None and child.stdout is not None
+        listener = threading.Thread(target=self._listen, args=(child.stdout,), daemon=True)
+        listener.start()
+        with contextlib.suppress(OSError):  # the process is gone: the caller sees that no "finished" came
+            child.stdin.write(_encode(self._settings | {"mode": mode}))
+            while self._end is None or not self._messages.empty():
+                child.stdin.flush()
+                message = self._messages.get()
+                if message is None:
+                    break
+                child.stdin.write(message)
+            assert self._end is not None
+            child.stdin.write(self._end)
+            child.stdin.close()
+        listener.join()
+        child.wait()
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+        child.stdout.close()
+
+    def _listen(self, stream: Any) -> None:
+        for line in stream:
+            event = json.loads(line)
+            if "warning" in event:
+                self._warn(event["warning"])
+            if "info" in event:
+                log.info("%s", event["info"])
+            if "service" in event:
+                self._services.append(event["service"])
+            if "wait" in event and self._end is not None:
+                self._deadline = time.monotonic() + event["wait"]
+            if "finished" in event:
+                self._finished = True
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning("%s (metrics.jsonl holds every row).", text.rstrip("."))
+
+
+def _encode(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message, default=str).encode() + b"\n"
+
+
+# What follows runs in the tracker's own process only.
+
+
+class _View:
+    """W&B's side of the pipe: one W&B run that shows the record, online as long as the server plays along."""
+
+    def __init__(self, settings: dict[str, Any], messages: BinaryIO, events: TextIO) -> None:
+        self.settings = settings
+        self.run_dir = Path(settings["run_dir"])
+        self.events = events
+        self.rows: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.end: dict[str, Any] = {"summary": {"status": "failed"}, "pictures": {}}  # unless told otherwise
+        self.ending = threading.Event()
+        self.last = -1
+        self.services: list[subprocess.Popen[Any]] = []
+        threading.Thread(target=self._read, args=(messages,), daemon=True).start()
+        threading.Thread(target=self._watch_trainer, daemon=True).start()
+
+    def serve(self) -> None:
+        """From the first row to the last: online; where that fails at any point, over again offline."""
+        self._import()
+        self._set_older_segments_aside()
+        trouble = None
+        try:
+            if self._can_go_online():
+                self._within(INIT, lambda: self._start("online"))
+                self._tell(info=f"W&B: {self.run.url}")
+                self._follow()
+                self._within(PATIENT, self._finish)
+                self._tell(finished=True)
+                return
+        except Exception as error:
+            trouble = str(error).strip() or type(error).__name__
+            self._tell(warning=f"W&B cannot be used online: {trouble}. Recording offline")
+            self._tell(wait=HARD_LIMIT)
+            self._kill_services()
+            self._set_older_segments_aside()
+        self._start("offline")
+        self._follow()
+        self._finish()
+        segment = shlex.quote(str(Path(self.run.dir).parent))
+        self._tell(info=f"W&B: recorded offline. To upload it: wandb sync {segment}")
+        self._tell(finished=True)
+
+    def _import(self) -> None:
+        view = self
+
+        class Popen(subprocess.Popen):
+            """W&B does not tell the process id of its wandb-core, which may have to be killed."""
+
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                view.services.append(self)
+                if "wandb-core" in str(self.args):
+                    view._tell(service=self.pid)
+
+        subprocess.Popen = Popen  # type: ignore[misc]
+        import wandb
+
+        self.wandb = wandb
+
+    def _read(self, messages: BinaryIO) -> None:
+        for line in messages:
+            message = json.loads(line)
+            if "row" in message:
+                self.rows.put(message["row"])
+            else:
+                self.end = message["finish"]
+        self.ending.set()
+
+    def _watch_trainer(self) -> None:
+        # The end of the pipe is not enough: a data worker forked from a killed trainer holds the pipe open.
+        while os.getppid() == self.settings["trainer"]:
+            time.sleep(0.5)
+        self.ending.set()
+
+    def _tell(self, **event: Any) -> None:
+        with contextlib.suppress(OSError):  # the trainer is gone
+            self.events.write(json.dumps(event) + "\n")
+            self.events.flush()
+
+    def _set_older_segments_aside(self) -> None:
+        # W&B ignores `resume` offline, and a kill takes the last seconds of a segment. So each start replays the
+        # whole record into a new segment, and `wandb sync RUN_DIR/wandb/offline-run-*` uploads one complete
+        # series. All that the older segments have besides is system metrics: superseded/ may be deleted.
+        aside = self.run_dir / "wandb" / "superseded"
+        for old in [*aside.parent.glob("offline-run-*"), *aside.parent.glob("run-*")]:
+            aside.mkdir(exist_ok=True)
+            with contextlib.suppress(OSError):
+                old.rename(aside / f"{old.name}-{time.time_ns()}")
+
+    def _can_go_online(self) -> bool:
+        """Whether to try. Raises where a key is there, or was demanded, and online cannot be."""
+        mode = self.settings["mode"]
+        if mode == "offline":
+            return False
+        try:
+            has_key = self.wandb.login(verify=False)  # environment, netrc, settings; cannot ask here
+        except self.wandb.errors.UsageError:
+            has_key = False
+        if has_key and (trouble := self._trouble()):
+            raise ConnectionError(trouble)
+        if not has_key and mode == "online":
+            raise PermissionError("wandb.mode=online, but no API key is configured (see `wandb login`)")
+        return bool(has_key)
+
+    def _trouble(self) -> str | None:
+        """What is wrong with the server; None where it answers. Returns within seconds."""
+        settings = self.wandb.setup().settings
+        proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
+        handler = urllib.request.ProxyHandler({k: v for k, v in proxies.items() if v} or None)
+        answers: list[str | None] = []
+
+        def ask() -> None:
+            trouble = None
+            try:
+                urllib.request.build_opener(handler).open(settings.base_url, timeout=PROBE).close()
+            except urllib.error.HTTPError as error:  # 404 is an answer, 401 is explained by init
+                trouble = f"answers {error.code}" if error.code >= 500 else None
+            except OSError as error:
+                reason = getattr(error, "reason", error)
+                if not isinstance(reason, ssl.SSLError):  # wandb-core has its own certificates
+                    trouble = f"cannot be reached ({reason})"
+            except Exception as error:  # what came is not HTTP
+                trouble = f"does not speak HTTP ({type(error).__name__})"
+            answers.append(trouble)
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        start = time.monotonic()
+        while asking.is_alive() and time.monotonic() - start < (PROBE / 2 if self.ending.is_set() else PROBE):
+            asking.join(0.05)
+        trouble = answers[0] if answers else "does not answer"
+        return f"the server at {settings.base_url} {trouble}" if trouble else None
+
+    def _within(self, limit: float, action: Callable[[], None]) -> None:
+        """Do what may hang for `limit` seconds: less when training waits for it and the server is silent."""
+        failures: list[BaseException] = []
+
+        def act() -> None:
+            try:
+                action()
+            except BaseException as error:
+                failures.append(error)
+
+        acting = threading.Thread(target=act, daemon=True)
+        acting.start()
+        start = time.monotonic()
+        waiting_since = math.inf
+        while acting.is_alive():
+            acting.join(0.05)
+            now = time.monotonic()
+            if self.ending.is_set():
+                waiting_since = min(waiting_since, now)
+            if now - start > limit:
+                raise TimeoutError(f"no success within {limit:.0f} s")
+            if now - waiting_since > SILENT:
+                if trouble := self._trouble():
+                    raise TimeoutError(trouble)
+                waiting_since = now
+                self._tell(wait=HARD_LIMIT)
+        if failures:
+            raise failures[0]
+
+    def _kill_services(self) -> None:
+        for service in self.services:
+            service.kill()
+            service.wait()
+        self.services.clear()
+        with contextlib.suppress(BaseException):  # it says that the service is gone, or exits with its status
+            self.wandb.teardown()
+
+    def _start(self, mode: Literal["online", "offline"]) -> None:
+        wanted = {
+            "silent": True,
+            "console": "off",
+            "symlink": False,
+            "program": self.settings["argv"][0],
+            "x_stats_pid": self.settings["trainer"],
+            "init_timeout": INIT,
+            "finish_timeout": PATIENT,
+            "disable_job_creation": True,
+            # A diff of the working tree, or the URL of a remote, may hold a password.
+            "disable_git": True,
+            "disable_code": True,
+            # Every 15 s by default, which a kill would take.
+            "x_transaction_log_flush_interval": 2.0,
+        }
+        known = self.wandb.Settings.model_fields
+        self.run = self.wandb.init(
+            **self.settings["init"],
+            mode=mode,
+            dir=str(self.run_dir),
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",
+            settings=self.wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
+        )
+        self.last = self.run.step - 1  # what the server has already; it would drop those rows
+
+    def _follow(self) -> None:
+        for count, row in enumerate(Record(self.run_dir / "metrics.jsonl").rows()):
+            self._log(row)
+            if count % 1000 == 0:
+                self._tell(wait=HARD_LIMIT)  # a long replay is not a hang
+        while not (self.ending.is_set() and self.rows.empty()):
+            with contextlib.suppress(queue.Empty):
+                self._log(self.rows.get(timeout=0.2))
+
+    def _log(self, row: dict[str, Any]) -> None:
+        step = row["step"]
+        if step > self.last:
+            self.run.log({name: value for name, value in row.items() if name != "step"}, step=step)
+            self.last = step
+
+    def _finish(self) -> None:
+        summary, pictures = self.end["summary"], self.end["pictures"]
+        # At the last step, not one after it: a run that is trained further has a row of its own there.
+        images = {name: self.wandb.Image(path) for name, path in pictures.items() if os.path.exists(path)}
+        if images:
+            self.run.log(images, step=max(self.last, 0))
+        flat = {name: value for name, value in summary.items() if name not in ("final", "best")}
+        flat |= summary.get("final") or {}
+        flat |= {f"best/{name}": value for name, value in (summary.get("best") or {}).items()}
+        self.run.summary.update(flat)
+        self.run.finish(exit_code=int(summary.get("status") == "failed"))
+        # wandb-core answers before the file is written: killing it here lost rows. Its own end does not.
+        with contextlib.suppress(SystemExit):
+            self.wandb.teardown()
+
+
+def _serve() -> None:
+    """Run as the tracker's process: messages on standard input, events on standard output, no chatter."""
+    # Signals of a cluster reach every process of a step; the trainer decides when to end.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # Private copies, so that wandb-core neither holds the pipes open nor writes into them.
+    messages, events = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    settings = json.loads(messages.readline())
+    sys.argv = settings["argv"]
+    view = _View(settings, messages, events)
+    try:
+        view.serve()
+    except Exception as error:
+        view._tell(warning=f"W&B records nothing: {type(error).__name__}: {error}", finished=True)
+    finally:
+        view._kill_services()
+        os._exit(0)  # past W&B's exit hooks, which wait for the server
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,190 @@
+"""Each rank watches the others, so that none waits for one that died, failed or hangs.
+
+A rank writes a heartbeat into the store that torch.distributed met in, and reads the others'. A dead process is seen
+by its neighbours on the same machine, which know its pid, and told to the rest. A collective alone would not do: NCCL
+waits for minutes, and gloo says "connection reset" without saying by whom.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+from typing import Any
+
+from launcher.distributed import Ranks, from_rank_0
+
+BEAT = 1.0  # seconds between two heartbeats
+PATIENCE = 5.0  # seconds in which the rank that failed first is given time to say so before an echo speaks
+
+
+current: "Watch | None" = None  # of this process, for who handles an exception at its very end
+
+
+class Watch:
+    """The watch of one rank over its peers.
+
+    Args:
+        ranks: Which rank this is.
+        timeout: Seconds without a heartbeat after which a rank counts as hung.
+
+    Attributes:
+        step: Updates done, for the others to see; set by the loop.
+    """
+
+    def __init__(self, ranks: Ranks, timeout: float) -> None:
+        from torch.distributed import PrefixStore, distributed_c10d
+
+        self.ranks, self.timeout, self.step = ranks, timeout, 0
+        store = distributed_c10d._get_default_store()
+        while isinstance(store, PrefixStore):
+            store = store.underlying_store
+        # A connection of its own: a client answers one call at a time, and the main thread may wait in one. A name of
+        # its own: torchrun's store outlives a restart, and holds what the group before it wrote.
+        self._store = PrefixStore(f"launcher/{from_rank_0(uuid.uuid4().hex, ranks.world_size)}", store.clone())
+        self._done = threading.Event()
+        self._host = socket.gethostname()
+        self._set("who", {"pid": os.getpid(), "host": self._host})
+        global current
+        current = self
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching; every rank must have passed a barrier before."""
+        self._done.set()
+        self._thread.join(2 * BEAT)
+
+    def failed(self, text: str) -> str | None:
+        """Tell the others that this rank failed, unless another one did before.
+
+        Args:
+            text: What happened, for their messages.
+
+        Returns:
+            None where this rank is the first: it should say what happened. Else what to say in its place.
+        """
+        self._done.set()
+        with contextlib.suppress(Exception):
+            deadline = time.monotonic() + (PATIENCE if _is_echo(text) else 0)
+            while True:
+                first = self._first_failure()
+                if first is not None or time.monotonic() > deadline:
+                    break
+                gone = self._gone()
+                if gone is not None:
+                    return self._say_gone(gone)
+                time.sleep(0.1)
+            if first is None:
+                self._store.compare_set("failure", "", json.dumps({"rank": self.ranks.rank, "text": text}))
+                first = self._first_failure()
+            if first is not None and first["rank"] != self.ranks.rank:
+                return f"rank {self.ranks.rank} ends, because rank {first['rank']} {first['text'].splitlines()[-1]}"
+        return None
+
+    def _set(self, what: str, value: Any) -> None:
+        self._store.set(f"{what}/{self.ranks.rank}", json.dumps(value))
+
+    def _get(self, what: str, rank: int) -> Any:
+        key = f"{what}/{rank}"
+        return json.loads(self._store.get(key)) if self._store.check([key]) else None
+
+    def _first_failure(self) -> Any:
+        return json.loads(self._store.get("failure")) if self._store.check(["failure"]) else None
+
+    def _run(self) -> None:
+        beats: dict[int, Any] = {}
+        changed: dict[int, float] = {}
+        count = 0
+        while not self._done.wait(BEAT):
+            try:
+                count += 1
+                self._set("beat", [count, self.step])
+                now = time.monotonic()
+                for rank in range(self.ranks.world_size):
+                    beat = self._get("beat", rank)
+                    if beats.get(rank, ()) != beat or rank not in changed:
+                        beats[rank], changed[rank] = beat, now
+                gone = self._gone()
+                if gone is not None:
+                    self._end(self._say_gone(gone))
+                failure = self._first_failure()
+                if failure is not None and failure["rank"] != self.ranks.rank:
+                    text = failure["text"].splitlines()[-1]
+                    self._end(f"rank {self.ranks.rank} ends, because rank {failure['rank']} {text}")
+                silent = [rank for rank, at in changed.items() if now - at > self.timeout]
+                if silent:
+                    rank, step = silent[0], (beats[silent[0]] or [0, "?"])[1]
+                    self._end(
+                        f"rank {rank} has been silent for {now - changed[rank]:.0f} s (timeout={self.timeout:g}), last "
+                        f"seen at step {step}: it hangs, or its machine is gone. rank {self.ranks.rank} ends."
+                    )
+            except Exception as error:  # the store is gone: with it rank 0, or the launcher that held it
+                if not self._done.is_set():
+                    self._end(f"rank {self.ranks.rank} ends: rank 0 or its launcher is gone ({type(error).__name__}).")
+
+    def _gone(self) -> dict[str, Any] | None:
+        """The first rank whose process is there no more, found by a neighbour on its machine."""
+        for rank in range(self.ranks.world_size):
+            who = self._get("who", rank)
+            if rank != self.ranks.rank and who and who["host"] == self._host and not _exists(who["pid"]):
+                self._store.compare_set("gone", "", json.dumps({"rank": rank, **who}))
+        return json.loads(self._store.get("gone")) if self._store.check(["gone"]) else None
+
+    def _say_gone(self, gone: dict[str, Any]) -> str:
+        return (
+            f"rank {gone['rank']} (pid {gone['pid']} on {gone['host']}) is gone: it was killed, or ran out of memory. "
+            f"rank {self.ranks.rank} ends."
+        )
+
+    def _end(self, message: str) -> None:
+        if self._done.is_set():
+            return
+        with contextlib.suppress(OSError):
+            os.write(2, f"{message}\n".encode())
+        # A child of the launcher that is stopped does not take SIGTERM; torchrun kills it, but only 30 s later.
+        for rank in range(self.ranks.world_size):
+            with contextlib.suppress(Exception):
+                who = self._get("who", rank)
+                if who and who["host"] == self._host and _stopped(who["pid"]):
+                    os.kill(who["pid"], signal.SIGKILL)
+        os._exit(1)
+
+
+def _is_echo(text: str) -> bool:
+    """Whether an exception looks like that of a rank whose peer is gone."""
+    words = ("Connection reset", "Connection closed", "Broken pipe", "Socket", "gloo", "NCCL", "DistBackendError")
+    return any(word in text for word in words)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return _state(pid) != "Z"
+
+
+def _stopped(pid: int) -> bool:
+    return _state(pid) == "T"
+
+
+def _state(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "?"
+
+
+def describe_failure() -> str:
+    """The exception being handled, as its traceback with a last line `failed: Type: message`."""
+    kind, value, _ = sys.exc_info()
+    return f"{traceback.format_exc()}failed: {kind.__name__ if kind else ''}: {value}".rstrip()
