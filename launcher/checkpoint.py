@@ -282,7 +282,13 @@ def go_back(directory: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
 def _numpy_state() -> dict[str, Any]:
     """NumPy's legacy generator in plain values: its own arrays are refused by weights_only loading."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {"name": name, "keys": keys.tolist(), "position": position, "has_gauss": has_gauss, "gauss": float(gauss)}
+    return {
+        "name": name,
+        "keys": np.asarray(keys).tolist(),
+        "position": position,
+        "has_gauss": has_gauss,
+        "gauss": float(gauss),
+    }
 
 
 def _set_numpy_state(state: Mapping[str, Any]) -> None:

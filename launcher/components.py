@@ -1,6 +1,7 @@
 """Components by name: from a config group with a `_target_` to the object it names."""
 
 import inspect
+import logging
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from launcher.errors import ConfigError
+
+logging.getLogger("hydra").addHandler(logging.NullHandler())  # it logs what it then raises: one message is enough
 
 
 def locate(target: str, group: str) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher import slurm
 from launcher.config import FP16_ON_CPU
 from launcher.errors import ConfigError
 
@@ -75,6 +76,11 @@ def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = (
             "--num_processes. Correct it with `accelerate config`, or start with torchrun."
         )
     return Ranks(rank, world, local, local_world)
+
+
+def join_slurm() -> None:
+    """Inside a SLURM step (`srun python launcher/train.py`) tell torch.distributed its ranks; else do nothing."""
+    os.environ.update(slurm.ranks(os.environ) or {})
 
 
 def asked_processes(command: Sequence[str]) -> int | None:

@@ -23,7 +23,7 @@ from launcher.errors import ConfigError
 from launcher.losses import PerSample
 from launcher.metrics import ClassificationSums, RegressionSums, make_metrics, update_metrics
 from launcher.schedulers import Schedule
-from launcher.stream import MODEL, Batch, Stream, derive, in_order
+from launcher.stream import MODEL, Batch, ShardedStream, Stream, derive, in_order
 
 VOTE_LAG = 8  # steps until a vote is read on a GPU: by then its copy to the host has long arrived
 
@@ -120,8 +120,8 @@ class Trainer:
         self.wants_to_stop = False
         self.rollbacks = Rollbacks()
         self.measured = model if ema_decay is None else copy.deepcopy(model).requires_grad_(False)
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._averaged = [
+        self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._averaged: list[Tensor] = [
             p for p, q in zip(self.measured.parameters(), model.parameters(), strict=True) if q.requires_grad
         ]
         self._carried: nn.Parameter | None = None
@@ -220,7 +220,7 @@ class Trainer:
             raise Diverged(bad[0] if bad else self.schedule.updates - 1, self.lr)
         return losses[finite], weights[finite]
 
-    def warm_up(self, samples: Stream) -> None:
+    def warm_up(self, samples: Stream | ShardedStream) -> None:
         """Let DDP find its final order of work, and leave no trace.
 
         It regroups its buckets after the first backward, which changes the order of sums over 3 and more ranks: a

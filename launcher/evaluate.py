@@ -48,6 +48,7 @@ def evaluate(settings: dict[str, Any]) -> int:
     if not (path / ".hydra" / "config.yaml").is_file():
         raise ConfigError(f"run_dir={path}: no run is there (it has no .hydra/config.yaml).")
     run: Any = OmegaConf.to_container(OmegaConf.load(path / ".hydra" / "config.yaml"))
+    distributed.join_slurm()
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     on_cpu = distributed.choose_device(settings["device"], run["mixed_precision"], ranks)
     chosen = _choose_checkpoint(path, settings["checkpoint"])

@@ -152,10 +152,14 @@ def _lock(path: Path) -> int:
         raise ConfigError(
             f"hydra.run.dir={path}: a run is in it ({holder.strip()}). Stop it, or choose another."
         ) from error
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-    holder |= {"launch": launch_name()}
+    who = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "launch": launch_name(),
+    }
     os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(holder).encode(), 0)
+    os.pwrite(handle, json.dumps(who).encode(), 0)
     return handle
 
 

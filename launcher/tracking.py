@@ -331,6 +331,7 @@ class _View:
         self.end: dict[str, Any] = {"summary": {"status": "failed"}, "pictures": {}}  # unless told otherwise
         self.ending = threading.Event()
         self.last = -1
+        self.mode: Literal["online", "offline"] = "offline"
         self.services: list[subprocess.Popen[Any]] = []
         threading.Thread(target=self._read, args=(messages,), daemon=True).start()
         threading.Thread(target=self._watch_trainer, daemon=True).start()
@@ -338,27 +339,32 @@ class _View:
     def serve(self) -> None:
         """From the first row to the last: online; where that fails at any point, over again offline."""
         self._import()
-        self._set_older_segments_aside()
-        trouble = None
         try:
-            if self._can_go_online():
-                self._within(INIT, lambda: self._start("online"))
-                self._tell(info=f"W&B: {self.run.url}")
+            self.mode = "online" if self._can_go_online() else "offline"
+        except Exception as error:
+            self._warn_of(error)
+        for attempts_left in (2, 1, 0):
+            self._set_older_segments_aside()
+            try:
+                self._within(INIT, self._start)
+                if self.mode == "online":
+                    self._tell(info=f"W&B: {self.run.url}")
                 self._follow()
                 self._within(PATIENT, self._finish)
-                self._tell(finished=True)
-                return
-        except Exception as error:
-            trouble = str(error).strip() or type(error).__name__
-            self._tell(warning=f"W&B cannot be used online: {trouble}. Recording offline")
+                break
+            except Exception as error:
+                if not attempts_left:
+                    raise
+                # A cluster that ends a job signals every process of it, and wandb-core obeys: started again, it
+                # goes on where it was. Else it is the server, and no use to try that again.
+                if self.mode == "online" and not self._service_died():
+                    self._warn_of(error)
+                    self.mode = "offline"
             self._tell(wait=HARD_LIMIT)
             self._kill_services()
-            self._set_older_segments_aside()
-        self._start("offline")
-        self._follow()
-        self._finish()
-        segment = shlex.quote(str(Path(self.run.dir).parent))
-        self._tell(info=f"W&B: recorded offline. To upload it: wandb sync {segment}")
+        if self.mode == "offline":
+            segment = shlex.quote(str(Path(self.run.dir).parent))
+            self._tell(info=f"W&B: recorded offline. To upload it: wandb sync {segment}")
         self._tell(finished=True)
 
     def _import(self) -> None:
@@ -369,8 +375,8 @@ class _View:
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
-                view.services.append(self)
                 if "wandb-core" in str(self.args):
+                    view.services.append(self)
                     view._tell(service=self.pid)
 
         subprocess.Popen = Popen  # type: ignore[misc]
@@ -397,6 +403,17 @@ class _View:
         with contextlib.suppress(OSError):  # the trainer is gone
             self.events.write(json.dumps(event) + "\n")
             self.events.flush()
+
+    def _warn_of(self, error: Exception) -> None:
+        trouble = str(error).strip() or type(error).__name__
+        self._tell(warning=f"W&B cannot be used online: {trouble}. Recording offline")
+
+    def _service_died(self) -> bool:
+        for service in self.services:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                service.wait(0.2)
+                return True
+        return False
 
     def _set_older_segments_aside(self) -> None:
         # W&B ignores `resume` offline, and a kill takes the last seconds of a segment. So each start replays the
@@ -474,9 +491,9 @@ class _View:
             if now - start > limit:
                 raise TimeoutError(f"no success within {limit:.0f} s")
             if now - waiting_since > SILENT:
-                if trouble := self._trouble():
+                if self.mode == "online" and (trouble := self._trouble()):
                     raise TimeoutError(trouble)
-                waiting_since = now
+                waiting_since = time.monotonic()
                 self._tell(wait=HARD_LIMIT)
         if failures:
             raise failures[0]
@@ -489,7 +506,7 @@ class _View:
         with contextlib.suppress(BaseException):  # it says that the service is gone, or exits with its status
             self.wandb.teardown()
 
-    def _start(self, mode: Literal["online", "offline"]) -> None:
+    def _start(self) -> None:
         wanted = {
             "silent": True,
             "console": "off",
@@ -508,9 +525,9 @@ class _View:
         known = self.wandb.Settings.model_fields
         self.run = self.wandb.init(
             **self.settings["init"],
-            mode=mode,
+            mode=self.mode,
             dir=str(self.run_dir),
-            resume="allow" if mode == "online" else None,
+            resume="allow" if self.mode == "online" else None,
             reinit="create_new",
             settings=self.wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
         )

@@ -54,6 +54,7 @@ def train(composed: Composed) -> int:
     settings = composed.settings
 
     # 1. Which rank am I, and on what kind of device
+    distributed.join_slurm()
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
 
@@ -148,8 +149,10 @@ def train(composed: Composed) -> int:
         )  # fmt: skip
 
     def due(every: int | str | None) -> bool:
-        steps = plan.steps_per_epoch if every == "epoch" else every
-        return steps is not None and (progress.step % steps == 0 or progress.step == total_steps)
+        if every is None:
+            return False
+        steps = plan.steps_per_epoch if every == "epoch" else int(every)
+        return progress.step % steps == 0 or progress.step == total_steps
 
     def loop() -> bool:
         """The loop, always in this order: step, log, evaluate, save, stop. True where it was asked to stop."""

@@ -8,3 +8,5 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # for the parent of the tests' proc
 )
 for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "RANK", "WORLD_SIZE"):
     os.environ.pop(variable, None)
+
+from slurm_cluster import slurm  # noqa: E402, F401

@@ -4,7 +4,6 @@ import sys
 import traceback
 
 try:
-
     import launcher.batch
     import launcher.checkpoint
     import launcher.engine

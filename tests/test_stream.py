@@ -61,7 +61,7 @@ def test_permutations_are_uniform():
 
 def test_uniforms_are_uniform_and_belong_to_the_sample():
     draws = uniforms(np.arange(20000), 3, derive(1))
-    assert 0 <= draws.min() and draws.max() < 1
+    assert draws.min() >= 0 and draws.max() < 1
     assert np.abs(draws.mean(0) - 0.5).max() < 0.01 and np.abs(draws.var(0) - 1 / 12).max() < 0.002
     assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.03
     assert (uniforms(np.array([17]), 3, derive(1)) == draws[17]).all()

@@ -1,0 +1,206 @@
+"""What a data source gives: three parts, a task, and the shapes that a model and a loss need."""
+
+import math
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from launcher.errors import ConfigError
+
+
+@dataclass
+class TensorPart:
+    """A part that lies in memory as two tensors, so that a batch is one indexing of each.
+
+    Args:
+        inputs: [n, ...] of any dtype; images stay uint8, a quarter of the memory of float32.
+        targets: [n] int64 classes, or [n, d] float32 numbers.
+        prepare: Raw inputs [b, ...] to what the model gets [b, ...] float32; deterministic, row by row.
+        augment: (raw inputs [b, ...], uniforms [b, draws] float32 in [0, 1)) to raw inputs [b, ...]; each row
+            depends on its own row alone.
+        draws: Uniform numbers per sample that augment takes.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    prepare: Callable[[Tensor], Tensor] | None = None
+    augment: Callable[[Tensor, Tensor], Tensor] | None = None
+    draws: int = 0
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass
+class DatasetPart:
+    """A part that is read sample by sample, from a map-style torch Dataset.
+
+    Args:
+        dataset: Gives (input, target) for an index in 0 .. len - 1. What it draws at random comes from the
+            global generator of torch, which is seeded for each sample.
+        targets: [n] int64, every label in order, where cheap to know.
+    """
+
+    dataset: Any
+    targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        assert isinstance(self.dataset, Sized)
+        return len(self.dataset)
+
+
+Part = TensorPart | DatasetPart
+
+
+@dataclass
+class Data:
+    """A data source: what to learn from, choose by and measure on.
+
+    Args:
+        name: Name of the source.
+        task: `classification` or `regression`.
+        input_shape: Shape of one prepared sample.
+        num_outputs: Classes, or numbers per sample to predict.
+        train: What the weights are fitted to.
+        validation: What choices are made by, such as the best checkpoint.
+        test: What is measured once, at the end.
+        class_names: One name per class, in the order of the labels; None where unknown.
+        target_mean: [d] what was subtracted from the targets of a regression.
+        target_std: [d] what they were then divided by: an error of 1 is this much in the user's own unit.
+    """
+
+    name: str
+    task: str
+    input_shape: tuple[int, ...]
+    num_outputs: int
+    train: Part
+    validation: Part
+    test: Part
+    class_names: list[str] | None = None
+    target_mean: Tensor | None = None
+    target_std: Tensor | None = None
+
+    def __str__(self) -> str:
+        shape = "x".join(str(side) for side in self.input_shape)
+        return (
+            f"{self.name}: {self.task}, {shape} to {self.num_outputs}; {len(self.train)} to train, "
+            f"{len(self.validation)} to validate, {len(self.test)} to test"
+        )
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Samples of each class in the training part: [num_outputs] int64.
+
+        Raises:
+            ConfigError: The task has no classes, or the labels are not known without reading every sample.
+        """
+        if self.task != "classification":
+            raise ConfigError(f"data={self.name} is a {self.task} task and has no classes to count.")
+        if self.train.targets is None:
+            raise ConfigError(
+                f"data={self.name} does not tell its labels, and its classes cannot be counted; give weights."
+            )
+        return torch.bincount(self.train.targets, minlength=self.num_outputs)
+
+    def facts(self) -> dict[str, Any]:
+        """What a model's or a loss's constructor may ask for by name."""
+        facts: dict[str, Any] = {
+            "input_shape": self.input_shape,
+            "in_features": math.prod(self.input_shape),
+            "num_outputs": self.num_outputs,
+            "out_features": self.num_outputs,
+        }
+        if self.task == "classification":
+            facts["num_classes"] = self.num_outputs
+        if len(self.input_shape) == 3:
+            facts["in_channels"] = self.input_shape[0]
+        return facts
+
+
+def check_fraction(setting: str, fraction: Any) -> float:
+    """A share of samples in (0, 1), else a ConfigError that names the setting."""
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ConfigError(f"{setting}: {fraction!r} is no share of samples; it must be in (0, 1), such as 0.1.")
+    return float(fraction)
+
+
+def check_seed(setting: str, seed: Any) -> int:
+    """A seed that NumPy takes, an integer in [0, 2**32), else a ConfigError that names the setting."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"{setting}: {seed!r} is no seed; it must be an integer in [0, 2**32), such as 0.")
+    return seed
+
+
+def check_flag(setting: str, flag: Any) -> bool:
+    """True or false, else a ConfigError that names the setting."""
+    if not isinstance(flag, bool):
+        raise ConfigError(f"{setting}: {flag!r} is neither true nor false.")
+    return flag
+
+
+def split(n: int, fraction: float, seed: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Part samples into those to keep and those to hold out, the same for the same arguments everywhere.
+
+    Args:
+        n: Number of samples, at least 2.
+        fraction: Share to hold out, in (0, 1): round(n * fraction) samples, at least 1 and at most n - 1.
+        seed: Seed of the choice, in [0, 2**32).
+        labels: [n] classes. Where given, each class gives its share, to within one sample, and keeps at least
+            one; fewer are held out where that leaves no choice.
+
+    Returns:
+        Indices kept and indices held out, both int64 and ascending.
+    """
+    # NumPy promises that the stream of RandomState never changes; torch.randperm's has changed before.
+    order = np.random.RandomState(seed).permutation(n)
+    wanted = min(max(1, round(n * fraction)), n - 1)
+    if labels is None:
+        out = order[:wanted]
+    else:
+        classes = labels.numpy()[order]
+        values, counts = np.unique(classes, return_counts=True)
+        exact = counts * (wanted / n)
+        quota = np.floor(exact).astype(np.int64)
+        # The samples left over go to the classes with the largest remainder; a tie to the earlier class.
+        able = np.flatnonzero(quota + 1 < counts)
+        by_remainder = able[np.argsort(-(exact - quota)[able], kind="stable")]
+        quota[by_remainder[: wanted - quota.sum()]] += 1
+        out = np.concatenate([order[classes == v][:q] for v, q in zip(values, quota, strict=True)])
+    held_out = np.zeros(n, dtype=bool)
+    held_out[out] = True
+    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+
+
+def split_three(
+    n: int, test: float, validation: float, seed: int, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Part samples into training, validation and test indices.
+
+    Args:
+        n: Number of samples.
+        test: Share of all samples for the test part, in (0, 1).
+        validation: Share of what then remains for the validation part, in (0, 1).
+        seed: Seed of both choices.
+        labels: [n] classes, to part each class alike.
+
+    Raises:
+        ConfigError: A share or the seed is outside its range, or there are fewer than three samples.
+    """
+    test, validation = check_fraction("data.test", test), check_fraction("data.validation", validation)
+    seed = check_seed("data.split_seed", seed)
+    if n < 3:
+        raise ConfigError(f"data: {n} samples are too few for a training, a validation and a test part.")
+    rest, tested = split(n, test, seed, labels)
+    if len(rest) < 2:
+        raise ConfigError(f"data.test: {test} of {n} samples leaves {len(rest)}, too few to train and to validate.")
+    kept, validated = split(len(rest), validation, seed, None if labels is None else labels[rest])
+    if len(tested) == 0 or len(validated) == 0:
+        raise ConfigError(
+            f"data: {n} samples give {len(kept)} to train, {len(validated)} to validate, {len(tested)} to test, "
+            "since each class keeps one to train; give more samples per class."
+        )
+    return rest[kept], rest[validated], tested

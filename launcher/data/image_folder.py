@@ -1,0 +1,179 @@
+"""A user's own images: one folder per part, in it one folder per class."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from launcher.data import Data, DatasetPart, check_flag, check_fraction, check_seed, split
+from launcher.errors import ConfigError
+
+
+class FolderImages(Dataset):
+    """Images read from files, one at a time.
+
+    Args:
+        samples: (file, class) of each image.
+        loader: File to image.
+        transform: Image to the input [3, image_size, image_size] float32.
+    """
+
+    def __init__(
+        self,
+        samples: list[tuple[str, int]],
+        loader: Callable[[str], Any],
+        transform: Callable[[Any], Tensor],
+    ) -> None:
+        self.samples = samples
+        self.loader = loader
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        try:
+            image = self.loader(path)
+        except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as a SyntaxError
+            raise ValueError(f"{path} is no image that can be read: {error}") from error
+        return self.transform(image), label
+
+
+def load(
+    root: str,
+    image_size: int,
+    crop: float,
+    min_scale: float,
+    flip: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    test: float,
+    validation: float,
+    split_seed: int,
+) -> Data:
+    """Find the images under root/train, root/validation (or root/val) and root/test, one folder per class.
+
+    A part without a folder of its own is split off the training images. Validation and test images are
+    resized and cropped at the centre. Training images are cropped at random and mirrored; the random numbers
+    come from the global generator of torch.
+
+    Args:
+        root: Directory with the folder `train`.
+        image_size: Side of the square that the model gets, in pixels.
+        crop: Side of the centre crop over the shorter side of the image, in (0, 1].
+        min_scale: Smallest share of the area that a random crop keeps (Szegedy et al. 2015), in (0, 1]; 1 for
+            the centre crop in training too.
+        flip: Mirror half of the training images.
+        mean: Mean of red, green and blue, which run from 0 to 1.
+        std: Standard deviation of red, green and blue.
+        test: Share of the training images for the test part, in (0, 1), where there is no folder `test`.
+        validation: Share of the rest for the validation part, in (0, 1), where there is no folder for it.
+        split_seed: Seed of the split.
+
+    Raises:
+        ConfigError: A folder is missing or empty, a part has a class that training does not have, a setting
+            is outside its range, or torchvision is missing.
+    """
+    try:
+        from torchvision.datasets import ImageFolder
+        from torchvision.transforms import v2 as transforms
+    except ImportError as error:
+        raise ConfigError(
+            f"data=image_folder reads images with torchvision, which does not import ({error}): "
+            "pip install 'launcher[vision]'"
+        ) from error
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+        raise ConfigError(f"data.image_size: {image_size!r} is no side in pixels; it must be an integer >= 1.")
+    for setting, share in (("data.crop", crop), ("data.min_scale", min_scale)):
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ConfigError(f"{setting}: {share!r} is no share; it must be in (0, 1].")
+    for setting, colours in (("data.mean", mean), ("data.std", std)):
+        if isinstance(colours, str) or not isinstance(colours, Sequence) or len(colours) != 3:
+            raise ConfigError(f"{setting}: {colours!r} is not three numbers, one each for red, green and blue.")
+    if min(std) <= 0:
+        raise ConfigError(f"data.std: {list(std)} has a value that is not above 0.")
+    check_flag("data.flip", flip)
+    if not root or not isinstance(root, str):
+        raise ConfigError(f"data.root: {root!r} is no directory; name the one that holds the folder train.")
+    folder = Path(root).expanduser()
+    if not (folder / "train").is_dir():
+        raise ConfigError(
+            f"data.root: {folder} has no folder train; put the images of each class into train/CLASS in it."
+        )
+
+    def scan(part: Path, classes: list[str] | None) -> tuple[list[str], list[tuple[str, int]]]:
+        try:
+            # Only in training must each class have images.
+            found = ImageFolder(str(part), allow_empty=classes is not None)
+        except FileNotFoundError as error:
+            raise ConfigError(f"data.root: {part}: {error}") from error
+        if classes is None:
+            return found.classes, found.samples
+        new = [name for name in found.classes if name not in classes]
+        if new:
+            raise ConfigError(
+                f"data.root: {part} has the class folder {new[0]!r}, which {folder}/train does not have; "
+                f"that has: {', '.join(classes)}."
+            )
+        if not found.samples:
+            raise ConfigError(f"data.root: {part} has no images; fill it, or remove it to split them off train.")
+        return classes, [(path, classes.index(found.classes[label])) for path, label in found.samples]
+
+    classes, train = scan(folder / "train", None)
+    if len(classes) < 2:
+        raise ConfigError(f"data.root: {folder}/train has one class, {classes[0]!r}; at least two are needed.")
+
+    def part_of(setting: str, share: float, names: Sequence[str]) -> list[tuple[str, int]]:
+        """The images of the first of these folders, else a share taken out of the training images."""
+        nonlocal train
+        for name in names:
+            if (folder / name).is_dir():
+                return scan(folder / name, classes)[1]
+        check_fraction(setting, share)
+        labels = torch.tensor([label for _, label in train])
+        kept, out = split(len(train), share, check_seed("data.split_seed", split_seed), labels)
+        if len(out) == 0:
+            raise ConfigError(f"{setting}: {len(train)} images of {len(classes)} classes leave none to split off.")
+        taken = [train[i] for i in out.tolist()]
+        train = [train[i] for i in kept.tolist()]
+        return taken
+
+    tested = part_of("data.test", test, ["test"])
+    validated = part_of("data.validation", validation, ["validation", "val"])
+
+    to_input = [
+        transforms.PILToTensor(),
+        transforms.ToDtype(torch.float32, scale=True),
+        transforms.Normalize(list(mean), list(std)),
+    ]
+    centre = [transforms.Resize(round(image_size / crop)), transforms.CenterCrop(image_size)]
+    random: list[Any] = [transforms.RandomResizedCrop(image_size, scale=(min_scale, 1.0))] if min_scale < 1 else centre
+    if flip:
+        random = [*random, transforms.RandomHorizontalFlip()]
+
+    def part(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetPart:
+        dataset = FolderImages(samples, read_image, transforms.Compose([*steps, *to_input]))
+        return DatasetPart(dataset, torch.tensor([label for _, label in samples]))
+
+    return Data(
+        name="image_folder",
+        task="classification",
+        input_shape=(3, image_size, image_size),
+        num_outputs=len(classes),
+        train=part(train, random),
+        validation=part(validated, centre),
+        test=part(tested, centre),
+        class_names=classes,
+    )
+
+
+def read_image(path: str) -> Any:
+    """The image in a file, as RGB, whatever its own mode."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.convert("RGB")

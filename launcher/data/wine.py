@@ -1,0 +1,22 @@
+"""Wines: 178 from three cultivars, thirteen chemical measurements each (Aeberhard and Forina 1992)."""
+
+from launcher.data import Data
+from launcher.data.shipped import read_shipped
+from launcher.data.table import from_table
+
+CLASSES = ["class_0", "class_1", "class_2"]
+
+
+def load(test: float, validation: float, split_seed: int) -> Data:
+    """Read the table, split it, and standardise it by the training part.
+
+    Args:
+        test: Share of all rows for the test part, in (0, 1).
+        validation: Share of the rest for the validation part, in (0, 1).
+        split_seed: Seed of the split.
+
+    Raises:
+        ConfigError: A setting is outside its range.
+    """
+    table = read_shipped("wine_data.csv", skip=1)
+    return from_table("wine", table[:, :-1], table[:, -1], CLASSES, test, validation, split_seed)

@@ -1,0 +1,64 @@
+"""Small convolutional network for small images."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from launcher.errors import ConfigError
+from launcher.models import check_dropout, check_image, check_width, check_widths, group_norm
+
+
+class CNN(nn.Module):
+    """3x3 convolutions, each halved by pooling and normalised, then a dense layer.
+
+    Each stage is convolution, max-pooling, GroupNorm, ReLU. Pooling comes before the normalisation, which
+    then sees a quarter of the values: on a CPU GroupNorm costs about as much as the convolution. The windows
+    do not overlap, so that the gradient of each value has one source and is the same in every bit also on a
+    GPU. A side that has come down to 1 is no longer halved.
+
+    Args:
+        input_shape: (channels, height, width) of one image.
+        num_outputs: Classes, or numbers to predict.
+        channels: Channels of each stage, first to last; at least one.
+        dense: Width of the dense layer.
+        dropout: Share of units dropped before and after the dense layer in training, in [0, 1).
+
+    Raises:
+        ConfigError: The data are no images, or a width or the dropout is outside its range.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_outputs: int,
+        channels: Sequence[int],
+        dense: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        before, height, width = check_image("cnn", input_shape)
+        stages = check_widths("model.channels", channels)
+        if not stages:
+            raise ConfigError("model.channels: [] has no stage; give at least one, such as model.channels=[32,64].")
+        check_width("model.dense", dense)
+        dropout = check_dropout("model.dropout", dropout)
+        layers: list[nn.Module] = []
+        for after in stages:
+            window = (min(2, height), min(2, width))
+            # No bias: the normalisation would subtract most of it again.
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.MaxPool2d(window)]
+            layers += [group_norm(after), nn.ReLU()]
+            before, height, width = after, height // window[0], width // window[1]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(before * height * width, dense),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(dense, num_outputs),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map images [n, channels, height, width] to outputs [n, num_outputs]."""
+        return self.head(self.features(inputs))

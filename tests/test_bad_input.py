@@ -1,0 +1,146 @@
+"""Wrong input: exit status 2, one message that names the setting, no traceback, and nothing left behind."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import REPOSITORY, train
+
+TABLE = "a,b,y\n" + "".join(f"{i},{i * 2},{i % 2}\n" for i in range(40))
+BAD_TABLE = TABLE + "7,oops,1\n"
+
+# What a person writes, and what the answer must hold.
+WRONG = {
+    "unknown option": (["optimizer=sgdd"], ["optimizer=sgdd", "adamw", "Did you mean sgd?"]),
+    "misspelt key": (["epoch=3"], ["epoch", "Did you mean epochs?"]),
+    "misspelt key in a group": (["optimizer.momentun=0.5"], ["optimizer.momentun", "optimizer.momentum"]),
+    "key without its group": (["lr=0.1"], ["lr", "Did you mean optimizer.lr?"]),
+    "unknown group": (["optimiser=sgd"], ["optimiser", "Did you mean optimizer?"]),
+    "no override": (["sgd"], ["sgd", "key=value"]),
+    "wrong type": (["epochs=many"], ["epochs=many", "whole number"]),
+    "a fraction of a step": (["max_steps=2.5"], ["max_steps=2.5", "whole number"]),
+    "negative size": (["batch.global_size=-4"], ["batch.global_size=-4", "at least 1"]),
+    "zero size": (["batch.max_per_device=0"], ["batch.max_per_device=0", "at least 1"]),
+    "negative rate": (["optimizer.lr=-0.1"], ["optimizer.lr=-0.1", "greater than 0"]),
+    "fp16 on a CPU": (["mixed_precision=fp16"], ["mixed_precision=fp16", "bf16"]),
+    "unknown precision": (["mixed_precision=fp8"], ["mixed_precision=fp8", "bf16"]),
+    "margin loss for a regression": (["data=diabetes", "loss=multi_margin"], ["loss", "regression", "mse"]),
+    "class loss for a regression": (["data=diabetes"], ["loss", "regression", "mse"]),
+    "regression loss for classes": (["loss=mse"], ["loss", "classification", "cross_entropy"]),
+    "missing data": (["data=fashion_mnist", "data.root=nowhere"], ["data.root", "nowhere"]),
+    "missing table": (["data=csv", "data.path=no.csv", "data.target=y"], ["data.path", "no.csv"]),
+    "missing column": (["data=csv", "data.path=table.csv", "data.target=z"], ["data.target", "z", "a, b, y"]),
+    "text in a number column": (["data=csv", "data.path=bad.csv", "data.target=y"], ["bad.csv", "oops", "b", "42"]),
+    "empty schedule": (["scheduler.T_max=0"], ["T_max", "0"]),
+    "long warmup": (["scheduler.warmup=99epochs"], ["warmup", "99"]),
+    "a file for a directory": (["hydra.run.dir=table.csv/run"], ["hydra.run.dir", "table.csv", "file"]),
+    "no such class": (["model._target_=my.module.Net"], ["model._target_", "my.module.Net", "import"]),
+    "no class at all": (["model._target_=os.path"], ["model._target_", "os.path"]),
+    "an argument that the class lacks": (["+model.depth=3"], ["model.depth", "hidden"]),
+    "no hidden unit": (["model.hidden=[0]"], ["model.hidden", "at least 1"]),
+    "image model on a table": (["data=iris", "model=cnn"], ["model", "image"]),
+    "unknown metric": (["metrics=[AUROCK]"], ["metrics", "AUROC"]),
+    "unknown mode": (["wandb.mode=off"], ["wandb.mode", "disabled"]),
+    "no duration": (["max_time=soon"], ["max_time=soon", "90m"]),
+    "unknown weights": (["loss.weight=[1,2]"], ["loss.weight", "10"]),
+    "unmatched shards": (["exact_across_devices=true", "canonical_shards=0"], ["canonical_shards=0", "at least 1"]),
+}
+
+
+def _answer(directory, words, world=1, environment=None):
+    """Run it; check status, time, silence elsewhere; give the message."""
+    before = sorted(str(path) for path in directory.rglob("*"))
+    started = time.monotonic()
+    run = train(words, directory, world, environment, name="../io").wait(60)
+    seconds = time.monotonic() - started
+    assert run.status[0] == 2, run.err()
+    assert "Traceback" not in run.err() and run.err().startswith("error: ")
+    assert run.out() == ""
+    assert sorted(str(path) for path in directory.rglob("*")) == before, "something was left behind"
+    return run.err(), seconds
+
+
+@pytest.fixture
+def place(tmp_path):
+    directory = tmp_path / "here"
+    directory.mkdir()
+    (directory / "table.csv").write_text(TABLE)
+    (directory / "bad.csv").write_text(BAD_TABLE)
+    return directory
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_input_gets_one_clear_answer(what, place):
+    words, expected = WRONG[what]
+    message, seconds = _answer(place, words)
+    for text in expected:
+        assert text in message, message
+    assert seconds < 15  # of a warmed process on a busy machine; the whole command is timed below
+
+
+def test_fewer_samples_than_devices(place):
+    message, _ = _answer(place, ["batch.global_size=1"], world=2)
+    assert "batch.global_size=1" in message and "2 devices" in message
+
+
+def test_devices_that_do_not_divide_the_shards(place):
+    message, _ = _answer(place, ["exact_across_devices=true", "canonical_shards=3"], world=2)
+    assert "canonical_shards=3" in message and "2 devices" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "limit"), [(["epoch=1"], 1.5), (["optimizer=sgdd"], 1.5), (["--cfg", "job"], 1.5), (["--help"], 1.5)]
+)
+def test_answers_that_need_no_torch_load_none(words, limit, tmp_path):
+    code = (
+        "import sys, runpy, atexit\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        "import os; os._exit = sys.exit\n"
+        f"sys.argv[0] = {str(REPOSITORY / 'launcher/train.py')!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr.rstrip().endswith("False"), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_launcher_that_started_fewer_processes_than_asked_for(place):
+    """`accelerate launch --num_processes 2` without --multi_gpu sets an address for two and starts one."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
+    accelerate = os.path.join(os.path.dirname(sys.executable), "accelerate")
+    done = subprocess.run(
+        [accelerate, "launch", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+         "--dynamo_backend", "no", str(REPOSITORY / "launcher/train.py")],
+        cwd=place, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "error: accelerate launch was asked for 2 processes and started one" in done.stderr
+    assert "--multi_gpu --num_processes 2" in done.stderr and "Traceback" not in done.stderr.partition("error:")[0]
+    assert "exit status 2" in done.stderr
+    assert len(list(place.iterdir())) == 2
+
+
+def test_a_directory_in_use_and_one_of_another_run(place):
+    first = train(
+        ["hydra.run.dir=run", "epochs=100000", "checkpoint.every=null", "eval_every=null"], place, name="../io0"
+    )
+    deadline = time.monotonic() + 60
+    while not (place / "run/metrics.jsonl").exists() or not (place / "run/metrics.jsonl").read_text():
+        assert time.monotonic() < deadline and first.processes[0].exitcode is None, first.err()
+        time.sleep(0.1)
+    message, _ = _answer_in(place, ["hydra.run.dir=run", "epochs=100000", "checkpoint.every=null", "eval_every=null"])
+    assert "a run is in it" in message and str(first.processes[0].pid) in message
+    message, _ = _answer_in(place, ["hydra.run.dir=run", "optimizer.lr=0.5", "loss=focal"])
+    assert "optimizer.lr: 0.05 -> 0.5" in message and "loss._target_" in message and "eval_every" in message
+    first.signal(0, 15)
+    first.ok()
+
+
+def _answer_in(directory, words):
+    run = train(words, directory, name="../io1").wait(60)
+    assert run.status == [2], run.err()
+    assert "Traceback" not in run.err()
+    return run.err(), 0
