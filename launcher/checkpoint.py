@@ -177,12 +177,14 @@ class Progress:
         step: Optimizer updates done.
         best_step: The step of the best evaluation; None before the first.
         best: The figures of that evaluation.
+        seen: Whether the step was evaluated and logged; not where the run was stopped before.
         max_per_device: Most samples that a device sees at once, where the run found that out by itself.
     """
 
     step: int = 0
     best_step: int | None = None
     best: dict[str, float] = field(default_factory=dict)
+    seen: bool = True
     max_per_device: int | None = None
 
     def note(self, row: Mapping[str, float], metric: str | None, mode: str) -> None:
@@ -226,6 +228,7 @@ def gather_state(trainer: "Trainer", progress: Progress, ranks: Ranks) -> dict[s
         "schedule": trainer.schedule.state_dict(),
         "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
         "progress": asdict(progress),
+        "lr": trainer.lr,
         "window": {
             "steps": list(trainer.window.steps),
             "losses": losses,
@@ -252,6 +255,7 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "T
     trainer.schedule.load_state_dict(state["schedule"])
     if trainer.scaler is not None and state["scaler"] is not None:
         trainer.scaler.load_state_dict(state["scaler"])
+    trainer.lr = state["lr"]
     window = state["window"]
     mine = (lambda tensor: tensor) if ranks.rank == 0 else torch.zeros_like
     trainer.window.steps = list(window["steps"])

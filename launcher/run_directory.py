@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from launcher.config import Composed, check_writable, differences, directory_override
 from launcher.distributed import parent_command
 from launcher.errors import ConfigError
+from launcher.schedulers import depends_on_length
 
 CONFIG = ".hydra/config.yaml"
 LOCK = ".lock"
@@ -42,6 +43,14 @@ class RunDirectory:
         if not file.exists():
             write_text(file, uuid.uuid4().hex[:12])
         return file.read_text().strip()
+
+    def is_complete(self, step: int) -> bool:
+        """Whether a run ended here at this step, with everything measured and written."""
+        try:
+            summary = json.loads((self.path / "summary.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return summary["status"] == "finished" and summary["step"] == step
 
     def resume_command(self, overrides: list[str]) -> str:
         """The command that goes on with this run: the one that started it, with the directory named."""
@@ -105,6 +114,13 @@ def _make_new(path: Path) -> Path:
 def _check_same(path: Path, composed: Composed) -> None:
     old: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
     new: Any = OmegaConf.to_container(composed.settings)
+    longer = [f"{key}: {old[key]} -> {new[key]}" for key in ("epochs", "max_steps") if old[key] != new[key]]
+    if longer and depends_on_length(new["scheduler"]):
+        raise ConfigError(
+            f"{', '.join(longer)}: the learning rates of this run follow its length (a scheduler with T_max, total_iters "
+            "or the like of null, or a warmup that is a fraction), so it cannot be prolonged. Start a new run, or use "
+            "scheduler=constant or lengths of your own from the start."
+        )
     if lines := differences(old, new):
         raise ConfigError(
             f"hydra.run.dir={path} belongs to a run with another config:\n  "

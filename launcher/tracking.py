@@ -33,7 +33,7 @@ log = logging.getLogger("launcher")
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 # Seconds. Once training waits for its end, a server that is silent costs SILENT + PROBE / 2 and an offline run,
-# 2.5 s in all (measured); one that answers but is slow is given the time that it needs, up to PATIENT.
+# 2 to 3 s in all (measured); one that answers but is slow is given the time that it needs, up to PATIENT.
 INIT = 30.0
 PROBE = 2.0
 SILENT = 1.0
@@ -151,9 +151,8 @@ def wanted_mode(mode: str) -> str:
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
         return "disabled"
     asked = os.environ.get("WANDB_MODE", "").lower()
-    return {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline"}.get(
-        asked, "disabled" if asked == "disabled" else "auto"
-    )
+    asked = {"run": "online", "dryrun": "offline"}.get(asked, asked)  # W&B's older names
+    return asked if asked in ("online", "offline", "disabled") else "auto"
 
 
 class WandbTracker:
@@ -206,7 +205,7 @@ class WandbTracker:
         self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._end: bytes | None = None
         self._child: subprocess.Popen[bytes] | None = None
-        self._services: list[int] = []
+        self._service: int | None = None
         self._deadline = math.inf
         self._warned = self._finished = False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -242,9 +241,9 @@ class WandbTracker:
             self._finished = True
             if self._child is not None:
                 self._child.kill()
-            for process in self._services:  # would notice by itself, up to 2 s later (measured)
+            if self._service is not None:  # it would notice by itself, up to 2 s later (measured)
                 with contextlib.suppress(OSError):
-                    os.kill(process, signal.SIGKILL)
+                    os.kill(self._service, signal.SIGKILL)
             self._thread.join(1)
 
     def _work(self) -> None:
@@ -301,7 +300,7 @@ class WandbTracker:
             if "info" in event:
                 log.info("%s", event["info"])
             if "service" in event:
-                self._services.append(event["service"])
+                self._service = event["service"]
             if "wait" in event and self._end is not None:
                 self._deadline = time.monotonic() + event["wait"]
             if "finished" in event:
@@ -339,6 +338,7 @@ class _View:
     def serve(self) -> None:
         """From the first row to the last: online; where that fails at any point, over again offline."""
         self._import()
+        self._tell(wait=HARD_LIMIT)
         try:
             self.mode = "online" if self._can_go_online() else "offline"
         except Exception as error:

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # started as a file: launcher/ itself stands first o
 
 from launcher import config, distributed
 from launcher.config import Composed
+from launcher.errors import ConfigError
 
 log = logging.getLogger("launcher")
 
@@ -132,6 +133,14 @@ def train(composed: Composed) -> int:
     if saved is not None:
         checkpoint.restore(*saved, trainer, ranks)
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
+        if distributed.from_rank_0(directory and directory.is_complete(total_steps), ranks.world_size):
+            log.info("finished already: nothing is left to do in %s", path)
+            distributed.finish(watch)
+            return 0
+        if progress.step > total_steps:
+            raise ConfigError(
+                f"epochs, max_steps: {total_steps} updates, but this run has done {progress.step} already."
+            )
     trainer.rollbacks = divergence.Rollbacks.read(path / "rollbacks.json")
     saver = keeper = None
     if directory is not None:
@@ -154,28 +163,35 @@ def train(composed: Composed) -> int:
         steps = plan.steps_per_epoch if every == "epoch" else int(every)
         return progress.step % steps == 0 or progress.step == total_steps
 
-    def loop() -> bool:
-        """The loop, always in this order: step, log, evaluate, save, stop. True where it was asked to stop."""
-        stopping = False
-        for part in clock.waiting(samples.batches(progress.step, total_steps)):
+    def look() -> bool:
+        """Evaluate and log where it is due, as one row of the record. False where it was interrupted, with no row."""
+        figures: dict[str, float] = {}
+        if due(settings.eval_every):
+            with clock.during("evaluating"):
+                evaluation = measure(data.validation)
+            if evaluation is None:
+                return False
+            figures = {f"eval/{name}": value for name, value in evaluation.figures.items()}
+            progress.note(figures, settings.checkpoint.best, settings.checkpoint.best_mode)
+            if schedule.metric is not None:
+                schedule.observe(figures[schedule.metric])
+        if due(settings.log_every):
+            figures = trainer.read_window() | figures
+        if figures and keeper is not None:
+            keeper.row(progress.step, figures | {"lr": trainer.lr}, clock.row(progress.step, plan))
+        return True
+
+    def loop() -> None:
+        """The loop, always in this order: step, evaluate, log, save, stop."""
+        stopping = not progress.seen and not look()  # what the run before this one had no time for
+        for part in () if stopping else clock.waiting(samples.batches(progress.step, total_steps)):
             trainer.wants_to_stop = bool(stop)
             stopping = trainer.step(part)
             progress.step += 1
             if watch is not None:
                 watch.step = progress.step
-
-            figures = trainer.read_window() if due(settings.log_every) else {}
-            if due(settings.eval_every) and not stopping:
-                with clock.during("evaluating"):
-                    evaluation = measure(data.validation)
-                stopping = evaluation is None
-                if evaluation is not None:
-                    figures |= {f"eval/{name}": value for name, value in evaluation.figures.items()}
-                    progress.note(figures, settings.checkpoint.best, settings.checkpoint.best_mode)
-                    if schedule.metric is not None:
-                        schedule.observe(figures[schedule.metric])
-            if figures and keeper is not None:
-                keeper.row(progress.step, figures | {"lr": trainer.lr}, clock.row(progress.step, plan))
+            progress.seen = not (stopping and due(settings.eval_every)) and look()
+            stopping = stopping or not progress.seen
             if due(settings.checkpoint.every) or progress.step == total_steps or stopping:
                 with clock.during("saving"):
                     state = checkpoint.gather_state(trainer, progress, ranks)
@@ -184,8 +200,7 @@ def train(composed: Composed) -> int:
                         saver.save(progress.step, trainer.measured.state_dict(), state, progress.best_step)
                         stop.reserve = 1 + 2 * saver.seconds
             if stopping:
-                break
-        return stopping
+                return
 
     # 5. Train; where it diverges, stop, or go back to the last checkpoint and leave the batch out
     stop = StopRequest(
@@ -210,7 +225,7 @@ def train(composed: Composed) -> int:
                 keeper.go_back(progress.step)
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete
-    finished = progress.step == total_steps
+    finished = progress.step == total_steps and progress.seen
     evaluation = measure(data.test) if finished else None
     if directory is not None and keeper is not None and saver is not None:
         saver.wait()
