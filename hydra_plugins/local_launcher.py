@@ -1,98 +1,85 @@
-"""Hydra launcher for `-m`: each grid point in processes of its own. Hydra imports it at every start: no torch."""
+"""Hydra's sweeper and launcher for `-m`. Hydra imports this at every start, so it imports nothing heavy itself."""
 
-import logging
-import os
-import subprocess
-import sys
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins import basic_sweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-log = logging.getLogger("launcher")
+
+class GridSweeper(basic_sweeper.BasicSweeper):
+    """Every combination of what is swept, as Hydra's own sweeper makes them.
+
+    Hydra's composes every point twice, writes files before it has checked them, and gives up all where one failed.
+    """
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Hand all points to the launcher.
+
+        Raises:
+            ConfigError: There is none, or more than hydra.launcher.max_points.
+        """
+        from launcher import conductor
+
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        arguments = [*self._parse_config(), *arguments]
+        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        lengths = {}  # counted before they are made: a hundred thousand would take the memory
+        for override in parsed:
+            key = override.get_key_element()
+            if override.is_sweep_override() and override.is_discrete_sweep():
+                lengths[key] = sum(1 for _ in override.sweep_string_iterator())
+                if lengths[key] == 0:
+                    raise HydraException(f"{override.input_line}: there is nothing in it to sweep.")
+            else:
+                lengths[key] = 1
+        conductor.check_count(math.prod(lengths.values()), int(self.config.hydra.launcher.get("max_points", 1000)))
+        returned = []
+        for batch in self.split_arguments(parsed, self.max_batch_size):
+            returned.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returned))))
+        return returned
 
 
 class LocalLauncher(Launcher):
-    """Runs the points one after the other on this machine."""
+    """Runs the points of a grid on the devices of this machine; the settings are those of its YAML file."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
+        self.options = options
         self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
+        self.task: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra with what `launch` will need."""
-        self.config, self.hydra_context = config, hydra_context
+        self.config, self.task = config, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Check every point, then run them.
 
+        Returns:
+            For each point the metric that counts, for sweepers that optimise it.
+
         Raises:
-            ConfigError: A point's settings are wrong; none has been started.
+            ConfigError: A setting is wrong; no point has been started.
         """
-        from launcher import config
-        from launcher.errors import ConfigError
+        from launcher import conductor
+        from launcher.board import figure_of
 
-        assert self.config is not None and self.hydra_context is not None
-        points = []
-        for index, overrides in enumerate(job_overrides, initial_job_idx):
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            composed.hydra.job.id = composed.hydra.job.num = index
-            directory = Path(composed.hydra.sweep.dir) / (str(composed.hydra.sweep.subdir) or str(index))
-            settings: Any = OmegaConf.to_container(config.without_hydra(composed), resolve=True)
-            try:
-                config.check_settings(settings)
-            except ConfigError as error:
-                raise ConfigError(f"point {index} ({' '.join(overrides)}): {error}") from error
-            points.append((overrides, directory))
-        print(f"grid       {len(points)} runs in {self.config.hydra.sweep.dir}", flush=True)
-        return [self._run(index, *point) for index, point in enumerate(points, initial_job_idx)]
-
-    def _run(self, index: int, overrides: Sequence[str], directory: Path) -> JobReturn:
-        from launcher import config
-
-        assert self.config is not None
-        print(f"point {index}    {' '.join(overrides) or '(defaults)'}", flush=True)
-        status = subprocess.run(
-            [*_interpreter(), *_config_dir(self.config), *overrides, config.directory_override(directory)],
-            env=_environment(),
-        ).returncode
-        print(f"point {index}    " + ("finished" if status == 0 else f"FAILED with exit status {status}"), flush=True)
-        result = JobReturn(overrides=overrides)
-        result.status = JobStatus.COMPLETED  # of a failed one the sweeper would raise the result, which is no exception
-        result.return_value = status
-        return result
-
-
-def _interpreter() -> list[str]:
-    """How to start one point: on as many devices as the grid itself was launched with."""
-    from launcher import train
-
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
-    if devices == 1:
-        return [sys.executable, train.__file__]
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(devices),
-        train.__file__,
-    ]
-
-
-def _environment() -> dict[str, str]:
-    """The environment without the ranks of the grid's own launch."""
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    prefixes = ("TORCHELASTIC_", "GROUP_", "ROLE_", "ACCELERATE_")
-    return {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(prefixes)}
-
-
-def _config_dir(config: DictConfig) -> list[str]:
-    sources = config.hydra.runtime.config_sources
-    own = [source.path for source in sources if source.provider == "command-line"]
-    return ["--config-dir", own[0]] if own else []
+        plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
+        options = conductor.Options(**plain)
+        results = []
+        for point in conductor.conduct(self.task, self.config, job_overrides, initial_job_idx, options):
+            result = JobReturn(overrides=point.overrides)
+            result.status = JobStatus.FAILED if point.state == "failed" else JobStatus.COMPLETED
+            if point.state == "failed":
+                self.task.failed.append(point.label)
+                result.return_value = RuntimeError(f"point {point.index} ({point.label}): {point.reason}")
+            else:
+                result.return_value = figure_of(point.path, point.metric[0])
+            results.append(result)
+        return results

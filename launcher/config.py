@@ -319,23 +319,47 @@ def show(arguments: argparse.Namespace, config_name: str) -> None:
             raise ConfigError(_explain(hydra, name, arguments.overrides, error)) from error
 
 
+class Task:
+    """What Hydra's launchers get for a task function: not the training itself, but how to compose a point of the grid.
+
+    Attributes:
+        failed: Points that a launcher saw fail.
+    """
+
+    def __init__(self, hydra: Hydra, config_name: str) -> None:
+        self._hydra, self._config_name = hydra, config_name
+        self.failed: list[str] = []
+
+    def __call__(self, config: DictConfig) -> None:
+        """What a launcher does that trains in the calling process.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError("hydra/launcher: this one trains in the calling process. Use hydra/launcher=local.")
+
+    def compose(self, overrides: list[str]) -> Composed:
+        """Compose and check a point of the grid."""
+        return compose(self._hydra, self._config_name, overrides)
+
+
 def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
     """Run a grid (-m): Hydra's sweeper makes the points, its launcher runs each in processes of its own.
 
     Returns:
         0 where every point went well, else 1.
     """
-
-    def never(config: DictConfig) -> None:
-        raise ConfigError("hydra/launcher: this one trains in the calling process. Use hydra/launcher=local.")
-
+    task = Task(hydra, config_name)
     try:
-        returned = hydra.multirun(
-            config_name=config_name, overrides=overrides, task_function=never, with_log_configuration=False
+        hydra.multirun(
+            config_name=config_name, overrides=overrides, task_function=task, with_log_configuration=False
         )
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(hydra, config_name, overrides, error)) from error
-    return int(any(result.return_value for batch in returned or [] for result in batch))
+    except RuntimeError:
+        if not task.failed:  # else a sweeper gave up because of a point that failed, and the launcher said so
+            raise
+    return int(bool(task.failed))
 
 
 def directory_override(path: Path | str) -> str:

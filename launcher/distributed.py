@@ -173,6 +173,8 @@ def start(
             f"{ranks.world_size} processes were started, but each believes it is one of {accelerator.num_processes}. "
             "Start with torchrun --nproc_per_node, or on a machine without GPUs with ACCELERATE_USE_CPU=1."
         )
+    if on_cpu:  # Accelerate says cpu:0 in a group, which Tensor.to takes for another device than cpu: it would copy
+        accelerator.state.device = torch.device("cpu")
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(max(1, cores() // ranks.local_world_size) if threads == "auto" else int(threads))
     torch.backends.cudnn.benchmark = not deterministic

@@ -42,6 +42,13 @@ def derive(*numbers: int) -> int:
     return key
 
 
+def seed_generators(seed: int) -> None:
+    """Seed the generators of torch, Python and NumPy, the same on every rank: initial weights are drawn from them."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(derive(seed) & 0xFFFFFFFF)
+
+
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
     """Where each position of 0..size-1 lands in the permutation named by `key`.
 
@@ -193,8 +200,11 @@ class Stream:
         chunk = max(1, CHUNK_BYTES // (sample_bytes * self.plan.global_size // self.plan.shards or 1))
         while step < last_step:
             epoch, position = divmod(step, self.plan.steps_per_epoch)
-            steps = min(chunk, self.plan.steps_per_epoch - position, last_step - step)
-            cut = [self._positions(position + i) for i in range(steps)]
+            # Chunks begin at the same places whatever step a run begins at: matrix kernels round differently at another
+            # alignment of the very same numbers, so a batch must lie at the same offset after a resume.
+            skipped = position % chunk
+            steps = min(chunk, self.plan.steps_per_epoch - (position - skipped))
+            cut = [self._positions(position - skipped + i) for i in range(steps)]
             numbers = self._order(epoch, np.concatenate([positions for positions, _ in cut]))
             index = torch.from_numpy(numbers).to(inputs.device)
             gathered = inputs.index_select(0, index)
@@ -210,8 +220,9 @@ class Stream:
             pieces = zip(gathered.split(lengths), wanted.split(lengths), strict=True)
             for i, (_, sizes) in enumerate(cut):
                 micros = [MicroBatch(*next(pieces), size, self.rank) for size in sizes]
-                yield Batch(step + i, self.plan.size_of(position + i), micros)
-            step += steps
+                if i >= skipped and step < last_step:
+                    yield Batch(step, self.plan.size_of(position - skipped + i), micros)
+                    step += 1
 
     def _from_loader(self, part: DatasetPart, first_step: int, last_step: int) -> Iterator[Batch]:
         """One DataLoader for the rest of the run, so that no epoch begins with idle workers."""
@@ -314,7 +325,8 @@ def in_order(
     if isinstance(part, TensorPart):
         for start, stop in cuts:
             inputs = part.inputs[start:stop]
-            inputs = inputs if part.prepare is None else part.prepare(inputs)
+            # A copy lies at a fixed alignment, on which the last bits of a matrix product depend.
+            inputs = inputs.clone() if part.prepare is None else part.prepare(inputs)
             yield to_device((inputs, part.targets[start:stop]), device)
         return
     samplers: Sequence[list[int]] = [list(range(*cut)) for cut in cuts]

@@ -36,6 +36,7 @@ def command(argv: list[str]) -> int:
         return 0
     with config.opened(arguments, "train") as (hydra, name):
         if arguments.multirun:
+            distributed.join_slurm()
             if os.environ.get("RANK", "0") != "0":
                 return 0  # rank 0 conducts the grid and gives each point processes of its own
             return config.sweep(hydra, name, arguments.overrides)
@@ -79,7 +80,7 @@ def train(composed: Composed) -> int:
     from launcher.stopping import StopRequest
     from launcher.watch import Watch
 
-    torch.manual_seed(settings.seed)
+    stream.seed_generators(settings.seed)
     data = build("data", settings.data)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = batch.plan_batch(

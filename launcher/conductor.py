@@ -1,0 +1,835 @@
+"""A grid on this machine: every point in processes and on devices of its own, each once, whatever is killed."""
+
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import re
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from multiprocessing import connection, forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from launcher import config, devices, run_directory
+from launcher.config import Composed
+from launcher.errors import ConfigError
+from launcher.stopping import StopRequest
+
+log = logging.getLogger("launcher")
+
+CONTEXT = multiprocessing.get_context("forkserver")
+POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other grids
+PEERS = 15.0  # seconds in which the ranks of a point end after the first of them did; they need 2 (launcher/watch.py)
+STOPPING = 60.0  # seconds in which a point that was asked to stop saves and ends
+FAILED, OUTPUT = "failed.json", "output.log"
+LONGEST = 150  # characters of a point's directory name; file systems take 255 bytes
+
+# --- What a point is -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Point:
+    """One point of a grid.
+
+    Attributes:
+        index: Its place in the grid.
+        overrides: Those of the command line that make it.
+        label: What varies, for people.
+        path: Its run directory.
+        world: Its processes, one per device.
+        kind: gpu or cpu.
+        threads: CPU threads of each process.
+        timeout: Seconds without a sign of life after which it counts as hung.
+        metric: Name of the metric that counts, and min or max.
+        epochs: Of the whole run.
+        packed: The composed config, pickled: a few KB, where an open one takes a hundred times that.
+        state: new, interrupted, failed or finished; while the grid runs also running, waiting and stopped.
+        reason: Why it failed.
+    """
+
+    index: int
+    overrides: list[str]
+    label: str
+    path: Path
+    world: int
+    kind: str
+    threads: int
+    timeout: float
+    metric: tuple[str | None, str]
+    epochs: int
+    packed: bytes
+    state: str = "new"
+    reason: str = ""
+
+
+def name_of(overrides: Sequence[str], varying: frozenset[str]) -> str:
+    """The directory name of a point: made from what it is.
+
+    Args:
+        overrides: `key=value` each. Those that do not change the result are left out, unless they vary in the grid.
+        varying: Keys with more than one value in the grid.
+
+    Returns:
+        A name of letters, digits and `.,_=+-`. Where characters had to go, or the name would be too long, it ends in
+        eight letters of a hash of the full text: different points never share a name.
+    """
+    kept = [o for o in overrides if key_of(o) in varying or not _is_free(key_of(o))]
+    text = ",".join(sorted(kept)) or "defaults"
+    safe = re.sub(r"[^\w.,=+-]+", "", text, flags=re.ASCII).lstrip(".-")
+    if safe == text and len(text) <= LONGEST:
+        return text
+    return f"{safe[: LONGEST - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
+
+
+def key_of(override: str) -> str:
+    """The setting that an override sets."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _is_free(key: str) -> bool:
+    lasting = {"epochs", "max_steps"}  # a longer run is another point of a comparison
+    return key not in lasting and any(key == free or key.startswith(free + ".") for free in config.FREE_ON_RESUME)
+
+
+def state_of(path: Path) -> str:
+    """What is in a run directory: new (nothing), finished, failed, stopped, interrupted (no word of how it ended)."""
+    if not (path / run_directory.CONFIG).is_file():
+        return "failed" if (path / FAILED).exists() else "new"
+    status = read_json(path / "summary.json").get("status")
+    if status == "finished":
+        return "finished"
+    if (path / FAILED).exists():
+        return "failed"
+    return "stopped" if status == "stopped" or (path / "stopped.json").exists() else "interrupted"
+
+
+def is_held(path: Path) -> bool:
+    """Whether a run is in a run directory."""
+    try:
+        handle = os.open(path / run_directory.LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# --- The processes of a point --------------------------------------------------------------------------------------
+
+
+def _rank(
+    packed: bytes, environment: Mapping[str, str], own_cores: Sequence[int], output: str, leases: list[devices.Lease]
+) -> None:
+    """One process of a point, forked from the warm parent.
+
+    Args:
+        packed: Pickled (settings, Hydra's node, overrides).
+        environment: The whole environment.
+        own_cores: CPU cores to stay on; empty: anywhere.
+        output: File that takes what it prints.
+        leases: Of the point's devices: they are free when the last process of the point is gone.
+    """
+    os.setsid()
+    parent = os.getppid()
+    _end_with_parent(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    if own_cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, own_cores)
+    if "launcher.warm" not in sys.modules:
+        print("warning: this process was not started warm, which costs seconds", file=sys.stderr)
+    from launcher import distributed, train
+
+    settings, hydra, overrides = pickle.loads(packed)
+    composed = Composed(OmegaConf.create(settings), OmegaConf.create(hydra), overrides)
+    OmegaConf.set_struct(composed.settings, True)
+    sys.exit(distributed.guarded(lambda: train.train(composed)))
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel send SIGTERM when the parent dies: stopping.py would notice, but runs only later."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _gpus(sender: Any) -> None:
+    sender.send(devices.visible_gpus())
+
+
+def _compare(path: str, metric: str | None, mode: str | None) -> None:
+    from launcher import grid
+
+    grid.compare(Path(path), metric, mode)
+
+
+def warm_up() -> None:
+    """Start the parent of all points, which imports torch while the conductor goes on."""
+    CONTEXT.set_forkserver_preload(["launcher.warm"])
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [before])])  # for its preload alone
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+def cool_down() -> None:
+    """End the parent of all points, where one was started."""
+    server = forkserver._forkserver
+    if (pid := getattr(server, "_forkserver_pid", None)) is not None:
+        os.kill(pid, signal.SIGTERM)
+        server._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+def environment_of_points() -> dict[str, str]:
+    """The environment without the ranks of the grid's own launch."""
+    ours = {
+        "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK",
+        "ROLE_NAME", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS", "KMP_AFFINITY",
+    }  # fmt: skip
+    prefixes = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "PET_")
+    return {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(prefixes)}
+
+
+def _free_port(used: set[int]) -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            number = int(probe.getsockname()[1])
+        if number not in used:
+            used.add(number)
+            return number
+
+
+@dataclass
+class Running:
+    """A point whose processes are there."""
+
+    point: Point
+    ranks: list[Any]
+    leases: list[devices.Lease]
+    offset: int  # in its output, where this attempt begins
+    started: float = field(default_factory=time.monotonic)
+    first_end: float | None = None
+    asked: float | None = None  # when it was asked to stop
+    killed: str = ""  # why it was
+    order: list[int] = field(default_factory=list)  # of the ranks as they ended
+    sign: Any = None  # of life
+    seen: float = field(default_factory=time.monotonic)
+    used: float = 0.0  # CPU seconds at the last sign of life
+
+    def send(self, number: signal.Signals) -> None:
+        for rank in self.ranks:
+            if rank.exitcode is None:
+                try:
+                    os.kill(rank.pid, number)
+                except ProcessLookupError:
+                    continue
+
+    def kill(self, why: str) -> None:
+        self.killed = self.killed or why
+        self.send(signal.SIGKILL)
+
+
+# --- The grid ------------------------------------------------------------------------------------------------------
+
+
+class Grid:
+    """Runs points until each is finished, failed, or the grid was asked to stop.
+
+    Args:
+        path: Directory of the grid.
+        points: All of them, checked.
+        pools: Devices by kind.
+        limit: Most points at once; None: as many as there are devices for.
+        max_time: Seconds that a point may take; None: any.
+        announce: Called with each thing that a person should know.
+        show: Called now and then with what is running, for a progress display.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        points: Sequence[Point],
+        pools: Mapping[str, devices.Pool],
+        limit: int | None,
+        max_time: float | None,
+        display: Any,
+    ) -> None:
+        self.path, self.points, self.pools, self.display = path, list(points), pools, display
+        self.limit, self.max_time = limit or len(self.points), max_time
+        self.queue = [point for point in self.points if point.state != "finished"]
+        self.running: list[Running] = []
+        self.environment = environment_of_points()
+        self.ports: set[int] = set()
+        self.moved: dict[int, int] = {}  # starts that were no fault of the point's, by its index
+        self.waited = 0.0
+
+    def run(self) -> str | None:
+        """Run it.
+
+        Returns:
+            What asked it to stop; None where it came to its end.
+        """
+        stop = StopRequest(None)
+        try:
+            while self.running or (self.queue and not stop):
+                if not stop:
+                    self._start_what_fits()
+                self._wait()
+                self._look_after(stop.reason)
+                self.display.update(self)
+        finally:
+            stop.close()
+        return stop.reason
+
+    def _start_what_fits(self) -> None:
+        blocked: set[str] = set()
+        for point in list(self.queue):
+            if len(self.running) >= self.limit:
+                return
+            if point.kind in blocked:
+                continue
+            if is_held(point.path):  # left over from a conductor that was killed, or started alone
+                if point.state != "waiting":
+                    point.state = "waiting"
+                    self.display.say(point, "waits for the run that is in its directory")
+                continue
+            if point.state == "waiting":
+                point.state = state_of(point.path)
+                if point.state == "finished":
+                    self.queue.remove(point)
+                    self.display.say(point, "finished, by another process")
+                    continue
+            leases = self.pools[point.kind].take(_devices_of(point, len(self.pools[point.kind])))
+            if leases is None:
+                blocked.add(point.kind)
+                self._say_who_has_them(point.kind)
+                continue
+            self.queue.remove(point)
+            self._start(point, leases)
+
+    def _say_who_has_them(self, kind: str) -> None:
+        if not self.running and time.monotonic() - self.waited > 60:
+            if holders := self.pools[kind].holders():
+                self.display.note(f"waiting    for devices that others hold ({', '.join(holders)})")
+                self.waited = time.monotonic()
+
+    def _start(self, point: Point, leases: list[devices.Lease]) -> None:
+        pool, names = self.pools[point.kind], [lease.device for lease in leases]
+        point.path.mkdir(parents=True, exist_ok=True)
+        for stale in (FAILED, "stopped.json"):
+            (point.path / stale).unlink(missing_ok=True)
+        output = point.path / OUTPUT
+        offset = output.stat().st_size if output.exists() else 0
+        environment, own_cores = dict(self.environment), []
+        if point.kind == "gpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
+            environment.pop("HIP_VISIBLE_DEVICES", None)
+        else:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+            every, slots = devices.cores(), list(pool.locks)
+            own_cores = sorted({int(n) if n.isdigit() else every[slots.index(n) % len(every)] for n in names})
+        if point.world > 1:
+            environment |= {
+                "WORLD_SIZE": str(point.world),
+                "LOCAL_WORLD_SIZE": str(point.world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(_free_port(self.ports)),
+            }
+        run = Running(point, [], leases, offset)
+        for rank in range(point.world):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if point.world > 1 else {}
+            process = CONTEXT.Process(
+                target=_rank, args=(point.packed, environment | own, own_cores, str(output), leases)
+            )
+            process.start()
+            run.ranks.append(process)
+        was, point.state = point.state, "running"
+        self.running.append(run)
+        how = {"new": "started", "failed": "tried again"}.get(was, "resumed")
+        self.display.say(point, f"{how} on {point.kind} {','.join(names)}")
+
+    def _wait(self) -> None:
+        sentinels = [rank.sentinel for run in self.running for rank in run.ranks if rank.exitcode is None]
+        if sentinels:
+            connection.wait(sentinels, timeout=POLL)
+        else:
+            time.sleep(POLL)
+
+    def _look_after(self, stopping: str | None) -> None:
+        now = time.monotonic()
+        for run in list(self.running):
+            for number, rank in enumerate(run.ranks):
+                if rank.exitcode is not None and number not in run.order:
+                    run.order.append(number)
+                    run.first_end = run.first_end or now
+            if len(run.order) == len(run.ranks):
+                self.running.remove(run)
+                self._ended(run, stopping)
+                for rank in run.ranks:
+                    rank.close()
+            elif stopping and run.asked is None:
+                run.asked = now
+                run.send(signal.SIGTERM)
+            elif run.asked is not None and now - run.asked > STOPPING:
+                run.kill(f"did not stop within {STOPPING:.0f} s of being asked to")
+            elif run.first_end is not None and now - run.first_end > PEERS:
+                run.kill(f"{len(run.ranks) - len(run.order)} of its ranks did not end with the others")
+            elif self.max_time is not None and run.asked is None and now - run.started > self.max_time:
+                run.asked, run.killed = now, f"took longer than hydra.launcher.max_time_per_run ({self.max_time:g} s)"
+                run.send(signal.SIGTERM)
+            elif now - run.seen > run.point.timeout and not self._gives_sign(run):
+                run.kill(f"hangs: no output and no work for {run.point.timeout:g} s (timeout)")
+            elif now - run.seen > min(1.0, run.point.timeout / 4):
+                self._gives_sign(run)
+
+    def _gives_sign(self, run: Running) -> bool:
+        """Whether a point did anything since it last gave a sign of life: wrote, or used a hundredth of a core."""
+        files = [run.point.path / name for name in (OUTPUT, "metrics.jsonl", "timings.jsonl")]
+        sign = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+        used, now = sum(_cpu_seconds(rank.pid) for rank in run.ranks if rank.exitcode is None), time.monotonic()
+        if sign == run.sign and used - run.used < 0.01 * (now - run.seen):
+            return False
+        run.sign, run.used, run.seen = sign, used, now
+        return True
+
+    def _ended(self, run: Running, stopping: str | None) -> None:
+        point, seconds = run.point, time.monotonic() - run.started
+        self.pools[point.kind].give_back(run.leases)
+        statuses = [rank.exitcode for rank in run.ranks]
+        text = _tail(point.path / OUTPUT, run.offset)
+        asked = run.asked is not None or stopping is not None
+        if not run.killed and all(status == 0 for status in statuses):
+            point.state = state_of(point.path)
+            self.display.ended(point, seconds)
+        elif asked and not run.killed and all(status in (0, -signal.SIGTERM, 128 + signal.SIGTERM) for status in statuses):
+            point.state = state_of(point.path)  # stopped before it had anything to save
+            self.display.ended(point, seconds)
+        elif not stopping and self.moved.get(point.index, 0) < 3 and (
+            "EADDRINUSE" in text or 2 in statuses and "a run is in it" in text or 255 in statuses
+        ):
+            # Another took its port or its directory in between, or the parent of all points was killed.
+            self.moved[point.index] = self.moved.get(point.index, 0) + 1
+            point.state = state_of(point.path)
+            self.queue.insert(0, point)
+        else:
+            point.state, point.reason = "failed", run.killed or _reason(statuses, run.order, text)
+            failure = {
+                "reason": point.reason,
+                "exit_status": statuses,
+                "first_rank": run.order[0],
+                "seconds": round(seconds, 3),
+                "time": time.time(),
+                "overrides": point.overrides,
+                "output": text[-8000:],
+            }
+            run_directory.write_json(point.path / FAILED, failure)
+            self.display.ended(point, seconds)
+
+
+def _devices_of(point: Point, there: int) -> int:
+    """Devices that a point takes: on a CPU a core for each thread, as far as there are cores."""
+    return point.world if point.kind == "gpu" else min(point.world * point.threads, there)
+
+
+def _tail(output: Path, offset: int) -> str:
+    """The end of what an attempt has printed."""
+    try:
+        with open(output, "rb") as file:
+            file.seek(max(offset, output.stat().st_size - 64_000))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _reason(statuses: Sequence[int | None], order: Sequence[int], text: str) -> str:
+    """One line about a failure: what the first that failed said, else how it ended."""
+    said = re.findall(r"^(?:failed|error): (.+)$|^(rank \d+ (?:\(pid .*\) is gone|has been silent).+)$", text, re.M)
+    bad = next(rank for rank in order if statuses[rank] != 0)
+    status = statuses[bad] or 0
+    if status < 0:
+        name = signal.Signals(-status).name
+        memory = ", perhaps by the system for lack of memory" if status == -signal.SIGKILL else ""
+        return f"rank {bad} was killed by {name}{memory}"
+    words = next((a or b for a, b in said), "")
+    return words[:500] or f"rank {bad} ended with exit status {status}"
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
+# --- From the command line to a grid -------------------------------------------------------------------------------
+
+
+@dataclass
+class Options:
+    """The settings of conf/hydra/launcher/local.yaml."""
+
+    devices: str | int | list[Any]
+    devices_per_run: str | int
+    parallel: str | int
+    max_parallel: int | None
+    max_points: int
+    max_time_per_run: str | float | None
+    metric: str | None
+    metric_mode: str | None
+
+    def check(self) -> None:
+        """Check what needs no device.
+
+        Raises:
+            ConfigError: A setting is wrong.
+        """
+        rules = {
+            "devices_per_run": config.whole(1).or_word("auto"),
+            "parallel": config.whole(1).or_word("auto"),
+            "max_parallel": config.whole(1).or_null(),
+            "max_points": config.whole(1),
+            "metric": config.TEXT.or_null(),
+            "metric_mode": config.one_of("min", "max").or_null(),
+        }
+        for name, rule in rules.items():
+            if not rule.fits(value := getattr(self, name)):
+                raise ConfigError(f"hydra.launcher.{name}={value}: must be {rule.words}.")
+        try:
+            config.parse_duration(self.max_time_per_run)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("max_time=", "hydra.launcher.max_time_per_run=")) from None
+
+    @property
+    def world(self) -> int:
+        """Processes of a point."""
+        if self.devices_per_run != "auto":
+            return int(self.devices_per_run)
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def limit(self) -> int | None:
+        """Most points at once."""
+        limits = [int(limit) for limit in (self.parallel, self.max_parallel) if isinstance(limit, int)]
+        return min(limits) if limits else None
+
+
+def check_count(count: int, most: int) -> None:
+    """Ask for consent where a grid is large.
+
+    Raises:
+        ConfigError: It has no point, or more than `most`.
+    """
+    if count == 0:
+        raise ConfigError("The grid has no point: a list or range that is swept is empty.")
+    if count > most:
+        raise ConfigError(
+            f"The grid has {count:,} points, more than hydra.launcher.max_points={most}. "
+            f"If that is meant, add hydra.launcher.max_points={count}."
+        )
+
+
+def conduct(
+    task: config.Task,
+    master: Any,
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    options: Options,
+) -> list[Point]:
+    """Check all points, then run those that are not done yet.
+
+    Args:
+        task: Composes a point.
+        master: The grid's own config, as Hydra composed it.
+        job_overrides: Of each point.
+        first: Number of the first.
+        options: Of the launcher.
+
+    Returns:
+        The points as they ended.
+
+    Raises:
+        ConfigError: Something is wrong; no point has been started.
+    """
+    from launcher import distributed
+    from launcher.board import Board
+
+    options.check()
+    check_count(len(job_overrides), options.max_points)
+    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    if ranks.local_world_size != ranks.world_size:
+        raise ConfigError("A grid with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array.")
+    path = Path(str(master.hydra.sweep.dir)).resolve()
+    config.check_writable(path)
+    print(f"grid       {len(job_overrides)} points to compose and check", flush=True)
+    try:
+        points = _compose(task, master, job_overrides, first, options, path)
+        pools = _pools(points, options)
+    except BaseException:
+        cool_down()
+        raise
+    _check_base(path, base := _base(task, master))
+    path.mkdir(parents=True, exist_ok=True)
+    lock = _lock(path)
+    _remember(path, master, points, base)
+
+    states = [point.state for point in points]
+    counts = [(states.count("finished"), "finished before"), (states.count("failed"), "to try again"), (
+        states.count("interrupted") + states.count("stopped"), "to resume"), (states.count("new"), "new")]  # fmt: skip
+    print(f"grid       {os.path.relpath(path)}: {', '.join(f'{n} {what}' for n, what in counts if n)}", flush=True)
+    for pool in pools.values():
+        print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per point", flush=True)
+    display = Board(len(points), states.count("finished"))
+    grid = Grid(path, points, pools, options.limit, config.parse_duration(options.max_time_per_run), display)
+    try:
+        reason = grid.run()
+    finally:
+        display.close()
+    comparison = CONTEXT.Process(target=_compare, args=(str(path), options.metric, options.metric_mode))
+    comparison.start()
+    comparison.join()
+    if reason is not None:
+        print(f"stopped    ({reason}), everything is saved. To go on:\n  {_again(path)}", flush=True)
+    for point in points:
+        if point.state == "failed":
+            print(f"FAILED     point {point.index} ({point.label}): {point.reason}", file=sys.stderr, flush=True)
+    cool_down()
+    os.close(lock)
+    return points
+
+
+def _compose(
+    task: config.Task,
+    master: Any,
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    options: Options,
+    path: Path,
+) -> list[Point]:
+    values: dict[str, set[str]] = {}
+    for overrides in job_overrides:
+        for override in overrides:
+            values.setdefault(key_of(override), set()).add(override)
+    everywhere = [set(map(key_of, overrides)) for overrides in job_overrides]
+    varying = frozenset(
+        key for key, found in values.items() if len(found) > 1 or not all(key in keys for keys in everywhere)
+    )
+    own = [o for o in OmegaConf.to_container(master.hydra.overrides.hydra) if not str(o).startswith("hydra.mode")]
+    points: list[Point] = []
+    names: dict[str, int] = {}
+    for index, overrides in enumerate(job_overrides, first):
+        try:
+            point = _point(task, [*map(str, own)], list(overrides), index, varying, options, path)
+            if point.path.name in names:
+                raise ConfigError(f"it is the same as point {names[point.path.name]}.")
+        except ConfigError as error:
+            raise ConfigError(f"point {index} ({' '.join(overrides) or 'defaults'}): {error}") from error
+        names[point.path.name] = index
+        points.append(point)
+        if index == first:
+            warm_up()  # what is wrong with one point is mostly wrong with the first
+    return points
+
+
+def _point(
+    task: config.Task,
+    own: list[str],
+    overrides: list[str],
+    index: int,
+    varying: frozenset[str],
+    options: Options,
+    path: Path,
+) -> Point:
+    composed = task.compose([*own, *overrides])
+    settings, node = composed.settings, composed.hydra
+    label = " ".join(o for o in overrides if key_of(o) in varying) or " ".join(overrides) or "defaults"
+    whole = OmegaConf.create({"hydra": node})
+    OmegaConf.set_struct(whole, False)
+    OmegaConf.set_readonly(whole.hydra, False)
+    whole.hydra.job.num, whole.hydra.job.id = index, str(index)
+    whole.hydra.job.override_dirname = name_of(overrides, varying)
+    subdirectory = str(whole.hydra.sweep.subdir)
+    directory = path / subdirectory
+    plain = composed.plain()
+    if directory == path or path not in directory.resolve().parents:
+        raise ConfigError(f"hydra.sweep.subdir={subdirectory}: must name a directory inside of the grid's.")
+    state = state_of(directory)
+    if state != "new" and (directory / run_directory.CONFIG).is_file():
+        before: Any = OmegaConf.to_container(OmegaConf.load(directory / run_directory.CONFIG))
+        _refuse_mixing(path, before, plain)
+    words = [*overrides, config.directory_override(directory)]
+    kind = "cpu" if settings.device == "cpu" or not devices.may_have_gpus() else "gpu"
+    if kind == "cpu" and settings.mixed_precision == "fp16":
+        raise ConfigError(config.FP16_ON_CPU)
+    threads = settings.threads
+    if threads == "auto":  # of a grid limited to few points each has more cores
+        every = options.world * (options.limit or 1)
+        threads = max(1, len(devices.cores()) // every) if kind == "gpu" or options.limit else 1
+        words.append(f"threads={threads}")
+    plain["threads"] = threads
+    if plain["wandb"]["mode"] != "disabled":
+        plain["wandb"]["group"] = plain["wandb"]["group"] or "/".join(path.parts[-3:] if _is_clock(path) else path.parts[-1:])
+        plain["wandb"]["name"] = plain["wandb"]["name"] or label[:120]
+    hydra: Any = OmegaConf.to_container(whole.hydra, resolve=False)
+    hydra["run"]["dir"] = str(directory)
+    return Point(
+        index=index,
+        overrides=overrides,
+        label=label,
+        path=directory,
+        world=options.world,
+        kind=kind,
+        threads=threads,
+        timeout=float(settings.timeout),
+        metric=(settings.checkpoint.best, settings.checkpoint.best_mode),
+        epochs=settings.epochs,
+        packed=pickle.dumps((plain, hydra, words)),
+        state=state,
+    )
+
+
+def _is_clock(path: Path) -> bool:
+    return re.fullmatch(r"\d\d-\d\d-\d\d", path.name) is not None
+
+
+def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]:
+    """The devices that the grid may use, by kind.
+
+    Raises:
+        ConfigError: There are fewer than a point needs, or not those that were asked for.
+    """
+    gpus: dict[str, str] = {}
+    if any(point.kind == "gpu" for point in points):
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        asking = CONTEXT.Process(target=_gpus, args=(sender,))
+        asking.start()
+        sender.close()
+        try:
+            gpus = receiver.recv()
+        except EOFError as error:
+            raise ConfigError("The GPUs of this machine do not answer torch: see the traceback above.") from error
+        asking.join()
+        for point in points:
+            if not gpus:
+                point.kind = "cpu"  # a driver is there, but torch is built without it
+    pools = {}
+    for kind in sorted({point.kind for point in points}):
+        there = gpus if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
+        pool = pools[kind] = devices.Pool(kind, devices.choose(options.devices, there, kind))
+        if options.world > len(pool):
+            what = f"{len(pool)} GPUs" if kind == "gpu" else f"{len(pool)} cores, and no GPU is used"
+            more = "" if kind == "gpu" else f" hydra.launcher.devices={options.world} lets them share cores."
+            asked = options.devices_per_run
+            raise ConfigError(
+                (f"hydra.launcher.devices_per_run={asked}" if asked != "auto" else f"{options.world} processes per point")
+                + f": point {points[0].index} and all others need {options.world} devices, and there are {what}.{more}"
+            )
+    return pools
+
+
+def _refuse_mixing(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    lines = config.differences(before, now)
+    lines += [f"{k}: {before.get(k)} -> {now.get(k)}" for k in ("epochs", "max_steps") if before.get(k) != now.get(k)]
+    if lines:
+        raise ConfigError(
+            f"hydra.sweep.dir={path} was made with another config:\n  "
+            + "\n  ".join(lines)
+            + "\nUse the settings it was made with, or another hydra.sweep.dir."
+        )
+
+
+def _base(task: config.Task, master: Any) -> dict[str, Any]:
+    """The config under the overrides; empty where it is not complete without them."""
+    own = [str(o) for o in OmegaConf.to_container(master.hydra.overrides.hydra) if not str(o).startswith("hydra.mode")]
+    try:
+        return task.compose(own).plain()
+    except ConfigError:
+        return {}
+
+
+def _check_base(path: Path, base: Mapping[str, Any]) -> None:
+    before = read_json(path / "grid.json").get("base")
+    if before and base:
+        _refuse_mixing(path, before, json.loads(json.dumps(base)))
+
+
+def _lock(path: Path) -> int:
+    handle = os.open(path / "grid.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(handle, 1000).decode(errors="replace").strip() or "an unknown process"
+        raise ConfigError(f"hydra.sweep.dir={path}: a grid runs in it ({holder}). Stop it, or choose another.") from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+    return handle
+
+
+def _remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str, Any]) -> None:
+    """What the comparison and the next start need to know: the points, and the config under them."""
+    known = read_json(path / "grid.json")
+    named = dict(known.get("points") or {}) | {str(p.path.relative_to(path)): p.overrides for p in points}
+    content = {
+        "command": _again(path),
+        "script": _script(),
+        "devices_per_run": points[0].world,
+        "base": known.get("base") or base,
+        "points": named,
+    }
+    run_directory.write_json(path / "grid.json", content)
+    run_directory.write_text(path / "multirun.yaml", OmegaConf.to_yaml(master))
+
+
+def _script() -> str:
+    here = os.path.relpath(sys.argv[0])
+    return (Path(here).name if not here.endswith(".py") else here) if sys.argv[0] else "launcher/train.py"
+
+
+def _again(path: Path) -> str:
+    """The command that goes on with this grid."""
+    here = os.path.relpath(path)
+    words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    script = _script()
+    start = ["python", script] if script.endswith(".py") else [script]
+    named = config.directory_override(path if here.startswith("..") else here).replace("run.dir", "sweep.dir", 1)
+    return shlex.join([*start, *words, named])

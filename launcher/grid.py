@@ -1,0 +1,2 @@
+def compare(path, metric, mode):
+    pass
