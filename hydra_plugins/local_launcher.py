@@ -40,9 +40,9 @@ class GridSweeper(basic_sweeper.BasicSweeper):
             else:
                 lengths[key] = 1
         conductor.check_count(math.prod(lengths.values()), int(self.config.hydra.launcher.get("max_points", 1000)))
-        returned = []
+        returned: list[Sequence[JobReturn]] = []
         for batch in self.split_arguments(parsed, self.max_batch_size):
-            returned.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returned))))
+            returned.append(self.launcher.launch(batch, initial_job_idx=sum(len(results) for results in returned)))
         return returned
 
 
@@ -70,7 +70,11 @@ class LocalLauncher(Launcher):
         from launcher import conductor
         from launcher.board import figure_of
 
-        plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
+        if self.task.stop:  # a sweeper that goes on in batches does not know
+            raise SystemExit(int(bool(self.task.failed)))
+        plain: Any = {
+            key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()
+        }
         options = conductor.Options(**plain)
         results = []
         for point in conductor.conduct(self.task, self.config, job_overrides, initial_job_idx, options):

@@ -63,7 +63,9 @@ class Board:
         self.done += point.state == "finished"
         count = f"[{self.done}/{self.total}]"
         if point.state == "failed":
-            self.say(point, f"{count} FAILED after {seconds:.1f} s ({point.reason}; see {_near(point.path)}/output.log)")
+            self.say(
+                point, f"{count} FAILED after {seconds:.1f} s ({point.reason}; see {_near(point.path)}/output.log)"
+            )
         else:
             figure = ""
             if point.state == "finished" and (value := figure_of(point.path, point.metric[0])) is not None:
@@ -109,7 +111,9 @@ class Board:
                 table.add_row(Text(run.point.label), Text(how_far(run)))
             if len(self._grid.running) > SHOWN:
                 table.add_row(Text(f"and {len(self._grid.running) - SHOWN} more"), Text(""))
-            table.add_row(Text(self._count(self._grid), style="bold"), Text(f"{time.monotonic() - self._started:.0f} s"))
+            table.add_row(
+                Text(self._count(self._grid), style="bold"), Text(f"{time.monotonic() - self._started:.0f} s")
+            )
         return table
 
 

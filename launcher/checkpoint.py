@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -346,7 +347,7 @@ class Saver:
             write_checkpoint(self.directory, step, model, state)
             prune(self.directory, self.keep, best)
             self.failures = 0
-        except (OSError, RuntimeError) as error:  # a full disk; safetensors raises its own kind of RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
             self.failures += 1
             shutil.rmtree(self.directory / f".making-step_{step:08d}", ignore_errors=True)
             log.error("SAVING FAILED at step %d: %s. The checkpoints before it are untouched.", step, error)

@@ -32,7 +32,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other grids
 PEERS = 15.0  # seconds in which the ranks of a point end after the first of them did; they need 2 (launcher/watch.py)
 STOPPING = 60.0  # seconds in which a point that was asked to stop saves and ends
-FAILED, OUTPUT = "failed.json", "output.log"
+FAILED, OUTPUT, LOCK = "failed.json", "output.log", "grid.lock"
 LONGEST = 150  # characters of a point's directory name; file systems take 255 bytes
 
 # --- What a point is -----------------------------------------------------------------------------------------------
@@ -257,6 +257,7 @@ class Running:
     used: float = 0.0  # CPU seconds at the last sign of life
 
     def send(self, number: signal.Signals) -> None:
+        """Send a signal to each rank that is there."""
         for rank in self.ranks:
             if rank.exitcode is None:
                 try:
@@ -265,6 +266,7 @@ class Running:
                     continue
 
     def kill(self, why: str) -> None:
+        """End all ranks at once."""
         self.killed = self.killed or why
         self.send(signal.SIGKILL)
 
@@ -303,23 +305,14 @@ class Grid:
         self.moved: dict[int, int] = {}  # starts that were no fault of the point's, by its index
         self.waited = 0.0
 
-    def run(self) -> str | None:
-        """Run it.
-
-        Returns:
-            What asked it to stop; None where it came to its end.
-        """
-        stop = StopRequest(None)
-        try:
-            while self.running or (self.queue and not stop):
-                if not stop:
-                    self._start_what_fits()
-                self._wait()
-                self._look_after(stop.reason)
-                self.display.update(self)
-        finally:
-            stop.close()
-        return stop.reason
+    def run(self, stop: StopRequest) -> None:
+        """Run it to its end, or until it is asked to stop."""
+        while self.running or (self.queue and not stop):
+            if not stop:
+                self._start_what_fits()
+            self._wait()
+            self._look_after(stop.reason)
+            self.display.update(self)
 
     def _start_what_fits(self) -> None:
         blocked: set[str] = set()
@@ -348,10 +341,10 @@ class Grid:
             self._start(point, leases)
 
     def _say_who_has_them(self, kind: str) -> None:
-        if not self.running and time.monotonic() - self.waited > 60:
-            if holders := self.pools[kind].holders():
-                self.display.note(f"waiting    for devices that others hold ({', '.join(holders)})")
-                self.waited = time.monotonic()
+        late = not self.running and time.monotonic() - self.waited > 60
+        if late and (holders := self.pools[kind].holders()):
+            self.display.note(f"waiting    for devices that others hold ({', '.join(holders)})")
+            self.waited = time.monotonic()
 
     def _start(self, point: Point, leases: list[devices.Lease]) -> None:
         pool, names = self.pools[point.kind], [lease.device for lease in leases]
@@ -360,7 +353,7 @@ class Grid:
             (point.path / stale).unlink(missing_ok=True)
         output = point.path / OUTPUT
         offset = output.stat().st_size if output.exists() else 0
-        environment, own_cores = dict(self.environment), []
+        environment, own_cores = self.environment | {"LAUNCHER_DEVICES": ",".join(names)}, []
         if point.kind == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
             environment.pop("HIP_VISIBLE_DEVICES", None)
@@ -376,6 +369,7 @@ class Grid:
                 "MASTER_PORT": str(_free_port(self.ports)),
             }
         run = Running(point, [], leases, offset)
+        warm_up()  # again, where the parent of all points was killed
         for rank in range(point.world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if point.world > 1 else {}
             process = CONTEXT.Process(
@@ -383,6 +377,7 @@ class Grid:
             )
             process.start()
             run.ranks.append(process)
+        run.started = run.seen = time.monotonic()
         was, point.state = point.state, "running"
         self.running.append(run)
         how = {"new": "started", "failed": "tried again"}.get(was, "resumed")
@@ -441,11 +436,17 @@ class Grid:
         if not run.killed and all(status == 0 for status in statuses):
             point.state = state_of(point.path)
             self.display.ended(point, seconds)
-        elif asked and not run.killed and all(status in (0, -signal.SIGTERM, 128 + signal.SIGTERM) for status in statuses):
+        elif (
+            asked
+            and not run.killed
+            and all(status in (0, -signal.SIGTERM, 128 + signal.SIGTERM) for status in statuses)
+        ):
             point.state = state_of(point.path)  # stopped before it had anything to save
             self.display.ended(point, seconds)
-        elif not stopping and self.moved.get(point.index, 0) < 3 and (
-            "EADDRINUSE" in text or 2 in statuses and "a run is in it" in text or 255 in statuses
+        elif (
+            not stopping
+            and self.moved.get(point.index, 0) < 3
+            and ("EADDRINUSE" in text or (2 in statuses and "a run is in it" in text) or 255 in statuses)
         ):
             # Another took its port or its directory in between, or the parent of all points was killed.
             self.moved[point.index] = self.moved.get(point.index, 0) + 1
@@ -601,17 +602,18 @@ def conduct(
         raise ConfigError("A grid with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array.")
     path = Path(str(master.hydra.sweep.dir)).resolve()
     config.check_writable(path)
+    lock = _lock(path) if (path / LOCK).exists() else None
     print(f"grid       {len(job_overrides)} points to compose and check", flush=True)
     try:
+        _check_base(path, base := _base(task, master))
         points = _compose(task, master, job_overrides, first, options, path)
         pools = _pools(points, options)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path) if lock is None else lock
+        _remember(path, master, points, base)
     except BaseException:
         cool_down()
         raise
-    _check_base(path, base := _base(task, master))
-    path.mkdir(parents=True, exist_ok=True)
-    lock = _lock(path)
-    _remember(path, master, points, base)
 
     states = [point.state for point in points]
     counts = [(states.count("finished"), "finished before"), (states.count("failed"), "to try again"), (
@@ -619,17 +621,22 @@ def conduct(
     print(f"grid       {os.path.relpath(path)}: {', '.join(f'{n} {what}' for n, what in counts if n)}", flush=True)
     for pool in pools.values():
         print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per point", flush=True)
+    task.stop = StopRequest(None, 0) if task.stop is None else task.stop
     display = Board(len(points), states.count("finished"))
     grid = Grid(path, points, pools, options.limit, config.parse_duration(options.max_time_per_run), display)
     try:
-        reason = grid.run()
+        grid.run(task.stop)
     finally:
         display.close()
-    comparison = CONTEXT.Process(target=_compare, args=(str(path), options.metric, options.metric_mode))
-    comparison.start()
-    comparison.join()
-    if reason is not None:
-        print(f"stopped    ({reason}), everything is saved. To go on:\n  {_again(path)}", flush=True)
+    wanted = (str(path), options.metric, options.metric_mode)
+    if all(state == "finished" for state in states):
+        _compare(*wanted)
+    else:
+        comparison = CONTEXT.Process(target=_compare, args=wanted)  # where matplotlib has been imported
+        comparison.start()
+        comparison.join()
+    if task.stop:
+        print(f"stopped    ({task.stop.reason}), everything is saved. To go on:\n  {_again(path)}", flush=True)
     for point in points:
         if point.state == "failed":
             print(f"FAILED     point {point.index} ({point.label}): {point.reason}", file=sys.stderr, flush=True)
@@ -654,20 +661,20 @@ def _compose(
     varying = frozenset(
         key for key, found in values.items() if len(found) > 1 or not all(key in keys for keys in everywhere)
     )
-    own = [o for o in OmegaConf.to_container(master.hydra.overrides.hydra) if not str(o).startswith("hydra.mode")]
+    own = _hydra_overrides(master)
     points: list[Point] = []
     names: dict[str, int] = {}
     for index, overrides in enumerate(job_overrides, first):
         try:
-            point = _point(task, [*map(str, own)], list(overrides), index, varying, options, path)
+            point = _point(task, own, list(overrides), index, varying, options, path)
             if point.path.name in names:
                 raise ConfigError(f"it is the same as point {names[point.path.name]}.")
         except ConfigError as error:
             raise ConfigError(f"point {index} ({' '.join(overrides) or 'defaults'}): {error}") from error
         names[point.path.name] = index
         points.append(point)
-        if index == first:
-            warm_up()  # what is wrong with one point is mostly wrong with the first
+        if point.state != "finished":
+            warm_up()  # not before: what is wrong with one point is mostly wrong with the first
     return points
 
 
@@ -708,7 +715,9 @@ def _point(
         words.append(f"threads={threads}")
     plain["threads"] = threads
     if plain["wandb"]["mode"] != "disabled":
-        plain["wandb"]["group"] = plain["wandb"]["group"] or "/".join(path.parts[-3:] if _is_clock(path) else path.parts[-1:])
+        plain["wandb"]["group"] = plain["wandb"]["group"] or "/".join(
+            path.parts[-3:] if _is_clock(path) else path.parts[-1:]
+        )
         plain["wandb"]["name"] = plain["wandb"]["name"] or label[:120]
     hydra: Any = OmegaConf.to_container(whole.hydra, resolve=False)
     hydra["run"]["dir"] = str(directory)
@@ -726,6 +735,10 @@ def _point(
         packed=pickle.dumps((plain, hydra, words)),
         state=state,
     )
+
+
+def _hydra_overrides(master: Any) -> list[str]:
+    return [str(o) for o in master.hydra.overrides.hydra if not str(o).startswith("hydra.mode=")]
 
 
 def _is_clock(path: Path) -> bool:
@@ -761,7 +774,11 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
             more = "" if kind == "gpu" else f" hydra.launcher.devices={options.world} lets them share cores."
             asked = options.devices_per_run
             raise ConfigError(
-                (f"hydra.launcher.devices_per_run={asked}" if asked != "auto" else f"{options.world} processes per point")
+                (
+                    f"hydra.launcher.devices_per_run={asked}"
+                    if asked != "auto"
+                    else f"{options.world} processes per point"
+                )
                 + f": point {points[0].index} and all others need {options.world} devices, and there are {what}.{more}"
             )
     return pools
@@ -780,9 +797,8 @@ def _refuse_mixing(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]
 
 def _base(task: config.Task, master: Any) -> dict[str, Any]:
     """The config under the overrides; empty where it is not complete without them."""
-    own = [str(o) for o in OmegaConf.to_container(master.hydra.overrides.hydra) if not str(o).startswith("hydra.mode")]
     try:
-        return task.compose(own).plain()
+        return task.compose(_hydra_overrides(master)).plain()
     except ConfigError:
         return {}
 
@@ -794,12 +810,14 @@ def _check_base(path: Path, base: Mapping[str, Any]) -> None:
 
 
 def _lock(path: Path) -> int:
-    handle = os.open(path / "grid.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         holder = os.read(handle, 1000).decode(errors="replace").strip() or "an unknown process"
-        raise ConfigError(f"hydra.sweep.dir={path}: a grid runs in it ({holder}). Stop it, or choose another.") from error
+        raise ConfigError(
+            f"hydra.sweep.dir={path}: a grid runs in it ({holder}). Stop it, or choose another."
+        ) from error
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
     return handle

@@ -102,6 +102,7 @@ SCHEMA: dict[str, Rule] = {
     "divergence.max_rollbacks": whole(1),
     "decay_bias_and_norm": FLAG,
     "compile": FLAG,
+    "channels_last": FLAG,
     "deterministic": FLAG,
     "device": one_of("auto", "cpu"),
     "threads": whole(1).or_word("auto"),
@@ -324,11 +325,13 @@ class Task:
 
     Attributes:
         failed: Points that a launcher saw fail.
+        stop: Its request to stop, which lasts over all that a sweeper hands it.
     """
 
     def __init__(self, hydra: Hydra, config_name: str) -> None:
         self._hydra, self._config_name = hydra, config_name
         self.failed: list[str] = []
+        self.stop: Any = None
 
     def __call__(self, config: DictConfig) -> None:
         """What a launcher does that trains in the calling process.
@@ -351,9 +354,7 @@ def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
     """
     task = Task(hydra, config_name)
     try:
-        hydra.multirun(
-            config_name=config_name, overrides=overrides, task_function=task, with_log_configuration=False
-        )
+        hydra.multirun(config_name=config_name, overrides=overrides, task_function=task, with_log_configuration=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(hydra, config_name, overrides, error)) from error
     except RuntimeError:

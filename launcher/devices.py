@@ -176,7 +176,7 @@ def choose(asked: str | int | list[Any], there: dict[str, str], kind: str) -> di
         unknown = [str(name) for name in asked if str(name) not in there]
         if unknown:
             raise ConfigError(
-                f"hydra.launcher.devices={asked}: there is no {kind} {', '.join(unknown)}. There are: {', '.join(there)}."
+                f"hydra.launcher.devices={asked}: there is no {kind} {', '.join(unknown)}, but {', '.join(there)}."
             )
         return {str(name): there[str(name)] for name in asked}
     raise ConfigError(

@@ -119,6 +119,7 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
         ConfigError: More processes than GPUs, or fp16 on a CPU.
     """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # count GPUs without a CUDA context
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that ends is told by us, in a line
     import torch
 
     on_cpu = device == "cpu" or not torch.cuda.is_available()
@@ -156,17 +157,31 @@ def start(
         ConfigError: The ranks did not find each other as one group.
     """
     import torch
+    import torch.distributed as dist
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     # Accelerate reads these again and would follow a saved config against ours.
     os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
     os.environ["ACCELERATE_MIXED_PRECISION"] = mixed_precision
+    count = max(1, cores() // ranks.local_world_size) if threads == "auto" else int(threads)
+    os.environ["OMP_NUM_THREADS"] = str(count)
     ddp = DistributedDataParallelKwargs(
         find_unused_parameters=strategy["find_unused_parameters"],
         gradient_as_bucket_view=strategy["gradient_as_bucket_view"],
     )
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
+        # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
+        wait = timedelta(seconds=timeout)
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait)
+        own = dist.PrefixStore(f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        if not on_cpu:
+            torch.cuda.set_device(ranks.local_rank)
+        backend = "gloo" if on_cpu else "nccl"
+        dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.world_size, timeout=wait)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp, group])
     if accelerator.num_processes != ranks.world_size:
         raise ConfigError(
@@ -176,7 +191,7 @@ def start(
     if on_cpu:  # Accelerate says cpu:0 in a group, which Tensor.to takes for another device than cpu: it would copy
         accelerator.state.device = torch.device("cpu")
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
-    torch.set_num_threads(max(1, cores() // ranks.local_world_size) if threads == "auto" else int(threads))
+    torch.set_num_threads(count)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     return accelerator

@@ -1,10 +1,11 @@
 """A loss or gradient that is NaN or infinite: never saved; the run stops, or goes back and leaves the batch out."""
 
 import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from launcher.run_directory import write_json
 
 
 class Diverged(RuntimeError):
@@ -29,9 +30,12 @@ class Diverged(RuntimeError):
         )
 
 
-@dataclass
 class Rollbacks:
     """What was left out so far: kept in a file of its own, since going back to a checkpoint must not forget it.
+
+    Args:
+        file: Where it is kept.
+        writes: Whether this rank writes the file.
 
     Attributes:
         count: How often the run went back.
@@ -39,23 +43,25 @@ class Rollbacks:
         careful_until: Up to this update every loss and gradient is looked at before it is applied.
     """
 
-    count: int = 0
-    skipped: list[int] = field(default_factory=list)
-    careful_until: int = 0
-
-    @classmethod
-    def read(cls, file: Path) -> "Rollbacks":
-        """Those of a run directory; none where the file is missing."""
-        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+    def __init__(self, file: Path, writes: bool) -> None:
+        self._file, self._writes = file, writes
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        self.count: int = kept.get("count", 0)
+        self.skipped: list[int] = kept.get("skipped", [])
+        self.careful_until: int = kept.get("careful_until", 0)
 
     def go_back(self, step: int) -> None:
-        """Count a return to the last checkpoint; the way back up to the bad update is gone with care.
-
-        The update before it is suspected as well: weights that a bad gradient has spoilt show in the loss one later.
-        """
+        """Count a return to the last checkpoint; the way up to the bad update is gone with care."""
         self.count += 1
         self.careful_until = max(self.careful_until, step + 1)
+        self._write()
 
-    def as_dict(self) -> dict[str, int | list[int]]:
-        """The content of the file."""
-        return asdict(self)
+    def skip(self, step: int) -> None:
+        """Leave the batch of this update out from now on."""
+        self.skipped.append(step)
+        self._write()
+
+    def _write(self) -> None:
+        if self._writes:
+            kept = {"count": self.count, "skipped": self.skipped, "careful_until": self.careful_until}
+            write_json(self._file, kept)

@@ -89,13 +89,14 @@ class Trainer:
         clip_grad_norm: Largest norm of the gradient; None never clips.
         ema_decay: Of the moving average of the weights; None keeps none.
         compiled: Whether the model is compiled.
+        channels_last: Whether images are laid out with their channels last, which convolutions like.
+        rollbacks: Which batches to leave out, and how long to look at each.
 
     Attributes:
         measured: What is evaluated and exported: the moving average where there is one, else the model.
         window: The steps since the last log boundary.
         lr: Learning rate of the last update.
         wants_to_stop: Set by who was asked to stop; goes into the next vote.
-        rollbacks: Which batches to leave out, and how long to look at each.
     """
 
     def __init__(
@@ -110,15 +111,20 @@ class Trainer:
         clip_grad_norm: float | None,
         ema_decay: float | None,
         compiled: bool,
+        channels_last: bool,
+        rollbacks: Rollbacks,
     ) -> None:
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
         self.ranks, self.seed, self.clip_grad_norm, self.ema_decay = ranks, seed, clip_grad_norm, ema_decay
         self.device = accelerator.device
+        self.channels_last = channels_last
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
         self.scaler = accelerator.scaler  # None unless fp16
         self.window = Window()
         self.lr = schedule.lr
         self.wants_to_stop = False
-        self.rollbacks = Rollbacks()
+        self.rollbacks = rollbacks
         self.measured = model if ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._averaged: list[Tensor] = [
@@ -162,7 +168,7 @@ class Trainer:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if careful and self._is_bad(total):
-            self.rollbacks.skipped.append(batch.step)
+            self.rollbacks.skip(batch.step)
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             self.schedule.step()
@@ -259,7 +265,7 @@ class Trainer:
         for i, micro in enumerate(batch.micros):
             together = i == last or self._carried is None
             with nullcontext() if together else self.forward.no_sync():
-                values, weights = self.loss(self.forward(micro.inputs), micro.targets)
+                values, weights = self.loss(self.forward(self._laid_out(micro.inputs)), micro.targets)
                 if micro.size < len(values):  # a placeholder, or a loss that returned more rows
                     values, weights = values[: micro.size], None if weights is None else weights[: micro.size]
                 value = values.sum()
@@ -276,6 +282,11 @@ class Trainer:
         if not weight_sums:
             return total, None
         return total, weight_sums[0] if last == 0 else torch.stack(weight_sums).sum()
+
+    def _laid_out(self, inputs: Any) -> Any:
+        if self.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
+            return inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
 
     def _ballot(self, weight_sums: list[Tensor]) -> Tensor:
         if not weight_sums and not self.wants_to_stop:
@@ -315,6 +326,17 @@ class Trainer:
         torch.default_generator.manual_seed(key)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
+
+
+@contextmanager
+def memory_advice(plan: BatchPlan) -> Iterator[None]:
+    """Add to an error about the device's memory what to do about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = max(1, plan.micro_size // 2)
+        error.add_note(f"Out of memory: use batch.max_per_device={size}, or auto. The result stays the same.")
+        raise
 
 
 def fits(model: nn.Module, loss: PerSample, batch: Batch, accelerator: Accelerator) -> bool:
@@ -406,7 +428,7 @@ class ExactTrainer(Trainer):
             total = torch.zeros((), device=self.device)
             weight_sum = torch.zeros((), device=self.device)
             for micro in micros:
-                values, weights = self.loss(self.forward(micro.inputs), micro.targets)
+                values, weights = self.loss(self.forward(self._laid_out(micro.inputs)), micro.targets)
                 value = values[: micro.size].sum()
                 total += value.detach()
                 if weights is not None:

@@ -117,8 +117,9 @@ def _check_same(path: Path, composed: Composed) -> None:
     longer = [f"{key}: {old[key]} -> {new[key]}" for key in ("epochs", "max_steps") if old[key] != new[key]]
     if longer and depends_on_length(new["scheduler"]):
         raise ConfigError(
-            f"{', '.join(longer)}: the learning rates of this run follow its length (a scheduler with T_max, total_iters "
-            "or the like of null, or a warmup that is a fraction), so it cannot be prolonged. Start a new run, or use "
+            f"{', '.join(longer)}: the learning rates of this run follow its length (a scheduler whose T_max, "
+            "total_iters or the like is null, or a warmup that is a fraction), so it cannot be "
+            "prolonged. Start a new run, or use "
             "scheduler=constant or lengths of your own from the start."
         )
     if lines := differences(old, new):

@@ -1,6 +1,5 @@
 """When a run stops before its end: signals, a vanished parent, a time limit."""
 
-import contextlib
 import os
 import signal
 import socket
@@ -30,47 +29,36 @@ class StopRequest:
 
     Args:
         max_time: Seconds since the start of the process after which it shall have stopped; None: no limit.
+        reserve: Seconds that stopping takes, which max_time leaves for it.
 
     Attributes:
         reason: What asked to stop; None while nothing has.
-        reserve: Seconds that stopping takes, which max_time leaves for it.
+        reserve: As above; raised when a save took longer.
     """
 
-    def __init__(self, max_time: float | None) -> None:
+    def __init__(self, max_time: float | None, reserve: float = 0.0) -> None:
         self.reason: str | None = None
-        self.reserve = 1.0
+        self.reserve = reserve
         self._deadline = None if max_time is None else time.monotonic() + max_time - seconds_since_start()
         self._parent = os.getppid()
         self._first = 0.0
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
-        self._thread.start()
+        # They stay to the end of the process: a late echo of the signal must not kill it while it says goodbye.
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def __bool__(self) -> bool:
         return self.reason is not None
-
-    def close(self) -> None:
-        """Put back the handlers that were there before."""
-        self._done.set()
-        signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        with contextlib.suppress(OSError):
-            self._writer.send(b"\0")
-        self._thread.join()
-        self._reader.close()
-        self._writer.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """The thread does the work: this only keeps Python from its default action."""
 
     def _watch(self) -> None:
         self._reader.settimeout(1.0)
-        while not self._done.is_set():
+        while True:
             try:
                 received = self._reader.recv(64)
             except TimeoutError:

@@ -22,6 +22,8 @@ from launcher.errors import ConfigError
 
 log = logging.getLogger("launcher")
 
+REPORT_SECONDS = 5.0  # what the end of a stopped run takes beside the save: its pictures and page
+
 
 def main() -> None:
     """The console command: exit status 0 when finished or stopped on request, 2 for wrong input, 1 for a failure."""
@@ -127,10 +129,12 @@ def train(composed: Composed) -> int:
     log.info("batch      %s", plan)
     trainer = (engine.Trainer if shards is None else engine.ExactTrainer)(
         model, loss, optimizer, schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
-        settings.ema_decay, settings.compile,
+        settings.ema_decay, settings.compile, settings.channels_last,
+        divergence.Rollbacks(path / "rollbacks.json", directory is not None),
     )  # fmt: skip
     samples = stream.of_rank(data.train, plan, settings.seed, ranks, device, settings.num_workers)
-    trainer.warm_up(samples)
+    with engine.memory_advice(plan):
+        trainer.warm_up(samples)
     if saved is not None:
         checkpoint.restore(*saved, trainer, ranks)
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
@@ -142,7 +146,6 @@ def train(composed: Composed) -> int:
             raise ConfigError(
                 f"epochs, max_steps: {total_steps} updates, but this run has done {progress.step} already."
             )
-    trainer.rollbacks = divergence.Rollbacks.read(path / "rollbacks.json")
     saver = keeper = None
     if directory is not None:
         saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
@@ -199,18 +202,18 @@ def train(composed: Composed) -> int:
                     if saver is not None and keeper is not None:
                         keeper.record.sync()
                         saver.save(progress.step, trainer.measured.state_dict(), state, progress.best_step)
-                        stop.reserve = 1 + 2 * saver.seconds
+                        stop.reserve = REPORT_SECONDS + 2 * saver.seconds
             if stopping:
                 return
 
     # 5. Train; where it diverges, stop, or go back to the last checkpoint and leave the batch out
-    stop = StopRequest(
-        config.parse_duration(settings.max_time)
-    )  # until here a signal ends the process: nothing is lost
+    # Until here a signal simply ends the process: nothing is lost.
+    stop = StopRequest(config.parse_duration(settings.max_time), REPORT_SECONDS)
     clock = engine.Clock(progress.step, device)
     while True:
         try:
-            loop()
+            with engine.memory_advice(plan):
+                loop()
             break
         except divergence.Diverged as error:
             error.samples = samples.samples(error.step)
@@ -222,7 +225,6 @@ def train(composed: Composed) -> int:
             trainer.rollbacks.go_back(error.step)
             progress = checkpoint.go_back(path / "checkpoints", trainer, ranks)
             if keeper is not None:
-                run_directory.write_json(path / "rollbacks.json", trainer.rollbacks.as_dict())
                 keeper.go_back(progress.step)
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete
@@ -256,7 +258,6 @@ def train(composed: Composed) -> int:
                 "stopped    at step %d (%s), everything is saved. To go on:\n  %s", progress.step, stop.reason, command
             )
         directory.close()
-    stop.close()
     distributed.finish(watch)
     return 0
 

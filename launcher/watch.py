@@ -48,6 +48,7 @@ class Watch:
         # its own: torchrun's store outlives a restart, and holds what the group before it wrote.
         self._store = PrefixStore(f"launcher/{from_rank_0(uuid.uuid4().hex, ranks.world_size)}", store.clone())
         self._done = threading.Event()
+        self._parent = os.getppid()
         self._host = socket.gethostname()
         self._set("who", {"pid": os.getpid(), "host": self._host})
         global current
@@ -69,22 +70,18 @@ class Watch:
         Returns:
             None where this rank is the first: it should say what happened. Else what to say in its place.
         """
+        if _is_echo(text):  # the watch knows, or will in a moment, who is behind it, says so and ends this process
+            self._thread.join(PATIENCE)
         self._done.set()
-        with contextlib.suppress(Exception):
-            deadline = time.monotonic() + (PATIENCE if _is_echo(text) else 0)
-            while True:
-                first = self._first_failure()
-                if first is not None or time.monotonic() > deadline:
-                    break
-                gone = self._gone()
-                if gone is not None:
-                    return self._say_gone(gone)
-                time.sleep(0.1)
-            if first is None:
-                self._store.compare_set("failure", "", json.dumps({"rank": self.ranks.rank, "text": text}))
-                first = self._first_failure()
-            if first is not None and first["rank"] != self.ranks.rank:
-                return f"rank {self.ranks.rank} ends, because rank {first['rank']} {first['text'].splitlines()[-1]}"
+        try:
+            self._store.compare_set("failure", "", json.dumps({"rank": self.ranks.rank, "text": text}))
+            first = self._first_failure()
+        except Exception:  # the store went with rank 0
+            return None
+        if first is not None and first["rank"] != self.ranks.rank:
+            return f"rank {self.ranks.rank} ends, because rank {first['rank']} {first['text'].splitlines()[-1]}"
+        if self.ranks.rank == 0:
+            time.sleep(1.5 * BEAT)  # the store may go with this process: let the others read what happened
         return None
 
     def _set(self, what: str, value: Any) -> None:
@@ -110,13 +107,13 @@ class Watch:
                     beat = self._get("beat", rank)
                     if beats.get(rank, ()) != beat or rank not in changed:
                         beats[rank], changed[rank] = beat, now
-                gone = self._gone()
-                if gone is not None:
-                    self._end(self._say_gone(gone))
                 failure = self._first_failure()
                 if failure is not None and failure["rank"] != self.ranks.rank:
                     text = failure["text"].splitlines()[-1]
                     self._end(f"rank {self.ranks.rank} ends, because rank {failure['rank']} {text}")
+                gone = self._gone()
+                if gone is not None:
+                    self._end(self._say_gone(gone))
                 silent = [rank for rank, at in changed.items() if now - at > self.timeout]
                 if silent:
                     rank, step = silent[0], (beats[silent[0]] or [0, "?"])[1]
@@ -125,6 +122,9 @@ class Watch:
                         f"seen at step {step}: it hangs, or its machine is gone. rank {self.ranks.rank} ends."
                     )
             except Exception as error:  # the store is gone: with it rank 0, or the launcher that held it
+                self._done.wait(0.5)
+                if os.getppid() != self._parent:
+                    return  # torchrun was killed and its store with it; the ranks stop by themselves, and save
                 if not self._done.is_set():
                     self._end(f"rank {self.ranks.rank} ends: rank 0 or its launcher is gone ({type(error).__name__}).")
 
@@ -158,7 +158,16 @@ class Watch:
 
 def _is_echo(text: str) -> bool:
     """Whether an exception looks like that of a rank whose peer is gone."""
-    words = ("Connection reset", "Connection closed", "Broken pipe", "Socket", "gloo", "NCCL", "DistBackendError")
+    words = (
+        "Connection reset",
+        "Connection closed",
+        "Broken pipe",
+        "Socket",
+        "gloo",
+        "NCCL",
+        "DistBackendError",
+        "Timed out",
+    )
     return any(word in text for word in words)
 
 

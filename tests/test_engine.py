@@ -46,6 +46,7 @@ def _gradients(directory, cap):
 
     from launcher.batch import BatchPlan
     from launcher.distributed import find_ranks, start
+    from launcher.divergence import Rollbacks
     from launcher.engine import Trainer
     from launcher.losses import build_loss
     from launcher.schedulers import build_schedule
@@ -63,7 +64,20 @@ def _gradients(directory, cap):
             constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
             schedule = build_schedule(constant, optimizer, 1, 1)
             loss = build_loss(LOSSES[name] | more, data)
-            trainer = Trainer(model, loss, optimizer, schedule, accelerator, ranks, 0, None, None, False)
+            trainer = Trainer(
+                model,
+                loss,
+                optimizer,
+                schedule,
+                accelerator,
+                ranks,
+                0,
+                None,
+                None,
+                False,
+                False,
+                Rollbacks(Path("none"), False),
+            )
             share = -(-size // ranks.world_size)
             plan = BatchPlan(37, size, ranks.world_size, ranks.world_size, cap or share, 1)
             at, _ = plan.share(ranks.rank, size)

@@ -1,0 +1,159 @@
+"""Checkpoints under attack: interrupted writes, damaged files, a full disk, a planted pickle."""
+
+import os
+import pickle
+import random
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from launcher import checkpoint
+from launcher.checkpoint import DamagedCheckpoint, Saver, newest_good, read_checkpoint, verify, write_checkpoint
+
+MODEL = {"weight": torch.arange(12.0).view(3, 4), "tied": torch.ones(5)}
+STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "progress": {"step": 3}}
+
+
+def write(directory, step, scale=1.0):
+    return write_checkpoint(directory, step, {name: value * scale for name, value in MODEL.items()}, STATE)
+
+
+def test_what_is_written_is_read(tmp_path):
+    model, state = read_checkpoint(write(tmp_path, 3))
+    assert all(torch.equal(model[name], MODEL[name]) for name in MODEL) and state["progress"] == {"step": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+
+
+POINTS = ["save_file", "torch.save", "os.fsync", "os.rename", "shutil.rmtree"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("call", range(6))
+def test_a_save_that_is_killed_at_any_point_loses_nothing(point, call, tmp_path):
+    """A forked process saves steps 2 (again) and 3 and kills itself at the n-th call of a writing function."""
+    write(tmp_path, 1), write(tmp_path, 2)
+    child = os.fork()
+    if child == 0:
+        owner, _, name = point.rpartition(".")
+        module = {"": checkpoint, "torch": torch, "os": os, "shutil": shutil}[owner]
+        real, count = getattr(module, name), iter(range(1000))
+
+        def deadly(*arguments, **more):
+            if next(count) == call:
+                os._exit(9)
+            return real(*arguments, **more)
+
+        setattr(module, name, deadly)
+        write(tmp_path, 2, 2.0), write(tmp_path, 3, 3.0)
+        checkpoint.prune(tmp_path, keep=1, best=None)
+        os._exit(0)
+    os.waitpid(child, 0)
+    found = newest_good(tmp_path)
+    assert found is not None and checkpoint.step_of(found) >= 1
+    scale = read_checkpoint(found)[0]["tied"][0].item()
+    assert scale in {1: (1.0,), 2: (1.0, 2.0), 3: (3.0,)}[checkpoint.step_of(found)]
+    write(tmp_path, 4, 4.0)
+    assert newest_good(tmp_path).name == "step_00000004"
+    assert not list(tmp_path.glob(".making-*")), "what the killed one left is cleared away"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damage_is_found_and_the_one_before_is_used(seed, tmp_path, caplog):
+    choose = random.Random(seed)
+    write(tmp_path, 1, 1.0), write(tmp_path, 2, 2.0)
+    victim = choose.choice(sorted((tmp_path / "step_00000002").iterdir()))
+    content = bytearray(victim.read_bytes())
+    damage = choose.choice(["truncate", "flip", "remove", "append", "zero"])
+    if damage == "remove":
+        victim.unlink()
+    else:
+        at = choose.randrange(len(content))
+        if damage == "truncate":
+            del content[at:]
+        elif damage == "flip":
+            content[at] ^= 1 << choose.randrange(8)
+        elif damage == "append":
+            content += b"\0"
+        else:
+            content[at : at + 64] = bytes(len(content[at : at + 64]))
+        if bytes(content) == victim.read_bytes():
+            pytest.skip("zeros over zeros are no damage")
+        victim.write_bytes(content)
+    found = newest_good(tmp_path)
+    if victim.name == "manifest.json" and found.name == "step_00000002":
+        verify(found)  # a flipped bit in the manifest's white space changes nothing that it says
+        assert read_checkpoint(found)[0]["tied"][0] == 2.0
+        return
+    assert found.name == "step_00000001" and read_checkpoint(found)[0]["tied"][0] == 1.0
+    assert "DAMAGED CHECKPOINT" in caplog.text and "step_00000002" in caplog.text
+
+
+def test_with_no_good_one_left_it_stops_rather_than_starting_over(tmp_path):
+    write(tmp_path, 1)
+    (tmp_path / "step_00000001/state.pt").write_bytes(b"")
+    with pytest.raises(DamagedCheckpoint, match="every checkpoint"):
+        newest_good(tmp_path)
+    assert newest_good(tmp_path / "none") is None
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("trapped",)
+
+
+def test_a_planted_pickle_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = write(tmp_path / "checkpoints", 1)
+    torch.save({"progress": Trap()}, found / "state.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        read_checkpoint(found)
+    (found / "state.pt").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(pickle.UnpicklingError):
+        read_checkpoint(found)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_the_best_and_the_newest_are_kept(tmp_path):
+    for step in range(1, 8):
+        write(tmp_path, step)
+        checkpoint.prune(tmp_path, keep=2, best=3)
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [3, 6, 7]
+
+
+def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        saver = Saver(disk / "checkpoints", keep=2, max_failures=2)
+        small, large = {"w": torch.ones(1000)}, {"w": torch.ones(1_000_000)}
+        saver.save(1, small, STATE, None)
+        saver.save(2, large, STATE, None)
+        saver.wait()
+        assert "SAVING FAILED at step 2" in caplog.text and saver.failures == 1
+        assert [path.name for path in (disk / "checkpoints").iterdir()] == ["step_00000001"]
+        verify(newest_good(disk / "checkpoints"))
+        saver.save(3, large, STATE, None)
+        saver.save(4, small, STATE, None)
+        saver.wait()
+        assert saver.failures == 0 and newest_good(disk / "checkpoints").name == "step_00000004"
+        for step in (5, 6, 7):
+            saver.save(step, large, STATE, None)
+        with pytest.raises(OSError, match="3 saves in a row"):
+            saver.wait()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_snapshot_does_not_follow_training(tmp_path):
+    """The state is copied before save returns: what training does to it afterwards is not saved."""
+    weight = torch.ones(1000, 1000)
+    saver = Saver(tmp_path, keep=1, max_failures=0)
+    saver.save(1, {"w": weight, "same": weight, "view": weight.t()}, STATE, None)
+    weight.zero_()
+    saver.wait()
+    model, _ = read_checkpoint(newest_good(tmp_path))
+    assert all((tensor == 1).all() for tensor in model.values()) and model["view"].is_contiguous()

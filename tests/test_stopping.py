@@ -1,0 +1,301 @@
+"""Stopping together: signals, vanished parents, time limits, and ranks that die, raise or hang."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import REPOSITORY, train
+from test_resume import OWN, RUN, newest, same_bits
+from test_train import rows, summary
+
+LONG = [*(w for w in RUN if not w.startswith(("epochs", "eval_every", "checkpoint.every"))), "epochs=4000",
+        "eval_every=500", "checkpoint.every=500"]  # fmt: skip
+
+FAULT = (
+    OWN
+    + """
+import os, time
+class Net(torch.nn.Module):
+    '''Does a fault at its 40th training batch on rank FAULT_RANK.'''
+    def __init__(self, input_shape, num_outputs):
+        super().__init__()
+        self.layer = torch.nn.Linear(5, num_outputs)
+        self.calls = 0
+    def forward(self, x):
+        self.calls += self.training
+        if self.training and self.calls == 40 and os.environ.get("RANK", "0") == os.environ.get("FAULT_RANK"):
+            fault = os.environ["FAULT"]
+            if fault == "raise":
+                raise ArithmeticError("a fault of its own")
+            if fault == "sleep":
+                time.sleep(1000)
+            os.kill(os.getpid(), {"kill": 9, "stop": 19}[fault])
+        return self.layer(x)
+"""
+)
+FAULTY = [*(w for w in LONG if not w.startswith("model.")), "model._target_=own.Net"]
+
+
+def place(directory, code=OWN):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "own.py").write_text(code)
+    return directory
+
+
+def started(run, directory, lines=3, timeout=60):
+    """Wait until the run has written some rows."""
+    deadline = time.monotonic() + timeout
+    record = directory / "run/metrics.jsonl"
+    while not record.exists() or record.read_bytes().count(b"\n") < lines:
+        assert time.monotonic() < deadline, run.err()
+        assert run.processes[0].exitcode is None, run.err()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_signal_to_one_rank_stops_all_at_one_step(seed, tmp_path):
+    _signal_one(seed, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3, 12))
+def test_more_signals_to_one_rank(seed, tmp_path):
+    _signal_one(seed, tmp_path)
+
+
+def _signal_one(seed, directory):
+    choose = random.Random(seed)
+    world = choose.choice([1, 2, 3])
+    run = train(LONG, place(directory), world)
+    started(run, directory, choose.randrange(1, 30))
+    number = choose.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    asked = time.monotonic()
+    run.signal(choose.randrange(world), number)
+    run.ok(30)
+    assert time.monotonic() - asked < 15
+    stopped = json.loads((directory / "run/stopped.json").read_text())
+    assert stopped["step"] == int(newest(directory).name[5:]) == summary(directory / "run")["step"]
+    assert rows(directory / "run")[-1]["step"] <= stopped["step"]
+    assert "everything is saved" in run.out()
+
+
+def test_a_signal_to_all_ranks_at_once_and_its_echo(tmp_path):
+    run = train(LONG, place(tmp_path), 2)
+    started(run, tmp_path)
+    for _ in range(2):  # a launcher and a shell both pass it on
+        for rank in (0, 1):
+            run.signal(rank, signal.SIGINT)
+        time.sleep(0.1)
+    run.ok(30)
+    assert "SIGINT" in json.loads((tmp_path / "run/stopped.json").read_text())["reason"]
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    """Evaluation sleeps: the first signal waits for it, the second, a second later, does not."""
+    code = OWN + (
+        "import time\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self, num_outputs):\n"
+        "        super().__init__(5, num_outputs)\n"
+        "    def forward(self, x):\n"
+        "        if not self.training:\n"
+        "            time.sleep(100)\n"
+        "        return super().forward(x)\n"
+    )
+    words = [w for w in FAULTY if "eval_every" not in w]
+    run = train([*words, "eval_every=9", "log_every=1"], place(tmp_path, code))
+    started(run, tmp_path, 8)
+    time.sleep(1)
+    run.signal(0, signal.SIGTERM)
+    time.sleep(1)
+    assert run.processes[0].exitcode is None
+    run.signal(0, signal.SIGTERM)
+    run.wait(5)
+    assert run.status == [143] and "ending at once" in run.err()
+
+
+def test_max_time_stops_early_enough(tmp_path):
+    run = train([*LONG, "max_time=8"], place(tmp_path))
+    run.ok(30)
+    assert json.loads((tmp_path / "run/stopped.json").read_text())["reason"] == "max_time"
+    assert time.monotonic() - run.started < 10
+
+
+def test_a_vanished_parent_counts_as_a_request_to_stop(tmp_path):
+    place(tmp_path)
+    words = [sys.executable, str(REPOSITORY / "launcher/train.py"), *LONG, "wandb.mode=disabled"]
+    code = f"import subprocess, time; p = subprocess.Popen({words!r}); print(p.pid, flush=True); time.sleep(1000)"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/metrics.jsonl").exists() or not (tmp_path / "run/metrics.jsonl").stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while os.path.exists(f"/proc/{pid}") and "zombie" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline, "the trainer goes on without its launcher"
+        time.sleep(0.05)
+    assert "vanished" in json.loads((tmp_path / "run/stopped.json").read_text())["reason"]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("fault", ["kill", "raise"])
+def test_a_rank_that_dies_ends_the_others(fault, victim, tmp_path):
+    run = train(FAULTY, place(tmp_path, FAULT), 3, {"FAULT": fault, "FAULT_RANK": str(victim)})
+    begun = time.monotonic()
+    run.wait(60)
+    assert time.monotonic() - begun < 45
+    others = [rank for rank in range(3) if rank != victim]
+    assert all(run.status[rank] == 1 for rank in others)
+    for rank in others:
+        assert f"rank {victim}" in run.err(rank), run.err(rank)
+        assert "Traceback" not in run.err(rank), "an echo, not the cause"
+    if fault == "raise":
+        assert run.status[victim] == 1
+        assert "ArithmeticError: a fault of its own" in run.err(victim) and f"rank {victim} failed" in run.err(victim)
+        assert "ArithmeticError" in run.err(others[0])
+    assert not (tmp_path / "run/stopped.json").exists()
+
+
+@pytest.mark.parametrize("fault", ["stop", pytest.param("sleep", marks=pytest.mark.soak)])
+def test_a_rank_that_hangs_is_named_and_ended(fault, tmp_path):
+    words = [*FAULTY, "timeout=6"]
+    run = train(words, place(tmp_path, FAULT), 3, {"FAULT": fault, "FAULT_RANK": "1"})
+    run.wait(6 + 45 + 20)
+    assert run.status[0] == run.status[2] == 1 and run.status[1] in (1, -9)
+    assert "rank 1" in run.err(0) + run.err(2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_torchrun(number, tmp_path):
+    """SIGTERM reaches the ranks through the agent; SIGUSR1 too, where torchrun is told so, else it kills the agent."""
+    place(tmp_path)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.Popen(
+        [*torchrun, str(REPOSITORY / "launcher/train.py"), *LONG, "wandb.mode=disabled"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    record = tmp_path / "run/metrics.jsonl"
+    while not record.exists() or record.read_bytes().count(b"\n") < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    while not (tmp_path / "run/stopped.json").exists():
+        assert time.monotonic() < deadline + 30, "the ranks were orphaned and did not stop"
+        time.sleep(0.05)
+    assert summary(tmp_path / "run")["status"] == "stopped"
+
+
+def test_a_rank_killed_under_torchrun_is_restarted_into_the_same_directory(tmp_path):
+    """max_restarts: the group comes back by itself, resumes, and ends with the bits of an undisturbed run."""
+    words = [*(w for w in RUN if not w.startswith("hydra.run.dir")), "wandb.mode=disabled"]
+    calm = place(tmp_path / "calm")
+    train([*words, "hydra.run.dir=run"], calm, 2).ok()
+    killed = place(tmp_path / "killed")
+    # The model kills its rank once, in the middle: the mark on the disk says that it has been done.
+    (killed / "own.py").write_text(
+        OWN + "import os\nfrom launcher.models.mlp import MLP\nclass Net(MLP):\n"
+        "    def forward(self, x):\n"
+        "        self.calls = getattr(self, 'calls', 0) + self.training\n"
+        "        if self.calls == 100 and os.environ['RANK'] == '1' and not os.path.exists('killed'):\n"
+        "            open('killed', 'w').close()\n            os.kill(os.getpid(), 9)\n"
+        "        return super().forward(x)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "2",
+         str(REPOSITORY / "launcher/train.py"), *words, "model._target_=own.Net"],
+        cwd=killed, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (killed / "killed").exists()
+    (made,) = killed.glob("outputs/*/*")
+    made.rename(killed / "run")
+    same_bits(calm, killed)
+
+
+NAN = OWN.replace("raw + 0.1 * (uniforms - 0.5)", "raw + 0.1 * (uniforms - 0.5)").replace(
+    "return TensorPart(torch.randn(n, 5, generator=g) + y[:, None], y, augment=shake, draws=5)",
+    "x = torch.randn(n, 5, generator=g) + y[:, None]\n"
+    "        if n == 60:\n            x[17] = float('nan')\n"
+    "        return TensorPart(x, y, augment=shake, draws=5)",
+)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_poisoned_batch_stops_the_run_and_is_never_saved(world, tmp_path):
+    run = train([*RUN, "checkpoint.every=1"], place(tmp_path, NAN), world).wait()
+    assert run.status == [1] * world
+    message = run.err(0)
+    assert "training diverged" in message and "learning rate" in message and "17" in message
+    for path in (tmp_path / "run/checkpoints").glob("step_*"):
+        state = torch.load(path / "state.pt", weights_only=True)
+        assert all(t.isfinite().all() for t in state["model"].values())
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_poisoned_batch_is_left_out_by_choice(world, tmp_path):
+    """Each epoch holds the bad sample once: 3 epochs, 3 rollbacks, 3 skipped batches, a finite end."""
+    words = [*RUN, "epochs=3", "checkpoint.every=2", "divergence.action=rollback", "divergence.max_rollbacks=3"]
+    train(words, place(tmp_path, NAN), world).ok()
+    found = json.loads((tmp_path / "run/rollbacks.json").read_text())
+    assert found["count"] == 3 and len(found["skipped"]) == 3
+    assert [step // 5 for step in found["skipped"]] == [0, 1, 2]
+    assert summary(tmp_path / "run")["status"] == "finished"
+    assert all(0 < row.get("train/loss", 1) < 10 for row in rows(tmp_path / "run"))
+    assert [row["step"] for row in rows(tmp_path / "run")] == sorted({row["step"] for row in rows(tmp_path / "run")})
+    again = tmp_path / "again"
+    run = train([*words[:-1], "divergence.max_rollbacks=2"], place(again, NAN), world).wait()
+    assert run.status == [1] * world and "training diverged" in run.err(0)
+
+
+OOM = (
+    OWN
+    + """
+import os
+class Net(torch.nn.Linear):
+    '''Rank 1 has memory for 2 samples at once, and rank 0 for 3.'''
+    def __init__(self, num_outputs):
+        super().__init__(5, num_outputs)
+    def forward(self, x):
+        limit = {"0": 3, "1": 2}[os.environ.get("RANK", "0")]
+        where = os.environ["WHERE"]
+        if self.training and len(x) > limit and where == "forward":
+            raise torch.OutOfMemoryError("injected")
+        y = super().forward(x)
+        if self.training and len(x) > limit and where == "backward":
+            def full(grad):
+                raise torch.OutOfMemoryError("injected")
+            y.register_hook(full)
+        return y
+"""
+)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_the_probe_finds_what_every_rank_can_hold(where, tmp_path):
+    words = [*FAULTY, "epochs=3", "wandb.mode=disabled"]
+    auto = [w for w in words if not w.startswith("batch.max")]
+    run = train([*auto, "batch.max_per_device=auto"], place(tmp_path / "auto", OOM), 2, {"WHERE": where}).ok(90)
+    assert "micro-batches of at most 2" in run.out() or "micro-batches of 2" in run.out(), run.out()
+    train([*auto, "batch.max_per_device=2"], place(tmp_path / "two", OOM), 2, {"WHERE": where}).ok()
+    same_bits_of_weights(tmp_path / "auto", tmp_path / "two")
+    advice = train([*auto, "batch.max_per_device=5"], place(tmp_path / "five", OOM), 2, {"WHERE": where}).wait()
+    assert all(status == 1 for status in advice.status)
+    assert "batch.max_per_device=2" in advice.err(0) + advice.err(1)
+
+
+def same_bits_of_weights(one, other):
+    from safetensors.torch import load_file
+
+    first, second = (load_file(newest(d) / "model.safetensors") for d in (one, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
