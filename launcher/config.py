@@ -366,8 +366,9 @@ def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
 def directory_override(path: Path | str) -> str:
     """The override that names a run directory, quoted where Hydra's grammar needs it."""
     text = str(path)
-    if not re.fullmatch(r"[\w./-]+", text):
-        text = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if not re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        # Inside quotes a backslash is one of its own, but for those before a quote.
+        text = "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
     return f"hydra.run.dir={text}"
 
 

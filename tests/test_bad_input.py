@@ -134,7 +134,7 @@ def test_a_directory_in_use_and_one_of_another_run(place):
     message, _ = _answer_in(place, ["hydra.run.dir=run", "epochs=100000", "checkpoint.every=null", "eval_every=null"])
     assert "a run is in it" in message and str(first.processes[0].pid) in message
     message, _ = _answer_in(place, ["hydra.run.dir=run", "optimizer.lr=0.5", "loss=focal"])
-    assert "optimizer.lr: 0.05 -> 0.5" in message and "loss._target_" in message and "eval_every" in message
+    assert "optimizer.lr: 0.1 -> 0.5" in message and "loss._target_" in message and "eval_every" in message
     first.signal(0, 15)
     first.ok()
 

@@ -1,0 +1,138 @@
+"""Every file under conf/ is composed and built; every experiment trains a few steps; one setting at a time."""
+
+import json
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+from processes import REPOSITORY, train
+
+from launcher import config
+from launcher.errors import ConfigError
+
+CONF = REPOSITORY / "conf"
+GROUPS = ("optimizer", "loss", "scheduler", "batch", "data", "model", "strategy", "experiment")
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+FASHION = ("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz", "fashion_mnist")
+TABLE = "a,b,y\n" + "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(40))
+
+
+def compose(*overrides, directory=None):
+    arguments = config.parse_arguments([*(["--config-dir", str(directory)] if directory else []), *overrides])
+    with config.opened(arguments, "train") as (hydra, name):
+        return config.compose(hydra, name, arguments.overrides)
+
+
+def test_every_group_has_its_options():
+    found = {group: {path.stem for path in (CONF / group).glob("*.yaml")} for group in GROUPS}
+    assert {"sgd", "adam", "adamw", "adagrad", "rmsprop", "lion", "muon"} <= found["optimizer"]
+    assert {"step", "cosine", "linear", "constant", "one_cycle", "plateau"} <= found["scheduler"]
+    assert {"cross_entropy", "multi_margin", "focal", "binary_cross_entropy", "mse", "l1", "huber"} <= found["loss"]
+    assert {"digits", "fashion_mnist", "diabetes", "iris", "wine", "csv", "image_folder"} <= found["data"]
+    assert {"mlp", "cnn", "resnet", "linear"} <= found["model"]
+    assert {"default", "small", "large"} <= found["batch"]
+    assert {"fashion_mnist", "imbalanced", "diabetes"} <= found["experiment"]
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_every_file_opens_with_what_it_is(path):
+    lines = path.read_text().splitlines()
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert first.startswith("# ") and len(first) > 20
+
+
+def _run(group, option, place):
+    """A command line that trains a few steps with an option, or a reason why it cannot be tried here."""
+    words = [f"{group}={option}", "max_steps=3", "log_every=1", "threads=1", "hydra.run.dir=run"]
+    if option in ("mse", "l1", "huber") or (group, option) == ("data", "diabetes"):
+        words += ["data=diabetes"] if group == "loss" else ["loss=mse"]
+    if (group, option) == ("data", "csv"):
+        (place / "table.csv").write_text(TABLE)
+        words += ["data.path=table.csv", "data.target=y"]
+    if (group, option) == ("data", "image_folder"):
+        image = pytest.importorskip("PIL.Image")
+        for part in ("train", "test"):
+            for label in ("cat", "dog"):
+                (place / "images" / part / label).mkdir(parents=True)
+                for i in range(12):
+                    color = (20 * i, 100, 200 if label == "cat" else 0)
+                    image.new("RGB", (40, 30), color).save(place / "images" / part / label / f"{i}.png")
+        words += ["data.root=images", "data.image_size=16", "model=cnn", "num_workers=0"]
+    if option == "fashion_mnist":
+        import os
+
+        if not os.path.exists(FASHION[0]):
+            pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+        words += ["data.validation=0.01", "eval_every=null"]
+    return words
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
+def test_every_option_trains(group, option, tmp_path):
+    run = train(_run(group, option, tmp_path), tmp_path).ok()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "finished" and summary["step"] == 3, run.out()
+
+
+def test_defaults_of_the_readme():
+    settings = compose().settings
+    assert settings.batch.global_size == 64 and settings.optimizer._target_ == "torch.optim.SGD"
+    assert set(config.SCHEMA) >= {"seed", "epochs", "max_steps", "batch.global_size", "optimizer.lr", "wandb.mode"}
+
+
+def test_a_persons_own_options_and_classes(tmp_path):
+    """--config-dir adds options; a class of one's own takes the place of an option's, whose keys it need not take."""
+    (tmp_path / "conf/optimizer").mkdir(parents=True)
+    (tmp_path / "conf/optimizer/mine.yaml").write_text("# Mine\n_target_: torch.optim.NAdam\nlr: 0.003\n")
+    settings = compose("optimizer=mine", directory=tmp_path / "conf").settings
+    assert settings.optimizer._target_ == "torch.optim.NAdam"
+    (tmp_path / "ownmodel.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n"
+        "    def __init__(self, in_features, num_classes, scale=1.0):\n"
+        "        super().__init__(in_features, num_classes)\n"
+        "    def forward(self, x):\n        return super().forward(x.flatten(1))\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        settings = compose("model._target_=ownmodel.Net", "+model.scale=2.0").settings
+        assert dict(settings.model) == {"_target_": "ownmodel.Net", "scale": 2.0}
+        kept = compose("model._target_=ownmodel.Net", "model.hidden=[3]").settings
+        assert list(kept.model.hidden) == [3], "what the person set is for the class to refuse, by name"
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("ownmodel", None)
+    words = ["--config-dir", str(tmp_path / "conf"), "optimizer=mine", "model._target_=ownmodel.Net", "epochs=2"]
+    train([*words, "hydra.run.dir=run"], tmp_path).ok()
+    written = OmegaConf.load(tmp_path / "run/.hydra/config.yaml")
+    assert written.model._target_ == "ownmodel.Net" and "hidden" not in written.model
+
+
+def test_what_may_differ_on_a_resume():
+    old = compose().plain()
+    free = compose("batch.max_per_device=8", "log_every=3", "wandb.mode=offline", "checkpoint.keep=9", "threads=3")
+    assert config.differences(old, free.plain()) == []
+    other = compose("optimizer.lr=0.5", "seed=4", "loss=focal").plain()
+    lines = config.differences(old, other)
+    assert "optimizer.lr: 0.1 -> 0.5" in lines and "seed: 0 -> 4" in lines
+    assert any(line.startswith("loss._target_") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(None, None), (90, 90), ("45s", 45), ("90m", 5400), ("1.5h", 5400), ("2d", 172800)]
+)
+def test_durations(text, seconds):
+    assert config.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", 0, -1, True, "5 years", ""])
+def test_no_durations(text):
+    with pytest.raises(ConfigError, match="max_time"):
+        config.parse_duration(text)
+
+
+def test_directories_with_any_name_reach_hydra_unharmed():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for name in ("run", "a b", "lr=0.1,momentum=0.9", "it's", "[1,2]", "${x}", "a\\b", "ü"):
+        (override,) = OverridesParser.create().parse_overrides([config.directory_override(name)])
+        assert override.value() == name
