@@ -114,18 +114,20 @@ def _make_new(path: Path) -> Path:
 def _check_same(path: Path, composed: Composed) -> None:
     old: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
     new: Any = OmegaConf.to_container(composed.settings)
+    lines = differences(old, new)
     longer = [f"{key}: {old[key]} -> {new[key]}" for key in ("epochs", "max_steps") if old[key] != new[key]]
+    hint = ""
     if longer and depends_on_length(new["scheduler"]):
-        raise ConfigError(
-            f"{', '.join(longer)}: the learning rates of this run follow its length (a scheduler whose T_max, "
-            "total_iters or the like is null, or a warmup that is a fraction), so it cannot be "
-            "prolonged. Start a new run, or use "
-            "scheduler=constant or lengths of your own from the start."
+        lines += longer
+        hint = (
+            "\nIts learning rates follow its length (T_max, total_iters or the like of null, or a warmup that is a "
+            "fraction), so it cannot be prolonged; with scheduler=constant, or lengths of its own, it could."
         )
-    if lines := differences(old, new):
+    if lines:
         raise ConfigError(
             f"hydra.run.dir={path} belongs to a run with another config:\n  "
             + "\n  ".join(lines)
+            + hint
             + "\nUse the settings it was made with to resume it, or another directory for a new run."
         )
 

@@ -266,7 +266,7 @@ def test_draws_are_as_many_as_augment_takes():
     data = load("digits", shift=1)
     assert data.train.draws == 2 and data.train.augment is not None
     assert data.validation.augment is None and data.test.augment is None
-    assert load("digits").train.augment is None and load("digits").train.draws == 0
+    assert load("digits", shift=0).train.augment is None and load("digits", shift=0).train.draws == 0
 
 
 def test_long_tail_has_the_profile_of_cui_et_al():

@@ -73,7 +73,7 @@ def assert_same(a: nn.Module, b: nn.Module, **tolerance) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "plain"),
     [
-        ("sgd", {}, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+        ("sgd", {}, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
         (
             "sgd",
             {"lr": 0.1, "nesterov": True, "weight_decay": 0.01},

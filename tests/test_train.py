@@ -188,3 +188,35 @@ def test_a_grid_runs_each_point_in_processes_of_its_own(tmp_path):
     points = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("grid/*/summary.json")}
     assert len(points) == 2 and all(point["status"] == "finished" for point in points.values())
     assert any("adam" in name for name in points) and any("sgd" in name for name in points)
+
+
+def test_a_whole_run_with_wandb_whatever_its_server_does(tmp_path):
+    """Offline, and online against a server that refuses: the same record, one warning, a segment that W&B can read."""
+    from test_tracking import history, inspect, segments
+
+    (tmp_path / "own.py").write_text(OWN)
+    key = "k" * 40
+    records = {}
+    for mode, environment in {
+        "disabled": {},
+        "offline": {"WANDB_MODE": "offline"},
+        "online": {"WANDB_MODE": "online", "WANDB_API_KEY": key, "WANDB_BASE_URL": f"http://127.0.0.1:{free_port()}"},
+    }.items():
+        words = [
+            *(w for w in OWN_RUN if not w.startswith("hydra.run.dir")),
+            f"hydra.run.dir={mode}",
+            f"wandb.mode={mode}",
+        ]
+        run = train(words, tmp_path, 1, environment, name=f"io-{mode}").ok(90)
+        records[mode] = (tmp_path / mode / "metrics.jsonl").read_text()
+        warnings = [line for line in (tmp_path / mode / "train.log").read_text().splitlines() if " WARNING " in line]
+        assert len(warnings) == (1 if mode == "online" else 0), warnings
+        assert "Traceback" not in run.err() and "finished" in run.out()
+        if mode != "disabled":
+            (segment,) = segments(tmp_path / mode)
+            read = inspect(segment)
+            assert "own.load" in json.dumps(read), "the config is in it"
+            assert len(history(read)) >= len(records[mode].splitlines())
+    assert records["disabled"] == records["offline"] == records["online"]
+    for path in (tmp_path / "online").rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path
