@@ -1,24 +1,20 @@
 """What the parent of the tests' processes imports once. A mistake here must be seen, since forkserver hides it."""
 
+import importlib
 import sys
 import traceback
 
+MODULES = """
+    accelerate hydra.main matplotlib.pyplot matplotlib.backends.backend_agg matplotlib.backends.backend_svg numpy.random
+    torch torch._dynamo torch.distributed torch.nn.parallel torch.onnx
+    launcher.batch launcher.checkpoint launcher.engine launcher.losses launcher.metrics launcher.optimizers
+    launcher.report launcher.reporter launcher.run_directory launcher.schedulers launcher.stopping launcher.stream
+    launcher.terminal launcher.tracking launcher.train launcher.watch
+"""  # torch._dynamo, which DDP and the optimizers import, brings sympy: 1.4 s in every process
+
 try:
-    import launcher.batch
-    import launcher.checkpoint
-    import launcher.engine
-    import launcher.losses
-    import launcher.metrics
-    import launcher.optimizers
-    import launcher.report
-    import launcher.reporter
-    import launcher.run_directory
-    import launcher.schedulers
-    import launcher.stopping
-    import launcher.stream
-    import launcher.terminal
-    import launcher.tracking
-    import launcher.train  # noqa: F401
+    for name in MODULES.split():
+        importlib.import_module(name)
 except BaseException:
     traceback.print_exc()
     sys.stderr.flush()

@@ -134,6 +134,10 @@ def kill_and_restart(world, directory, seed, kills):
             for rank in victims:
                 if run.processes[rank].exitcode is None:
                     run.signal(rank, signal.SIGKILL)
+            time.sleep(1)
+            for rank in range(world):  # as torchrun does to the survivors
+                if run.processes[rank].exitcode is None:
+                    run.signal(rank, signal.SIGTERM)
         run.wait(60)
         if any(status == -signal.SIGKILL for status in run.status):
             hits += 1
