@@ -26,7 +26,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks
-from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
     from launcher.engine import Trainer
@@ -195,15 +194,9 @@ class Progress:
             row: Metric name to number.
             metric: The one that counts; None counts none.
             mode: min or max.
-
-        Raises:
-            ConfigError: The evaluation has no such metric.
         """
         if metric is None:
             return
-        if metric not in row:
-            known = ", ".join(name for name in row if name.startswith("eval/"))
-            raise ConfigError(f"checkpoint.best={metric}: the evaluation has no such metric. It has: {known}.")
         sign = 1 if mode == "max" else -1
         if self.best_step is None or sign * row[metric] > sign * self.best[metric]:
             self.best_step = self.step

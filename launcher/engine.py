@@ -3,7 +3,7 @@
 import copy
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -573,6 +573,24 @@ def evaluate(
     if isinstance(sums, ClassificationSums):
         return Evaluation(int(counted), figures, sums.per_class_accuracy(), sums.confusion())
     return Evaluation(int(counted), figures)
+
+
+def check_figures(data: Data, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
+    """Check, before anything is measured, that an evaluation will have the figures that settings name.
+
+    Args:
+        data: Its task decides what there is.
+        metrics: torchmetrics by name.
+        wanted: Setting to figure, such as `checkpoint.best` to `eval/loss`; None names none.
+
+    Raises:
+        ConfigError: There will be no such figure, or no such metric.
+    """
+    names = ["loss", *_new_sums(data, torch.device("cpu")).figures(), *make_metrics(list(metrics), data)]
+    known = [f"eval/{name}" for name in names]
+    for setting, figure in wanted.items():
+        if figure is not None and figure not in known:
+            raise ConfigError(f"{setting}={figure}: the evaluation has no such figure. It has: {', '.join(known)}.")
 
 
 def _new_sums(data: Data, device: torch.device) -> ClassificationSums | RegressionSums:

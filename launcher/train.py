@@ -78,12 +78,16 @@ def train(composed: Composed) -> int:
         stream,
     )
     from launcher.components import build
-    from launcher.metrics import make_metrics
+    from launcher.data import Data
     from launcher.stopping import StopRequest
     from launcher.watch import Watch
 
     stream.seed_generators(settings.seed)
     data = build("data", settings.data)
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"data._target_: {settings.data._target_} gives a {type(data).__name__}, not a launcher.data.Data."
+        )
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = batch.plan_batch(
         len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
@@ -94,7 +98,8 @@ def train(composed: Composed) -> int:
     optimizer = optimizers.build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm)
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
     schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
-    make_metrics(settings.metrics, data)
+    wanted = {"checkpoint.best": settings.checkpoint.best, "scheduler.metric": schedule.metric}
+    engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
     if shards is not None:
         engine.check_exact(model)
 

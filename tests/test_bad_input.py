@@ -42,6 +42,12 @@ WRONG = {
     "no hidden unit": (["model.hidden=[0]"], ["model.hidden", "at least 1"]),
     "image model on a table": (["data=iris", "model=cnn"], ["model", "image"]),
     "unknown metric": (["metrics=[AUROCK]"], ["metrics", "AUROC"]),
+    "unknown figure": (["checkpoint.best=eval/f1"], ["checkpoint.best=eval/f1", "eval/macro_f1"]),
+    "plateau without its figure": (
+        ["scheduler=plateau", "scheduler.metric=eval/mae"],
+        ["scheduler.metric", "eval/loss"],
+    ),
+    "no source": (["data._target_=os.getcwd"], ["data._target_", "launcher.data.Data"]),
     "unknown mode": (["wandb.mode=off"], ["wandb.mode", "disabled"]),
     "no duration": (["max_time=soon"], ["max_time=soon", "90m"]),
     "unknown weights": (["loss.weight=[1,2]"], ["loss.weight", "10"]),
