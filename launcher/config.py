@@ -241,8 +241,8 @@ class Composed:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Read a command line by Hydra's own parser."""
-    return get_args_parser().parse_args(argv)
+    """Read a command line by Hydra's own parser; options may stand between the overrides."""
+    return get_args_parser().parse_intermixed_args(argv)
 
 
 @contextmanager

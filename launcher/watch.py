@@ -79,10 +79,15 @@ class Watch:
         except Exception:  # the store went with rank 0
             return None
         if first is not None and first["rank"] != self.ranks.rank:
+            self._linger()
             return f"rank {self.ranks.rank} ends, because rank {first['rank']} {first['text'].splitlines()[-1]}"
-        if self.ranks.rank == 0:
-            time.sleep(1.5 * BEAT)  # the store may go with this process: let the others read what happened
+        self._linger()
         return None
+
+    def _linger(self) -> None:
+        """The store may go with rank 0: let the others read first who is behind it all."""
+        if self.ranks.rank == 0:
+            time.sleep(1.5 * BEAT)
 
     def _set(self, what: str, value: Any) -> None:
         self._store.set(f"{what}/{self.ranks.rank}", json.dumps(value))
@@ -153,6 +158,7 @@ class Watch:
                 who = self._get("who", rank)
                 if who and who["host"] == self._host and _stopped(who["pid"]):
                     os.kill(who["pid"], signal.SIGKILL)
+        self._linger()
         os._exit(1)
 
 
