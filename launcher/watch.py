@@ -74,6 +74,10 @@ class Watch:
             self._thread.join(PATIENCE)
         self._done.set()
         try:
+            if (
+                "Timed out" in text
+            ):  # all of them live: say where each one stands, the one that does not come among them
+                text = "\n".join([*self._places(), text])
             self._store.compare_set("failure", "", json.dumps({"rank": self.ranks.rank, "text": text}))
             first = self._first_failure()
         except Exception:  # the store went with rank 0
@@ -82,7 +86,12 @@ class Watch:
             self._linger()
             return f"rank {self.ranks.rank} ends, because rank {first['rank']} {first['text'].splitlines()[-1]}"
         self._linger()
-        return None
+        return text if "Timed out" in text else None
+
+    def _places(self) -> list[str]:
+        """Where every other rank was at its last heartbeat."""
+        beats = {rank: self._get("beat", rank) for rank in range(self.ranks.world_size) if rank != self.ranks.rank}
+        return [f"rank {rank} was at step {beat[1]}, {beat[2]}" for rank, beat in beats.items() if beat]
 
     def _linger(self) -> None:
         """The store may go with rank 0: let the others read first who is behind it all."""
@@ -106,7 +115,7 @@ class Watch:
         while not self._done.wait(BEAT):
             try:
                 count += 1
-                self._set("beat", [count, self.step])
+                self._set("beat", [count, self.step, _main_thread_is_at()])
                 now = time.monotonic()
                 for rank in range(self.ranks.world_size):
                     beat = self._get("beat", rank)
@@ -160,6 +169,14 @@ class Watch:
                     os.kill(who["pid"], signal.SIGKILL)
         self._linger()
         os._exit(1)
+
+
+def _main_thread_is_at() -> str:
+    """The line that the main thread is in, for who has to find out why it does not come."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return "somewhere"
+    return f"in {frame.f_code.co_name} ({os.path.basename(frame.f_code.co_filename)}, line {frame.f_lineno})"
 
 
 def _is_echo(text: str) -> bool:
