@@ -301,11 +301,17 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return copy
 
 
-def show(arguments: argparse.Namespace, config_name: str) -> None:
-    """Answer --help, --cfg, --info and --shell-completion as Hydra does."""
+def show(arguments: argparse.Namespace, config_name: str) -> bool:
+    """Answer --help, --hydra-help, --cfg, --info and --shell-completion as Hydra does.
+
+    Returns:
+        False where the command line asks for none of them.
+    """
+    if not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion):
+        return False
     if arguments.shell_completion:  # Hydra reads the shell's request from its own command line
         hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)(lambda config: None)()
-        return
+        return True
     with opened(arguments, config_name) as (hydra, name):
         try:
             if arguments.help:
@@ -318,6 +324,7 @@ def show(arguments: argparse.Namespace, config_name: str) -> None:
                 hydra.show_info(arguments.info, name, arguments.overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_explain(hydra, name, arguments.overrides, error)) from error
+    return True
 
 
 class Task:

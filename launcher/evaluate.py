@@ -27,8 +27,7 @@ def main() -> None:
 def command(argv: list[str]) -> int:
     """Read a command line and evaluate."""
     arguments = config.parse_arguments(argv)
-    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
-        config.show(arguments, "evaluate")
+    if config.show(arguments, "evaluate"):
         return 0
     with config.opened(arguments, "evaluate") as (hydra, name):
         composed = config.compose(hydra, name, arguments.overrides, config.EVALUATE_SCHEMA)

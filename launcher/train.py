@@ -33,8 +33,7 @@ def main() -> None:
 def command(argv: list[str]) -> int:
     """Do what a command line asks for: show something, start a grid (-m), or train."""
     arguments = config.parse_arguments(argv)
-    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
-        config.show(arguments, "train")
+    if config.show(arguments, "train"):
         return 0
     with config.opened(arguments, "train") as (hydra, name):
         if arguments.multirun:
