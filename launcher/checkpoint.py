@@ -187,6 +187,11 @@ class Progress:
     seen: bool = True
     max_per_device: int | None = None
 
+    @property
+    def recorded(self) -> int:
+        """The last step whose row, where it has one, is in the record; the rows after it come again."""
+        return self.step if self.seen else self.step - 1
+
     def note(self, row: Mapping[str, float], metric: str | None, mode: str) -> None:
         """Keep an evaluation's figures where they are the best so far.
 

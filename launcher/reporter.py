@@ -31,7 +31,8 @@ class Reporter:
 
     Args:
         directory: Of the run.
-        step: Updates done before: the record goes on after them.
+        step: Updates done before.
+        recorded: The last step whose row stays in the record; those after it come again.
         total_steps: Updates of the whole run.
         steps_per_epoch: Updates of an epoch.
         settings: The config as plain values, for the trackers.
@@ -42,6 +43,7 @@ class Reporter:
         self,
         directory: RunDirectory,
         step: int,
+        recorded: int,
         total_steps: int,
         steps_per_epoch: int,
         settings: Mapping[str, Any],
@@ -51,9 +53,9 @@ class Reporter:
 
         self.directory, self.path, self.steps_per_epoch = directory, directory.path, steps_per_epoch
         self.record = Record(self.path / "metrics.jsonl")
-        self.record.open(step or None)
+        self.record.open(recorded or None)
         self.timings = Record(self.path / "timings.jsonl")
-        self.timings.open(step or None)
+        self.timings.open(recorded or None)
         self.figures: dict[str, float] = {}
         for row in self.record.rows():
             self.figures |= row
@@ -76,11 +78,10 @@ class Reporter:
         if self.tracker is not None:
             self.tracker.log(shown)
 
-    def go_back(self, step: int) -> None:
+    def go_back(self, recorded: int) -> None:
         """Forget the rows after a step, which will come again; the trackers keep what they have seen of them."""
         for record in (self.record, self.timings):
-            record.close()
-            record.open(step)
+            record.open(recorded or None)
 
     def close(
         self, summary: dict[str, Any], progress: Progress, evaluation: Evaluation | None, names: list[str] | None

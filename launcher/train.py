@@ -154,8 +154,9 @@ def train(composed: Composed) -> int:
     if directory is not None:
         saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
         keeper = reporter.Reporter(
-            directory, progress.step, total_steps, plan.steps_per_epoch, composed.plain(), settings.wandb
-        )
+            directory, progress.step, progress.recorded, total_steps, plan.steps_per_epoch, composed.plain(),
+            settings.wandb,
+        )  # fmt: skip
 
     def measure(part: Any) -> engine.Evaluation | None:
         trainer.check()
@@ -229,7 +230,7 @@ def train(composed: Composed) -> int:
             trainer.rollbacks.go_back(error.step)
             progress = checkpoint.go_back(path / "checkpoints", trainer, ranks)
             if keeper is not None:
-                keeper.go_back(progress.step)
+                keeper.go_back(progress.recorded)
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete
     finished = progress.step == total_steps and progress.seen

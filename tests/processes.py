@@ -1,5 +1,6 @@
 """Real processes for tests, forked from one that has imported torch already: ready in 0.05 s instead of 4 s."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -122,3 +123,13 @@ def train(argv, directory, world=1, environment=None, delays=(), name="io"):
     quiet = [] if any(word.startswith("wandb.mode") for word in argv) else ["wandb.mode=disabled"]
     arguments = ([*argv, *quiet], Path(directory))
     return start(_train, arguments, Path(directory) / name, world, environment, delays)
+
+
+def rows(directory):
+    """The record of a run, from its directory."""
+    return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(directory):
+    """The summary of a run, from its directory."""
+    return json.loads((Path(directory) / "summary.json").read_text())

@@ -9,69 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import train
+from kill_loop import OWN, RUN, STEPS, disturb, newest, place, same_bits
+from processes import rows, summary, train
 from safetensors.torch import load_file
-from test_train import rows, summary
-
-# Dropout, augmentation, accumulation, a moving average, a schedule with warmup: all that has a state.
-OWN = """
-import torch
-from launcher.data import Data, TensorPart
-
-def shake(raw, uniforms):
-    return raw + 0.1 * (uniforms - 0.5)
-
-def load(n=60, classes=3):
-    g = torch.Generator().manual_seed(0)
-    def part(n):
-        y = torch.arange(n) % classes
-        return TensorPart(torch.randn(n, 5, generator=g) + y[:, None], y, augment=shake, draws=5)
-    return Data("own", "classification", (5,), classes, part(n), part(30), part(30))
-"""
-RUN = [
-    "data._target_=own.load", "model.hidden=[8]", "model.dropout=0.2", "batch.global_size=14", "batch.max_per_device=3",
-    "epochs=12", "log_every=4", "eval_every=5", "checkpoint.every=7", "threads=1", "hydra.run.dir=run", "ema_decay=0.9",
-    "optimizer=adamw", "optimizer.lr=0.01", "scheduler=cosine", "scheduler.warmup=6", "clip_grad_norm=1.0",
-    "loss.label_smoothing=0.1",
-]  # fmt: skip
-STEPS = 60
-
-
-def place(directory):
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "own.py").write_text(OWN)
-    return directory
-
-
-def newest(directory):
-    return max((directory / "run/checkpoints").glob("step_*"))
-
-
-def _flat(tree, prefix=""):
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, f"{prefix}{key}/")
-    elif isinstance(tree, list | tuple):
-        for i, value in enumerate(tree):
-            yield from _flat(value, f"{prefix}{i}/")
-    else:
-        yield prefix, tree
-
-
-def same_bits(one, other):
-    """Weights, optimizer, moving average, schedule, best figures and record, to the last bit."""
-    assert newest(one).name == newest(other).name
-    for file in ("run/metrics.jsonl",):
-        assert (one / file).read_text() == (other / file).read_text()
-    first, second = (load_file(newest(d) / "model.safetensors") for d in (one, other))
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    first, second = (dict(_flat(torch.load(newest(d) / "state.pt", weights_only=True))) for d in (one, other))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        equal = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
-        assert equal, name
-    for name in ("final", "best"):
-        assert summary(one / "run")[name] == summary(other / "run")[name]
 
 
 @pytest.fixture(scope="module")
@@ -111,55 +51,25 @@ def test_stopped_again_and_again_it_ends_with_the_same_bits(world, undisturbed, 
     same_bits(undisturbed[world], directory)
 
 
-def kill_and_restart(world, directory, seed, kills):
-    """SIGKILL a random rank, or all, at random moments, until `kills` have hit; then let it finish."""
-    choose = random.Random(seed)
-    hits = attempts = 0
-    while True:
-        attempts += 1
-        assert attempts < kills + 60, "the run does not come forward"
-        run = train(RUN, directory, world, name=f"io{attempts}")
-        if hits < kills:
-            steps = choose.randrange(1, STEPS)
-            pause = choose.random() * 0.05
-            deadline = time.monotonic() + 30
-            while run.processes[0].exitcode is None and time.monotonic() < deadline:
-                record = directory / "run/metrics.jsonl"
-                lines = record.read_bytes().count(b"\n") if record.exists() else 0
-                if lines >= steps * 26 // STEPS or choose.random() < 0.003:
-                    break
-                time.sleep(0.005)
-            time.sleep(pause)
-            victims = range(world) if choose.random() < 0.5 else [choose.randrange(world)]
-            for rank in victims:
-                if run.processes[rank].exitcode is None:
-                    run.signal(rank, signal.SIGKILL)
-            time.sleep(1)
-            for rank in range(world):  # as torchrun does to the survivors
-                if run.processes[rank].exitcode is None:
-                    run.signal(rank, signal.SIGTERM)
-        run.wait(60)
-        if any(status == -signal.SIGKILL for status in run.status):
-            hits += 1
-        else:
-            assert run.status == [0] * world, "".join(run.err(rank) for rank in range(world))
-            return hits
-
-
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_killed_at_random_moments_it_ends_with_the_same_bits(world, undisturbed, tmp_path):
-    assert kill_and_restart(world, place(tmp_path), seed=world, kills=2) >= 1
+    assert disturb(world, place(tmp_path), seed=world, kills=2).total() >= 1
     same_bits(undisturbed[world], tmp_path)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("world", "kills"), [(1, 8), (2, 6), (3, 6)])
 def test_twenty_kills(world, kills, undisturbed, tmp_path):
-    seed = int.from_bytes(os.urandom(4), "big")
+    seed, hit = int.from_bytes(os.urandom(4), "big"), 0
     print(f"world {world}, seed {seed}")
-    hits = kill_and_restart(world, place(tmp_path), seed, kills)
-    print(f"{hits} kills hit")
-    same_bits(undisturbed[world], tmp_path)
+    for attempt in range(kills):  # a run that is through before it was hit makes room for the next
+        hits = disturb(world, place(tmp_path / str(attempt)), seed + attempt, kills - hit)
+        print(dict(hits))
+        same_bits(undisturbed[world], tmp_path / str(attempt))
+        hit += hits.total()
+        if hit == kills:
+            return
+    raise AssertionError(f"only {hit} of {kills} kills hit")
 
 
 def test_another_number_of_devices_goes_on_with_the_same_batches(tmp_path):
@@ -213,3 +123,25 @@ def test_a_finished_run_may_be_prolonged_where_the_schedule_allows_it(tmp_path):
     refused = train([*RUN, "epochs=30"], tmp_path / "cosine", name="../io4").wait()
     assert refused.status == [2] and "epochs" in refused.err() and "T_max" in refused.err()
     assert Path(tmp_path / "cosine/run/summary.json").exists()
+
+
+def test_killed_after_the_evaluation_that_a_stop_had_put_off(tmp_path):
+    """Stopped in step 15, which is to be evaluated; resumed, evaluated, killed in step 16: one row for step 15."""
+    code = (
+        OWN + "import os\nfrom launcher.models.mlp import MLP\nclass Net(MLP):\n    calls = 0\n"
+        "    def forward(self, x):\n"
+        "        self.calls += self.training\n"
+        "        call, number = map(int, os.environ.get('FAULT', '-1 0').split())\n"
+        "        if self.training and self.calls == call:\n"
+        "            os.kill(os.getpid(), number)\n"
+        "        return super().forward(x)\n"
+    )
+    words = [*RUN, "model._target_=own.Net"]
+    calm, disturbed = place(tmp_path / "calm", code), place(tmp_path / "disturbed", code)
+    train(words, calm).ok()
+    train(words, disturbed, environment={"FAULT": f"65 {signal.SIGTERM:d}"}).ok()
+    assert rows(disturbed / "run")[-1]["step"] < 15 and newest(disturbed).name == "step_00000015"
+    assert train(words, disturbed, environment={"FAULT": f"2 {signal.SIGKILL:d}"}).wait().status == [-signal.SIGKILL]
+    assert rows(disturbed / "run")[-1]["step"] == 15 and newest(disturbed).name == "step_00000015"
+    train(words, disturbed).ok()
+    same_bits(calm, disturbed)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import REPOSITORY, train
-from test_resume import OWN, RUN, newest, same_bits
-from test_train import rows, summary
+from kill_loop import OWN, RUN, newest, place, same_bits
+from processes import REPOSITORY, rows, summary, train
 
 LONG = [*(w for w in RUN if not w.startswith(("epochs", "eval_every", "checkpoint.every"))), "epochs=4000",
         "eval_every=500", "checkpoint.every=500"]  # fmt: skip
@@ -41,12 +40,6 @@ class Net(torch.nn.Module):
 """
 )
 FAULTY = [*(w for w in LONG if not w.startswith("model.")), "model._target_=own.Net"]
-
-
-def place(directory, code=OWN):
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "own.py").write_text(code)
-    return directory
 
 
 def started(run, directory, lines=3, timeout=60):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import REPOSITORY, free_port, train
+from processes import REPOSITORY, free_port, rows, summary, train
 from safetensors.torch import load_file
 
 # 97 samples to evaluate: no number of ranks but 1 and 97 divides them. Its model notes which samples it is shown.
@@ -42,14 +42,6 @@ OWN_RUN = [
     "data._target_=own.load", "+data.n=53", "+data.classes=3", "model._target_=own.Net", "batch.global_size=10",
     "epochs=3", "log_every=1", "threads=1", "hydra.run.dir=run", "optimizer.lr=0.01",
 ]  # fmt: skip
-
-
-def rows(directory):
-    return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
-
-
-def summary(directory):
-    return json.loads((Path(directory) / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
