@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from kill_loop import OWN, RUN, newest, place, same_bits
-from processes import REPOSITORY, rows, summary, train
+from processes import REPOSITORY, free_port, rows, summary, train
 
 LONG = [*(w for w in RUN if not w.startswith(("epochs", "eval_every", "checkpoint.every"))), "epochs=4000",
         "eval_every=500", "checkpoint.every=500"]  # fmt: skip
@@ -189,7 +189,14 @@ def test_a_signal_to_torchrun(number, tmp_path):
     assert summary(tmp_path / "run")["status"] == "stopped"
 
 
-def test_a_rank_killed_under_torchrun_is_restarted_into_the_same_directory(tmp_path):
+GROUPS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "2"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--max_restarts", "2"],
+}
+
+
+@pytest.mark.parametrize("launched", ["torchrun", pytest.param("accelerate", marks=pytest.mark.soak)])
+def test_a_rank_killed_under_a_launcher_is_restarted_into_the_same_directory(launched, tmp_path):
     """max_restarts: the group comes back by itself, resumes, and ends with the bits of an undisturbed run."""
     words = [*(w for w in RUN if not w.startswith("hydra.run.dir")), "wandb.mode=disabled"]
     calm = place(tmp_path / "calm")
@@ -205,15 +212,82 @@ def test_a_rank_killed_under_torchrun_is_restarted_into_the_same_directory(tmp_p
         "        return super().forward(x)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "2",
-         str(REPOSITORY / "launcher/train.py"), *words, "model._target_=own.Net"],
-        cwd=killed, capture_output=True, text=True, timeout=120,
+        [sys.executable, *GROUPS[launched], str(REPOSITORY / "launcher/train.py"), *words, "model._target_=own.Net"],
+        cwd=killed, capture_output=True, text=True, timeout=120, env=os.environ | {"ACCELERATE_USE_CPU": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (killed / "killed").exists()
     (made,) = killed.glob("outputs/*/*")
     made.rename(killed / "run")
     same_bits(calm, killed)
+
+
+SLOW = (
+    OWN
+    + """
+import os, time
+class Net(torch.nn.Linear):
+    def __init__(self, num_outputs):
+        super().__init__(5, num_outputs)
+    def forward(self, x):
+        time.sleep(0 if os.path.exists("fast") else 0.05)
+        return super().forward(x)
+"""
+)
+
+
+@pytest.mark.soak
+def test_a_machine_may_leave_and_another_join(tmp_path):
+    """Two agents of one process each; one dies with its process, a third comes: 2, 1, 2 ranks, the same batches."""
+    words = [*(w for w in FAULTY if not w.startswith(("epochs", "eval_every", "checkpoint", "hydra.run.dir"))),
+             "epochs=100", "eval_every=50", "checkpoint.every=10"]  # fmt: skip
+    calm, moved = place(tmp_path / "calm", SLOW), place(tmp_path / "moved", SLOW)
+    (calm / "fast").touch()
+    train([*words, "hydra.run.dir=run"], calm).ok()
+    endpoint = f"127.0.0.1:{free_port()}"
+
+    def join(host):
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3",
+             "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=job",
+             f"--rdzv-conf=is_host={host},last_call_timeout=3", str(REPOSITORY / "launcher/train.py"), *words,
+             "wandb.mode=disabled"],
+            cwd=moved, env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def steps_beyond(step, timeout):
+        deadline = time.monotonic() + timeout
+        while True:
+            found = [json.loads(line) for path in moved.glob("outputs/*/*/metrics.jsonl")
+                     for line in path.read_bytes().splitlines()[-2:-1]]  # fmt: skip
+            if found and found[0]["step"] > step:
+                return found[0]["step"]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    agents = [join(1), join(0)]
+    try:
+        step = steps_beyond(12, 60)
+        children = subprocess.run(["pgrep", "-P", str(agents[1].pid)], capture_output=True, text=True).stdout.split()
+        for pid in [agents[1].pid, *map(int, children)]:
+            os.kill(pid, signal.SIGKILL)
+        step = steps_beyond(step + 12, 90)
+        agents.append(join(0))
+        (made,) = moved.glob("outputs/*/*")
+        deadline = time.monotonic() + 60
+        while "= 1 device" not in (log := (made / "train.log").read_text()) or "2 devices" not in log.split("1 dev")[1]:
+            assert time.monotonic() < deadline, log
+            time.sleep(0.1)
+        (moved / "fast").touch()
+        assert agents[0].wait(60) == agents[2].wait(60) == 0
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                agent.send_signal(signal.SIGTERM)
+            agent.wait(60)
+    assert (summary(made)["status"], summary(made)["world_size"]) == ("finished", 2)
+    for row, expected in zip(rows(made), rows(calm / "run"), strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 NAN = OWN.replace("raw + 0.1 * (uniforms - 0.5)", "raw + 0.1 * (uniforms - 0.5)").replace(
