@@ -143,3 +143,86 @@ def test_every_loss_has_the_gradient_of_the_whole_batch_on_any_cut(world, cap, t
             update.double(), gradient, rtol=1e-4, atol=1e-6, msg=f"{variant}, {size}: {update} {gradient}"
         )
         assert loss == pytest.approx(value, rel=1e-5)
+
+
+class _Overflowing(torch.nn.Module):
+    """Overflows at chosen calls, as half precision does now and then: odd ones in the loss, even ones after it."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.inner, self.at, self.calls = _model(), at, 0
+
+    def forward(self, inputs):
+        outputs = self.inner(inputs)
+        self.calls += 1
+        if self.calls - 1 not in self.at:
+            return outputs
+        if self.calls % 2 == 0:
+            return outputs * float("inf")
+        outputs.register_hook(lambda gradient: gradient * float("inf"))
+        return outputs
+
+
+def _scaled(at, steps, saved=None):
+    """A trainer with a gradient scaler of its own that has done `steps`, from a saved state where there is one."""
+    from pathlib import Path
+
+    from launcher.checkpoint import Progress, gather_state, restore
+    from launcher.distributed import find_ranks, start
+    from launcher.divergence import Rollbacks
+    from launcher.engine import Trainer
+    from launcher.losses import build_loss
+    from launcher.schedulers import build_schedule
+    from launcher.stream import Batch, MicroBatch
+
+    ranks = find_ranks({})
+    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
+    accelerator = start(ranks, True, "no", 1, 60, True, strategy)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    data, model = _data("cross_entropy"), _Overflowing(at)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
+    schedule = build_schedule(constant, optimizer, 100, 10)
+    loss = build_loss(LOSSES["cross_entropy"], data)
+    trainer = Trainer(
+        model, loss, optimizer, schedule, accelerator, ranks, 0, 1.0, None, False, False, Rollbacks(Path("none"), False)
+    )
+    first = 0
+    if saved is not None:
+        first = restore(*saved, trainer, ranks).step
+        model.calls = first
+    for step in range(first, steps):
+        inputs, targets = (t[step % 3 * 10 : step % 3 * 10 + 10] for t in (data.train.inputs, data.train.targets))
+        trainer.step(Batch(step, 10, [MicroBatch(inputs, targets, 10)]))
+    return trainer, gather_state(trainer, Progress(step=steps), ranks)
+
+
+def test_what_a_gradient_scaler_skips_is_no_divergence_and_its_state_resumes():
+    """The same scaler on the CPU in a plain loop: weights and scale to the last bit, through two overflows."""
+    at, steps = (2, 7), 14
+    trainer, state = _scaled(at, steps)
+    data, model = _data("cross_entropy"), _Overflowing(at)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    scales = []
+    for step in range(steps):
+        x, y = (t[step % 3 * 10 : step % 3 * 10 + 10] for t in (data.train.inputs, data.train.targets))
+        optimizer.zero_grad()
+        scaler.scale(torch.nn.functional.cross_entropy(model(x), y, reduction="sum") * (1 / 10)).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert scales[2] == 2.0**9 and scales[7] < scales[6], "the scale was halved where it overflowed"
+    assert state["scaler"] == scaler.state_dict()
+    assert len(state["window"]["losses"]) == steps and 0 < trainer.read_window()["train/loss"] < 10
+    for mine, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    # Resumed between the overflows, in the middle of a growth interval
+    before, saved = _scaled(at, 5)
+    weights = {name: value.clone() for name, value in before.measured.state_dict().items()}
+    resumed, again = _scaled(at, steps, (weights, saved))
+    assert again["scaler"] == state["scaler"]
+    for mine, theirs in zip(resumed.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

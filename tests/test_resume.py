@@ -145,3 +145,24 @@ def test_killed_after_the_evaluation_that_a_stop_had_put_off(tmp_path):
     assert rows(disturbed / "run")[-1]["step"] == 15 and newest(disturbed).name == "step_00000015"
     train(words, disturbed).ok()
     same_bits(calm, disturbed)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "no"])
+def test_on_a_gpu_a_stopped_run_ends_with_the_same_bits(precision, tmp_path):
+    """Dropout, augmentation, accumulation, moving average and, in half precision, the gradient scaler."""
+    words = [*(w for w in RUN if not w.startswith("epochs")), "epochs=40", f"mixed_precision={precision}"]
+    calm, stopped = place(tmp_path / "calm"), place(tmp_path / "stopped")
+    train(words, calm).ok(120)
+    run = train(words, stopped)
+    while run.processes[0].exitcode is None:
+        record = stopped / "run/metrics.jsonl"
+        if record.exists() and record.read_bytes().count(b"\n") > 30:
+            run.signal(0, signal.SIGTERM)
+            break
+        time.sleep(0.002)
+    run.ok(120)
+    assert (stopped / "run/stopped.json").exists()
+    train(words, stopped, name="io1").ok(120)
+    same_bits(calm, stopped)
