@@ -56,9 +56,6 @@ class Reporter:
         self.record.open(recorded or None)
         self.timings = Record(self.path / "timings.jsonl")
         self.timings.open(recorded or None)
-        self.figures: dict[str, float] = {}
-        for row in self.record.rows():
-            self.figures |= row
         self.tracker = None
         if wandb["mode"] != "disabled":
             self.tracker = WandbTracker(self.path, dict(settings), run_id=directory.run_id, **wandb)
@@ -72,7 +69,6 @@ class Reporter:
         row = {"step": step, "epoch": step / self.steps_per_epoch, **figures}
         self.record.write(row)
         self.timings.write(timing)
-        self.figures |= row
         shown = row | {f"time/{name}": value for name, value in timing.items() if name not in ("step", "time")}
         self.bar.update(row | dict(timing))
         if self.tracker is not None:
@@ -96,7 +92,9 @@ class Reporter:
         """
         from launcher import report
 
-        final = {name: value for name, value in self.figures.items() if name not in ("step", "epoch")}
+        final: dict[str, Any] = {}
+        for row in self.record.rows():
+            final |= {name: value for name, value in row.items() if name not in ("step", "epoch")}
         if evaluation is not None:
             final |= {f"test/{name}": value for name, value in evaluation.figures.items()}
             write_json(self.path / "evaluation.json", evaluation.as_dict("test", names))

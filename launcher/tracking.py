@@ -63,18 +63,20 @@ class Record:
             resume_step: Last step to keep (inclusive); None starts over.
         """
         self.close()
-        kept, self._last = [], -1
         old = self.path.read_bytes() if self.path.exists() else b""
-        for line in old.splitlines(keepends=True):
-            row = _parse(line)
-            if resume_step is not None and row is not None and self._last < row["step"] <= resume_step:
-                kept.append(line)
+        # From the end: a run of a million steps starts again as fast as one of ten.
+        end, self._last = len(old), -1
+        while end:
+            begin = old.rfind(b"\n", 0, end - 1) + 1
+            row = _parse(old[begin:end])
+            if resume_step is not None and row is not None and row["step"] <= resume_step:
                 self._last = row["step"]
-        new = b"".join(kept)
-        if new != old:
+                break
+            end = begin
+        if end < len(old):
             beside = self.path.with_name(self.path.name + ".new")
             with beside.open("wb") as file:
-                file.write(new)
+                file.write(old[:end])
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, self.path)

@@ -63,7 +63,6 @@ def test_non_finite_numbers_are_valid_json_and_read_back(tmp_path):
         (b'{"step": 6, "train/lo', 99, [1, 2, 3, 4, 5]),  # torn
         (b'{"step": 6}', 99, [1, 2, 3, 4, 5]),  # whole but for its end: the next row would land on the same line
         (b"\0\0\0\0\n", 99, [1, 2, 3, 4, 5]),  # a file system after a power cut
-        (b'{"step": 5, "a": 2}\n{"step": 6}\n', 99, [1, 2, 3, 4, 5, 6]),  # twice: the first stays
     ],
 )
 def test_resume_keeps_each_step_once_up_to_the_checkpoint(tmp_path, tail, resume, expected):
