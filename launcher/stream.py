@@ -18,9 +18,10 @@ from launcher.data import DatasetPart, TensorPart
 from launcher.distributed import Ranks
 
 ORDER, AUGMENT, MODEL = 1, 2, 3  # what a random number is for: each purpose has numbers of its own
-CHUNK_BYTES = (
-    8 << 20
-)  # in-memory data is gathered this much at a time: fits a last-level cache, and peak memory stays low
+# In-memory data is gathered this much at a time. Memory of a megabyte is used again at once, where the pages of eight
+# come new from the kernel each time: half the time of a small model's batch. A GPU likes fewer and larger copies.
+GATHER_BYTES = {"cpu": 1 << 20, "cuda": 8 << 20}
+NUMBER_BYTES = 1 << 18  # and numbered, with their uniform numbers, so much at a time
 ROUNDS = 8
 
 
@@ -194,35 +195,44 @@ class Stream:
         return np.concatenate(parts), sizes
 
     def _from_memory(self, part: TensorPart, step: int, last_step: int) -> Iterator[Batch]:
-        """Gather many batches at once: an indexing call costs as much for one batch as for a hundred."""
-        inputs, targets = part.inputs, part.targets
-        sample_bytes = 4 * max(1, inputs[0].numel())
-        chunk = max(1, CHUNK_BYTES // (sample_bytes * self.plan.global_size // self.plan.shards or 1))
+        """Number many batches at once and gather some at once: a call costs as much for one batch as for a hundred."""
+        steps_per_epoch, micro_batch = self.plan.steps_per_epoch, self.plan.global_size // self.plan.shards or 1
+        at_once = GATHER_BYTES["cuda" if self.device.type == "cuda" else "cpu"]
+        # Chunks begin at the same places whatever step a run begins at: matrix kernels round differently at another
+        # alignment of the very same numbers, so a batch must lie at the same offset after a resume.
+        chunk = max(1, at_once // (4 * max(1, part.inputs[0].numel()) * micro_batch))
+        block = chunk * max(1, NUMBER_BYTES // (4 * max(2, part.draws) * micro_batch * chunk))
         while step < last_step:
-            epoch, position = divmod(step, self.plan.steps_per_epoch)
-            # Chunks begin at the same places whatever step a run begins at: matrix kernels round differently at another
-            # alignment of the very same numbers, so a batch must lie at the same offset after a resume.
-            skipped = position % chunk
-            steps = min(chunk, self.plan.steps_per_epoch - (position - skipped))
-            cut = [self._positions(position - skipped + i) for i in range(steps)]
+            epoch, position = divmod(step, steps_per_epoch)
+            begin = position - position % chunk
+            cut = [self._positions(at) for at in range(begin, min(begin + block, steps_per_epoch))]
             numbers = self._order(epoch, np.concatenate([positions for positions, _ in cut]))
-            index = torch.from_numpy(numbers).to(inputs.device)
-            gathered = inputs.index_select(0, index)
+            index = torch.from_numpy(numbers).to(part.inputs.device)
+            draws = None
             if part.augment is not None:
                 draws = torch.from_numpy(uniforms(numbers, part.draws, derive(self.seed, AUGMENT, epoch)))
-                gathered = part.augment(gathered, draws.to(gathered.device))
-            if part.prepare is not None:
-                gathered = part.prepare(gathered)
-            wanted = targets.index_select(0, index)
-            if gathered.device != self.device:
-                gathered, wanted = to_device((gathered, wanted), self.device)
-            lengths = [max(size, 1) for _, sizes in cut for size in sizes]
-            pieces = zip(gathered.split(lengths), wanted.split(lengths), strict=True)
-            for i, (_, sizes) in enumerate(cut):
-                micros = [MicroBatch(*next(pieces), size, self.rank) for size in sizes]
-                if i >= skipped and step < last_step:
-                    yield Batch(step, self.plan.size_of(position - skipped + i), micros)
-                    step += 1
+                draws = draws.to(part.inputs.device)
+            at = 0
+            for first in range(0, len(cut), chunk):
+                sizes = [sizes for _, sizes in cut[first : first + chunk]]
+                lengths = [max(size, 1) for of_step in sizes for size in of_step]
+                here = slice(at, at := at + sum(lengths))
+                inputs, targets = self._gather(part, index[here], None if draws is None else draws[here])
+                pieces = zip(inputs.split(lengths), targets.split(lengths), strict=True)
+                for i, of_step in enumerate(sizes, begin + first):
+                    micros = [MicroBatch(*next(pieces), size, self.rank) for size in of_step]
+                    if position <= i and step < last_step:
+                        yield Batch(step, self.plan.size_of(i), micros)
+                        step += 1
+
+    def _gather(self, part: TensorPart, index: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Inputs as the model gets them, and targets, of the samples `index`, on the device."""
+        inputs, targets = part.inputs.index_select(0, index), part.targets.index_select(0, index)
+        if draws is not None and part.augment is not None:
+            inputs = part.augment(inputs, draws)
+        if part.prepare is not None:
+            inputs = part.prepare(inputs)
+        return (inputs, targets) if inputs.device == self.device else to_device((inputs, targets), self.device)
 
     def _from_loader(self, part: DatasetPart, first_step: int, last_step: int) -> Iterator[Batch]:
         """One DataLoader for the rest of the run, so that no epoch begins with idle workers."""
