@@ -20,6 +20,7 @@ from typing import Any
 from launcher.distributed import Ranks, from_rank_0
 
 BEAT = 1.0  # seconds between two heartbeats
+NEIGHBOURS = 4  # ranks that each one looks at; if it were all, rank 0 would serve the square of their number
 PATIENCE = 5.0  # seconds in which the rank that failed first is given time to say so before an echo speaks
 
 
@@ -50,7 +51,9 @@ class Watch:
         self._done = threading.Event()
         self._parent = os.getppid()
         self._host = socket.gethostname()
-        self._set("who", {"pid": os.getpid(), "host": self._host})
+        self._store.append(f"host/{self._host}", f"{ranks.rank} {os.getpid()}\n")  # type: ignore[attr-defined]
+        after = range(ranks.rank + 1, ranks.rank + 1 + min(NEIGHBOURS, ranks.world_size - 1))
+        self._neighbours = [rank % ranks.world_size for rank in after]
         global current
         current = self
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -117,7 +120,7 @@ class Watch:
                 count += 1
                 self._set("beat", [count, self.step, _main_thread_is_at()])
                 now = time.monotonic()
-                for rank in range(self.ranks.world_size):
+                for rank in self._neighbours:
                     beat = self._get("beat", rank)
                     if beats.get(rank, ()) != beat or rank not in changed:
                         beats[rank], changed[rank] = beat, now
@@ -126,15 +129,18 @@ class Watch:
                     text = failure["text"].splitlines()[-1]
                     self._end(f"rank {self.ranks.rank} ends, because rank {failure['rank']} {text}")
                 gone = self._gone()
-                if gone is not None:
+                for rank in self._neighbours:
+                    if now - changed[rank] > self.timeout:
+                        step = (beats[rank] or [0, "?"])[1]
+                        text = (
+                            f"rank {rank} has been silent for {now - changed[rank]:.0f} s (timeout={self.timeout:g}), "
+                            f"last seen at step {step}: it hangs, or its machine is gone."
+                        )
+                        self._store.compare_set("silent", "", text)
+                if self._store.check(["silent"]):
+                    self._end(f"{self._store.get('silent').decode()} rank {self.ranks.rank} ends.")
+                if gone is not None:  # after the silent one, whom the first that ends has killed where it was stopped
                     self._end(self._say_gone(gone))
-                silent = [rank for rank, at in changed.items() if now - at > self.timeout]
-                if silent:
-                    rank, step = silent[0], (beats[silent[0]] or [0, "?"])[1]
-                    self._end(
-                        f"rank {rank} has been silent for {now - changed[rank]:.0f} s (timeout={self.timeout:g}), last "
-                        f"seen at step {step}: it hangs, or its machine is gone. rank {self.ranks.rank} ends."
-                    )
             except Exception as error:  # the store is gone: with it rank 0, or the launcher that held it
                 self._done.wait(0.5)
                 if os.getppid() != self._parent:
@@ -144,11 +150,15 @@ class Watch:
 
     def _gone(self) -> dict[str, Any] | None:
         """The first rank whose process is there no more, found by a neighbour on its machine."""
-        for rank in range(self.ranks.world_size):
-            who = self._get("who", rank)
-            if rank != self.ranks.rank and who and who["host"] == self._host and not _exists(who["pid"]):
-                self._store.compare_set("gone", "", json.dumps({"rank": rank, **who}))
+        for rank, pid in self._here().items():
+            if rank != self.ranks.rank and not _exists(pid):
+                self._store.compare_set("gone", "", json.dumps({"rank": rank, "pid": pid, "host": self._host}))
         return json.loads(self._store.get("gone")) if self._store.check(["gone"]) else None
+
+    def _here(self) -> dict[int, int]:
+        """Pid of each rank on this machine."""
+        lines = self._store.get(f"host/{self._host}").decode().splitlines()
+        return {int(rank): int(pid) for rank, pid in (line.split() for line in lines)}
 
     def _say_gone(self, gone: dict[str, Any]) -> str:
         return (
@@ -162,11 +172,10 @@ class Watch:
         with contextlib.suppress(OSError):
             os.write(2, f"{message}\n".encode())
         # A child of the launcher that is stopped does not take SIGTERM; torchrun kills it, but only 30 s later.
-        for rank in range(self.ranks.world_size):
-            with contextlib.suppress(Exception):
-                who = self._get("who", rank)
-                if who and who["host"] == self._host and _stopped(who["pid"]):
-                    os.kill(who["pid"], signal.SIGKILL)
+        with contextlib.suppress(Exception):
+            for pid in self._here().values():
+                if _stopped(pid):
+                    os.kill(pid, signal.SIGKILL)
         self._linger()
         os._exit(1)
 
