@@ -68,22 +68,28 @@ class LocalLauncher(Launcher):
             ConfigError: A setting is wrong; no point has been started.
         """
         from launcher import conductor
-        from launcher.board import figure_of
 
         if self.task.stop:  # a sweeper that goes on in batches does not know
             raise SystemExit(int(bool(self.task.failed)))
-        plain: Any = {
-            key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()
-        }
-        options = conductor.Options(**plain)
-        results = []
-        for point in conductor.conduct(self.task, self.config, job_overrides, initial_job_idx, options):
-            result = JobReturn(overrides=point.overrides)
-            result.status = JobStatus.FAILED if point.state == "failed" else JobStatus.COMPLETED
-            if point.state == "failed":
-                self.task.failed.append(point.label)
-                result.return_value = RuntimeError(f"point {point.index} ({point.label}): {point.reason}")
-            else:
-                result.return_value = figure_of(point.path, point.metric[0])
-            results.append(result)
-        return results
+        options = conductor.Options(**self.plain_options())
+        return [
+            self.result(point, JobStatus.COMPLETED)
+            for point in conductor.conduct(self.task, self.config, job_overrides, initial_job_idx, options)
+        ]
+
+    def plain_options(self) -> dict[str, Any]:
+        """The settings of the launcher's YAML file."""
+        return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
+
+    def result(self, point: Any, status: JobStatus) -> JobReturn:
+        """What Hydra's sweepers get to know of a point; `status` where it has not failed."""
+        from launcher.board import figure_of
+
+        result = JobReturn(overrides=point.overrides, status=status)
+        if point.state == "failed":
+            self.task.failed.append(point.label)
+            result.status = JobStatus.FAILED
+            result.return_value = RuntimeError(f"point {point.index} ({point.label}): {point.reason}")
+        else:
+            result.return_value = figure_of(point.path, point.metric[0])
+        return result

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from multiprocessing import connection, forkserver, resource_tracker
@@ -21,9 +21,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher import config, devices, run_directory
-from launcher.config import Composed
+from launcher import config, devices, failure, run_directory
 from launcher.errors import ConfigError
+from launcher.failure import FAILED, OUTPUT, said, tail
 from launcher.stopping import StopRequest
 
 log = logging.getLogger("launcher")
@@ -32,7 +32,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other grids
 PEERS = 15.0  # seconds in which the ranks of a point end after the first of them did; they need 2 (launcher/watch.py)
 STOPPING = 60.0  # seconds in which a point that was asked to stop saves and ends
-FAILED, OUTPUT, LOCK = "failed.json", "output.log", "grid.lock"
+LOCK = "grid.lock"
 LONGEST = 150  # characters of a point's directory name; file systems take 255 bytes
 
 # --- What a point is -----------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ class Point:
         label: What varies, for people.
         path: Its run directory.
         world: Its processes, one per device.
-        kind: gpu or cpu.
+        kind: gpu, cpu, or slurm.
         threads: CPU threads of each process.
         timeout: Seconds without a sign of life after which it counts as hung.
         metric: Name of the metric that counts, and min or max.
@@ -71,6 +71,11 @@ class Point:
     packed: bytes
     state: str = "new"
     reason: str = ""
+
+    def unpacked(self) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """The settings, Hydra's node and the overrides of its run."""
+        unpacked: tuple[dict[str, Any], dict[str, Any], list[str]] = pickle.loads(self.packed)
+        return unpacked
 
 
 def name_of(overrides: Sequence[str], varying: frozenset[str]) -> str:
@@ -170,12 +175,9 @@ def _rank(
         os.sched_setaffinity(0, own_cores)
     if "launcher.warm" not in sys.modules:
         print("warning: this process was not started warm, which costs seconds", file=sys.stderr)
-    from launcher import distributed, train
+    from launcher.point import train_composed
 
-    settings, hydra, overrides = pickle.loads(packed)
-    composed = Composed(OmegaConf.create(settings), OmegaConf.create(hydra), overrides)
-    OmegaConf.set_struct(composed.settings, True)
-    sys.exit(distributed.guarded(lambda: train.train(composed)))
+    sys.exit(train_composed(*pickle.loads(packed)))
 
 
 def _end_with_parent(parent: int) -> None:
@@ -431,7 +433,7 @@ class Grid:
         point, seconds = run.point, time.monotonic() - run.started
         self.pools[point.kind].give_back(run.leases)
         statuses = [rank.exitcode for rank in run.ranks]
-        text = _tail(point.path / OUTPUT, run.offset)
+        text = tail(point.path / OUTPUT, run.offset)
         asked = run.asked is not None or stopping is not None
         if not run.killed and all(status == 0 for status in statuses):
             point.state = state_of(point.path)
@@ -454,16 +456,8 @@ class Grid:
             self.queue.insert(0, point)
         else:
             point.state, point.reason = "failed", run.killed or _reason(statuses, run.order, text)
-            failure = {
-                "reason": point.reason,
-                "exit_status": statuses,
-                "first_rank": run.order[0],
-                "seconds": round(seconds, 3),
-                "time": time.time(),
-                "overrides": point.overrides,
-                "output": text[-8000:],
-            }
-            run_directory.write_json(point.path / FAILED, failure)
+            more = {"first_rank": run.order[0], "seconds": round(seconds, 3), "overrides": point.overrides}
+            failure.write(point.path, point.reason, statuses, text, **more)
             self.display.ended(point, seconds)
 
 
@@ -472,27 +466,15 @@ def _devices_of(point: Point, there: int) -> int:
     return point.world if point.kind == "gpu" else min(point.world * point.threads, there)
 
 
-def _tail(output: Path, offset: int) -> str:
-    """The end of what an attempt has printed."""
-    try:
-        with open(output, "rb") as file:
-            file.seek(max(offset, output.stat().st_size - 64_000))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
-
-
 def _reason(statuses: Sequence[int | None], order: Sequence[int], text: str) -> str:
     """One line about a failure: what the first that failed said, else how it ended."""
-    said = re.findall(r"^(?:failed|error): (.+)$|^(rank \d+ (?:\(pid .*\) is gone|has been silent).+)$", text, re.M)
     bad = next(rank for rank in order if statuses[rank] != 0)
     status = statuses[bad] or 0
     if status < 0:
         name = signal.Signals(-status).name
         memory = ", perhaps by the system for lack of memory" if status == -signal.SIGKILL else ""
         return f"rank {bad} was killed by {name}{memory}"
-    words = next((a or b for a, b in said), "")
-    return words[:500] or f"rank {bad} ended with exit status {status}"
+    return said(text) or f"rank {bad} ended with exit status {status}"
 
 
 def _cpu_seconds(pid: int | None) -> float:
@@ -548,6 +530,21 @@ class Options:
             return int(self.devices_per_run)
         return int(os.environ.get("WORLD_SIZE", "1"))
 
+    def place(self, settings: Any) -> tuple[str, int | str]:
+        """Where a point will run, and on how many CPU threads: as far as that is known before it does.
+
+        Raises:
+            ConfigError: It cannot run there.
+        """
+        kind = "cpu" if settings.device == "cpu" or not devices.may_have_gpus() else "gpu"
+        if kind == "cpu" and settings.mixed_precision == "fp16":
+            raise ConfigError(config.FP16_ON_CPU)
+        threads = settings.threads
+        if threads == "auto":  # of a grid limited to few points each has more cores
+            every = self.world * (self.limit or 1)
+            threads = max(1, len(devices.cores()) // every) if kind == "gpu" or self.limit else 1
+        return kind, threads
+
     @property
     def limit(self) -> int | None:
         """Most points at once."""
@@ -602,15 +599,19 @@ def conduct(
         raise ConfigError("A grid with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array.")
     path = Path(str(master.hydra.sweep.dir)).resolve()
     config.check_writable(path)
-    lock = _lock(path) if (path / LOCK).exists() else None
+    lock = lock_grid(path) if (path / LOCK).exists() else None
     print(f"grid       {len(job_overrides)} points to compose and check", flush=True)
     try:
-        _check_base(path, base := _base(task, master))
-        points = _compose(task, master, job_overrides, first, options, path)
+        check_base(path, base := base_of(task, master))
+        points = []
+        for point in compose_points(task, master, job_overrides, first, options, path):
+            points.append(point)
+            if point.state != "finished":
+                warm_up()  # not before: what is wrong with one point is mostly wrong with the first
         pools = _pools(points, options)
         path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path) if lock is None else lock
-        _remember(path, master, points, base)
+        lock = lock_grid(path) if lock is None else lock
+        remember(path, master, points, base)
     except BaseException:
         cool_down()
         raise
@@ -636,7 +637,7 @@ def conduct(
         comparison.start()
         comparison.join()
     if task.stop:
-        print(f"stopped    ({task.stop.reason}), everything is saved. To go on:\n  {_again(path)}", flush=True)
+        print(f"stopped    ({task.stop.reason}), everything is saved. To go on:\n  {again(path)}", flush=True)
     for point in points:
         if point.state == "failed":
             print(f"FAILED     point {point.index} ({point.label}): {point.reason}", file=sys.stderr, flush=True)
@@ -645,14 +646,27 @@ def conduct(
     return points
 
 
-def _compose(
+def compose_points(
     task: config.Task,
     master: Any,
     job_overrides: Sequence[Sequence[str]],
     first: int,
-    options: Options,
+    options: Any,
     path: Path,
-) -> list[Point]:
+) -> Iterator[Point]:
+    """Compose and check each point of a grid.
+
+    Args:
+        task: As for `conduct`.
+        master: As for `conduct`.
+        job_overrides: As for `conduct`.
+        first: As for `conduct`.
+        options: Of a launcher: `world` processes a point, and `place` for kind and threads.
+        path: Of the grid.
+
+    Raises:
+        ConfigError: A point is wrong, or there twice.
+    """
     values: dict[str, set[str]] = {}
     for overrides in job_overrides:
         for override in overrides:
@@ -662,7 +676,6 @@ def _compose(
         key for key, found in values.items() if len(found) > 1 or not all(key in keys for keys in everywhere)
     )
     own = _hydra_overrides(master)
-    points: list[Point] = []
     names: dict[str, int] = {}
     for index, overrides in enumerate(job_overrides, first):
         try:
@@ -672,10 +685,7 @@ def _compose(
         except ConfigError as error:
             raise ConfigError(f"point {index} ({' '.join(overrides) or 'defaults'}): {error}") from error
         names[point.path.name] = index
-        points.append(point)
-        if point.state != "finished":
-            warm_up()  # not before: what is wrong with one point is mostly wrong with the first
-    return points
+        yield point
 
 
 def _point(
@@ -684,7 +694,7 @@ def _point(
     overrides: list[str],
     index: int,
     varying: frozenset[str],
-    options: Options,
+    options: Any,
     path: Path,
 ) -> Point:
     composed = task.compose([*own, *overrides])
@@ -705,13 +715,8 @@ def _point(
         before: Any = OmegaConf.to_container(OmegaConf.load(directory / run_directory.CONFIG))
         _refuse_mixing(path, before, plain)
     words = [*overrides, config.directory_override(directory)]
-    kind = "cpu" if settings.device == "cpu" or not devices.may_have_gpus() else "gpu"
-    if kind == "cpu" and settings.mixed_precision == "fp16":
-        raise ConfigError(config.FP16_ON_CPU)
-    threads = settings.threads
-    if threads == "auto":  # of a grid limited to few points each has more cores
-        every = options.world * (options.limit or 1)
-        threads = max(1, len(devices.cores()) // every) if kind == "gpu" or options.limit else 1
+    kind, threads = options.place(settings)
+    if threads != settings.threads:
         words.append(f"threads={threads}")
     plain["threads"] = threads
     if plain["wandb"]["mode"] != "disabled":
@@ -728,7 +733,7 @@ def _point(
         path=directory,
         world=options.world,
         kind=kind,
-        threads=threads,
+        threads=1 if isinstance(threads, str) else threads,
         timeout=float(settings.timeout),
         metric=(settings.checkpoint.best, settings.checkpoint.best_mode),
         epochs=settings.epochs,
@@ -795,7 +800,7 @@ def _refuse_mixing(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]
         )
 
 
-def _base(task: config.Task, master: Any) -> dict[str, Any]:
+def base_of(task: config.Task, master: Any) -> dict[str, Any]:
     """The config under the overrides; empty where it is not complete without them."""
     try:
         return task.compose(_hydra_overrides(master)).plain()
@@ -803,13 +808,23 @@ def _base(task: config.Task, master: Any) -> dict[str, Any]:
         return {}
 
 
-def _check_base(path: Path, base: Mapping[str, Any]) -> None:
+def check_base(path: Path, base: Mapping[str, Any]) -> None:
+    """Refuse a directory whose grid was made with another config under its points.
+
+    Raises:
+        ConfigError: It was, and how they differ.
+    """
     before = read_json(path / "grid.json").get("base")
     if before and base:
         _refuse_mixing(path, before, json.loads(json.dumps(base)))
 
 
-def _lock(path: Path) -> int:
+def lock_grid(path: Path) -> int:
+    """Keep other starts of a grid out of its directory for as long as the returned handle is open.
+
+    Raises:
+        ConfigError: Another one is in it.
+    """
     handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -823,12 +838,12 @@ def _lock(path: Path) -> int:
     return handle
 
 
-def _remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str, Any]) -> None:
+def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str, Any]) -> None:
     """What the comparison and the next start need to know: the points, and the config under them."""
     known = read_json(path / "grid.json")
     named = dict(known.get("points") or {}) | {str(p.path.relative_to(path)): p.overrides for p in points}
     content = {
-        "command": _again(path),
+        "command": again(path),
         "script": _script(),
         "devices_per_run": points[0].world,
         "base": known.get("base") or base,
@@ -843,7 +858,7 @@ def _script() -> str:
     return (Path(here).name if not here.endswith(".py") else here) if sys.argv[0] else "launcher/train.py"
 
 
-def _again(path: Path) -> str:
+def again(path: Path) -> str:
     """The command that goes on with this grid."""
     here = os.path.relpath(path)
     words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]

@@ -103,6 +103,8 @@ SCHEMA: dict[str, Rule] = {
     "decay_bias_and_norm": FLAG,
     "compile": FLAG,
     "channels_last": FLAG,
+    "profile": FLAG,
+    "float32_matmul_precision": one_of("highest", "high", "medium"),
     "deterministic": FLAG,
     "device": one_of("auto", "cpu"),
     "threads": whole(1).or_word("auto"),
@@ -129,6 +131,10 @@ SCHEMA: dict[str, Rule] = {
     "loss.gamma": at_least(0),
     "scheduler.interval": one_of("epoch", "step"),
     "strategy.name": one_of("ddp"),
+    "strategy.find_unused_parameters": FLAG,
+    "strategy.gradient_as_bucket_view": FLAG,
+    "strategy.static_graph": FLAG,
+    "strategy.compress": one_of("bf16", "fp16").or_null(),
     "data.validation": between(0, 1),
     "data.test": between(0, 1),
     "data.split_seed": whole(0),
@@ -158,7 +164,7 @@ EVALUATE_SCHEMA: dict[str, Rule] = {
 # What may differ when a run directory is started again, because the result does not depend on it.
 FREE_ON_RESUME = (
     "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "tracker", "log_every", "checkpoint",
-    "device", "threads", "num_workers", "timeout",
+    "device", "threads", "num_workers", "timeout", "cluster", "profile",
 )  # fmt: skip
 
 
@@ -278,6 +284,7 @@ def compose(hydra: Hydra, config_name: str, overrides: list[str], schema: Mappin
         HydraConfig.instance().set_config(config)
         with read_write(config), open_dict(config):
             own = config.pop("hydra")
+            config.pop("cluster", None)  # where a run is submitted to is no setting of the run
         _drop_inherited(hydra, config, own, overrides)
         settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -141,6 +141,7 @@ def start(
     timeout: float,
     deterministic: bool,
     strategy: Mapping[str, Any],
+    float32_matmul_precision: str,
 ) -> "Accelerator":
     """Bring up the devices and the process group.
 
@@ -152,6 +153,7 @@ def start(
         timeout: Seconds until a collective with a silent rank fails.
         deterministic: Only kernels that give the same bits again.
         strategy: Settings of conf/strategy.
+        float32_matmul_precision: highest, high or medium, as torch.set_float32_matmul_precision takes it.
 
     Raises:
         ConfigError: The ranks did not find each other as one group.
@@ -159,17 +161,18 @@ def start(
     import torch
     import torch.distributed as dist
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     # Accelerate reads these again and would follow a saved config against ours.
     os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
     os.environ["ACCELERATE_MIXED_PRECISION"] = mixed_precision
-    count = max(1, cores() // ranks.local_world_size) if threads == "auto" else int(threads)
+    given = slurm.cores_of_task(os.environ, ranks.local_world_size)  # and may bind it to them
+    share = max(1, cores() // ranks.local_world_size) if given is None else min(given, cores())
+    count = share if threads == "auto" else int(threads)
     os.environ["OMP_NUM_THREADS"] = str(count)
-    ddp = DistributedDataParallelKwargs(
-        find_unused_parameters=strategy["find_unused_parameters"],
-        gradient_as_bucket_view=strategy["gradient_as_bucket_view"],
-    )
+    hook = DDPCommunicationHookType(strategy.get("compress") or "no")
+    arguments = {name: value for name, value in strategy.items() if name not in ("name", "compress")}
+    ddp = DistributedDataParallelKwargs(comm_hook=hook, **arguments)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
@@ -192,6 +195,7 @@ def start(
         accelerator.state.device = torch.device("cpu")
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(count)
+    torch.set_float32_matmul_precision(float32_matmul_precision)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     return accelerator

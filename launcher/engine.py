@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import resource
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,11 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import DDPCommunicationHookType
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batch import BatchPlan
+from launcher.clock import flops_per_sample, peak_flops
 from launcher.data import Data, DatasetPart, TensorPart
 from launcher.distributed import Ranks, at_rank_0, sum_over_ranks, sum_over_shards
 from launcher.divergence import Diverged, Rollbacks
@@ -43,9 +43,9 @@ class Carried(nn.Module):
         self.model = model
         self.carried = nn.Parameter(torch.zeros(2))
 
-    def forward(self, inputs: Any) -> Any:
-        """The model's outputs."""
-        return self.model(inputs)
+    def forward(self, inputs: Any) -> tuple[Any, Tensor]:
+        """The model's outputs and, for DDP to see that it takes part, what rides along."""
+        return self.model(inputs), self.carried.view(2)  # a leaf itself would count as unused
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Trainer:
     ) -> None:
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
         self.ranks, self.seed, self.clip_grad_norm, self.ema_decay = ranks, seed, clip_grad_norm, ema_decay
-        self.device = accelerator.device
+        self.accelerator, self.device = accelerator, accelerator.device
         self.channels_last = channels_last
         if channels_last:
             model.to(memory_format=torch.channels_last)
@@ -133,7 +133,9 @@ class Trainer:
         self._averaged: list[Tensor] = [
             p for p, q in zip(self.measured.parameters(), model.parameters(), strict=True) if q.requires_grad
         ]
+        self._wrapped = False
         self._carried: nn.Parameter | None = None
+        self._rounded = False  # whether what rides on the gradients travels in half precision, as they do
         self.forward = self._wrap(torch.compile(model) if compiled else model, accelerator)
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
         self._losses = loss.forward  # of our own wrapper, which nobody hooks
@@ -146,8 +148,11 @@ class Trainer:
         if self.ranks.world_size == 1 and accelerator.mixed_precision == "no":
             return model
         wrapper = Carried(model).to(self.device)
+        self._wrapped = True
         if self.ranks.world_size > 1:
             self._carried = wrapper.carried
+            handler = accelerator.ddp_handler
+            self._rounded = handler is not None and handler.comm_hook != DDPCommunicationHookType.NO
         return accelerator.prepare_model(wrapper)
 
     def step(self, batch: Batch) -> bool:
@@ -263,6 +268,16 @@ class Trainer:
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
+    def operations(self, samples: Stream | ShardedStream) -> tuple[float | None, float | None]:
+        """Operations per sample, and the most that the device does per second; None where that is not known."""
+        if self.device.type != "cuda":
+            return None, None
+        peak = peak_flops(torch.cuda.get_device_name(self.device), self.accelerator.mixed_precision)
+        if peak is None:
+            return None, None
+        micro = next(samples.batches(0, 1)).micros[0]
+        return flops_per_sample(self.model, micro.inputs, len(micro.targets)), peak
+
     def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
         """Keep a step's sums for the next log boundary, without looking at them."""
         self.window.steps.append(batch.step)
@@ -286,21 +301,33 @@ class Trainer:
         for i, micro in enumerate(batch.micros):
             together = i == last or self._carried is None
             with ALWAYS if together else self.forward.no_sync():
-                values, weights = self._losses(self.forward(self._laid_out(micro.inputs)), micro.targets)
+                outputs, riding = self._run(micro.inputs)
+                values, weights = self._losses(outputs, micro.targets)
                 if micro.size < len(values):  # a placeholder, or a loss that returned more rows
                     values, weights = values[: micro.size], None if weights is None else weights[: micro.size]
                 totals.append(values.detach().sum())
                 if weights is not None:
                     weight_sums.append(weights.detach().sum())
-                carried = self._ballot(weight_sums) if i == last and self._carried is not None else None
-                self._differentiate(values, factor, carried)
+                if i == last and self._carried is not None:
+                    self._differentiate(values, factor, riding, self._ballot(weight_sums))
+                else:
+                    self._differentiate(values, factor)
         total = totals[0] if last == 0 else torch.stack(totals).sum()
         if not weight_sums:
             return total, None
         return total, weight_sums[0] if last == 0 else torch.stack(weight_sums).sum()
 
-    def _differentiate(self, values: Tensor, factor: float, carried: Tensor | None = None) -> None:
-        """Add the gradient of factor * sum(values); `carried` is that of the two numbers that ride along.
+    def _run(self, inputs: Any) -> tuple[Any, Tensor | None]:
+        """The model's outputs, and the tensor to whose gradient the two numbers that ride along are given."""
+        if self.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        found = self.forward(inputs)
+        return found if self._wrapped else (found, None)
+
+    def _differentiate(
+        self, values: Tensor, factor: float, riding: Tensor | None = None, ballot: Tensor | None = None
+    ) -> None:
+        """Add the gradient of factor * sum(values), and `ballot` to that of the tensor that rides along.
 
         The engine takes the factor of each value as it is: a sum and two products less for it to run back through.
         """
@@ -309,15 +336,10 @@ class Trainer:
             share = self.scaler.scale(share)
         roots: tuple[Tensor, ...] = (values,)
         shares: tuple[Tensor, ...] = (share,)
-        if carried is not None and self._carried is not None:
-            roots, shares = (values, self._carried), (share, carried)
+        if riding is not None and ballot is not None:
+            roots, shares = (values, riding), (share, ballot)
         # What torch.autograd.backward ends with; its checks before take 30 us, a twentieth of a small model's step.
         _engine_run_backward(roots, shares, False, False, (), allow_unreachable=True, accumulate_grad=True)
-
-    def _laid_out(self, inputs: Any) -> Any:
-        if self.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
-            return inputs.contiguous(memory_format=torch.channels_last)
-        return inputs
 
     def _ballot(self, weight_sums: list[Tensor]) -> Tensor:
         if not weight_sums and not self.wants_to_stop:
@@ -326,7 +348,9 @@ class Trainer:
         return torch.stack([weight.float(), torch.full_like(weight, float(self.wants_to_stop), dtype=torch.float32)])
 
     def _divide_by_weights(self, weight_sum: Tensor, samples: int) -> None:
-        if self._carried is not None:
+        if self._rounded:
+            (weight_sum,) = sum_over_ranks([weight_sum], self.ranks.world_size)
+        elif self._carried is not None:
             assert self._carried.grad is not None
             weight_sum = self._carried.grad[0] * self.ranks.world_size
         # A batch of weight 0 (all of it ignored) has gradient 0, not 0/0.
@@ -447,6 +471,7 @@ class ExactTrainer(Trainer):
     def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
         if accelerator.mixed_precision == "no":
             return model
+        self._wrapped = True
         return accelerator.prepare_model(Carried(model).to(self.device), evaluation_mode=True)
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -459,7 +484,7 @@ class ExactTrainer(Trainer):
             total = torch.zeros((), device=self.device)
             weight_sum = torch.zeros((), device=self.device)
             for micro in micros:
-                values, weights = self._losses(self.forward(self._laid_out(micro.inputs)), micro.targets)
+                values, weights = self._losses(self._run(micro.inputs)[0], micro.targets)
                 values = values[: micro.size]
                 total += values.detach().sum()
                 if weights is not None:
@@ -626,71 +651,3 @@ def check_figures(data: Data, metrics: Iterable[Any], wanted: Mapping[str, str |
 def _new_sums(data: Data, device: torch.device) -> ClassificationSums | RegressionSums:
     kind = ClassificationSums if data.task == "classification" else RegressionSums
     return kind(data.num_outputs, device)
-
-
-class Clock:
-    """Where the time of a run goes; nothing that it measures reaches the record.
-
-    Args:
-        step: Updates done before this process.
-        device: For its peak memory.
-    """
-
-    def __init__(self, step: int, device: torch.device) -> None:
-        self.device = device
-        self._first_step = self._row_step = step
-        self._begun = self._row_begun = time.perf_counter()
-        self._spent = {"data_wait": 0.0, "evaluating": 0.0, "saving": 0.0}
-        self._row_spent = dict(self._spent)
-
-    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on and count the time until each is there."""
-        self._begun = self._row_begun = time.perf_counter()
-        while True:
-            before = time.perf_counter()
-            batch = next(batches, None)
-            self._spent["data_wait"] += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
-
-    @contextmanager
-    def during(self, what: str) -> Iterator[None]:
-        """Count the time of a block."""
-        before = time.perf_counter()
-        yield
-        self._spent[what] += time.perf_counter() - before
-
-    def row(self, step: int, plan: BatchPlan) -> dict[str, float]:
-        """A row of timings.jsonl: rates and shares of time since the last row."""
-        now = time.perf_counter()
-        spent = {name: total - self._row_spent[name] for name, total in self._spent.items()}
-        training = max(now - self._row_begun - spent["evaluating"] - spent["saving"], 1e-9)
-        rate = (step - self._row_step) / training
-        self._row_begun, self._row_step, self._row_spent = now, step, dict(self._spent)
-        return {
-            "step": step,
-            "time": time.time(),
-            "steps_per_second": rate,
-            "samples_per_second": rate * plan.samples / plan.steps_per_epoch,
-            **spent,
-            "memory_mb": self.memory_mb(),
-        }
-
-    def totals(self, step: int, plan: BatchPlan) -> dict[str, float]:
-        """The rates of the whole loop, for the summary."""
-        training = time.perf_counter() - self._begun - self._spent["evaluating"] - self._spent["saving"]
-        rate = (step - self._first_step) / max(training, 1e-9)
-        return {
-            "steps_per_second": rate,
-            "samples_per_second": rate * plan.samples / plan.steps_per_epoch,
-            "training_seconds": training,
-            **{f"{name}_seconds": seconds for name, seconds in self._spent.items()},
-            "peak_memory_mb": self.memory_mb(),
-        }
-
-    def memory_mb(self) -> float:
-        """Peak memory in MB: the device's, or on a CPU the process's resident set."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -63,7 +63,14 @@ def evaluate(settings: dict[str, Any]) -> int:
     weights, _ = checkpoint.read_checkpoint(chosen)
     model.load_state_dict(weights)
     accelerator = distributed.start(
-        ranks, on_cpu, run["mixed_precision"], settings["threads"], settings["timeout"], True, run["strategy"]
+        ranks,
+        on_cpu,
+        run["mixed_precision"],
+        settings["threads"],
+        settings["timeout"],
+        True,
+        run["strategy"],
+        run["float32_matmul_precision"],
     )
     watch = Watch(ranks, settings["timeout"]) if ranks.world_size > 1 else None
     model.to(accelerator.device)

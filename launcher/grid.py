@@ -26,7 +26,7 @@ if __name__ == "__main__":  # as in train.py
 
 from omegaconf import OmegaConf
 
-from launcher import report
+from launcher import job_array, report
 from launcher.board import figure_of
 from launcher.conductor import FAILED, OUTPUT, key_of, read_json, state_of
 from launcher.errors import ConfigError
@@ -45,7 +45,7 @@ class Entry:
 
     Attributes:
         name: Its directory within the grid's.
-        state: finished, stopped, failed, interrupted (or running now) or new.
+        state: finished, stopped, failed, interrupted (or running now) or new; of a job array also queued and running.
         overrides: That made it.
         config: Its settings by dotted name.
         summary: summary.json.
@@ -131,6 +131,8 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
     known = read_json(path / "grid.json")
     planned: dict[str, list[str]] = dict(known.get("points") or {})
     found = {str(file.parent.parent.relative_to(path)) for file in path.glob("**/.hydra/config.yaml")}
+    found = {name for name in found if not name.startswith(f"{job_array.SUBMISSIONS}/")}  # copies of code
+    active = job_array.states(path)
     if not planned and not found:
         raise ConfigError(f"{path}: there is no grid in it. Name the directory that hydra.sweep.dir named.")
     entries = []
@@ -140,7 +142,9 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
         if (place / ".hydra/config.yaml").is_file():
             config = _leaves(_yaml(place / ".hydra/config.yaml"))
             overrides = list(_yaml(place / ".hydra/overrides.yaml") or overrides)
-        entry = Entry(name, place, state_of(place), overrides, config, read_json(place / "summary.json"))
+        state = state_of(place)
+        state = active.get(name, state) if state != "finished" else state
+        entry = Entry(name, place, state, overrides, config, read_json(place / "summary.json"))
         entry.reason = str(read_json(place / FAILED).get("reason", "")) if entry.state == "failed" else ""
         entries.append(entry)
     first = next((entry.config for entry in entries if entry.config), {})

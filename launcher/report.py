@@ -93,7 +93,8 @@ def _panels(run_dir: Path) -> dict[str, list[Line]]:
                     steps.append(row["step"])
                     values.append(float(value))
     known = {"samples_per_second": "samples per second", "lr": "learning rate", "train/grad_norm": "gradient norm"}
-    hidden = {"step", "epoch", "time", "steps_per_second", "data_wait", "evaluating", "saving", "memory_mb"}
+    hidden = {"step", "epoch", "time", "steps_per_second", "memory_mb", "slowest_rank",
+              "data_wait", "communication", "evaluating", "saving", "computing"}  # fmt: skip
     panels: dict[str, list[Line]] = {}
     for name, (steps, values) in series.items():
         if name not in hidden:

@@ -223,10 +223,17 @@ def provenance() -> dict[str, Any]:
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {"git_commit": _git_commit(), "versions": versions}
+    return {"git_commit": git_commit(), "versions": versions}
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """The commit of the working directory, with `+` where files differ from it; None where there is none.
+
+    LAUNCHER_COMMIT in the environment counts more: the code of a job may have been copied long before.
+    """
+    if commit := os.environ.get("LAUNCHER_COMMIT"):
+        return commit
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import struct
 import subprocess
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from launcher import failure
 from launcher.errors import ConfigError
 
 # Below the ports that Linux gives to outgoing connections (32768 and up) and above those of common services.
@@ -111,8 +113,9 @@ def ranks(environment: Mapping[str, str], resolve: Callable[[str], str] | None =
 
     Returns:
         RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK (the node), MASTER_ADDR and MASTER_PORT:
-        the processes of this step, not of the job, whose size may differ. MASTER_ADDR and MASTER_PORT stay
-        where the user set them. None where the ranks are not SLURM's to give (see `in_step`), and for a step
+        the processes of this step, not of the job, whose size may differ; on several nodes also
+        GLOO_SOCKET_IFNAME, the interface that leads to another node (NCCL finds its own). What the user set
+        stays. None where the ranks are not SLURM's to give (see `in_step`), and for a step
         of one task.
 
     Raises:
@@ -139,6 +142,11 @@ def ranks(environment: Mapping[str, str], resolve: Callable[[str], str] | None =
         "MASTER_ADDR": environment.get("MASTER_ADDR") or (resolve or node_address)(hosts[0]),
         "MASTER_PORT": environment.get("MASTER_PORT") or str(port(environment)),
     }
+    if len(hosts) > 1 and "GLOO_SOCKET_IFNAME" not in environment:
+        # Towards a node that is not this one: the way to this one's own name is often the loopback interface.
+        other = hosts[1] if node == 0 else hosts[0]
+        if interface := interface_to((resolve or node_address)(other)):
+            found["GLOO_SOCKET_IFNAME"] = interface
     return found
 
 
@@ -157,6 +165,19 @@ def port(environment: Mapping[str, str]) -> int:
     return FIRST_PORT + (job + 6245 * step + 9000 * restart) % PORTS
 
 
+def cores_of_task(environment: Mapping[str, str], processes: int) -> int | None:
+    """CPU cores that SLURM gave to this process alone; None where it does not say, or several processes share them.
+
+    Args:
+        environment: Of the process.
+        processes: Ranks on this node: more than tasks where torchrun or accelerate is the task.
+    """
+    cores, tasks = environment.get("SLURM_CPUS_PER_TASK", ""), environment.get("SLURM_STEP_TASKS_PER_NODE")
+    if not cores.isdigit() or tasks is None:
+        return None
+    return int(cores) if expand_counts(tasks)[int(environment["SLURM_NODEID"])] == processes else None
+
+
 def node_address(name: str) -> str:
     """How to reach a node of the cluster: its name where that resolves, else the address that SLURM itself uses.
 
@@ -166,7 +187,7 @@ def node_address(name: str) -> str:
     with contextlib.suppress(OSError):
         socket.getaddrinfo(name, None)
         return name
-    text = _ask("scontrol", "show", "node", "-o", name)
+    text = ask("scontrol", "show", "node", "-o", name)
     match = re.search(r"\bNodeAddr=(\S+)", text)
     if match is None:
         raise RuntimeError(f"the host {name} does not resolve, and scontrol knows no address for it: {text!r}")
@@ -214,7 +235,7 @@ def requeue(job: str) -> None:
     Raises:
         RuntimeError: SLURM refuses, and why (the job was submitted with --no-requeue, or is being cancelled).
     """
-    _ask("scontrol", "requeue", job)
+    ask("scontrol", "requeue", job)
 
 
 def parse_duration(text: str) -> float | None:
@@ -251,7 +272,7 @@ def time_left(environment: Mapping[str, str]) -> float | None:
     if job is None:
         return None
     try:
-        return parse_duration(_ask("squeue", "--noheader", "--jobs", job, "--format", "%L"))
+        return parse_duration(ask("squeue", "--noheader", "--jobs", job, "--format", "%L"))
     except RuntimeError:
         end = environment.get("SLURM_JOB_END_TIME", "")  # from SLURM 23.02 on
         return float(end) - time.time() if end.isdigit() else None
@@ -293,8 +314,11 @@ def sbatch_options(settings: Mapping[str, object]) -> list[str]:
 
     Args:
         settings: `{"gpus_per_node": 8, "exclusive": True, "account": None}` is --gpus-per-node=8 --exclusive.
-            None and False leave an option out.
+            None and False leave an option out; but `requeue: False` is --no-requeue, since sites may have
+            requeueing as their default.
     """
+    if settings.get("requeue") is False:
+        settings = {**settings, "requeue": None, "no_requeue": True}
     given = {k.replace("_", "-"): v for k, v in settings.items() if v is not None and v is not False}
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
@@ -340,8 +364,8 @@ def begin(run_dir: Path, max_requeues: int, environment: Mapping[str, str]) -> N
     """Note that a batch job starts (again), and refuse it where it keeps coming back and never gets further.
 
     Counts every way back: requeues by `end`, by SLURM after a preemption or a node failure, by hand. The
-    notes are in restarts.jsonl of the run directory. An old stopped.json goes away, so that `end` finds only
-    a new one.
+    notes are in restarts.jsonl of the run directory. An old stopped.json and failed.json go away, so that `end`
+    finds only a new one.
 
     Args:
         run_dir: The run's directory; need not exist, and is made only where a job comes back.
@@ -351,33 +375,38 @@ def begin(run_dir: Path, max_requeues: int, environment: Mapping[str, str]) -> N
     Raises:
         ConfigError: It came back more often than that.
     """
-    (run_dir / "stopped.json").unlink(missing_ok=True)
+    for stale in ("stopped.json", failure.FAILED):
+        (run_dir / stale).unlink(missing_ok=True)
     notes, job, step = run_dir / "restarts.jsonl", job_name(environment), last_step(run_dir)
     restart = int(environment.get("SLURM_RESTART_COUNT") or 0)
     if restart == 0:
         return  # A first start has nothing to note: its directory is the run's to make.
     rows = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
     rows = [row for row in rows if row["job"] == job]
+    run_dir.mkdir(parents=True, exist_ok=True)
     same = sum(1 for _ in itertools.takewhile(lambda row: row["step"] == step, reversed(rows)))
     if same >= max_requeues:
-        raise ConfigError(
+        reason = (
             f"job {job} came back {same + 1} times with its newest checkpoint at step {step}, and max_requeues is "
             f"{max_requeues}: it ends before it saves. Give it more time (--time, the partition's grace time), save "
             f"more often (checkpoint.every), or look into the log; then submit with hydra.run.dir={run_dir}."
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
+        failure.write(run_dir, reason, [], "", job=job)
+        raise ConfigError(reason)
     with notes.open("a") as file:
         file.write(json.dumps({"job": job, "restart": restart, "step": step, "host": socket.gethostname()}) + "\n")
 
 
-def end(run_dir: Path, environment: Mapping[str, str]) -> bool:
-    """Requeue a batch job whose processes ended with status 0 because they were stopped, not because they finished.
+def end(run_dir: Path, status: int, environment: Mapping[str, str]) -> bool:
+    """Requeue a batch job whose processes were stopped and did not finish; note it where they failed.
 
-    Not where a person stopped it: with Ctrl-C (SIGINT), or with scancel, which a requeue would undo (tried:
-    SLURM lets a cancelled job requeue itself, so that it never ends).
+    Stopped is who ended with 0 and left a stopped.json, and who was asked to leave so early that the signal just
+    ended it. Not requeued is what a person stopped: with Ctrl-C (SIGINT), or with scancel, which a requeue would undo
+    (tried: SLURM lets a cancelled job requeue itself, so that it never ends).
 
     Args:
         run_dir: The run's directory; its stopped.json says that and why it was stopped.
+        status: That srun ended with.
         environment: Of the batch script.
 
     Returns:
@@ -386,34 +415,68 @@ def end(run_dir: Path, environment: Mapping[str, str]) -> bool:
     Raises:
         RuntimeError: SLURM refuses.
     """
-    path, job = run_dir / "stopped.json", job_name(environment)
-    if job is None or not path.exists() or json.loads(path.read_text()).get("reason") == "SIGINT":
-        return False
-    state, reason = _ask("squeue", "--noheader", "--jobs", job, "--format", "%T %r").strip().split(" ", 1)
-    if state in {"PENDING", "REQUEUED"}:  # by somebody else, who was first
+    job = job_name(environment)
+    try:
+        if job is not None and _was_stopped(run_dir, status, job):
+            requeue(job)
+            return True
+    except _AlreadyRequeuedError:
         return True
+    if status != 0 and run_dir.is_dir():
+        text = failure.tail(run_dir / failure.OUTPUT)
+        failure.write(run_dir, failure.said(text) or f"srun ended with exit status {status}", [status], text, job=job)
+    return False
+
+
+class _AlreadyRequeuedError(Exception):
+    """By somebody else, who was first."""
+
+
+def _was_stopped(run_dir: Path, status: int, job: str) -> bool:
+    stopped = run_dir / "stopped.json"
+    if status == 0 and (not stopped.exists() or json.loads(stopped.read_text()).get("reason") == "SIGINT"):
+        return False
+    if status not in (0, 128 + signal.SIGUSR1, 128 + signal.SIGTERM):
+        return False
+    state, reason = ask("squeue", "--noheader", "--jobs", job, "--format", "%T %r").strip().split(" ", 1)
+    if state in {"PENDING", "REQUEUED"}:
+        raise _AlreadyRequeuedError
     # RUNNING: asked to leave (preemption, nearly out of time). At the limit itself it is ending, and says
     # why.
-    if state != "RUNNING" and reason != "TimeLimit":
-        return False
-    requeue(job)
+    if state != "RUNNING":
+        return reason == "TimeLimit"
+    # SIGTERM is also what srun ends the others with where one rank failed.
+    if status == 128 + signal.SIGTERM:
+        return re.search(r"\bPreemptTime=\d", ask("scontrol", "show", "job", "--oneliner", job)) is not None
     return True
 
 
-def _ask(*command: str) -> str:
+def ask(*command: str, stdin: str = "", environment: Mapping[str, str] | None = None, with_errors: bool = False) -> str:
+    """What one of SLURM's commands prints.
+
+    Args:
+        *command: The command.
+        stdin: What it reads.
+        environment: For it; None for that of this process.
+        with_errors: Also what it prints on standard error, where `sbatch --test-only` answers.
+
+    Raises:
+        RuntimeError: It is not there, does not answer, or refuses, and what it says.
+    """
     try:
-        done = subprocess.run(command, text=True, capture_output=True, timeout=60)
+        done = subprocess.run(command, input=stdin, env=environment, text=True, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(f"{shlex.join(command)}: {error}") from error
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip() or f'status {done.returncode}'}")
-    return done.stdout
+    return done.stdout + (done.stderr if with_errors else "")
 
 
 USAGE = """What batch scripts call:
   python -m launcher.slurm directory [OVERRIDE ...]         print the run directory of this job
+  python -m launcher.slurm directory --task FILE            the same, for a point of a grid
   python -m launcher.slurm begin MAX_REQUEUES DIRECTORY     note that the job starts; status 1 if it never gets further
-  python -m launcher.slurm end DIRECTORY                    requeue the job if its run was stopped and not finished"""
+  python -m launcher.slurm end STATUS DIRECTORY             requeue the job if its run was stopped and not finished"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -421,13 +484,17 @@ def main(arguments: Sequence[str]) -> int:
     environment = os.environ
     try:
         match list(arguments):
+            case ["directory", "--task", file]:
+                print(json.loads(Path(file).read_text(encoding="utf-8"))["run_dir"])
             case ["directory", *overrides]:
                 print(run_directory(overrides, environment))
             case ["begin", max_requeues, run_dir] if max_requeues.isdigit():
                 begin(Path(run_dir), int(max_requeues), environment)
-            case ["end", run_dir]:
-                if end(Path(run_dir), environment):
+            case ["end", status, run_dir] if status.isdigit():
+                if end(Path(run_dir), int(status), environment):
                     print(f"job {job_name(environment)} goes back into the queue and on in {run_dir}", flush=True)
+                    return 0
+                return int(status)
             case _:
                 print(USAGE, file=sys.stderr)
                 return 2

@@ -180,6 +180,9 @@ def final_table(summary: Mapping[str, Any]) -> None:
     if isinstance(world := summary.get("world_size"), int):
         notes.append(f"{world} process{'es' if world > 1 else ''}")
     caption = ", ".join(notes)
+    shares = summary.get("time_shares") or {}
+    if parts := [f"{share:.0%} {name.replace('_', ' ')}" for name, share in shares.items() if share >= 0.005]:
+        caption += "\ntime: " + ", ".join(parts)
     if _is_terminal(sys.stdout):
         from rich import box
         from rich.console import Console

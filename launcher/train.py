@@ -76,6 +76,7 @@ def train(composed: Composed) -> int:
         schedulers,
         stream,
     )
+    from launcher.clock import Clock, Profiler
     from launcher.components import build
     from launcher.data import Data
     from launcher.stopping import StopRequest
@@ -106,8 +107,9 @@ def train(composed: Composed) -> int:
     directory = run_directory.open_run_directory(composed) if ranks.rank == 0 else None
     accelerator = distributed.start(
         ranks, on_cpu, settings.mixed_precision, settings.threads, settings.timeout, settings.deterministic,
-        settings.strategy,
+        settings.strategy, settings.float32_matmul_precision,
     )  # fmt: skip
+    data.move_to(accelerator.device)
     watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
     path = distributed.from_rank_0(directory and directory.path, ranks.world_size)
     if directory is not None:
@@ -186,8 +188,10 @@ def train(composed: Composed) -> int:
                 schedule.observe(figures[schedule.metric])
         if due(settings.log_every):
             figures = trainer.read_window() | figures
-        if figures and keeper is not None:
-            keeper.row(progress.step, figures | {"lr": trainer.lr}, clock.row(progress.step, plan))
+        if figures:
+            timing = clock.row(progress.step, plan)
+            if keeper is not None:
+                keeper.row(progress.step, figures | {"lr": trainer.lr}, timing)
         return True
 
     def loop() -> None:
@@ -199,6 +203,8 @@ def train(composed: Composed) -> int:
             progress.step += 1
             if watch is not None:
                 watch.step = progress.step
+            if profiler is not None:
+                profiler.step()
             progress.seen = not (stopping and due(settings.eval_every)) and look()
             stopping = stopping or not progress.seen
             if due(settings.checkpoint.every) or progress.step == total_steps or stopping:
@@ -214,7 +220,8 @@ def train(composed: Composed) -> int:
     # 5. Train; where it diverges, stop, or go back to the last checkpoint and leave the batch out
     # Until here a signal simply ends the process: nothing is lost.
     stop = StopRequest(config.parse_duration(settings.max_time), REPORT_SECONDS)
-    clock = engine.Clock(progress.step, device)
+    clock = Clock(progress.step, device, ranks, trainer.forward, *trainer.operations(samples))
+    profiler = Profiler(path / "trace.json") if settings.profile and ranks.rank == 0 else None
     while True:
         try:
             with engine.memory_advice(plan):
@@ -231,6 +238,9 @@ def train(composed: Composed) -> int:
             progress = checkpoint.go_back(path / "checkpoints", trainer, ranks)
             if keeper is not None:
                 keeper.go_back(progress.recorded)
+
+    if profiler is not None:
+        profiler.close()
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete
     finished = progress.step == total_steps and progress.seen

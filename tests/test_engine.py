@@ -39,7 +39,7 @@ def _model():
     return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
 
 
-def _gradients(directory, cap):
+def _gradients(directory, cap, options=()):
     """On each rank: the update that SGD with lr 1 makes on one batch of each size, for every loss."""
     import os
     from pathlib import Path
@@ -50,11 +50,11 @@ def _gradients(directory, cap):
     from launcher.engine import Trainer
     from launcher.losses import build_loss
     from launcher.schedulers import build_schedule
-    from launcher.stream import Batch, MicroBatch
+    from launcher.stream import Batch, MicroBatch, Stream
 
     ranks = find_ranks(os.environ)
-    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
-    accelerator = start(ranks, True, "no", 1, 60, True, strategy)
+    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True} | dict(options)
+    accelerator = start(ranks, True, "no", 1, 60, True, strategy, "highest")
     found = {}
     for variant, (name, more) in VARIANTS.items():
         for size in SIZES:
@@ -87,6 +87,8 @@ def _gradients(directory, cap):
                 begin = at if micro else 0
                 micros.append(MicroBatch(data.train.inputs[begin:stop], data.train.targets[begin:stop], micro))
                 at += micro
+            if options:  # as train.py does: DDP's static graph cannot begin in the middle of an accumulation
+                trainer.warm_up(Stream(data.train, plan, 0, ranks.rank, accelerator.device, 0))
             before = [p.detach().clone() for p in model.parameters()]
             trainer.step(Batch(0, size, micros))
             update = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, model.parameters(), strict=True)])
@@ -145,6 +147,26 @@ def test_every_loss_has_the_gradient_of_the_whole_batch_on_any_cut(world, cap, t
         assert loss == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "rtol"),
+    [
+        ({"find_unused_parameters": True}, 1e-4),
+        ({"static_graph": True}, 1e-4),
+        ({"gradient_as_bucket_view": False}, 1e-4),
+        ({"compress": "bf16"}, 2e-2),  # 8 bits of mantissa
+        ({"compress": "fp16"}, 2e-3),
+    ],
+    ids=str,
+)
+def test_options_of_ddp_leave_the_gradient_as_it_is(options, rtol, tmp_path):
+    start(_gradients, (tmp_path, 2, tuple(options.items())), tmp_path, 2).ok(120)
+    for (variant, size), (update, loss) in torch.load(tmp_path / "gradients.pt").items():
+        gradient, value = _plain(variant, size)
+        close = (update.double() - gradient).abs() <= rtol * gradient.abs() + rtol * gradient.abs().max()
+        assert close.all(), f"{variant}, {size}: {update} {gradient}"
+        assert loss == pytest.approx(value, rel=1e-5)
+
+
 class _Overflowing(torch.nn.Module):
     """Overflows at chosen calls, as half precision does now and then: odd ones in the loss, even ones after it."""
 
@@ -177,7 +199,7 @@ def _scaled(at, steps, saved=None):
 
     ranks = find_ranks({})
     strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
-    accelerator = start(ranks, True, "no", 1, 60, True, strategy)
+    accelerator = start(ranks, True, "no", 1, 60, True, strategy, "highest")
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
     data, model = _data("cross_entropy"), _Overflowing(at)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)

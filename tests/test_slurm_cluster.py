@@ -13,6 +13,7 @@ from slurm_cluster import Cluster, missing
 from launcher.errors import ConfigError
 from launcher.slurm import (
     begin,
+    cores_of_task,
     expand_counts,
     expand_hosts,
     interface_to,
@@ -148,9 +149,13 @@ def without(*names):
 def test_ranks_of_a_task():
     expected = {"RANK": "2", "WORLD_SIZE": "5", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}
     asked = []
-    got = ranks(task(), lambda name: asked.append(name) or "10.0.0.7")
-    assert got == expected | {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "20041"}
-    assert asked == ["n07"]
+    got = ranks(task(), lambda name: asked.append(name) or "127.0.0.7")
+    assert got == expected | {"MASTER_ADDR": "127.0.0.7", "MASTER_PORT": "20041", "GLOO_SOCKET_IFNAME": "lo"}
+    assert asked == ["n07", "n07"]
+    first = task(SLURM_PROCID="0", SLURM_NODEID="0", SLURM_GTIDS="0,1")
+    assert "GLOO_SOCKET_IFNAME" in ranks(first, lambda name: asked.append(name) or "127.0.0.7")
+    assert asked[2:] == ["n07", "n08"]  # the first node looks towards another one
+    assert "GLOO_SOCKET_IFNAME" not in ranks(first | {"GLOO_SOCKET_IFNAME": "ib0"}, lambda name: "127.0.0.7")
     last = ranks(task(SLURM_PROCID="4", SLURM_NODEID="2", SLURM_GTIDS="4"), lambda name: name)
     assert (last["LOCAL_WORLD_SIZE"], last["MASTER_ADDR"]) == ("1", "n07")
     chosen = ranks(task(MASTER_ADDR="10.1.1.1", MASTER_PORT="1234"), lambda name: name)
@@ -172,6 +177,13 @@ def test_ranks_of_a_task():
 )
 def test_ranks_are_not_slurms_to_give(environment):
     assert ranks(environment, lambda name: name) is None
+
+
+def test_cores_of_a_task():
+    bound = task(SLURM_CPUS_PER_TASK="6")
+    assert cores_of_task(bound, 2) == 6
+    assert cores_of_task(bound, 4) is None  # torchrun in a task: its processes share them
+    assert cores_of_task(task(), 2) is None and cores_of_task({}, 1) is None
 
 
 def test_contradicting_variables_are_refused():
@@ -241,7 +253,7 @@ def test_nothing_of_this_process_reaches_a_job():
 
 def test_options_of_sbatch():
     settings = {"gpus_per_node": 8, "exclusive": True, "requeue": False, "account": None, "comment": "a b"}
-    assert sbatch_options(settings) == ["--gpus-per-node=8", "--exclusive", "--comment=a b"]
+    assert sbatch_options(settings) == ["--gpus-per-node=8", "--exclusive", "--comment=a b", "--no-requeue"]
 
 
 def test_quoting_by_bash():
@@ -289,6 +301,7 @@ def test_two_nodes_of_two_tasks(slurm, tmp_path):
             "GROUP_RANK": str(rank // 2),
             "MASTER_ADDR": address,
             "MASTER_PORT": first,
+            "GLOO_SOCKET_IFNAME": "lo",
         }
         for rank in range(4)
     ]

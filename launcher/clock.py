@@ -1,0 +1,226 @@
+"""Where the time of a run goes. Nothing measured here reaches the record."""
+
+import logging
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from launcher.batch import BatchPlan
+from launcher.distributed import Ranks
+from launcher.stream import Batch
+
+log = logging.getLogger("launcher")
+
+# Dense matrix products per second that makers state, in 1e12 FLOPs: (float32 as TF32 where there is one, half).
+PEAK = {
+    "B200": (1125, 2250),
+    "H200": (494.5, 989),
+    "H100 PCIe": (378, 756),
+    "H100": (494.5, 989),
+    "A100": (156, 312),
+    "L40S": (183, 362),
+    "L4": (60, 121),
+    "V100": (15.7, 125),
+    "T4": (8.1, 65),
+}
+OUTLIER = 1.25  # a rank busy so many times as long as the median of all is named
+WATCHED = 2.0  # seconds of training until the ranks are compared: less says little
+
+
+def peak_flops(device_name: str, mixed_precision: str) -> float | None:
+    """Floating-point operations per second that a device can do at most; None where it is not known."""
+    for name, (single, half) in PEAK.items():
+        if all(word in device_name.replace("-", " ").split() for word in name.split()):
+            return 1e12 * (single if mixed_precision == "no" else half)
+    return None
+
+
+def flops_per_sample(model: nn.Module, inputs: Any, samples: int) -> float:
+    """Operations to train on one sample, matrix products and convolutions alone.
+
+    A backward costs twice its forward (Chowdhery et al. 2022, PaLM, appendix B).
+
+    Args:
+        model: The bare model; left as it was.
+        inputs: Of one micro-batch.
+        samples: How many samples that is.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = model.training
+    model.eval()  # no buffers change
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(inputs)
+    model.train(training)
+    return 3 * counter.get_total_flops() / samples
+
+
+class Clock:
+    """Rates, and the seconds that a run spends on what.
+
+    Args:
+        step: Updates done before this process.
+        device: For its peak memory.
+        ranks: Which rank this is.
+        forward: What the training calls; DDP measures a sample of its own steps.
+        flops: Operations per sample; None where nobody wants to know.
+        peak: Operations per second of a device; None where it is not known.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        device: torch.device,
+        ranks: Ranks,
+        forward: Any = None,
+        flops: float | None = None,
+        peak: float | None = None,
+    ) -> None:
+        self.device, self.ranks, self.flops, self.peak = device, ranks, flops, peak
+        self.ddp = forward if isinstance(forward, DistributedDataParallel) else None
+        self._first_step = self._row_step = step
+        self._begun = self._row_begun = time.perf_counter()
+        self._spent = {"data_wait": 0.0, "communication": 0.0, "evaluating": 0.0, "saving": 0.0}
+        self._row_spent = dict(self._spent)
+        self._watched = torch.zeros(ranks.world_size, 2, dtype=torch.float64)  # [rank, (busy, in all)]
+        self._named: int | None = None
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on and count the time until each is there."""
+        self._begun = self._row_begun = time.perf_counter()
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            self._spent["data_wait"] += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Count the time of a block."""
+        before = time.perf_counter()
+        yield
+        self._spent[what] += time.perf_counter() - before
+
+    def row(self, step: int, plan: BatchPlan) -> dict[str, float]:
+        """A row of timings.jsonl: rates and seconds since the last row. Every rank calls it at the same step."""
+        now, steps = time.perf_counter(), step - self._row_step
+        busy = self._spent["data_wait"] - self._row_spent["data_wait"]
+        if self.ddp is not None and steps:
+            # Of every hundredth step or so, in ns; what is left of communication after the backward it runs beside.
+            found = self.ddp._get_ddp_logging_data()
+            exposed = found.get("avg_backward_comm_time", 0) - found.get("avg_backward_compute_comm_overlap_time", 0)
+            self._spent["communication"] += max(0, exposed) / 1e9 * steps
+            busy += (found.get("avg_forward_compute_time", 0) + found.get("avg_backward_compute_time", 0)) / 1e9 * steps
+        spent = {name: total - self._row_spent[name] for name, total in self._spent.items()}
+        training = max(now - self._row_begun - spent["evaluating"] - spent["saving"], 1e-9)
+        rate = steps / training
+        row: dict[str, float] = {
+            "step": step,
+            "time": time.time(),
+            **self._rates(rate, plan),
+            **spent,
+            "computing": max(0.0, training - spent["data_wait"] - spent["communication"]),
+            "memory_mb": self.memory_mb(),
+        }
+        slowest = self._slowest(busy, training)
+        if slowest is not None:
+            row["slowest_rank"] = slowest
+        self._row_begun, self._row_step, self._row_spent = now, step, dict(self._spent)
+        return row
+
+    def totals(self, step: int, plan: BatchPlan) -> dict[str, Any]:
+        """The rates of the whole loop and the share of time that each part of it took, for the summary."""
+        whole = max(time.perf_counter() - self._begun, 1e-9)
+        training = max(whole - self._spent["evaluating"] - self._spent["saving"], 1e-9)
+        shares = {name: seconds / whole for name, seconds in self._spent.items()}
+        return {
+            **self._rates((step - self._first_step) / training, plan),
+            "training_seconds": training,
+            **{f"{name}_seconds": seconds for name, seconds in self._spent.items()},
+            "time_shares": {"computing": max(0.0, 1 - sum(shares.values())), **shares},
+            "peak_memory_mb": self.memory_mb(),
+        }
+
+    def _rates(self, steps_per_second: float, plan: BatchPlan) -> dict[str, float]:
+        samples = steps_per_second * plan.samples / plan.steps_per_epoch
+        rates = {"steps_per_second": steps_per_second, "samples_per_second": samples}
+        if self.flops is not None and self.peak is not None:
+            rates["mfu"] = samples * self.flops / (self.peak * self.ranks.world_size)
+        return rates
+
+    def _slowest(self, busy: float, seconds: float) -> int | None:
+        """The rank that the others wait for, if there is one; named in the log when it is another than before.
+
+        A rank counts as busy while it waits for data and computes, not while it waits for the gradients of others.
+        """
+        if self.ranks.world_size == 1:
+            return None
+        import torch.distributed as dist
+
+        mine = torch.tensor([busy, seconds], dtype=torch.float64, device=self.device)
+        every = [torch.empty_like(mine) for _ in range(self.ranks.world_size)]
+        dist.all_gather(every, mine)
+        self._watched += torch.stack(every).cpu()
+        times, (seconds, *_) = self._watched.T.tolist()
+        if seconds < WATCHED:
+            return None
+        self._watched.zero_()
+        slowest = max(range(len(times)), key=times.__getitem__)
+        others = statistics.median(times[:slowest] + times[slowest + 1 :])
+        if times[slowest] < OUTLIER * others or times[slowest] - others < 0.1 * seconds:
+            return None
+        if slowest != self._named and self.ranks.rank == 0:
+            log.warning(
+                "rank %d is slow: busy for %.2f of the last %.2f s, the others for %.2f s",
+                slowest, times[slowest], seconds, others,
+            )  # fmt: skip
+        self._named = slowest
+        return slowest
+
+    def memory_mb(self) -> float:
+        """Peak memory in MB: the device's, or on a CPU the process's resident set."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Profiler:
+    """A torch profiler over a few steps, once they run evenly; its trace opens in chrome://tracing or Perfetto.
+
+    Args:
+        path: File of the trace, such as run/trace.json.
+    """
+
+    FIRST, STEPS = 10, 5  # steps before, and steps in the trace
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._profiler = torch.profiler.profile(
+            schedule=torch.profiler.schedule(skip_first=self.FIRST, wait=0, warmup=1, active=self.STEPS, repeat=1),
+            on_trace_ready=self._write,
+            record_shapes=True,
+        )
+        self._profiler.start()
+
+    def step(self) -> None:
+        """A training step has ended."""
+        self._profiler.step()
+
+    def _write(self, profiler: Any) -> None:
+        profiler.export_chrome_trace(str(self.path))
+        table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40)
+        log.info("profile    %s\n%s", self.path, table)
+
+    def close(self) -> None:
+        """Stop, also where the run ended before the trace was full."""
+        self._profiler.stop()

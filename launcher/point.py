@@ -1,0 +1,64 @@
+"""One point of a grid, composed and checked when the grid was: `python launcher/point.py --task FILE`, in each rank.
+
+Batch scripts of `hydra/launcher=slurm` call this. What the file holds is trained, whatever conf/ says by then, by the
+code of the snapshot that was made with it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # as in train.py
+    sys.path[0] = os.getcwd()
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+
+def moved(place: str, trees: Mapping[str, str]) -> str:
+    """A place inside of one of the trees (original to copy), in its copy where that has it; else as it is."""
+    real = os.path.realpath(place)
+    for tree, copy in trees.items():
+        if os.path.commonpath([real, tree]) == tree:
+            within = os.path.normpath(os.path.join(copy, os.path.relpath(real, tree)))
+            return within if os.path.exists(within) else place  # a virtual environment has not been copied
+    return place
+
+
+def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
+    """Train what was composed before; see `train.train`.
+
+    Args:
+        settings: The checked and resolved settings, as plain values.
+        hydra: Hydra's own node.
+        overrides: The command line's.
+    """
+    from omegaconf import OmegaConf
+
+    from launcher import distributed, train
+    from launcher.config import Composed
+
+    composed = Composed(OmegaConf.create(settings), OmegaConf.create(hydra), overrides)
+    OmegaConf.set_struct(composed.settings, True)
+    return distributed.guarded(lambda: train.train(composed))
+
+
+def main() -> None:
+    """Train the point of a file that launcher/job_array.py wrote; exit status as that of launcher/train.py."""
+    task = json.loads(Path(sys.argv[sys.argv.index("--task") + 1]).read_text(encoding="utf-8"))
+    # The working directory stays: data and relative paths are found there. Only code comes from the snapshot, also
+    # for processes started from here.
+    sys.path[:] = [moved(place, task["trees"]) for place in sys.path]
+    if task["trees"]:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    if "PYTHONPATH" in os.environ:
+        places = os.environ["PYTHONPATH"].split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(moved(place, task["trees"]) for place in places)
+    if task["commit"]:
+        os.environ["LAUNCHER_COMMIT"] = task["commit"]  # that of the working directory may be another by now
+    sys.exit(train_composed(task["settings"], task["hydra"], task["overrides"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Where time goes: operations against closed forms, a slow rank that is named, a trace that opens."""
+
+import json
+
+import pytest
+import torch
+from kill_loop import OWN, RUN, place
+from processes import rows, summary, train
+from torch import nn
+
+from launcher.batch import plan_batch
+from launcher.clock import Clock, flops_per_sample, peak_flops
+from launcher.distributed import find_ranks
+
+
+def test_operations_of_a_dense_and_of_a_convolutional_network():
+    mlp = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    assert flops_per_sample(mlp, torch.zeros(32, 784), 32) == 3 * 2 * (784 * 64 + 64 * 10)
+    cnn = nn.Conv2d(3, 8, kernel_size=5, padding=2)
+    assert flops_per_sample(cnn, torch.zeros(4, 3, 16, 16), 4) == 3 * 2 * 8 * 16 * 16 * 3 * 5 * 5
+    norm = nn.BatchNorm1d(4).train()
+    flops_per_sample(norm, torch.randn(8, 4), 8)
+    assert norm.training and norm.num_batches_tracked == 0, "left as it was"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
+        ("NVIDIA H100 PCIe", "bf16", 756e12),
+        ("NVIDIA A100-SXM4-80GB", "no", 156e12),
+        ("NVIDIA L40S", "fp16", 362e12),
+        ("NVIDIA L4", "fp16", 121e12),
+        ("Tesla T4", "fp16", 65e12),
+        ("A card of tomorrow", "bf16", None),
+    ],
+)
+def test_peaks_by_the_names_that_cuda_gives(name, precision, peak):
+    assert peak_flops(name, precision) == peak
+
+
+def test_utilisation_is_achieved_over_possible(monkeypatch):
+    """100 steps of 60 samples in 2 s at 1e9 operations each are 3e12 per second: 3 % of 1e14."""
+    now = iter([0.0, 2.0])
+    monkeypatch.setattr("launcher.clock.time.perf_counter", lambda: next(now))
+    clock = Clock(0, torch.device("cpu"), find_ranks({}), None, 1e9, 1e14)
+    row = clock.row(100, plan_batch(600, 60, 1, None, None))
+    assert (row["steps_per_second"], row["samples_per_second"]) == (50, 3000)
+    assert row["mfu"] == pytest.approx(0.03)
+
+
+def test_shares_of_a_run_are_the_whole_of_it(tmp_path):
+    train([*RUN, "profile=true"], place(tmp_path)).ok()
+    found = summary(tmp_path / "run")
+    shares = found["time_shares"]
+    assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0 and shares["saving"] > 0
+    steps = [e for e in json.loads((tmp_path / "run/trace.json").read_text())["traceEvents"]
+             if e["name"].startswith("ProfilerStep")]  # fmt: skip
+    assert len({event["name"] for event in steps}) == 5
+    assert "aten::addmm" in (tmp_path / "run/train.log").read_text()
+    assert all("computing" not in row for row in rows(tmp_path / "run")), "nothing of the clock is in the record"
+
+
+def test_the_rank_that_the_others_wait_for_is_named(tmp_path):
+    code = OWN + (
+        "import os, time\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self, num_outputs):\n"
+        "        super().__init__(5, num_outputs)\n"
+        "    def forward(self, x):\n"
+        "        time.sleep(0.02 if self.training and os.environ['RANK'] == '1' else 0)\n"
+        "        return super().forward(x)\n"
+    )
+    words = [*(w for w in RUN if not w.startswith(("model.", "batch.max", "epochs"))), "model._target_=own.Net",
+             "epochs=30", "log_every=10"]  # fmt: skip
+    train(words, place(tmp_path, code), 2).ok()
+    log = (tmp_path / "run/train.log").read_text()
+    assert log.count("rank 1 is slow") == 1 and "rank 0 is slow" not in log
+    timings = [json.loads(line) for line in (tmp_path / "run/timings.jsonl").read_text().splitlines()]
+    assert {row["slowest_rank"] for row in timings if "slowest_rank" in row} == {1}
+    assert summary(tmp_path / "run")["time_shares"]["communication"] > 0.3, "rank 0 waits for rank 1's gradients"

@@ -1,0 +1,108 @@
+"""What a step does beside its arithmetic: no look at the device, no collective but DDP's own, few Python calls."""
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from processes import REPOSITORY, start
+
+WINDOW = 20  # steps between two log boundaries
+PYTHON_CALLS = 200  # a step of a dense network with SGD: 188 measured with torch 2.14.1, most of them torch's own
+PYTHON_CALLS_DDP = 285  # 266 measured
+
+
+def _option(path):
+    return OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / path))
+
+
+def _loop(device="cpu", weight=None):
+    """A trainer and its batches, as train.py builds them, for a dense network with SGD, momentum and cosine."""
+    from launcher import stream
+    from launcher.batch import plan_batch
+    from launcher.data import Data, TensorPart
+    from launcher.distributed import find_ranks
+    from launcher.distributed import start as bring_up
+    from launcher.divergence import Rollbacks
+    from launcher.engine import Trainer
+    from launcher.losses import build_loss
+    from launcher.optimizers import build_optimizer
+    from launcher.schedulers import build_schedule
+
+    ranks = find_ranks(os.environ)
+    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
+    accelerator = bring_up(ranks, device == "cpu", "no", 1, 60, True, strategy, "highest")
+    torch.manual_seed(0)
+    part = TensorPart(torch.randn(4000, 16), torch.arange(4000) % 4)
+    data = Data("made", "classification", (16,), 4, part, part, part)
+    plan = plan_batch(len(part), 16, ranks.world_size, None, None)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).to(accelerator.device)
+    optimizer = build_optimizer(_option("optimizer/sgd.yaml"), model, 1.0, True)
+    schedule = build_schedule(_option("scheduler/cosine.yaml") | {"interval": "step"}, optimizer, 1000, 250)
+    loss = build_loss(_option("loss/cross_entropy.yaml") | {"weight": weight}, data).to(accelerator.device)
+    trainer = Trainer(
+        model, loss, optimizer, schedule, accelerator, ranks, 0, None, None, False, False,
+        Rollbacks(Path("none"), False),
+    )  # fmt: skip
+    samples = stream.of_rank(part, plan, 0, ranks, accelerator.device, 0)
+    trainer.warm_up(samples)
+    return trainer, samples.batches(0, 1000)
+
+
+def _steps(trainer, batches, count=WINDOW):
+    for _ in range(count):
+        trainer.step(next(batches))
+
+
+def _count(directory, weight):
+    """On each rank: what torch's profiler sees in a window, and the Python calls of another."""
+    trainer, batches = _loop(weight=weight)
+    _steps(trainer, batches)
+    trainer.read_window()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        _steps(trainer, batches)
+    operations = Counter(event.name for event in profiler.events())
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    _steps(trainer, batches)
+    sys.setprofile(None)
+    rank = os.environ.get("RANK", "0")
+    (Path(directory) / f"counts.{rank}").write_text(json.dumps({"operations": operations, "calls": calls / WINDOW}))
+
+
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 3.0, 4.0]], ids=["plain", "weighted"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_between_log_boundaries_nothing_is_read_and_nothing_sent_but_gradients(world, weight, tmp_path):
+    start(_count, (str(tmp_path), weight), tmp_path / "io", world).ok()
+    for rank in range(world):
+        found = json.loads((tmp_path / f"counts.{rank}").read_text())
+        operations = found["operations"]
+        assert operations["aten::addmm"] == 2 * WINDOW, "the profiler has seen the steps"
+        # Reading the vote to stop, which has come with the gradients: of memory that is the host's anyway.
+        assert operations.get("aten::item", 0) == (WINDOW if world > 1 else 0)
+        sent = {name: n for name, n in operations.items() if name.startswith("c10d::")}
+        assert sent == ({"c10d::allreduce_": WINDOW} if world > 1 else {})
+        budget = PYTHON_CALLS if world == 1 else PYTHON_CALLS_DDP
+        assert found["calls"] <= budget + (0 if weight is None else 15), "overhead has crept in"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_never_waited_for_between_log_boundaries():
+    trainer, batches = _loop("cuda")
+    _steps(trainer, batches, 3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _steps(trainer, batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.read_window()["train/loss"] < 2
