@@ -168,16 +168,20 @@ def train(composed: Composed) -> int:
             settings.metrics, shards, lambda: bool(stop),
         )  # fmt: skip
 
-    def due(every: int | str | None) -> bool:
-        if every is None:
-            return False
-        steps = plan.steps_per_epoch if every == "epoch" else int(every)
-        return progress.step % steps == 0 or progress.step == total_steps
+    def interval(every: int | str | None) -> int:
+        return plan.steps_per_epoch if every == "epoch" else int(every or 0)
+
+    # As plain numbers: reading them from the config in each step takes longer than a small model's kernels.
+    eval_every, log_every = interval(settings.eval_every), interval(settings.log_every)
+    save_every = interval(settings.checkpoint.every)
+
+    def due(every: int) -> bool:
+        return every > 0 and (progress.step % every == 0 or progress.step == total_steps)
 
     def look() -> bool:
         """Evaluate and log where it is due, as one row of the record. False where it was interrupted, with no row."""
         figures: dict[str, float] = {}
-        if due(settings.eval_every):
+        if due(eval_every):
             with clock.during("evaluating"):
                 evaluation = measure(data.validation)
             if evaluation is None:
@@ -186,7 +190,7 @@ def train(composed: Composed) -> int:
             progress.note(figures, settings.checkpoint.best, settings.checkpoint.best_mode)
             if schedule.metric is not None:
                 schedule.observe(figures[schedule.metric])
-        if due(settings.log_every):
+        if due(log_every):
             figures = trainer.read_window() | figures
         if figures:
             timing = clock.row(progress.step, plan)
@@ -205,9 +209,9 @@ def train(composed: Composed) -> int:
                 watch.step = progress.step
             if profiler is not None:
                 profiler.step()
-            progress.seen = not (stopping and due(settings.eval_every)) and look()
+            progress.seen = not (stopping and due(eval_every)) and look()
             stopping = stopping or not progress.seen
-            if due(settings.checkpoint.every) or progress.step == total_steps or stopping:
+            if due(save_every) or progress.step == total_steps or stopping:
                 with clock.during("saving"):
                     state = checkpoint.gather_state(trainer, progress, ranks)
                     if saver is not None and keeper is not None:

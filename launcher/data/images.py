@@ -26,7 +26,8 @@ class Standardise:
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Standardise a batch, elementwise."""
-        return raw.sub(self.mean).mul_(1 / self.std)
+        # One copy, then in place: raw.sub(mean) makes up its type on the way, at four to ten times the time.
+        return raw.to(torch.float32, copy=True).sub_(self.mean).mul_(1 / self.std)
 
 
 @dataclass
