@@ -212,3 +212,15 @@ def test_a_whole_run_with_wandb_whatever_its_server_does(tmp_path):
     assert records["disabled"] == records["offline"] == records["online"]
     for path in (tmp_path / "online").rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes(), path
+
+
+def test_a_run_that_compiles_nothing_does_not_import_the_compiler(tmp_path):
+    """1.2 s of every start, which torch's optimizers take otherwise."""
+    code = (
+        "import sys; from launcher import train; train.command(sys.argv[1:]); "
+        "sys.exit(3 if 'torch._dynamo' in sys.modules else 0)"
+    )
+    words = ["epochs=2", "optimizer=adamw", "device=cpu", "wandb.mode=disabled", "hydra.run.dir=run"]
+    for _ in range(2):  # a resumed run loads the optimizer's state as well
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
