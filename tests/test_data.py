@@ -689,3 +689,30 @@ def test_a_part_that_does_not_tell_its_labels_has_no_counts():
     tensors = TensorPart(torch.zeros(4, 1), torch.tensor([0, 0, 1, 0]))
     data = Data("own", "classification", (1,), 3, tensors, part, part)
     assert data.class_counts.tolist() == [3, 1, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_data_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(monkeypatch):
+    from launcher.batch import plan_batch
+    from launcher.data import Data, TensorPart
+    from launcher.distributed import find_ranks
+    from launcher.stream import of_rank
+
+    def made():
+        part = TensorPart(torch.arange(4000, dtype=torch.uint8).view(1000, 4), torch.arange(1000) % 3,
+                          prepare=torch.Tensor.float)  # fmt: skip
+        return Data("made", "classification", (4,), 3, part, part, part)
+
+    device = torch.device("cuda")
+    plan = plan_batch(1000, 16, 1, None, None)
+    there, here = made(), made()
+    there.move_to(device)
+    assert there.train.inputs.device.type == "cuda"
+    monkeypatch.setattr("launcher.data.free", lambda device: 4000)
+    here.move_to(device)
+    assert here.train.inputs.device.type == "cpu", "too large for a quarter of what is free"
+    batches = [list(of_rank(data.train, plan, 0, find_ranks({}), device, 0).batches(0, 80)) for data in (there, here)]
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one.micros[0].inputs, other.micros[0].inputs)
+        assert torch.equal(one.micros[0].targets, other.micros[0].targets)
