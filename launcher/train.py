@@ -198,10 +198,21 @@ def train(composed: Composed) -> int:
                 keeper.row(progress.step, figures | {"lr": trainer.lr}, timing)
         return True
 
+    def save() -> None:
+        with clock.during("saving"):
+            state = checkpoint.gather_state(trainer, progress, ranks)
+            if saver is not None and keeper is not None:
+                keeper.record.sync()
+                saver.save(progress.step, trainer.measured.state_dict(), state, progress.best_step)
+                stop.reserve = REPORT_SECONDS + 2 * saver.seconds
+
     def loop() -> None:
         """The loop, always in this order: step, evaluate, log, save, stop."""
-        stopping = not progress.seen and not look()  # what the run before this one had no time for
-        for part in () if stopping else clock.waiting(samples.batches(progress.step, total_steps)):
+        if not progress.seen:  # what the run before this one had no time for
+            progress.seen = look()
+            if not progress.seen or progress.step == total_steps:
+                return save()
+        for part in clock.waiting(samples.batches(progress.step, total_steps)):
             trainer.wants_to_stop = bool(stop)
             stopping = trainer.step(part)
             progress.step += 1
@@ -212,12 +223,7 @@ def train(composed: Composed) -> int:
             progress.seen = not (stopping and due(eval_every)) and look()
             stopping = stopping or not progress.seen
             if due(save_every) or progress.step == total_steps or stopping:
-                with clock.during("saving"):
-                    state = checkpoint.gather_state(trainer, progress, ranks)
-                    if saver is not None and keeper is not None:
-                        keeper.record.sync()
-                        saver.save(progress.step, trainer.measured.state_dict(), state, progress.best_step)
-                        stop.reserve = REPORT_SECONDS + 2 * saver.seconds
+                save()
             if stopping:
                 return
 

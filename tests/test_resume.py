@@ -147,6 +147,26 @@ def test_killed_after_the_evaluation_that_a_stop_had_put_off(tmp_path):
     same_bits(calm, disturbed)
 
 
+def test_stopped_in_the_last_step_before_its_evaluation(tmp_path):
+    """The next start evaluates, finishes, and leaves the checkpoint that an undisturbed run leaves."""
+    code = OWN + (
+        "import os, signal\nfrom launcher.models.mlp import MLP\nclass Net(MLP):\n    calls = 0\n"
+        "    def forward(self, x):\n"
+        "        self.calls += self.training\n"
+        "        if self.training and self.calls == int(os.environ.get('STOP', -1)):\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return super().forward(x)\n"
+    )
+    words = [*RUN, "model._target_=own.Net"]
+    calm, stopped = place(tmp_path / "calm", code), place(tmp_path / "stopped", code)
+    train(words, calm).ok()
+    train(words, stopped, environment={"STOP": str(12 * 22)}).ok()  # 22 micro-batches an epoch
+    assert newest(stopped).name == f"step_{STEPS:08d}" and summary(stopped / "run")["status"] == "stopped"
+    train(words, stopped).ok()
+    assert summary(stopped / "run")["status"] == "finished"
+    same_bits(calm, stopped)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "no"])
