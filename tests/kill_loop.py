@@ -7,6 +7,7 @@ starts, trains, and writes a checkpoint. Prints its seed, and a row per number o
 """
 
 import argparse
+import contextlib
 import itertools
 import random
 import shutil
@@ -98,13 +99,14 @@ def disturb(world, directory, seed, kills, signals=0):
     hits = Counter()
     for attempt in itertools.count():
         assert attempt < kills + signals + 60, "the run does not come forward"
+        stale = _saves(directory / "run")
         run = train(RUN, directory, world, name=f"io{attempt}")
         if not bag:
             run.ok()
             return hits
         what, when = bag[-1], choose.choice(("starting", "training", "saving"))
-        _wait_until(run, directory / "run", when, choose)
-        saving = list((directory / "run/checkpoints").glob(".making-*"))
+        _wait_until(run, directory / "run", when, choose, stale)
+        saving = _saves(directory / "run") - stale
         if what == "signal":
             victims = [choose.randrange(world)]
         else:
@@ -127,7 +129,16 @@ def disturb(world, directory, seed, kills, signals=0):
         hits[what, "saving" if saving else when if when == "starting" else "training"] += 1
 
 
-def _wait_until(run, directory, when, choose):
+def _saves(directory):
+    """Checkpoints that are being written, or were when their process was killed: by inode, as names come again."""
+    found = set()
+    for path in (directory / "checkpoints").glob(".making-*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(path.stat().st_ino)
+    return found
+
+
+def _wait_until(run, directory, when, choose, stale):
     """Wait for a moment: some time after the start, after a few more rows, or when a checkpoint is being written."""
 
     def lines():
@@ -140,7 +151,7 @@ def _wait_until(run, directory, when, choose):
     before = lines() + choose.randrange(1, 8)
     deadline = time.monotonic() + 30
     while run.processes[0].exitcode is None and time.monotonic() < deadline:
-        if when == "saving" and any((directory / "checkpoints").glob(".making-*")):
+        if when == "saving" and _saves(directory) - stale:
             return
         if when == "training" and lines() >= before:
             time.sleep(choose.random() * 0.05)
@@ -175,6 +186,7 @@ def main():
             hits += disturb(world, disturbed, choose.randrange(2**32), *left)
             same_bits(calm, disturbed)
             shutil.rmtree(disturbed)
+            print(f"  {world} ranks, run {runs}: {hits.total()} hits so far, the same bits", flush=True)
         counts = ", ".join(f"{n} {what}s while {when}" for (what, when), n in sorted(hits.items()))
         print(f"{world} ranks: {runs} runs, {counts}: the same bits each time, no hang", flush=True)
     shutil.rmtree(work)
