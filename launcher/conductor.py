@@ -119,21 +119,6 @@ def state_of(path: Path) -> str:
     return "stopped" if status == "stopped" or (path / "stopped.json").exists() else "interrupted"
 
 
-def is_held(path: Path) -> bool:
-    """Whether a run is in a run directory."""
-    try:
-        handle = os.open(path / run_directory.LOCK, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none."""
     try:
@@ -323,7 +308,7 @@ class Grid:
                 return
             if point.kind in blocked:
                 continue
-            if is_held(point.path):  # left over from a conductor that was killed, or started alone
+            if run_directory.is_held(point.path):  # left over from a conductor that was killed, or started alone
                 if point.state != "waiting":
                     point.state = "waiting"
                     self.display.say(point, "waits for the run that is in its directory")

@@ -1,11 +1,8 @@
 """Which rank am I: the processes of a run, checked against what was asked for, and agreement among them."""
 
-import logging
 import os
 import re
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -201,36 +198,6 @@ def start(
     return accelerator
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """Run the program and turn what it raises into its exit status and message.
-
-    Returns:
-        What `run` returned. After an exception the process ends here: 2 for wrong input, with the message alone; 1 for
-        a failure, with the traceback and the rank. It does not wait for threads that may wait for a dead peer.
-    """
-    rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
-    try:
-        return run()
-    except ConfigError as error:
-        # Every rank finds the same mistake. Rank 0 speaks; the launcher then ends the others before they do.
-        time.sleep(3 if rank else 0)
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        status = 130
-    except Exception:
-        from launcher import watch
-
-        text = watch.describe_failure()
-        echo = watch.current.failed(text) if watch.current is not None else None
-        print(echo or f"rank {rank} failed:\n{text}", file=sys.stderr)
-        status = 1
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 def sum_over_ranks(tensors: list["torch.Tensor"], world_size: int) -> list["torch.Tensor"]:
     """Sum each tensor over the ranks, in the order of the ranks: the same bits however the group cuts its work."""
     return sum_over_shards([tensor[None] for tensor in tensors], world_size) if world_size > 1 else tensors
@@ -277,18 +244,3 @@ def at_rank_0(thing: Any, world_size: int, rank: int) -> list[Any] | None:
     things: list[Any] | None = [None] * world_size if rank == 0 else None
     dist.gather_object(thing, things, dst=0)
     return things
-
-
-def finish(watch: Any) -> None:
-    """Leave the group together.
-
-    Args:
-        watch: This rank's watch over its peers, which from here on may go; None in a group of one.
-    """
-    if watch is None:
-        return
-    import torch.distributed as dist
-
-    dist.barrier()
-    watch.close()
-    dist.destroy_process_group()

@@ -28,6 +28,8 @@ if __name__ == "__main__":  # as in train.py
 
 from launcher import distributed, slurm
 from launcher.distributed import Ranks
+from launcher.run_directory import is_locked
+from launcher.watch import guarded
 
 MEGABYTES = 16  # of the large all-reduce and of the file
 SKEW = 1.0  # seconds between two clocks that confuse make, logs and caches
@@ -37,7 +39,7 @@ VISIBLE = 5.0  # seconds until a file of another node must be seen; NFS keeps wh
 
 def main() -> None:
     """The console command."""
-    sys.exit(distributed.guarded(lambda: command(sys.argv[1:])))
+    sys.exit(guarded(lambda: command(sys.argv[1:])))
 
 
 def command(argv: Sequence[str]) -> int:
@@ -314,7 +316,7 @@ def check_directory(directory: Path, ranks: Ranks) -> dict[str, Any]:
             time.sleep(0.1)
         result["unseen"] = sorted(int(one.rpartition("-")[2]) for one in unseen)
         if ranks.rank and wrote[0] and not unseen:
-            result["locked"] = _refused(directory / f"{name}-0")
+            result["locked"] = is_locked(directory / f"{name}-0")
     every = _gather(result, ranks)
     if lock is not None:
         os.close(lock)
@@ -329,20 +331,6 @@ def check_directory(directory: Path, ranks: Ranks) -> dict[str, Any]:
         "seconds": result.get("seconds"),
         "free": result.get("free"),
     }
-
-
-def _refused(file: Path) -> bool:
-    try:
-        handle = os.open(file, os.O_RDWR)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def directory_problems(directory: Path, every: Sequence[Mapping[str, Any]]) -> list[str]:

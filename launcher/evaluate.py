@@ -17,11 +17,12 @@ from omegaconf import OmegaConf
 
 from launcher import config, distributed
 from launcher.errors import ConfigError
+from launcher.watch import Watch, finish, guarded
 
 
 def main() -> None:
     """The console command: prints the figures, and writes them beside the run as evaluation_PART.json."""
-    sys.exit(distributed.guarded(lambda: command(sys.argv[1:])))
+    sys.exit(guarded(lambda: command(sys.argv[1:])))
 
 
 def command(argv: list[str]) -> int:
@@ -55,7 +56,6 @@ def evaluate(settings: dict[str, Any]) -> int:
     from launcher import checkpoint, engine, losses
     from launcher.components import build
     from launcher.run_directory import write_json
-    from launcher.watch import Watch
 
     data = build("data", run["data"] | settings["data"])
     model = build("model", run["model"], **data.facts())
@@ -86,7 +86,7 @@ def evaluate(settings: dict[str, Any]) -> int:
         print(f"{settings['part']} part, {found.samples} samples, {chosen.name}")
         for name, value in found.figures.items():
             print(f"  {name:<16} {value:.4g}")
-    distributed.finish(watch)
+    finish(watch)
     return 0
 
 

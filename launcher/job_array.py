@@ -114,7 +114,7 @@ def submit(
     for point in points:
         if point.state != "finished":
             point.state = active.get(_name(point, path)) or (
-                "running" if conductor.is_held(point.path) else point.state
+                "running" if run_directory.is_held(point.path) else point.state
             )
             if point.state not in ("queued", "running"):
                 todo.append(point)
@@ -319,7 +319,7 @@ def _wait(task: config.Task, path: Path, points: Sequence[Point]) -> None:
                 active = {_name(point, path): point.state for point in waiting}
             for point in waiting:
                 was, now = point.state, active.get(_name(point, path))
-                if now is None and conductor.is_held(point.path):
+                if now is None and run_directory.is_held(point.path):
                     now = "running"
                 point.state = now or state_of(point.path)
                 if now == "running":

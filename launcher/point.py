@@ -36,12 +36,13 @@ def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
     """
     from omegaconf import OmegaConf
 
-    from launcher import distributed, train
+    from launcher import train
     from launcher.config import Composed
+    from launcher.watch import guarded
 
     composed = Composed(OmegaConf.create(settings), OmegaConf.create(hydra), overrides)
     OmegaConf.set_struct(composed.settings, True)
-    return distributed.guarded(lambda: train.train(composed))
+    return guarded(lambda: train.train(composed))
 
 
 def main() -> None:

@@ -161,6 +161,26 @@ def _of_this_launch(path: Path, composed: Composed) -> Path | None:
     return None
 
 
+def is_locked(file: Path) -> bool:
+    """Whether a process holds the lock (flock) of a file that is there, or would if one may not look."""
+    try:
+        handle = os.open(file, os.O_RDWR)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def is_held(path: Path) -> bool:
+    """Whether a run is in a run directory."""
+    return (path / LOCK).exists() and is_locked(path / LOCK)
+
+
 def _lock(path: Path) -> int:
     handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:

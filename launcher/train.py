@@ -19,6 +19,7 @@ if __name__ == "__main__":  # started as a file: launcher/ itself stands first o
 from launcher import config, distributed
 from launcher.config import Composed
 from launcher.errors import ConfigError
+from launcher.watch import Watch, finish, guarded
 
 log = logging.getLogger("launcher")
 
@@ -27,7 +28,7 @@ REPORT_SECONDS = 5.0  # what the end of a stopped run takes beside the save: its
 
 def main() -> None:
     """The console command: exit status 0 when finished or stopped on request, 2 for wrong input, 1 for a failure."""
-    sys.exit(distributed.guarded(lambda: command(sys.argv[1:])))
+    sys.exit(guarded(lambda: command(sys.argv[1:])))
 
 
 def command(argv: list[str]) -> int:
@@ -80,7 +81,6 @@ def train(composed: Composed) -> int:
     from launcher.components import build
     from launcher.data import Data
     from launcher.stopping import StopRequest
-    from launcher.watch import Watch
 
     stream.seed_generators(settings.seed)
     data = build("data", settings.data)
@@ -146,7 +146,7 @@ def train(composed: Composed) -> int:
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
         if distributed.from_rank_0(directory and directory.is_complete(total_steps), ranks.world_size):
             log.info("finished already: nothing is left to do in %s", path)
-            distributed.finish(watch)
+            finish(watch)
             return 0
         if progress.step > total_steps:
             raise ConfigError(
@@ -283,7 +283,7 @@ def train(composed: Composed) -> int:
                 "stopped    at step %d (%s), everything is saved. To go on:\n  %s", progress.step, stop.reason, command
             )
         directory.close()
-    distributed.finish(watch)
+    finish(watch)
     return 0
 
 

@@ -7,6 +7,7 @@ waits for minutes, and gloo says "connection reset" without saying by whom.
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -15,9 +16,11 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from launcher.distributed import Ranks, from_rank_0
+from launcher.errors import ConfigError
 
 BEAT = 1.0  # seconds between two heartbeats
 NEIGHBOURS = 4  # ranks that each one looks at; if it were all, rank 0 would serve the square of their number
@@ -229,3 +232,46 @@ def describe_failure() -> str:
     """The exception being handled, as its traceback with a last line `failed: Type: message`."""
     kind, value, _ = sys.exc_info()
     return f"{traceback.format_exc()}failed: {kind.__name__ if kind else ''}: {value}".rstrip()
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run the program and turn what it raises into its exit status and message.
+
+    Returns:
+        What `run` returned. After an exception the process ends here: 2 for wrong input, with the message alone; 1 for
+        a failure, with the traceback and the rank. It does not wait for threads that may wait for a dead peer.
+    """
+    rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
+    try:
+        return run()
+    except ConfigError as error:
+        # Every rank finds the same mistake. Rank 0 speaks; the launcher then ends the others before they do.
+        time.sleep(3 if rank else 0)
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    except Exception:
+        text = describe_failure()
+        echo = current.failed(text) if current is not None else None
+        print(echo or f"rank {rank} failed:\n{text}", file=sys.stderr)
+        status = 1
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def finish(watch: "Watch | None") -> None:
+    """Leave the group together.
+
+    Args:
+        watch: This rank's watch over its peers, which from here on may go; None in a group of one.
+    """
+    if watch is None:
+        return
+    import torch.distributed as dist
+
+    dist.barrier()
+    watch.close()
+    dist.destroy_process_group()

@@ -13,6 +13,7 @@ from slurm_cluster import SEARCH
 
 from launcher import doctor
 from launcher.distributed import Ranks
+from launcher.run_directory import is_locked
 
 DOCTOR = str(REPOSITORY / "launcher/doctor.py")
 
@@ -90,9 +91,9 @@ def test_a_lock_is_noticed(tmp_path):
     import fcntl
 
     with open(tmp_path / "file", "w") as file:
-        assert not doctor._refused(tmp_path / "file")
+        assert not is_locked(tmp_path / "file")
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert doctor._refused(tmp_path / "file")
+        assert is_locked(tmp_path / "file")
     one = {"host": "n2", "rank": 1, "trouble": None, "unseen": [], "locked": False}
     (said,) = doctor.directory_problems(tmp_path, [{**one, "host": "n1", "rank": 0, "locked": True}, one, one])
     assert "n2 is not kept out by a lock (flock) of n1" in said

@@ -125,44 +125,48 @@ def test_a_finished_run_may_be_prolonged_where_the_schedule_allows_it(tmp_path):
     assert Path(tmp_path / "cosine/run/summary.json").exists()
 
 
+# FAULT="7 15": the model sends its process signal 15 in its 7th call of training.
+FAULTY = (
+    OWN
+    + """
+import os
+from launcher.models.mlp import MLP
+
+class Net(MLP):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        call, number = map(int, os.environ.get("FAULT", "-1 0").split())
+        if self.training and self.calls == call:
+            os.kill(os.getpid(), number)
+        return super().forward(x)
+"""
+)
+RUN_FAULTY = [*RUN, "model._target_=own.Net"]
+
+
 def test_killed_after_the_evaluation_that_a_stop_had_put_off(tmp_path):
     """Stopped in step 15, which is to be evaluated; resumed, evaluated, killed in step 16: one row for step 15."""
-    code = (
-        OWN + "import os\nfrom launcher.models.mlp import MLP\nclass Net(MLP):\n    calls = 0\n"
-        "    def forward(self, x):\n"
-        "        self.calls += self.training\n"
-        "        call, number = map(int, os.environ.get('FAULT', '-1 0').split())\n"
-        "        if self.training and self.calls == call:\n"
-        "            os.kill(os.getpid(), number)\n"
-        "        return super().forward(x)\n"
-    )
-    words = [*RUN, "model._target_=own.Net"]
-    calm, disturbed = place(tmp_path / "calm", code), place(tmp_path / "disturbed", code)
-    train(words, calm).ok()
-    train(words, disturbed, environment={"FAULT": f"65 {signal.SIGTERM:d}"}).ok()
+    calm, disturbed = place(tmp_path / "calm", FAULTY), place(tmp_path / "disturbed", FAULTY)
+    train(RUN_FAULTY, calm).ok()
+    train(RUN_FAULTY, disturbed, environment={"FAULT": f"65 {signal.SIGTERM:d}"}).ok()
     assert rows(disturbed / "run")[-1]["step"] < 15 and newest(disturbed).name == "step_00000015"
-    assert train(words, disturbed, environment={"FAULT": f"2 {signal.SIGKILL:d}"}).wait().status == [-signal.SIGKILL]
+    assert train(RUN_FAULTY, disturbed, environment={"FAULT": f"2 {signal.SIGKILL:d}"}).wait().status == [
+        -signal.SIGKILL
+    ]
     assert rows(disturbed / "run")[-1]["step"] == 15 and newest(disturbed).name == "step_00000015"
-    train(words, disturbed).ok()
+    train(RUN_FAULTY, disturbed).ok()
     same_bits(calm, disturbed)
 
 
 def test_stopped_in_the_last_step_before_its_evaluation(tmp_path):
     """The next start evaluates, finishes, and leaves the checkpoint that an undisturbed run leaves."""
-    code = OWN + (
-        "import os, signal\nfrom launcher.models.mlp import MLP\nclass Net(MLP):\n    calls = 0\n"
-        "    def forward(self, x):\n"
-        "        self.calls += self.training\n"
-        "        if self.training and self.calls == int(os.environ.get('STOP', -1)):\n"
-        "            os.kill(os.getpid(), signal.SIGTERM)\n"
-        "        return super().forward(x)\n"
-    )
-    words = [*RUN, "model._target_=own.Net"]
-    calm, stopped = place(tmp_path / "calm", code), place(tmp_path / "stopped", code)
-    train(words, calm).ok()
-    train(words, stopped, environment={"STOP": str(12 * 22)}).ok()  # 22 micro-batches an epoch
+    calm, stopped = place(tmp_path / "calm", FAULTY), place(tmp_path / "stopped", FAULTY)
+    train(RUN_FAULTY, calm).ok()
+    train(RUN_FAULTY, stopped, environment={"FAULT": f"{12 * 22} {signal.SIGTERM:d}"}).ok()  # 22 micro-batches an epoch
     assert newest(stopped).name == f"step_{STEPS:08d}" and summary(stopped / "run")["status"] == "stopped"
-    train(words, stopped).ok()
+    train(RUN_FAULTY, stopped).ok()
     assert summary(stopped / "run")["status"] == "finished"
     same_bits(calm, stopped)
 

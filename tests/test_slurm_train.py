@@ -9,26 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import REPOSITORY, train
+from kill_loop import OWN, RUN, STEPS, newest, same_bits
+from processes import REPOSITORY, rows, summary, train
 from slurm_cluster import SEARCH
 
-# Dropout, augmentation, accumulation, a moving average, a schedule with warmup: all that has a state. The model
-# waits in each step, so that a job can be hit in the middle; the environment says for how long.
-OWN = """
+# The model waits in each step, so that a job can be hit in the middle; the environment says for how long.
+CODE = (
+    OWN
+    + """
 import os, time
-import torch
-from launcher.data import Data, TensorPart
 from launcher.models.mlp import MLP
-
-def shake(raw, uniforms):
-    return raw + 0.1 * (uniforms - 0.5)
-
-def load(n=60, classes=3):
-    g = torch.Generator().manual_seed(0)
-    def part(n):
-        y = torch.arange(n) % classes
-        return TensorPart(torch.randn(n, 5, generator=g) + y[:, None], y, augment=shake, draws=5)
-    return Data("own", "classification", (5,), classes, part(n), part(30), part(30))
 
 class Slow(MLP):
     def forward(self, x):
@@ -36,38 +26,14 @@ class Slow(MLP):
             time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
         return super().forward(x)
 """
-RUN = [
-    "data._target_=own.load", "model._target_=own.Slow", "model.hidden=[8]", "model.dropout=0.2", "threads=1",
-    "batch.global_size=14", "batch.max_per_device=3", "epochs=12", "log_every=4", "eval_every=5", "checkpoint.every=7",
-    "optimizer=adamw", "optimizer.lr=0.01", "scheduler=cosine", "scheduler.warmup=6", "ema_decay=0.9",
-    "clip_grad_norm=1.0", "loss.label_smoothing=0.1", "device=cpu",
-]  # fmt: skip
-STEPS = 60
+)
+WORDS = [*(word for word in RUN if not word.startswith("hydra.run.dir")), "model._target_=own.Slow", "device=cpu"]
 BATCH = REPOSITORY / "slurm/train.sbatch"
-
-
-def rows(place):
-    return [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
-
-
-def summary(place):
-    return json.loads((place / "run/summary.json").read_text())
-
-
-def newest(place):
-    return max((place / "run/checkpoints").glob("step_*"))
-
-
-def same_bits(one, other):
-    assert newest(one).name == newest(other).name
-    for file in ("metrics.jsonl", f"checkpoints/{newest(one).name}/model.safetensors"):
-        assert (one / "run" / file).read_bytes() == (other / "run" / file).read_bytes(), file
-    assert all(summary(one)[name] == summary(other)[name] for name in ("final", "best"))
 
 
 @pytest.fixture
 def place(tmp_path):
-    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(CODE)
     return tmp_path
 
 
@@ -78,8 +44,8 @@ def local(tmp_path_factory):
     @functools.cache
     def of(world):
         place = tmp_path_factory.mktemp(f"local{world}")
-        (place / "own.py").write_text(OWN)
-        train([*RUN, "hydra.run.dir=run"], place, world).ok()
+        (place / "own.py").write_text(CODE)
+        train([*WORDS, "hydra.run.dir=run"], place, world).ok()
         return place
 
     return of
@@ -92,7 +58,7 @@ def environment(place, **more):
 
 def submit(slurm, place, *options, step_seconds=0.0, **more):
     """Submit slurm/train.sbatch as it is from the repository, with the run in `place`."""
-    words = [*RUN, f"hydra.run.dir={place}/run"]
+    words = [*WORDS, f"hydra.run.dir={place}/run"]
     variables = environment(place, STEP_SECONDS=str(step_seconds), **more)
     return slurm.sbatch(BATCH, *words, options=options, env=variables, cwd=REPOSITORY)
 
@@ -101,7 +67,7 @@ def wait_for_step(slurm, job, place, step, timeout=60):
     slurm._until(
         f"step {step} of job {job}, which printed {slurm.output(job)}",
         timeout,
-        lambda: (place / "run/metrics.jsonl").exists() and any(row["step"] >= step for row in rows(place)),
+        lambda: (place / "run/metrics.jsonl").exists() and any(row["step"] >= step for row in rows(place / "run")),
     )
 
 
@@ -110,7 +76,7 @@ def check(slurm, job, place, local, world=4, restarts=None, timeout=120):
     record = slurm.wait(job, timeout=timeout)
     assert record["JobState"] == "COMPLETED", slurm.output(job)
     assert [path.name for path in place.iterdir() if path.is_dir()] == ["run"]
-    assert summary(place)["world_size"] == world and rows(place)[-1]["step"] == STEPS
+    assert summary(place / "run")["world_size"] == world and rows(place / "run")[-1]["step"] == STEPS
     same_bits(local(world), place)
     if restarts is not None:
         assert int(record["Restarts"]) == restarts
@@ -126,9 +92,9 @@ def test_two_nodes_of_two_tasks_end_with_the_bits_of_four_local_processes(slurm,
 
 @pytest.mark.soak
 def test_srun_alone_in_an_allocation(slurm, local, place):
-    words = ["python", "launcher/train.py", *RUN, f"hydra.run.dir={place}/run"]
+    words = ["python", "launcher/train.py", *WORDS, f"hydra.run.dir={place}/run"]
     slurm.run("srun", "--nodes=2", "--ntasks-per-node=2", *words, env=environment(place), cwd=REPOSITORY, timeout=90)
-    assert summary(place)["world_size"] == 4
+    assert summary(place / "run")["world_size"] == 4
     same_bits(local(4), place)
 
 
@@ -144,7 +110,7 @@ def test_accelerate_launch_in_an_allocation(slurm, local, place, nodes):
     script = f'{launch} launcher/train.py "$@"'
     variables = environment(place, ACCELERATE_USE_CPU="1")
     job = slurm.sbatch(
-        script, *RUN, f"hydra.run.dir={place}/run", options=(f"--nodes={nodes}",), env=variables, cwd=REPOSITORY
+        script, *WORDS, f"hydra.run.dir={place}/run", options=(f"--nodes={nodes}",), env=variables, cwd=REPOSITORY
     )
     check(slurm, job, place, local, world=2 * nodes)
 
