@@ -3,8 +3,9 @@
 Nothing here has a state to save: to continue at any step is to ask for that step.
 """
 
+import multiprocessing
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,19 +237,13 @@ class Stream:
 
     def _from_loader(self, part: DatasetPart, first_step: int, last_step: int) -> Iterator[Batch]:
         """One DataLoader for the rest of the run, so that no epoch begins with idle workers."""
-        loader = DataLoader(
-            _Seeded(part.dataset, self.seed),
-            batch_sampler=_MicroBatches(self, first_step, last_step),
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            multiprocessing_context="forkserver" if self.workers else None,
-        )
-        loaded = iter(loader)
+        dataset = _Batched(part.dataset) if part.batched else _Seeded(part.dataset, self.seed)
+        loaded = _load(part, dataset, _MicroBatches(self, first_step, last_step), self.workers, self.device)
         for step in range(first_step, last_step):
             size = self.plan.size_of(step % self.plan.steps_per_epoch)
             micros = []
             for micro_size in self.plan.micro_sizes(self.rank, size):
-                inputs, targets = to_device(next(loaded), self.device)
+                inputs, targets = next(loaded)
                 micros.append(MicroBatch(inputs, targets, micro_size, self.rank))
             yield Batch(step, size, micros)
 
@@ -302,6 +297,16 @@ class _MicroBatches:
                 at += max(size, 1)
 
 
+class _Batched(Dataset):
+    """A dataset that draws nothing at random, asked for a whole batch at once."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> Any:
+        return self.dataset.__getitems__([number for _, number in items])
+
+
 class _Seeded(Dataset):
     """A dataset whose random augmentation is a function of (seed, epoch, sample)."""
 
@@ -340,15 +345,26 @@ def in_order(
             yield to_device((inputs, part.targets[start:stop]), device)
         return
     samplers: Sequence[list[int]] = [list(range(*cut)) for cut in cuts]
+    yield from _load(part, part.dataset, samplers, min(workers, len(cuts)), device)
+
+
+def _load(
+    part: DatasetPart, dataset: Dataset, samplers: Iterable[list[Any]], workers: int, device: torch.device
+) -> Iterator[tuple[Any, Any]]:
+    """Prepared inputs and targets of each batch that the samplers name, on the device."""
+    if workers:  # a worker that finds what it needs imported is there in a tenth of the time
+        forkserver = multiprocessing.get_context("forkserver")
+        forkserver.set_forkserver_preload(["__main__", __name__, type(part.dataset).__module__])
     loader = DataLoader(
-        part.dataset,
+        dataset,
         batch_sampler=samplers,
-        num_workers=min(workers, len(cuts)),
+        num_workers=workers,
         pin_memory=device.type == "cuda",
-        multiprocessing_context="forkserver" if workers and cuts else None,
+        multiprocessing_context="forkserver" if workers else None,
     )
     for loaded in loader:
-        yield to_device(loaded, device)
+        inputs, targets = to_device(loaded, device)
+        yield inputs if part.prepare is None else part.prepare(inputs), targets
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

@@ -555,7 +555,7 @@ def pictures(root: Path, counts: dict[str, int], side: tuple[int, int] = (20, 14
 
 
 def read(part: DatasetPart, index: int) -> torch.Tensor:
-    return part.dataset[index][0]
+    return part.prepare(part.dataset[index][0][None])[0]
 
 
 def test_image_folder_is_torchvisions_own(tmp_path):

@@ -127,3 +127,30 @@ def test_augmentation_in_memory_gets_the_samples_own_numbers():
 def test_evaluation_reads_every_sample_once_in_order(part, world):
     got = [t for rank in range(world) for _, ts in in_order(part, rank, world, 10, CPU, 0) for t in ts.tolist()]
     assert got == list(range(97))
+
+
+class Batched(Dataset):
+    """Gives whole batches, and counts in each sample how many it was asked for."""
+
+    def __len__(self):
+        return 20
+
+    def __getitems__(self, numbers):
+        return [(torch.tensor([number, len(numbers)], dtype=torch.uint8), torch.tensor(number)) for number in numbers]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_that_gives_batches_is_asked_for_batches_and_they_are_prepared_at_once(workers):
+    shapes = []
+
+    def prepare(raw):
+        shapes.append(tuple(raw.shape))
+        return raw.float() / 2
+
+    part = DatasetPart(Batched(), prepare=prepare, batched=True)
+    (batch,) = Stream(part, plan_batch(20, 6, 2, None), 5, 1, CPU, workers).batches(4, 5)
+    (reference,) = Stream(tensors(20), plan_batch(20, 6, 2, None), 5, 1, CPU, 0).batches(4, 5)
+    assert batch.micros[0].targets.tolist() == reference.micros[0].targets.tolist()
+    wanted = [[number / 2, 1.5] for number in batch.micros[0].targets.tolist()]
+    assert batch.micros[0].inputs.tolist() == wanted and shapes == [(3, 2)]
+    assert [x.tolist() for x, _ in in_order(part, 1, 2, 6, CPU, workers)][1] == [[i / 2, 2] for i in range(16, 20)]

@@ -43,10 +43,15 @@ class DatasetPart:
         dataset: Gives (input, target) for an index in 0 .. len - 1. What it draws at random comes from the
             global generator of torch, which is seeded for each sample.
         targets: [n] int64, every label in order, where cheap to know.
+        prepare: Inputs of a batch, as the DataLoader put them together, to what the model gets; deterministic, row
+            by row, on the device: images cross over as uint8, a quarter of the bytes.
+        batched: The dataset draws nothing at random, and gives a list of indices at once by `__getitems__`.
     """
 
     dataset: Any
     targets: Tensor | None = None
+    prepare: Callable[[Any], Any] | None = None
+    batched: bool = False
 
     def __len__(self) -> int:
         assert isinstance(self.dataset, Sized)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.data import Data, DatasetPart, check_flag, check_fraction, check_seed, split
+from launcher.data.images import StandardiseChannels
 from launcher.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ class FolderImages(Dataset):
     Args:
         samples: (file, class) of each image.
         loader: File to image.
-        transform: Image to the input [3, image_size, image_size] float32.
+        transform: Image to the raw input [3, image_size, image_size] uint8.
     """
 
     def __init__(
@@ -145,19 +146,16 @@ def load(
     tested = part_of("data.test", test, ["test"])
     validated = part_of("data.validation", validation, ["validation", "val"])
 
-    to_input = [
-        transforms.PILToTensor(),
-        transforms.ToDtype(torch.float32, scale=True),
-        transforms.Normalize(list(mean), list(std)),
-    ]
+    # A whole batch is standardised at once, where the model is: per image it takes longer than reading a small one.
+    standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
     centre = [transforms.Resize(round(image_size / crop)), transforms.CenterCrop(image_size)]
     random: list[Any] = [transforms.RandomResizedCrop(image_size, scale=(min_scale, 1.0))] if min_scale < 1 else centre
     if flip:
         random = [*random, transforms.RandomHorizontalFlip()]
 
     def part(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetPart:
-        dataset = FolderImages(samples, read_image, transforms.Compose([*steps, *to_input]))
-        return DatasetPart(dataset, torch.tensor([label for _, label in samples]))
+        dataset = FolderImages(samples, read_image, transforms.Compose([*steps, transforms.PILToTensor()]))
+        return DatasetPart(dataset, torch.tensor([label for _, label in samples]), standardise)
 
     return Data(
         name="image_folder",

@@ -31,6 +31,26 @@ class Standardise:
 
 
 @dataclass
+class StandardiseChannels:
+    """Raw images [b, channels, ...], uint8 or float32, to float32, each channel with a mean and deviation of its own.
+
+    Args:
+        mean: Mean of the raw values of each channel.
+        std: Standard deviation of the raw values of each channel, above 0.
+    """
+
+    mean: list[float]
+    std: list[float]
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Standardise a batch, elementwise."""
+        images = raw.to(torch.float32, copy=True)
+        for channel, mean, std in zip(images.unbind(1), self.mean, self.std, strict=True):
+            channel.sub_(mean).mul_(1 / std)
+        return images
+
+
+@dataclass
 class FlipAndShift:
     """Mirror an image left to right in half of the cases, and shift it by whole pixels; zeros move in.
 
