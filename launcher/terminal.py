@@ -44,8 +44,8 @@ class Progress:
         """Show a row of the record, and what is known of the clock: 1 microsecond between two pictures (measured).
 
         Args:
-            row: `step`, and what there is of `train/loss`, `lr`, `samples_per_second`, `tokens_per_second` and figures under `eval/`
-                and `test/`.
+            row: `step`, and what there is of `train/loss`, `lr`, `samples_per_second`, `tokens_per_second` and figures
+                under `eval/` and `test/`.
         """
         now = time.monotonic()
         self.row = dict(row)

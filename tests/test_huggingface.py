@@ -122,7 +122,9 @@ def test_vectors_of_a_parquet_file_as_a_regression(tmp_path):
     original = y * data.target_std + data.target_mean
     order = torch.from_numpy(inputs[:, 0]).argsort()
     torch.testing.assert_close(x[x[:, 0].argsort()], torch.from_numpy(inputs)[order])
-    torch.testing.assert_close(original[x[:, 0].argsort()], torch.from_numpy(targets).float()[order], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        original[x[:, 0].argsort()], torch.from_numpy(targets).float()[order], rtol=1e-4, atol=1e-4
+    )
     of_train = every(data.train)[1]
     torch.testing.assert_close(of_train.mean(0), torch.zeros(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(of_train.std(0, correction=0), torch.ones(2))
@@ -193,7 +195,11 @@ def test_a_cached_dataset_is_found_by_its_name(tmp_path):
         ("saved", {"validation": 0}, ["data.validation", "(0, 1)"]),
         ("saved", {"download": "no"}, ["data.download", "'no'"]),
         ("unlabelled", {}, ["data.target", "row 2", "-1"]),
-        ("t.csv", {"input": "word", "target": "x"}, ["data.input", "'word'", "images nor numbers"]),
+        (
+            "t.csv",
+            {"input": "word", "target": "x", "task": "regression"},
+            ["data.input", "'word'", "images nor numbers"],
+        ),
         ("t.csv", {"input": "x", "target": "gap"}, ["data.target", "'gap'", "remove"]),
         ("t.csv", {"input": "x", "target": "one"}, ["data.target", "one class"]),
         ("t.csv", {"input": "x", "target": "word", "task": "regression"}, ["data.target", "word", "no numbers"]),
@@ -219,7 +225,7 @@ def test_wrong_input_is_named(path, changes, words, tmp_path):
 RUN = [
     "data=huggingface", "data.path=saved", "data.input=image", "data.target=label", "model=cnn", "model.channels=[8]",
     "model.dense=8", "batch.global_size=14", "batch.max_per_device=3", "epochs=6", "log_every=4", "eval_every=5",
-    "checkpoint.every=4", "threads=1", "hydra.run.dir=run", "optimizer.lr=0.05", "num_workers=1",
+    "checkpoint.every=4", "threads=1", "hydra.run.dir=run", "optimizer.lr=0.05", "num_workers=0",
 ]  # fmt: skip
 
 

@@ -43,7 +43,8 @@ class DatasetPart:
 
     Args:
         dataset: Gives (input, target) for an index in 0 .. len - 1. What it draws at random comes from the
-            global generator of torch, which is seeded for each sample.
+            global generator of torch, which is seeded for each sample. Modules that it names in `preload` are imported
+            once for all workers.
         targets: [n] int64, every label in order, where cheap to know.
         prepare: Inputs of a batch, as the DataLoader put them together, to what the model gets; deterministic, row
             by row, on the device: images cross over as uint8, a quarter of the bytes.

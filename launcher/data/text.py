@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import mmap
 import os
 import tempfile
 import warnings
@@ -92,9 +93,12 @@ def find(setting: str, path: Any, what: str) -> Path:
 
 def mapped(file: Path, kind: np.dtype) -> Tensor:
     """The numbers in a file that is not empty, [n], mapped into memory and not read."""
+    with file.open("rb") as opened:
+        area = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    area.madvise(mmap.MADV_RANDOM)  # samples are drawn from all over it: 22 us for each, and 6 ms with reading ahead
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it cannot be written to, which nobody does
-        return torch.from_numpy(np.memmap(file, kind, mode="r"))
+        return torch.from_numpy(np.frombuffer(area, kind))
 
 
 def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, np.dtype]:
