@@ -73,6 +73,7 @@ class Clock:
         forward: What the training calls; DDP measures a sample of its own steps.
         flops: Operations per sample; None where nobody wants to know.
         peak: Operations per second of a device; None where it is not known.
+        tokens: Tokens per sample; None where the task is no language.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class Clock:
         forward: Any = None,
         flops: float | None = None,
         peak: float | None = None,
+        tokens: int | None = None,
     ) -> None:
+        self.tokens = tokens
         self.device, self.ranks, self.flops, self.peak = device, ranks, flops, peak
         self.ddp = forward if isinstance(forward, DistributedDataParallel) else None
         self._first_step = self._row_step = step
@@ -154,6 +157,8 @@ class Clock:
     def _rates(self, steps_per_second: float, plan: BatchPlan) -> dict[str, float]:
         samples = steps_per_second * plan.samples / plan.steps_per_epoch
         rates = {"steps_per_second": steps_per_second, "samples_per_second": samples}
+        if self.tokens is not None:
+            rates["tokens_per_second"] = samples * self.tokens
         if self.flops is not None and self.peak is not None:
             rates["mfu"] = samples * self.flops / (self.peak * self.ranks.world_size)
         return rates

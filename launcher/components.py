@@ -49,6 +49,15 @@ def accepted_names(function: Callable[..., Any]) -> set[str] | None:
     return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
+def required_names(function: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that a callable must be given, in their order."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
 def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any) -> Any:
     """Build the component that a group's settings describe.
 
@@ -78,6 +87,12 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
             if not key.startswith("_") and key not in names:
                 known = ", ".join(sorted(names - {"self", "params", "optimizer"}))
                 raise ConfigError(f"{group}.{key}: {target} has no argument {key!r}. It takes: {known}.")
+    missing = [name for name in required_names(function)[len(arguments) :] if name not in given]
+    if missing and facts and "_args_" not in given:
+        raise ConfigError(
+            f"{group}: {target} needs {', '.join(missing)}, which the settings do not give and this run does not have "
+            f"(it has {', '.join(facts)}). Set {group}.{missing[0]}, or pick another {group} or other data."
+        )
     try:
         partial = instantiate(OmegaConf.create(fixed), _partial_=True, _convert_="all")
         return partial(*arguments, **{k: v for k, v in given.items() if k in facts})

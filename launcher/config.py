@@ -138,6 +138,7 @@ SCHEMA: dict[str, Rule] = {
     "data.validation": between(0, 1),
     "data.test": between(0, 1),
     "data.split_seed": whole(0),
+    "data.block": whole(1),
     "model.hidden": list_of(whole(1), "whole numbers of at least 1"),
     "model.dropout": between(0, 1),
     "wandb.mode": one_of("auto", "online", "offline", "disabled"),
@@ -164,7 +165,7 @@ EVALUATE_SCHEMA: dict[str, Rule] = {
 # What may differ when a run directory is started again, because the result does not depend on it.
 FREE_ON_RESUME = (
     "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "tracker", "log_every", "checkpoint",
-    "device", "threads", "num_workers", "timeout", "cluster", "profile",
+    "device", "threads", "num_workers", "timeout", "cluster", "profile", "data.cache",
 )  # fmt: skip
 
 

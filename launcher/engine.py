@@ -22,7 +22,7 @@ from launcher.distributed import Ranks, at_rank_0, sum_over_ranks, sum_over_shar
 from launcher.divergence import Diverged, Rollbacks
 from launcher.errors import ConfigError
 from launcher.losses import PerSample
-from launcher.metrics import ClassificationSums, RegressionSums, make_metrics, update_metrics
+from launcher.metrics import ClassificationSums, LanguageSums, RegressionSums, make_metrics, update_metrics
 from launcher.optimizers import lean_step
 from launcher.schedulers import Schedule
 from launcher.stream import MODEL, Batch, ShardedStream, Stream, derive, in_order
@@ -512,9 +512,10 @@ class Evaluation:
 
     Attributes:
         samples: How many were counted, each once.
-        figures: Metric name to number: loss, accuracy, macro_f1, top5; or mae, rmse, r2; and what `metrics` names.
-        per_class_accuracy: Share of each class that was found; None for regression.
-        confusion: Rows: the true class, columns: the predicted one; None for regression.
+        figures: Metric name to number: loss, accuracy, macro_f1, top5; or mae, rmse, r2; or accuracy,
+            perplexity; and what `metrics` names.
+        per_class_accuracy: Share of each class that was found; of a classification alone.
+        confusion: Rows: the true class, columns: the predicted one; of a classification alone.
     """
 
     samples: int
@@ -633,6 +634,8 @@ def check_figures(data: Data, metrics: Iterable[Any], wanted: Mapping[str, str |
             raise ConfigError(f"{setting}={figure}: the evaluation has no such figure. It has: {', '.join(known)}.")
 
 
-def _new_sums(data: Data, device: torch.device) -> ClassificationSums | RegressionSums:
+def _new_sums(data: Data, device: torch.device) -> ClassificationSums | RegressionSums | LanguageSums:
+    if data.task == "language":
+        return LanguageSums(device)
     kind = ClassificationSums if data.task == "classification" else RegressionSums
     return kind(data.num_outputs, device)

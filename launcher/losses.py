@@ -18,6 +18,7 @@ HALF = (torch.float16, torch.bfloat16)
 FITTING = {
     "classification": "cross_entropy, multi_margin, focal, binary_cross_entropy",
     "regression": "mse, l1, huber (binary_cross_entropy for targets between 0 and 1)",
+    "language": "cross_entropy, focal, multi_margin",
 }
 
 
@@ -115,11 +116,14 @@ class PerSample(nn.Module):
     Args:
         loss: A torch loss (its `reduction` becomes "none"), or any module (outputs, targets) -> [n], [n, ...]
             or a scalar; it may have a method `weights(targets) -> [n] | None`.
+        language: Samples are sequences. The loss is given their tokens, [b * t, v] and [b * t], as so many samples
+            of a classification; the value of a sequence is the mean over its tokens.
     """
 
-    def __init__(self, loss: nn.Module):
+    def __init__(self, loss: nn.Module, language: bool = False):
         super().__init__()
         self.loss = loss
+        self.language = language
         if hasattr(loss, "reduction"):
             loss.reduction = "none"  # type: ignore[assignment]
         self.elementwise = isinstance(loss, REGRESSING)
@@ -147,13 +151,19 @@ class PerSample(nn.Module):
                 f"loss: {type(self.loss).__name__} compares outputs {list(outputs.shape)} with targets "
                 f"{list(targets.shape)}: the model must give one number for each target."
             )
+        samples = len(targets)
+        if self.language:
+            outputs, targets = outputs.flatten(0, 1), targets.flatten().long()
         values = self.loss(outputs, targets)
         weights = None if self.weigh is None else self.weigh(targets)
         if values.dtype in HALF:
             values = values.float()
         if values.dim() == 0:
             values = values.expand(len(targets))
-        elif values.dim() > 1:
+        if self.language:
+            values = values.unflatten(0, (samples, -1))
+            weights = None if weights is None else weights.unflatten(0, (samples, -1))
+        if values.dim() > 1:
             if weights is not None and weights.dim() > 1:  # tokens or pixels, each with its own weight
                 values, weights = values.flatten(1).sum(1), weights.flatten(1).sum(1)
             else:
@@ -187,9 +197,12 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
     target = str(settings.get("_target_"))
     kind = locate(target, "loss") if settings.get("_target_") else None
     kind = kind if isinstance(kind, type) else object
-    if (issubclass(kind, CLASSIFYING) and data.task == "regression") or (
-        issubclass(kind, REGRESSING) and data.task == "classification"
-    ):
+    unfit = {
+        "classification": REGRESSING,
+        "regression": CLASSIFYING,
+        "language": (*REGRESSING, BinaryCrossEntropy),
+    }
+    if issubclass(kind, unfit.get(data.task, ())):
         raise ConfigError(
             f"loss: {kind.__name__} does not fit data of the task {data.task}. Losses that do: {FITTING[data.task]}."
         )
@@ -202,6 +215,8 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
     fixed, facts = dict(settings), data.facts()
     for key in ("weight", "alpha", "pos_weight"):
         given = fixed.get(key)
+        if given is not None and data.task == "language":
+            raise ConfigError(f"loss.{key} is {given!r}: the tokens of a language all weigh the same; leave it null.")
         if given == "balanced" and key != "pos_weight":
             facts[key] = balanced_weights(key, data)
         elif given is not None and issubclass(kind, (*CLASSIFYING, BinaryCrossEntropy)):
@@ -213,7 +228,7 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
         raise ConfigError(f"loss._target_: {target!r} gives a {type(loss).__name__}, not a torch.nn.Module.")
     if isinstance(loss, (*CLASSIFYING, *REGRESSING, BinaryCrossEntropy)):
         _try_out(loss, settings, data)
-    return PerSample(loss)
+    return PerSample(loss, data.task == "language")
 
 
 def balanced_weights(key: str, data: "Data") -> Tensor:
@@ -249,7 +264,7 @@ def _listed_weights(key: str, given: Any, num_outputs: int) -> Tensor:
 def _try_out(loss: nn.Module, settings: Mapping[str, Any], data: "Data") -> None:
     """Compute the loss once: torch checks delta or label_smoothing only then."""
     outputs = torch.zeros(2, data.num_outputs)
-    targets = torch.zeros(2, dtype=torch.int64) if data.task == "classification" else outputs
+    targets = outputs if data.task == "regression" else torch.zeros(2, dtype=torch.int64)
     try:
         loss(outputs, targets)
     except (RuntimeError, ValueError) as error:

@@ -93,7 +93,7 @@ def _panels(run_dir: Path) -> dict[str, list[Line]]:
                     steps.append(row["step"])
                     values.append(float(value))
     known = {"samples_per_second": "samples per second", "lr": "learning rate", "train/grad_norm": "gradient norm"}
-    hidden = {"step", "epoch", "time", "steps_per_second", "memory_mb", "slowest_rank",
+    hidden = {"step", "epoch", "time", "steps_per_second", "tokens_per_second", "memory_mb", "slowest_rank",
               "data_wait", "communication", "evaluating", "saving", "computing"}  # fmt: skip
     panels: dict[str, list[Line]] = {}
     for name, (steps, values) in series.items():
@@ -240,9 +240,9 @@ def _tiles(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     if not figures:
         figures = {name.replace("/", " "): final[name] for name in final if name.startswith(("test/", "eval/"))}
     figures = dict(list(figures.items())[:4])
-    for name, title in (("step", "step"), ("epoch", "epoch"), ("samples_per_second", "samples per second")):
+    for name in ("step", "epoch", "samples_per_second", "tokens_per_second"):
         if summary.get(name) is not None:
-            figures[title] = summary[name]
+            figures[name.replace("_", " ")] = summary[name]
     tiles = "".join(
         f"<div><b>{escape(_figure(value, 4))}</b><span>{escape(name)}</span></div>" for name, value in figures.items()
     )

@@ -354,7 +354,8 @@ def _load(
     """Prepared inputs and targets of each batch that the samplers name, on the device."""
     if workers:  # a worker that finds what it needs imported is there in a tenth of the time
         forkserver = multiprocessing.get_context("forkserver")
-        forkserver.set_forkserver_preload(["__main__", __name__, type(part.dataset).__module__])
+        needed = getattr(part.dataset, "preload", ())
+        forkserver.set_forkserver_preload(["__main__", __name__, type(part.dataset).__module__, *needed])
     loader = DataLoader(
         dataset,
         batch_sampler=samplers,

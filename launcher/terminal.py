@@ -44,8 +44,8 @@ class Progress:
         """Show a row of the record, and what is known of the clock: 1 microsecond between two pictures (measured).
 
         Args:
-            row: `step`, and what there is of `train/loss`, `lr`, `samples_per_second` and figures under `eval/`
-                and `test/`.
+            row: `step`, and what there is of `train/loss`, `lr`, `samples_per_second`, `tokens_per_second` and figures
+                under `eval/` and `test/`.
         """
         now = time.monotonic()
         self.row = dict(row)
@@ -125,8 +125,8 @@ class Progress:
             parts.append((2, f"loss {_figure(row['train/loss'])}"))
         if "lr" in row:
             parts.append((5, f"lr {_figure(row['lr'])}"))
-        if "samples_per_second" in row:
-            parts.append((4, f"{_short(row['samples_per_second'])} samples/s"))
+        if rate := _rate(row):
+            parts.append((4, rate))
         if left := self._left():
             parts.append((1, f"{left} left"))
         parts += [(6 + n, f"{name} {_figure(value)}") for n, (name, value) in enumerate(evaluated.items())]
@@ -173,8 +173,8 @@ def final_table(summary: Mapping[str, Any]) -> None:
     notes = [str(summary.get("status", "ended")), f"step {summary.get('step', '?')}"]
     if isinstance(epoch := summary.get("epoch"), int | float):
         notes.append(f"epoch {epoch:.4g}")
-    if isinstance(rate := summary.get("samples_per_second"), int | float):
-        notes.append(f"{_short(rate)} samples/s")
+    if rate := _rate(summary):
+        notes.append(rate)
     if isinstance(memory := summary.get("peak_memory_mb"), int | float):
         notes.append(f"{memory:,.0f} MB at most")
     if isinstance(world := summary.get("world_size"), int):
@@ -217,6 +217,14 @@ def _figure(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _rate(row: Mapping[str, Any]) -> str | None:
+    """Tokens per second where there are any, else samples per second."""
+    for what in ("tokens", "samples"):
+        if isinstance(rate := row.get(f"{what}_per_second"), int | float):
+            return f"{_short(rate)} {what}/s"
+    return None
 
 
 def _short(value: float) -> str:

@@ -230,7 +230,7 @@ def train(composed: Composed) -> int:
     # 5. Train; where it diverges, stop, or go back to the last checkpoint and leave the batch out
     # Until here a signal simply ends the process: nothing is lost.
     stop = StopRequest(config.parse_duration(settings.max_time), REPORT_SECONDS)
-    clock = Clock(progress.step, device, ranks, trainer.forward, *trainer.operations(samples))
+    clock = Clock(progress.step, device, ranks, trainer.forward, *trainer.operations(samples), data.tokens)
     profiler = Profiler(path / "trace.json") if settings.profile and ranks.rank == 0 else None
     while True:
         try:

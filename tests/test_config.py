@@ -28,10 +28,20 @@ def test_every_group_has_its_options():
     assert {"sgd", "adam", "adamw", "adagrad", "rmsprop", "lion", "muon"} <= found["optimizer"]
     assert {"step", "cosine", "linear", "constant", "one_cycle", "plateau"} <= found["scheduler"]
     assert {"cross_entropy", "multi_margin", "focal", "binary_cross_entropy", "mse", "l1", "huber"} <= found["loss"]
-    assert {"digits", "fashion_mnist", "diabetes", "iris", "wine", "csv", "image_folder"} <= found["data"]
-    assert {"mlp", "cnn", "resnet", "linear"} <= found["model"]
+    assert {
+        "digits",
+        "fashion_mnist",
+        "diabetes",
+        "iris",
+        "wine",
+        "csv",
+        "image_folder",
+        "huggingface",
+        "text",
+    } <= found["data"]
+    assert {"mlp", "cnn", "resnet", "linear", "transformer"} <= found["model"]
     assert {"default", "small", "large"} <= found["batch"]
-    assert {"fashion_mnist", "imbalanced", "diabetes"} <= found["experiment"]
+    assert {"fashion_mnist", "imbalanced", "diabetes", "text"} <= found["experiment"]
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
@@ -49,6 +59,13 @@ def _run(group, option, place):
     if (group, option) == ("data", "csv"):
         (place / "table.csv").write_text(TABLE)
         words += ["data.path=table.csv", "data.target=y"]
+    if (group, option) == ("data", "huggingface"):
+        pytest.importorskip("datasets")
+        (place / "table.csv").write_text(TABLE)
+        words += ["data.path=table.csv", "data.input=a", "data.target=y", "num_workers=0"]
+    if option in ("text", "transformer"):
+        words += {"data": ["model=transformer"], "model": ["data=text"], "experiment": []}[group]
+        words += [f"data.path={REPOSITORY / 'README.md'}", "data.block=32", "model.width=32", "model.layers=1"]
     if (group, option) == ("data", "image_folder"):
         image = pytest.importorskip("PIL.Image")
         for part in ("train", "test"):
@@ -69,7 +86,8 @@ def _run(group, option, place):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
 def test_every_option_trains(group, option, tmp_path):
-    run = train(_run(group, option, tmp_path), tmp_path).ok()
+    environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    run = train(_run(group, option, tmp_path), tmp_path, environment=environment).ok()
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["status"] == "finished" and summary["step"] == 3, run.out()
 

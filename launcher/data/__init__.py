@@ -18,11 +18,12 @@ class TensorPart:
 
     Args:
         inputs: [n, ...] of any dtype; images stay uint8, a quarter of the memory of float32.
-        targets: [n] int64 classes, or [n, d] float32 numbers.
+        targets: [n] int64 classes, [n, d] float32 numbers, or [n, t] tokens of any integer type.
         prepare: Raw inputs [b, ...] to what the model gets [b, ...] float32; deterministic, row by row.
         augment: (raw inputs [b, ...], uniforms [b, draws] float32 in [0, 1)) to raw inputs [b, ...]; each row
             depends on its own row alone.
         draws: Uniform numbers per sample that augment takes.
+        mapped: Both lie in a file that is read where it is asked for, and never as a whole.
     """
 
     inputs: Tensor
@@ -30,6 +31,7 @@ class TensorPart:
     prepare: Callable[[Tensor], Tensor] | None = None
     augment: Callable[[Tensor, Tensor], Tensor] | None = None
     draws: int = 0
+    mapped: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -41,7 +43,8 @@ class DatasetPart:
 
     Args:
         dataset: Gives (input, target) for an index in 0 .. len - 1. What it draws at random comes from the
-            global generator of torch, which is seeded for each sample.
+            global generator of torch, which is seeded for each sample. Modules that it names in `preload` are imported
+            once for all workers.
         targets: [n] int64, every label in order, where cheap to know.
         prepare: Inputs of a batch, as the DataLoader put them together, to what the model gets; deterministic, row
             by row, on the device: images cross over as uint8, a quarter of the bytes.
@@ -67,9 +70,10 @@ class Data:
 
     Args:
         name: Name of the source.
-        task: `classification` or `regression`.
-        input_shape: Shape of one prepared sample.
-        num_outputs: Classes, or numbers per sample to predict.
+        task: `classification`, `regression`, or `language`: to predict the next token at each of t positions. A model
+            then maps tokens [b, t] to scores [b, t, num_outputs], and every target counts.
+        input_shape: Shape of one prepared sample; (t,) for a language.
+        num_outputs: Classes, numbers per sample to predict, or tokens of the vocabulary.
         train: What the weights are fitted to.
         validation: What choices are made by, such as the best checkpoint.
         test: What is measured once, at the end.
@@ -97,6 +101,11 @@ class Data:
         )
 
     @property
+    def tokens(self) -> int | None:
+        """Tokens of one sample; None where the task is no language."""
+        return self.input_shape[0] if self.task == "language" else None
+
+    @property
     def class_counts(self) -> Tensor:
         """Samples of each class in the training part: [num_outputs] int64.
 
@@ -116,14 +125,20 @@ class Data:
 
         Batches are then gathered on the device, and no copy is waited for.
         """
-        parts = [part for part in (self.train, self.validation, self.test) if isinstance(part, TensorPart)]
+        parts = [p for p in (self.train, self.validation, self.test) if isinstance(p, TensorPart) and not p.mapped]
         if device.type != "cuda" or sum(p.inputs.nbytes + p.targets.nbytes for p in parts) > 0.25 * free(device):
             return
         for part in parts:
             part.inputs, part.targets = part.inputs.to(device), part.targets.to(device)
 
     def facts(self) -> dict[str, Any]:
-        """What a model's or a loss's constructor may ask for by name."""
+        """What a model's or a loss's constructor may ask for by name.
+
+        A language has a `block` and no `input_shape`: what asks for that is made for numbers, not for tokens.
+        """
+        if self.tokens is not None:
+            words = dict.fromkeys(("num_classes", "num_outputs", "out_features"), self.num_outputs)
+            return {"block": self.tokens, **words}
         facts: dict[str, Any] = {
             "input_shape": self.input_shape,
             "in_features": math.prod(self.input_shape),
