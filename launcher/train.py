@@ -17,7 +17,7 @@ if __name__ == "__main__":  # started as a file: launcher/ itself stands first o
     sys.path[0] = os.getcwd()
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from launcher import config, distributed
+from launcher import check, config, distributed
 from launcher.config import Composed
 from launcher.errors import ConfigError
 from launcher.watch import Watch, finish, guarded
@@ -58,6 +58,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         Exit status.
     """
     settings = composed.settings
+    if settings.check:
+        return check.check(composed)
 
     # 1. Which rank am I, and on what kind of device
     distributed.join_slurm()
@@ -75,6 +77,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         finetune,
         losses,
         optimizers,
+        provenance,
         reporter,
         run_directory,
         schedulers,
@@ -131,6 +134,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         reporter.log_to(path)
         log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
         log.info("data       %s", data)
+        for line in provenance.write(path, composed.plain(), data, ranks.world_size, accelerator.device):
+            log.warning("changed    %s", line)
         log.info(
             "model      %s, %s parameters", type(model).__name__, f"{sum(p.numel() for p in model.parameters()):,}"
         )
@@ -295,7 +300,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             "threads": torch.get_num_threads(),
             **({"reason": progress.ended} if progress.ended else {}),
             **clock.totals(progress.step, plan),
-            **run_directory.provenance(),
+            **provenance.summary(),
         }
         keeper.close(summary, progress, evaluation, data.class_names)
         if status == "finished":
