@@ -75,6 +75,11 @@ def between(low: float, high: float) -> Rule:
     return Rule(lambda v: _is_number(v) and low <= v < high, f"a number from {low:g} to below {high:g}")
 
 
+def share() -> Rule:
+    """A number from 0 to 1, both inclusive."""
+    return Rule(lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
+
+
 def one_of(*words: str) -> Rule:
     """One of some words."""
     return Rule(lambda v: v in words and not isinstance(v, bool), "one of " + ", ".join(words))
@@ -96,6 +101,11 @@ SCHEMA: dict[str, Rule] = {
     "mixed_precision": one_of("no", "bf16", "fp16"),
     "clip_grad_norm": above(0).or_null(),
     "ema_decay": between(0, 1).or_null(),
+    "mixup.alpha": at_least(0),
+    "mixup.cutmix_alpha": at_least(0),
+    "mixup.prob": share(),
+    "mixup.switch_prob": share(),
+    "test_time_flip": FLAG,
     "exact_across_devices": FLAG,
     "canonical_shards": whole(1),
     "divergence.action": one_of("stop", "rollback"),
@@ -138,8 +148,10 @@ SCHEMA: dict[str, Rule] = {
     "data.validation": between(0, 1),
     "data.test": between(0, 1),
     "data.split_seed": whole(0),
+    "data.random_erasing": share(),
     "model.hidden": list_of(whole(1), "whole numbers of at least 1"),
     "model.dropout": between(0, 1),
+    "model.drop_rate": between(0, 1),
     "wandb.mode": one_of("auto", "online", "offline", "disabled"),
     "wandb.project": TEXT,
     "wandb.entity": TEXT.or_null(),
@@ -155,6 +167,7 @@ EVALUATE_SCHEMA: dict[str, Rule] = {
     "metrics": SCHEMA["metrics"],
     "batch_size": whole(1),
     "data": Rule(lambda v: isinstance(v, dict), "settings, such as +data.root=/other/place"),
+    "test_time_flip": FLAG.or_null(),
     "device": SCHEMA["device"],
     "threads": SCHEMA["threads"],
     "num_workers": SCHEMA["num_workers"],

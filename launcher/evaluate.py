@@ -55,6 +55,7 @@ def evaluate(settings: dict[str, Any]) -> int:
 
     from launcher import checkpoint, engine, losses
     from launcher.components import build
+    from launcher.models.mirrored import Mirrored, check_mirror
     from launcher.run_directory import write_json
 
     data = build("data", run["data"] | settings["data"])
@@ -62,6 +63,10 @@ def evaluate(settings: dict[str, Any]) -> int:
     loss = losses.build_loss(run["loss"], data)
     weights, _ = checkpoint.read_checkpoint(chosen)
     model.load_state_dict(weights)
+    flip = settings["test_time_flip"]
+    if run.get("test_time_flip", False) if flip is None else flip:
+        check_mirror(data)
+        model = Mirrored(model)
     accelerator = distributed.start(
         ranks,
         on_cpu,

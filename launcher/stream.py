@@ -5,7 +5,7 @@ Nothing here has a state to save: to continue at any step is to ask for that ste
 
 import multiprocessing
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from launcher.batch import BatchPlan
 from launcher.data import DatasetPart, TensorPart
 from launcher.distributed import Ranks
 
-ORDER, AUGMENT, MODEL = 1, 2, 3  # what a random number is for: each purpose has numbers of its own
+ORDER, AUGMENT, MODEL, MIX = 1, 2, 3, 4  # what a random number is for: each purpose has numbers of its own
 # In-memory data is gathered this much at a time. Memory of a megabyte is used again at once, where the pages of eight
 # come new from the kernel each time: half the time of a small model's batch. A GPU likes fewer and larger copies.
 GATHER_BYTES = {"cpu": 1 << 20, "cuda": 8 << 20}
@@ -270,14 +270,20 @@ class ShardedStream:
 
 
 def of_rank(
-    part: TensorPart | DatasetPart, plan: BatchPlan, seed: int, ranks: Ranks, device: torch.device, workers: int
+    part: TensorPart | DatasetPart,
+    plan: BatchPlan,
+    seed: int,
+    ranks: Ranks,
+    device: torch.device,
+    workers: int,
+    kind: Callable[..., Stream] = Stream,
 ) -> Stream | ShardedStream:
-    """The batches of one rank; arguments as for Stream."""
+    """The batches of one rank; arguments as for Stream, and what to make of them, where it is no plain Stream."""
     if not plan.canonical:
-        return Stream(part, plan, seed, ranks.rank, device, workers)
+        return kind(part, plan, seed, ranks.rank, device, workers)
     count = plan.shards // ranks.world_size
     first = ranks.rank * count
-    return ShardedStream([Stream(part, plan, seed, first + i, device, workers) for i in range(count)])
+    return ShardedStream([kind(part, plan, seed, first + i, device, workers) for i in range(count)])
 
 
 class _MicroBatches:

@@ -71,6 +71,7 @@ def train(composed: Composed) -> int:
         divergence,
         engine,
         losses,
+        mixup,
         optimizers,
         reporter,
         run_directory,
@@ -80,6 +81,7 @@ def train(composed: Composed) -> int:
     from launcher.clock import Clock, Profiler
     from launcher.components import build
     from launcher.data import Data
+    from launcher.models.mirrored import Mirrored, check_mirror
     from launcher.stopping import StopRequest
 
     stream.seed_generators(settings.seed)
@@ -93,7 +95,7 @@ def train(composed: Composed) -> int:
         len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
     )
     model = build("model", settings.model, **data.facts())
-    loss = losses.build_loss(settings.loss, data)
+    kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = optimizers.build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm)
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
@@ -102,6 +104,8 @@ def train(composed: Composed) -> int:
     engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
     if shards is not None:
         engine.check_exact(model)
+    if settings.test_time_flip:
+        check_mirror(data)
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
     directory = run_directory.open_run_directory(composed) if ranks.rank == 0 else None
@@ -138,7 +142,7 @@ def train(composed: Composed) -> int:
         settings.ema_decay, settings.compile, settings.channels_last,
         divergence.Rollbacks(path / "rollbacks.json", directory is not None),
     )  # fmt: skip
-    samples = stream.of_rank(data.train, plan, settings.seed, ranks, device, settings.num_workers)
+    samples = stream.of_rank(data.train, plan, settings.seed, ranks, device, settings.num_workers, kind)
     with engine.memory_advice(plan):
         trainer.warm_up(samples)
     if saved is not None:
@@ -160,12 +164,12 @@ def train(composed: Composed) -> int:
             settings.wandb,
         )  # fmt: skip
 
-    def measure(part: Any) -> engine.Evaluation | None:
+    def measure(part: Any, flip: bool = False) -> engine.Evaluation | None:
         trainer.check()
         trainer.settle()
         return engine.evaluate(
-            trainer.measured, loss, part, data, accelerator, ranks, 4 * plan.micro_size, settings.num_workers,
-            settings.metrics, shards, lambda: bool(stop),
+            Mirrored(trainer.measured) if flip else trainer.measured, loss, part, data, accelerator, ranks,
+            4 * plan.micro_size, settings.num_workers, settings.metrics, shards, lambda: bool(stop),
         )  # fmt: skip
 
     def interval(every: int | str | None) -> int:
@@ -254,7 +258,7 @@ def train(composed: Composed) -> int:
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete
     finished = progress.step == total_steps and progress.seen
-    evaluation = measure(data.test) if finished else None
+    evaluation = measure(data.test, settings.test_time_flip) if finished else None
     if directory is not None and keeper is not None and saver is not None:
         saver.wait()
         status = "finished" if evaluation is not None else "stopped"

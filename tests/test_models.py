@@ -17,7 +17,8 @@ from launcher.models.mlp import ACTIVATIONS, MLP
 from launcher.models.resnet import ResNet
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+LIBRARIES = {"timm", "torchvision"}  # test_vision.py
+NAMES = sorted({path.stem for path in CONF.glob("*.yaml")} - LIBRARIES)
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 17, 5), (1, 1, 1)]
 TABLES = [(4,), (13,)]
 
