@@ -63,8 +63,8 @@ def adapt(model: nn.Module, norm: Any, checkpoint: Any, input_shape: Sequence[in
             outputs = model(torch.zeros(1, *input_shape))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise ConfigError(
-            f"model.name: this model refuses images of {' x '.join(map(str, input_shape))}: {error}. Pick another "
-            "one, or another data.image_size where the data have one."
+            f"model.name: this model refuses images of {' x '.join(map(str, input_shape))}: {error} Pick another one, "
+            "another data.image_size, or tell the model their size (of many in timm: +model.options.img_size)."
         ) from error
     finally:
         model.train()
@@ -109,7 +109,8 @@ def take_weights(model: nn.Module, checkpoint: Any, num_outputs: int) -> None:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has errors of its own
-        raise ConfigError(f"model.checkpoint: {path} holds no weights that can be read: {error}") from error
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"model.checkpoint: {path} holds no weights that can be read: {why}") from error
     for key in ("state_dict", "model"):
         if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
             weights = dict(weights[key])
