@@ -63,6 +63,7 @@ def _run(group, option, place):
         pytest.skip("CIFAR is not installed; tests/test_vision.py reads files of its form")
     if option in ("timm", "torchvision"):
         pytest.importorskip(option)
+        words += ["model.name=test_resnet"] if option == "timm" else []
     if option in ("image_folder", "imagenet"):
         image = pytest.importorskip("PIL.Image")
         for part in ("train", "test"):
@@ -78,6 +79,7 @@ def _run(group, option, place):
         if not os.path.exists(FASHION[0]):
             pytest.skip("Debian's package dataset-fashion-mnist is not installed")
         words += ["data.validation=0.01", "eval_every=null"]
+        words += ["model.depth=8", "model.width=4", "test_time_flip=false"] if option.endswith("resnet") else []
     return words
 
 
