@@ -75,6 +75,11 @@ def between(low: float, high: float) -> Rule:
     return Rule(lambda v: _is_number(v) and low <= v < high, f"a number from {low:g} to below {high:g}")
 
 
+def share() -> Rule:
+    """A number from 0 to 1, both inclusive."""
+    return Rule(lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
+
+
 def one_of(*words: str) -> Rule:
     """One of some words."""
     return Rule(lambda v: v in words and not isinstance(v, bool), "one of " + ", ".join(words))
@@ -110,6 +115,11 @@ SCHEMA: dict[str, Rule] = {
     "early_stopping.mode": one_of("min", "max"),
     "early_stopping.patience": whole(1),
     "early_stopping.min_delta": at_least(0),
+    "mixup.alpha": at_least(0),
+    "mixup.cutmix_alpha": at_least(0),
+    "mixup.prob": share(),
+    "mixup.switch_prob": share(),
+    "test_time_flip": FLAG,
     "exact_across_devices": FLAG,
     "canonical_shards": whole(1),
     "divergence.action": one_of("stop", "rollback"),
@@ -154,8 +164,10 @@ SCHEMA: dict[str, Rule] = {
     "data.test": between(0, 1),
     "data.split_seed": whole(0),
     "data.block": whole(1),
+    "data.random_erasing": share(),
     "model.hidden": list_of(whole(1), "whole numbers of at least 1"),
     "model.dropout": between(0, 1),
+    "model.drop_rate": between(0, 1),
     "wandb.mode": one_of("auto", "online", "offline", "disabled"),
     "wandb.project": TEXT,
     "wandb.entity": TEXT.or_null(),
@@ -183,6 +195,7 @@ SAVED_SCHEMA: dict[str, Rule] = {
 }
 EVALUATE_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
     "metrics": SCHEMA["metrics"],
+    "test_time_flip": FLAG.or_null(),
     "device": SCHEMA["device"],
     "timeout": SCHEMA["timeout"],
 }

@@ -16,4 +16,4 @@ def main() -> None:
         sys.path[0] = os.getcwd()
     else:
         sys.path.insert(0, os.getcwd())
-    import_module(f"launcher.{script.stem.removeprefix('launcher-')}").main()
+    import_module(f"launcher.{script.stem.removeprefix('launcher-').replace('-', '_')}").main()

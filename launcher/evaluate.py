@@ -46,6 +46,7 @@ def evaluate(settings: dict[str, Any]) -> int:
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 
     from launcher import engine, losses
+    from launcher.models.mirrored import Mirrored, check_mirror
     from launcher.run_directory import write_json
     from launcher.stream import seed_generators
 
@@ -62,6 +63,10 @@ def evaluate(settings: dict[str, Any]) -> int:
         data, part = saved.data_of_others(record, others), "test"
     model = saved.load_model(run, record["facts"], chosen)
     loss = losses.build_loss(run["loss"], data)
+    flip = settings["test_time_flip"]
+    if run.get("test_time_flip", False) if flip is None else flip:
+        check_mirror(data)
+        model = Mirrored(model)
     accelerator = distributed.start(
         ranks,
         on_cpu,

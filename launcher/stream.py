@@ -5,7 +5,7 @@ Nothing here has a state to save: to continue at any step is to ask for that ste
 
 import multiprocessing
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from launcher.distributed import Ranks
 if TYPE_CHECKING:
     from launcher.sampling import Balanced
 
-ORDER, AUGMENT, MODEL = 1, 2, 3  # what a random number is for: each purpose has numbers of its own
+ORDER, AUGMENT, MODEL, MIX = 1, 2, 3, 4  # what a random number is for: each purpose has numbers of its own
 # In-memory data is gathered this much at a time. Memory of a megabyte is used again at once, where the pages of eight
 # come new from the kernel each time: half the time of a small model's batch. A GPU likes fewer and larger copies.
 GATHER_BYTES = {"cpu": 1 << 20, "cuda": 8 << 20}
@@ -322,11 +322,12 @@ def of_rank(
     device: torch.device,
     workers: int,
     balanced: "Balanced | None" = None,
+    kind: Callable[..., Stream] = Stream,
 ) -> Stream | ShardedStream:
-    """The batches of one rank; arguments as for Stream."""
+    """The batches of one rank; arguments as for Stream, and what to make of them, where it is no plain Stream."""
 
     def stream(shard: int) -> Stream:
-        return Stream(part, plan, seed, shard, device, workers, balanced=balanced)
+        return kind(part, plan, seed, shard, device, workers, balanced=balanced)
 
     if not plan.canonical:
         return stream(ranks.rank)

@@ -76,6 +76,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         engine,
         finetune,
         losses,
+        mixup,
         optimizers,
         provenance,
         reporter,
@@ -88,6 +89,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     from launcher.data import Data
     from launcher.recompute import recompute
     from launcher.sampling import Balanced
+    from launcher.models.mirrored import Mirrored, check_mirror
     from launcher.stopping import StopRequest
 
     stream.seed_generators(settings.seed)
@@ -104,7 +106,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     model = build("model", settings.model, **data.facts())
     resumes = run_directory.holds_checkpoint(composed)
     begun = finetune.begin(model, None if resumes else settings.init_from, settings.freeze)
-    loss = losses.build_loss(settings.loss, data)
+    kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = optimizers.build_optimizer(
         settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay
@@ -120,6 +122,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
     if shards is not None:
         engine.check_exact(model)
+    if settings.test_time_flip:
+        check_mirror(data)
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
     directory = run_directory.open_run_directory(composed) if ranks.rank == 0 else None
@@ -161,7 +165,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         divergence.Rollbacks(path / "rollbacks.json", directory is not None),
         settings.clip_grad_value, settings.log_grad_norm,
     )  # fmt: skip
-    samples = stream.of_rank(data.train, plan, settings.seed, ranks, device, settings.num_workers, balanced)
+    samples = stream.of_rank(data.train, plan, settings.seed, ranks, device, settings.num_workers, balanced, kind)
     with engine.memory_advice(plan):
         trainer.warm_up(samples)
     if saved is not None:
@@ -184,12 +188,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             settings.wandb,
         )  # fmt: skip
 
-    def measure(part: Any) -> engine.Evaluation | None:
+    def measure(part: Any, flip: bool = False) -> engine.Evaluation | None:
         trainer.check()
         trainer.settle()
         return engine.evaluate(
-            trainer.measured, loss, part, data, accelerator, ranks, 4 * plan.micro_size, settings.num_workers,
-            settings.metrics, shards, lambda: bool(stop),
+            Mirrored(trainer.measured) if flip else trainer.measured, loss, part, data, accelerator, ranks,
+            4 * plan.micro_size, settings.num_workers, settings.metrics, shards, lambda: bool(stop),
         )  # fmt: skip
 
     def interval(every: int | str | None) -> int:
@@ -284,7 +288,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete
     finished = over() and progress.seen
-    evaluation = measure(data.test) if finished else None
+    evaluation = measure(data.test, settings.test_time_flip) if finished else None
     if directory is not None and keeper is not None and saver is not None:
         saver.wait()
         status = "finished" if evaluation is not None else "stopped"

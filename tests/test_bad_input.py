@@ -59,6 +59,17 @@ WRONG = {
     "an argument that the class lacks": (["+model.depth=3"], ["model.depth", "hidden"]),
     "no hidden unit": (["model.hidden=[0]"], ["model.hidden", "at least 1"]),
     "image model on a table": (["data=iris", "model=cnn"], ["model", "image"]),
+    "unknown torchvision model": (
+        ["model=torchvision", "model.name=resnet19"],
+        ["model.name", "resnet19", "resnet18", "list_models"],
+    ),
+    "weights that are not there": (["model=torchvision", "model.checkpoint=no.pth"], ["model.checkpoint", "no.pth"]),
+    "library model on a table": (["data=iris", "model=torchvision"], ["model=torchvision", "image", "[4]"]),
+    "mixing of numbers to predict": (["data=diabetes", "loss=mse", "mixup.alpha=0.2"], ["mixup.alpha", "regression"]),
+    "cutting a table": (["data=iris", "mixup.cutmix_alpha=1"], ["mixup.cutmix_alpha", "no images"]),
+    "more than always": (["mixup.prob=1.5"], ["mixup.prob=1.5", "0 to 1"]),
+    "mirror of a table": (["data=iris", "test_time_flip=true"], ["test_time_flip", "[4]"]),
+    "no CIFAR": (["data=cifar10", "data.root=here"], ["data.root", "cifar-10-batches-py", "data.download"]),
     "unknown metric": (["metrics=[AUROCK]"], ["metrics", "AUROC"]),
     "unknown figure": (["checkpoint.best=eval/f1"], ["checkpoint.best=eval/f1", "eval/macro_f1"]),
     "plateau without its figure": (

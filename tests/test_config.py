@@ -36,10 +36,12 @@ def test_every_group_has_its_options():
         "wine",
         "csv",
         "image_folder",
+        "cifar10",
+        "imagenet",
         "huggingface",
         "text",
     } <= found["data"]
-    assert {"mlp", "cnn", "resnet", "linear", "transformer"} <= found["model"]
+    assert {"mlp", "cnn", "resnet", "linear", "timm", "torchvision", "transformer"} <= found["model"]
     assert {"default", "small", "large"} <= found["batch"]
     assert {"fashion_mnist", "imbalanced", "diabetes", "text"} <= found["experiment"]
 
@@ -66,7 +68,12 @@ def _run(group, option, place):
     if option in ("text", "transformer"):
         words += {"data": ["model=transformer"], "model": ["data=text"], "experiment": []}[group]
         words += [f"data.path={REPOSITORY / 'README.md'}", "data.block=32", "model.width=32", "model.layers=1"]
-    if (group, option) == ("data", "image_folder"):
+    if option in ("cifar10", "cifar100"):
+        pytest.skip("CIFAR is not installed; tests/test_vision.py reads files of its form")
+    if option in ("timm", "torchvision"):
+        pytest.importorskip(option)
+        words += ["model.name=test_resnet"] if option == "timm" else []
+    if option in ("image_folder", "imagenet"):
         image = pytest.importorskip("PIL.Image")
         for part in ("train", "test"):
             for label in ("cat", "dog"):
@@ -75,12 +82,13 @@ def _run(group, option, place):
                     color = (20 * i, 100, 200 if label == "cat" else 0)
                     image.new("RGB", (40, 30), color).save(place / "images" / part / label / f"{i}.png")
         words += ["data.root=images", "data.image_size=16", "model=cnn", "num_workers=0"]
-    if option == "fashion_mnist":
+    if option.startswith("fashion_mnist"):
         import os
 
         if not os.path.exists(FASHION[0]):
             pytest.skip("Debian's package dataset-fashion-mnist is not installed")
         words += ["data.validation=0.01", "eval_every=null"]
+        words += ["model.depth=8", "model.width=4", "test_time_flip=false"] if option.endswith("resnet") else []
     return words
 
 

@@ -666,7 +666,7 @@ def test_image_folder_without_torchvision_says_how_to_install_it(tmp_path):
     (tmp_path / "torchvision.py").write_text("raise ImportError('not here')")
     code = (
         "from launcher.data.image_folder import load\n"
-        "try: load('x', 8, 1.0, 1.0, True, [0]*3, [1]*3, 0.1, 0.1, 0)\n"
+        "try: load('x', 8, 1.0, 1.0, True, 'none', 0.0, [0]*3, [1]*3, [], [], 0.1, 0.1, 0)\n"
         "except ValueError as error: print(type(error).__name__, error)"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from launcher.data import Data, TensorPart, check_flag, check_fraction, check_seed, split
-from launcher.data.images import Standardise, flip_and_shift, long_tail
+from launcher.data.images import Standardise, augmentation, long_tail
 from launcher.errors import ConfigError
 
 MEAN, STD = 72.9404, 90.0212  # of the pixels of the 60,000 training images, which run from 0 to 255
@@ -33,6 +33,7 @@ def load(
     split_seed: int,
     flip: bool,
     shift: int,
+    random_erasing: float,
     imbalance: float | None,
 ) -> Data:
     """Read Fashion-MNIST: inputs [n, 1, 28, 28] uint8, targets 0 .. 9; it has its own test part.
@@ -44,12 +45,13 @@ def load(
         split_seed: Seed of the split.
         flip: Mirror half of the training images.
         shift: Most pixels to shift a training image by, in [0, 27].
+        random_erasing: Share of the training images in which a rectangle is painted over in grey, in [0, 1].
         imbalance: Largest over smallest class of the training part (see `long_tail`); None keeps every image.
 
     Raises:
         ConfigError: The files are absent or damaged, or a setting is outside its range.
     """
-    augment = flip_and_shift(flip, shift, side=28)
+    augment = augmentation(flip, shift, random_erasing, 28, [MEAN])
     validation = check_fraction("data.validation", validation)
     check_seed("data.split_seed", split_seed)
     paths = find_files(root, check_flag("data.download", download))

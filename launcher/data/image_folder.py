@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.data import Data, DatasetPart, Others, check_flag, check_fraction, check_seed, split
-from launcher.data.images import StandardiseChannels
+from launcher.data.images import StandardiseChannels, check_erasing
 from launcher.errors import ConfigError
+
+AUGMENTS = ("none", "light", "randaugment", "trivial")
 
 
 class FolderImages(Dataset):
@@ -50,17 +52,21 @@ def load(
     crop: float,
     min_scale: float,
     flip: bool,
+    augment: str,
+    random_erasing: float,
     mean: Sequence[float],
     std: Sequence[float],
+    validation_folders: Sequence[str],
+    test_folders: Sequence[str],
     test: float,
     validation: float,
     split_seed: int,
 ) -> Data:
-    """Find the images under root/train, root/validation (or root/val) and root/test, one folder per class.
+    """Find the images under root/train and the folders of the other two parts, one folder per class.
 
     A part without a folder of its own is split off the training images. Validation and test images are
-    resized and cropped at the centre. Training images are cropped at random and mirrored; the random numbers
-    come from the global generator of torch.
+    resized and cropped at the centre. Training images are cropped at random, mirrored and changed further by
+    `augment` and `random_erasing`; the random numbers come from the global generator of torch.
 
     Args:
         root: Directory with the folder `train`.
@@ -69,9 +75,16 @@ def load(
         min_scale: Smallest share of the area that a random crop keeps (Szegedy et al. 2015), in (0, 1]; 1 for
             the centre crop in training too.
         flip: Mirror half of the training images.
+        augment: `none`; `light`: brightness, contrast and saturation up to 0.2 up or down; `randaugment`: two of 14
+            changes at strength 9 of 31 (Cubuk et al. 2019, arXiv:1909.13719); `trivial`: one of them at any
+            strength (Mueller and Hutter 2021, arXiv:2103.10158).
+        random_erasing: Share of the training images in which a rectangle is painted over in the mean colour
+            (Zhong et al. 2017, arXiv:1708.04896), in [0, 1].
         mean: Mean of red, green and blue, which run from 0 to 1.
         std: Standard deviation of red, green and blue.
-        test: Share of the training images for the test part, in (0, 1), where there is no folder `test`.
+        validation_folders: Names of the validation part's folder under root; the first that is there is taken.
+        test_folders: The same for the test part.
+        test: Share of the training images for the test part, in (0, 1), where there is no folder for it.
         validation: Share of the rest for the validation part, in (0, 1), where there is no folder for it.
         split_seed: Seed of the split.
 
@@ -93,6 +106,12 @@ def load(
     if min(std) <= 0:
         raise ConfigError(f"data.std: {list(std)} has a value that is not above 0.")
     check_flag("data.flip", flip)
+    check_erasing(random_erasing)
+    if augment not in AUGMENTS:
+        raise ConfigError(f"data.augment: {augment!r} is unknown; pick one of {', '.join(AUGMENTS)}.")
+    for setting, names in (("data.validation_folders", validation_folders), ("data.test_folders", test_folders)):
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise ConfigError(f"{setting}: {names!r} is not a list; give names such as {setting}=[val].")
     if not root or not isinstance(root, str):
         raise ConfigError(f"data.root: {root!r} is no directory; name the one that holds the folder train.")
     folder = Path(root).expanduser()
@@ -138,8 +157,8 @@ def load(
         train = [train[i] for i in kept.tolist()]
         return taken
 
-    tested = part_of("data.test", test, ["test"])
-    validated = part_of("data.validation", validation, ["validation", "val"])
+    tested = part_of("data.test", test, test_folders)
+    validated = part_of("data.validation", validation, validation_folders)
 
     # A whole batch is standardised at once, where the model is: per image it takes longer than reading a small one.
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
@@ -147,9 +166,19 @@ def load(
     random: list[Any] = [transforms.RandomResizedCrop(image_size, scale=(min_scale, 1.0))] if min_scale < 1 else centre
     if flip:
         random = [*random, transforms.RandomHorizontalFlip()]
+    if augment == "light":
+        random = [*random, transforms.ColorJitter(0.2, 0.2, 0.2)]
+    elif augment == "randaugment":
+        random = [*random, transforms.RandAugment()]
+    elif augment == "trivial":
+        random = [*random, transforms.TrivialAugmentWide()]
+    random = [*random, transforms.PILToTensor()]
+    if random_erasing:
+        random = [*random, transforms.RandomErasing(random_erasing, value=[255 * m for m in mean])]
+    centre = [*centre, transforms.PILToTensor()]
 
     def part(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetPart:
-        dataset = FolderImages(samples, read_image, transforms.Compose([*steps, transforms.PILToTensor()]))
+        dataset = FolderImages(samples, read_image, transforms.Compose(steps))
         return DatasetPart(dataset, torch.tensor([label for _, label in samples]), standardise)
 
     return Data(
