@@ -5,6 +5,7 @@ Nothing here imports torch, so that a wrong setting is answered in well under a 
 
 import argparse
 import difflib
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -130,16 +131,20 @@ SCHEMA: dict[str, Rule] = {
     "loss.label_smoothing": between(0, 1),
     "loss.gamma": at_least(0),
     "scheduler.interval": one_of("epoch", "step"),
-    "strategy.name": one_of("ddp"),
+    "strategy.name": one_of("ddp", "fsdp"),
     "strategy.find_unused_parameters": FLAG,
     "strategy.gradient_as_bucket_view": FLAG,
     "strategy.static_graph": FLAG,
     "strategy.compress": one_of("bf16", "fp16").or_null(),
+    "strategy.block": TEXT.or_null(),
+    "strategy.reshard_after_forward": FLAG,
+    "strategy.accumulate_whole": FLAG,
     "data.validation": between(0, 1),
     "data.test": between(0, 1),
     "data.split_seed": whole(0),
     "model.hidden": list_of(whole(1), "whole numbers of at least 1"),
     "model.dropout": between(0, 1),
+    "trackers": list_of(one_of("wandb", "tensorboard", "csv"), "wandb, tensorboard, csv, such as trackers=[wandb,csv]"),
     "wandb.mode": one_of("auto", "online", "offline", "disabled"),
     "wandb.project": TEXT,
     "wandb.entity": TEXT.or_null(),
@@ -163,8 +168,10 @@ EVALUATE_SCHEMA: dict[str, Rule] = {
 
 # What may differ when a run directory is started again, because the result does not depend on it.
 FREE_ON_RESUME = (
-    "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "tracker", "log_every", "checkpoint",
-    "device", "threads", "num_workers", "timeout", "cluster", "profile",
+    "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "trackers", "log_every", "checkpoint",
+    "device", "threads", "num_workers", "timeout", "cluster", "profile", "strategy.name", "strategy.block",
+    "strategy.find_unused_parameters", "strategy.gradient_as_bucket_view", "strategy.static_graph",
+    "strategy.reshard_after_forward", "strategy.accumulate_whole",
 )  # fmt: skip
 
 
@@ -206,8 +213,29 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCH
     parse_duration(settings.get("max_time"))
     if settings["device"] == "cpu" and settings.get("mixed_precision") == "fp16":
         raise ConfigError(FP16_ON_CPU)
+    if "tensorboard" in settings.get("trackers", ()) and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("trackers: tensorboard is not installed: pip install 'launcher[tensorboard]'.")
+    if (settings.get("strategy") or {}).get("name") == "fsdp":
+        for key, unfit, reason in NOT_SHARDED:
+            value = settings
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value in unfit:
+                raise ConfigError(f"{key}={_show(value)} with strategy=fsdp: {reason}")
 
 
+NOT_SHARDED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("mixed_precision", ("fp16",), "its gradient scaler would look at one part alone. Use bf16, or strategy=ddp."),
+    ("exact_across_devices", (True,), "it needs the whole gradient on each device. Use strategy=ddp."),
+    ("compile", (True,), "the two are not supported together. Use compile=false, or strategy=ddp."),
+    ("channels_last", (True,), "parts of parameters lie in torch's usual layout. Use channels_last=false."),
+    ("batch.max_per_device", ("auto",), "trying needs the whole model on each device. Give a number."),
+    (
+        "optimizer._target_",
+        ("launcher.optimizers.Muon", "torch.optim.Muon", "torch.optim.Adafactor", "torch.optim.LBFGS"),
+        "it needs whole matrices, and a device has a part of each. Use optimizer=adamw, or strategy=ddp.",
+    ),
+)
 FP16_ON_CPU = (
     "mixed_precision=fp16: a CPU has no fp16 training (Accelerate would run fp32 in silence). "
     "Use mixed_precision=bf16 or no, or a GPU."

@@ -75,6 +75,7 @@ def train(composed: Composed) -> int:
         reporter,
         run_directory,
         schedulers,
+        sharded,
         stream,
     )
     from launcher.clock import Clock, Profiler
@@ -102,6 +103,7 @@ def train(composed: Composed) -> int:
     engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
     if shards is not None:
         engine.check_exact(model)
+    sharding = sharded.plan_sharding(settings.strategy, model, ranks)
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
     directory = run_directory.open_run_directory(composed) if ranks.rank == 0 else None
@@ -122,7 +124,8 @@ def train(composed: Composed) -> int:
 
     # 4. Wrap the model, and take up what a run in this directory has done before
     device = accelerator.device
-    model.to(device)
+    if sharding is None:  # else it goes there block by block
+        model.to(device)
     loss.to(device)
     found = checkpoint.newest_good(path / "checkpoints") if directory is not None else None
     found = distributed.from_rank_0(found, ranks.world_size)
@@ -133,7 +136,7 @@ def train(composed: Composed) -> int:
             progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
         plan = plan.capped(progress.max_per_device)
     log.info("batch      %s", plan)
-    trainer = (engine.Trainer if shards is None else engine.ExactTrainer)(
+    trainer = sharded.choose_trainer(sharding, shards)(
         model, loss, optimizer, schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
         settings.ema_decay, settings.compile, settings.channels_last,
         divergence.Rollbacks(path / "rollbacks.json", directory is not None),
@@ -157,7 +160,7 @@ def train(composed: Composed) -> int:
         saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
         keeper = reporter.Reporter(
             directory, progress.step, progress.recorded, total_steps, plan.steps_per_epoch, composed.plain(),
-            settings.wandb,
+            list(settings.trackers), settings.wandb,
         )  # fmt: skip
 
     def measure(part: Any) -> engine.Evaluation | None:
@@ -165,7 +168,7 @@ def train(composed: Composed) -> int:
         trainer.settle()
         return engine.evaluate(
             trainer.measured, loss, part, data, accelerator, ranks, 4 * plan.micro_size, settings.num_workers,
-            settings.metrics, shards, lambda: bool(stop),
+            settings.metrics, shards, lambda: bool(stop), sharding is not None,
         )  # fmt: skip
 
     def interval(every: int | str | None) -> int:
@@ -201,9 +204,10 @@ def train(composed: Composed) -> int:
     def save() -> None:
         with clock.during("saving"):
             state = checkpoint.gather_state(trainer, progress, ranks)
+            weights = trainer.weights(trainer.measured)
             if saver is not None and keeper is not None:
                 keeper.record.sync()
-                saver.save(progress.step, trainer.measured.state_dict(), state, progress.best_step)
+                saver.save(progress.step, weights, state, progress.best_step)
                 stop.reserve = REPORT_SECONDS + 2 * saver.seconds
 
     def loop() -> None:
