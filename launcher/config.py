@@ -139,6 +139,7 @@ SCHEMA: dict[str, Rule] = {
     "strategy.block": TEXT.or_null(),
     "strategy.reshard_after_forward": FLAG,
     "strategy.accumulate_whole": FLAG,
+    "strategy.meta_init": FLAG,
     "data.validation": between(0, 1),
     "data.test": between(0, 1),
     "data.split_seed": whole(0),
@@ -171,7 +172,7 @@ FREE_ON_RESUME = (
     "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "trackers", "log_every", "checkpoint",
     "device", "threads", "num_workers", "timeout", "cluster", "profile", "strategy.name", "strategy.block",
     "strategy.find_unused_parameters", "strategy.gradient_as_bucket_view", "strategy.static_graph",
-    "strategy.reshard_after_forward", "strategy.accumulate_whole",
+    "strategy.reshard_after_forward", "strategy.accumulate_whole", "strategy.meta_init",
 )  # fmt: skip
 
 

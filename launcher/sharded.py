@@ -20,7 +20,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from launcher.distributed import Ranks, sum_over_ranks
+from launcher.distributed import Ranks, from_rank_0, sum_over_ranks
 from launcher.engine import Carried, ExactTrainer, Trainer
 from launcher.errors import ConfigError
 from launcher.stream import Batch, ShardedStream, Stream
@@ -39,11 +39,37 @@ class Sharding:
         units: Names of the modules whose parameters are gathered together; what is left is one more.
         reshard_after_forward: Whether gathered parameters are given up until the backward.
         accumulate_whole: Whether micro-batches add up whole gradients, which then travel once.
+        meta_init: Whether rank 0 alone has the weights, and the others a model on the meta device.
     """
 
     units: list[str]
     reshard_after_forward: bool
     accumulate_whole: bool
+    meta_init: bool
+
+
+@contextmanager
+def initial_weights(strategy: Mapping[str, Any], ranks: Ranks) -> Iterator[None]:
+    """Where a model is built: on rank 0 as ever; elsewhere without memory, if its parts will come from there.
+
+    Args:
+        strategy: The settings of conf/strategy.
+        ranks: Which rank this is.
+
+    Raises:
+        ConfigError: The model cannot be built without memory.
+    """
+    if strategy["name"] != "fsdp" or not strategy["meta_init"] or ranks.rank == 0:
+        yield
+        return
+    try:
+        with torch.device("meta"):
+            yield
+    except (NotImplementedError, RuntimeError) as error:  # a constructor that looks at a number
+        raise ConfigError(
+            f"strategy.meta_init=true: this model cannot be built on torch's meta device ({error}). "
+            "Use strategy.meta_init=false."
+        ) from error
 
 
 def plan_sharding(strategy: Mapping[str, Any], model: nn.Module, ranks: Ranks) -> Sharding | None:
@@ -65,7 +91,9 @@ def plan_sharding(strategy: Mapping[str, Any], model: nn.Module, ranks: Ranks) -
     units = find_units(model, strategy["block"])
     if ranks.world_size == 1:
         return None
-    return Sharding(units, strategy["reshard_after_forward"], strategy["accumulate_whole"])
+    return Sharding(
+        units, strategy["reshard_after_forward"], strategy["accumulate_whole"], strategy["meta_init"]
+    )
 
 
 def find_units(model: nn.Module, block: str | None) -> list[str]:
@@ -170,6 +198,8 @@ class ShardedTrainer(Trainer):
         number = {parameter: i for i, parameter in enumerate(model.parameters())}
         groups = [[number[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         states = {number[parameter]: optimizer.state.pop(parameter) for parameter in list(optimizer.state)}
+        if states and self.sharding.meta_init:  # Adagrad's, made in its constructor
+            states = from_rank_0(states, self.ranks.world_size)
         for group in optimizer.param_groups:
             group["params"] = []
         number.clear()
@@ -198,7 +228,10 @@ class ShardedTrainer(Trainer):
 
         try:
             for name in self.sharding.units:
-                fully_shard(model.get_submodule(name), mesh=mesh, reshard_after_forward=reshard_after_forward)
+                unit = model.get_submodule(name)
+                self._fetch(unit)
+                fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward)
+            self._fetch(model)
             fully_shard(model, mesh=mesh)
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"strategy=fsdp: {error}") from error
@@ -207,6 +240,25 @@ class ShardedTrainer(Trainer):
                 if isinstance(module, FSDPModule):
                     module.set_force_sum_reduction_for_comms(True)  # gloo does not average
         return list(model.parameters())
+
+    def _fetch(self, module: nn.Module) -> None:
+        """Put rank 0's parameters and buffers, those that are not cut yet, in the place of the ones without memory."""
+        if not self.sharding.meta_init:
+            return
+        fetched: dict[int, tuple[Tensor, Tensor]] = {}  # a tied parameter comes up again
+        for owner in module.modules():
+            for place in (owner._parameters, owner._buffers):
+                for name, tensor in place.items():
+                    if tensor is None or hasattr(tensor, "full_tensor"):
+                        continue
+                    if id(tensor) not in fetched:
+                        here = torch.empty_like(tensor, device=self.device) if tensor.is_meta else tensor.detach()
+                        here = here.to(self.device)
+                        dist.broadcast(here, src=0)
+                        if isinstance(tensor, nn.Parameter):
+                            here = nn.Parameter(here, tensor.requires_grad)
+                        fetched[id(tensor)] = tensor, here
+                    place[name] = fetched[id(tensor)][1]
 
     def _cut(self, value: Any, part: Any) -> Any:
         """This rank's part of a whole tensor that belongs to a parameter; anything else as it is."""

@@ -93,7 +93,8 @@ def train(composed: Composed) -> int:
     plan = batch.plan_batch(
         len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
     )
-    model = build("model", settings.model, **data.facts())
+    with sharded.initial_weights(settings.strategy, ranks):
+        model = build("model", settings.model, **data.facts())
     loss = losses.build_loss(settings.loss, data)
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = optimizers.build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm)
