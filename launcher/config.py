@@ -152,6 +152,7 @@ SCHEMA: dict[str, Rule] = {
     "wandb.name": TEXT.or_null(),
     "wandb.group": TEXT.or_null(),
     "wandb.tags": list_of(TEXT, "texts"),
+    "wandb.artifacts": Rule(lambda v: v is False or v in ("best", "all"), "false, best or all"),
 }
 
 EVALUATE_SCHEMA: dict[str, Rule] = {

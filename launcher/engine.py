@@ -1,6 +1,7 @@
 """The hot loop: one optimizer update, and one evaluation."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -649,10 +650,14 @@ def evaluate(
 
 
 def _equally_many(
-    batches: Iterator[tuple[Any, Any]], part: TensorPart | DatasetPart, shards: int, batch_size: int, device: torch.device
+    batches: Iterator[tuple[Any, Any]],
+    part: TensorPart | DatasetPart,
+    shards: int,
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[tuple[Any, Any]]:
     """A share's batches and, where a larger share has one more, a placeholder without targets."""
-    missing = -(-(-(-len(part) // shards)) // batch_size)
+    missing = math.ceil(math.ceil(len(part) / shards) / batch_size)
     for batch in batches:
         missing -= 1
         yield batch

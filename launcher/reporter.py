@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint import Progress
+from launcher.checkpoint import Progress, checkpoints, step_of
 from launcher.engine import Evaluation
 from launcher.run_directory import RunDirectory, write_json
 from launcher.tracking import Record, WandbTracker
@@ -61,7 +61,9 @@ class Reporter:
         self.timings.open(recorded or None)
         self.tracker = None
         if "wandb" in trackers and wandb["mode"] != "disabled":
-            self.tracker = WandbTracker(self.path, dict(settings), run_id=directory.run_id, **wandb)
+            own = {name: value for name, value in wandb.items() if name != "artifacts"}
+            self.tracker = WandbTracker(self.path, dict(settings), run_id=directory.run_id, **own)
+        self._artifacts = wandb["artifacts"]
         for stale in ("stopped.json", "summary.json", "evaluation.json"):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / stale).unlink()
@@ -121,4 +123,15 @@ class Reporter:
         if self.views is not None:
             self.views.close()
         if self.tracker is not None:
-            self.tracker.finish(summary, {"curves": self.path / "curves.png"})
+            self.tracker.finish(summary, {"curves": self.path / "curves.png"}, self._chosen(progress.best_step))
+
+    def _chosen(self, best: int | None) -> dict[Path, list[str]]:
+        """The checkpoints that W&B is to have, and what it is to call them."""
+        aliases = {path: [path.name] for path in checkpoints(self.path / "checkpoints")}
+        if aliases:
+            list(aliases.values())[-1].append("latest")
+        for path, names in aliases.items():
+            if step_of(path) == best:
+                names.append("best")
+        wanted = {False: (), "best": ("best",), "all": ("step",)}[self._artifacts]
+        return {path: names for path, names in aliases.items() if any(name.startswith(wanted) for name in names)}

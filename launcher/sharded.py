@@ -91,9 +91,7 @@ def plan_sharding(strategy: Mapping[str, Any], model: nn.Module, ranks: Ranks) -
     units = find_units(model, strategy["block"])
     if ranks.world_size == 1:
         return None
-    return Sharding(
-        units, strategy["reshard_after_forward"], strategy["accumulate_whole"], strategy["meta_init"]
-    )
+    return Sharding(units, strategy["reshard_after_forward"], strategy["accumulate_whole"], strategy["meta_init"])
 
 
 def find_units(model: nn.Module, block: str | None) -> list[str]:
@@ -247,7 +245,8 @@ class ShardedTrainer(Trainer):
             return
         fetched: dict[int, tuple[Tensor, Tensor]] = {}  # a tied parameter comes up again
         for owner in module.modules():
-            for place in (owner._parameters, owner._buffers):
+            places: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
+            for place in places:
                 for name, tensor in place.items():
                     if tensor is None or hasattr(tensor, "full_tensor"):
                         continue
@@ -277,6 +276,7 @@ class ShardedTrainer(Trainer):
         """As for any Trainer; on ranks other than 0 without content."""
         return {name: self._whole(tensor) for name, tensor in model.state_dict().items()}
 
+    @torch.no_grad()
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """As for any Trainer, from whole tensors on every rank."""
         for name, mine in model.state_dict().items():

@@ -115,7 +115,9 @@ class TensorBoard:
 
     def _add(self, step: int, figures: Mapping[str, Any]) -> None:
         values = [
-            self._summary.Value(tag=name, simple_value=NON_FINITE.get(value, value) if isinstance(value, str) else value)
+            self._summary.Value(
+                tag=name, simple_value=NON_FINITE.get(value, value) if isinstance(value, str) else value
+            )
             for name, value in figures.items()
         ]
         if values:
@@ -166,9 +168,7 @@ class Table:
 VIEWS: dict[str, Callable[[Path], View]] = {"tensorboard": TensorBoard, "csv": Table}
 
 
-def new_rows(
-    record: BinaryIO, clock: BinaryIO, complete: bool
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def new_rows(record: BinaryIO, clock: BinaryIO, complete: bool) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The rows added to metrics.jsonl since the last call, each with that of timings.jsonl, which is written after it.
 
     Args:

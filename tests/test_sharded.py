@@ -135,7 +135,13 @@ def _parts(directory):
     from launcher.stream import Stream
 
     ranks = find_ranks(os.environ)
-    strategy = {"name": "fsdp", "block": None, "reshard_after_forward": True, "accumulate_whole": False, "meta_init": False}
+    strategy = {
+        "name": "fsdp",
+        "block": None,
+        "reshard_after_forward": True,
+        "accumulate_whole": False,
+        "meta_init": False,
+    }
     accelerator = bring_up(ranks, True, "no", 1, 60, True, strategy, "highest")
     torch.manual_seed(0)
     part = TensorPart(torch.randn(64, 7), torch.arange(64) % 5)
