@@ -126,10 +126,8 @@ class Reporter:
             self.tracker.finish(summary, {"curves": self.path / "curves.png"}, self._chosen(progress.best_step))
 
     def _chosen(self, best: int | None) -> dict[Path, list[str]]:
-        """The checkpoints that W&B is to have, and what it is to call them."""
+        """The checkpoints that W&B is to have, oldest first, and what it is to call them; the last is its `latest`."""
         aliases = {path: [path.name] for path in checkpoints(self.path / "checkpoints")}
-        if aliases:
-            list(aliases.values())[-1].append("latest")
         for path, names in aliases.items():
             if step_of(path) == best:
                 names.append("best")
