@@ -250,8 +250,8 @@ def gather_state(trainer: "Trainer", progress: Progress, ranks: Ranks) -> dict[s
     losses, weights = sum_over_ranks(trainer.window.tensors(trainer.device), ranks.world_size)
     random_states = at_rank_0({"python": random.getstate(), "numpy": _numpy_state()}, ranks.world_size, ranks.rank)
     return {
-        "model": trainer.model.state_dict() if trainer.measured is not trainer.model else None,
-        "optimizer": trainer.optimizer.state_dict(),
+        "model": trainer.weights(trainer.model) if trainer.measured is not trainer.model else None,
+        "optimizer": trainer.optimizer_state(),
         "schedule": trainer.schedule.state_dict(),
         "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
         "progress": asdict(progress),
@@ -275,10 +275,10 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "T
         trainer: To put them into.
         ranks: Which rank this is.
     """
-    trainer.measured.load_state_dict(weights)
+    trainer.load_weights(trainer.measured, weights)
     if state["model"] is not None:
-        trainer.model.load_state_dict(state["model"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.load_weights(trainer.model, state["model"])
+    trainer.load_optimizer_state(state["optimizer"])
     trainer.schedule.load_state_dict(state["schedule"])
     if trainer.scaler is not None and state["scaler"] is not None:
         trainer.scaler.load_state_dict(state["scaler"])

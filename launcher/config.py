@@ -5,6 +5,7 @@ Nothing here imports torch, so that a wrong setting is answered in well under a 
 
 import argparse
 import difflib
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -155,11 +156,15 @@ SCHEMA: dict[str, Rule] = {
     "loss.label_smoothing": between(0, 1),
     "loss.gamma": at_least(0),
     "scheduler.interval": one_of("epoch", "step"),
-    "strategy.name": one_of("ddp"),
+    "strategy.name": one_of("ddp", "fsdp"),
     "strategy.find_unused_parameters": FLAG,
     "strategy.gradient_as_bucket_view": FLAG,
     "strategy.static_graph": FLAG,
     "strategy.compress": one_of("bf16", "fp16").or_null(),
+    "strategy.block": TEXT.or_null(),
+    "strategy.reshard_after_forward": FLAG,
+    "strategy.accumulate_whole": FLAG,
+    "strategy.meta_init": FLAG,
     "data.validation": between(0, 1),
     "data.test": between(0, 1),
     "data.split_seed": whole(0),
@@ -168,12 +173,14 @@ SCHEMA: dict[str, Rule] = {
     "model.hidden": list_of(whole(1), "whole numbers of at least 1"),
     "model.dropout": between(0, 1),
     "model.drop_rate": between(0, 1),
+    "trackers": list_of(one_of("wandb", "tensorboard", "csv"), "wandb, tensorboard, csv, such as trackers=[wandb,csv]"),
     "wandb.mode": one_of("auto", "online", "offline", "disabled"),
     "wandb.project": TEXT,
     "wandb.entity": TEXT.or_null(),
     "wandb.name": TEXT.or_null(),
     "wandb.group": TEXT.or_null(),
     "wandb.tags": list_of(TEXT, "texts"),
+    "wandb.artifacts": Rule(lambda v: v is False or v in ("best", "all"), "false, best or all"),
 }
 
 FIND_LR_SCHEMA: dict[str, Rule] = SCHEMA | {
@@ -214,9 +221,11 @@ RERUN_SCHEMA: dict[str, Rule] = {"run_dir": TEXT, "output": TEXT.or_null(), "dry
 
 # What may differ when a run directory is started again, because the result does not depend on it.
 FREE_ON_RESUME = (
-    "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "tracker", "log_every", "checkpoint",
+    "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "trackers", "log_every", "checkpoint",
     "device", "threads", "num_workers", "timeout", "cluster", "profile", "check", "data.cache", "log_grad_norm",
-    "activation_checkpointing",
+    "activation_checkpointing", "strategy.name", "strategy.block", "strategy.find_unused_parameters",
+    "strategy.gradient_as_bucket_view", "strategy.static_graph", "strategy.reshard_after_forward",
+    "strategy.accumulate_whole", "strategy.meta_init",
 )  # fmt: skip
 
 
@@ -260,6 +269,15 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCH
         _check_together(settings)
     if settings.get("device") == "cpu" and settings.get("mixed_precision") == "fp16":
         raise ConfigError(FP16_ON_CPU)
+    if "tensorboard" in settings.get("trackers", ()) and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("trackers: tensorboard is not installed: pip install 'launcher[tensorboard]'.")
+    if (settings.get("strategy") or {}).get("name") == "fsdp":
+        for key, unfit, reason in NOT_SHARDED:
+            value = settings
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value in unfit:
+                raise ConfigError(f"{key}={_show(value)} with strategy=fsdp: {reason}")
 
 
 def _check_together(settings: Mapping[str, Any]) -> None:
@@ -287,6 +305,19 @@ def _check_together(settings: Mapping[str, Any]) -> None:
             )
 
 
+NOT_SHARDED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("mixed_precision", ("fp16",), "its gradient scaler would look at one part alone. Use bf16, or strategy=ddp."),
+    ("exact_across_devices", (True,), "it needs the whole gradient on each device. Use strategy=ddp."),
+    ("compile", (True,), "the two are not supported together. Use compile=false, or strategy=ddp."),
+    ("log_grad_norm", (True,), "the norm is known where it is clipped: set clip_grad_norm. Or use strategy=ddp."),
+    ("channels_last", (True,), "parts of parameters lie in torch's usual layout. Use channels_last=false."),
+    ("batch.max_per_device", ("auto",), "trying needs the whole model on each device. Give a number."),
+    (
+        "optimizer._target_",
+        ("launcher.optimizers.Muon", "torch.optim.Muon", "torch.optim.Adafactor", "torch.optim.LBFGS"),
+        "it needs whole matrices, and a device has a part of each. Use optimizer=adamw, or strategy=ddp.",
+    ),
+)
 FP16_ON_CPU = (
     "mixed_precision=fp16: a CPU has no fp16 training (Accelerate would run fp32 in silence). "
     "Use mixed_precision=bf16 or no, or a GPU."

@@ -174,6 +174,8 @@ def start(
     os.environ["OMP_NUM_THREADS"] = str(count)
     hook = DDPCommunicationHookType(strategy.get("compress") or "no")
     arguments = {name: value for name, value in strategy.items() if name not in ("name", "compress")}
+    if strategy.get("name") == "fsdp":  # launcher/sharded.py reads its options
+        arguments = {}
     ddp = DistributedDataParallelKwargs(comm_hook=hook, **arguments)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":

@@ -1,6 +1,7 @@
 """The hot loop: one optimizer update, and one evaluation."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -190,7 +191,7 @@ class Trainer:
             self.schedule.step()
             return self._vote()
         if self.clip_grad_norm is not None:
-            self.window.grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_grad_norm)
+            self.window.grad_norm = self._clip(self.clip_grad_norm)
         elif self.log_grad_norm:
             self.window.grad_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self.clip_grad_value is not None:
@@ -240,8 +241,7 @@ class Trainer:
         reduced = sum_over_ranks(self.window.tensors(self.device), self.ranks.world_size)
         losses, weights = (tensor.cpu() for tensor in reduced)
         finite = losses.isfinite()
-        healthy = bool(torch.stack(torch._foreach_norm(self._parameters)).sum().isfinite())
-        if not healthy or (not (finite.any() if self.scaler is not None else finite.all()) and len(losses)):
+        if not self._healthy() or (not (finite.any() if self.scaler is not None else finite.all()) and len(losses)):
             bad = [step for step, good in zip(self.window.steps, finite.tolist(), strict=True) if not good]
             raise Diverged(bad[0] if bad else self.schedule.updates - 1, self.lr)
         return losses[finite], weights[finite]
@@ -271,6 +271,30 @@ class Trainer:
             return None, None
         micro = next(samples.batches(0, 1)).micros[0]
         return flops_per_sample(self.model, micro.inputs, len(micro.targets)), peak
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Whole parameters and buffers of the model or the moving average by name, for rank 0 to save."""
+        return model.state_dict()
+
+    def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Put what `weights` gave into the model or the moving average."""
+        model.load_state_dict(weights)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's whole state, for rank 0 to save."""
+        return self.optimizer.state_dict()
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        """Put what `optimizer_state` gave into the optimizer."""
+        self.optimizer.load_state_dict(dict(state))
+
+    def _clip(self, largest: float) -> Tensor:
+        """Scale the gradient down to a norm of at most `largest`; the norm before."""
+        return nn.utils.clip_grad_norm_(self._parameters, largest)
+
+    def _healthy(self) -> bool:
+        """Whether every weight is finite."""
+        return bool(torch.stack(torch._foreach_norm(self._parameters)).sum().isfinite())
 
     def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
         """Keep a step's sums for the next log boundary, without looking at them."""
@@ -557,6 +581,7 @@ def evaluate(
     metrics: Iterable[Any] = (),
     shards: int | None = None,
     interrupted: Callable[[], bool] | None = None,
+    gathers: bool = False,
 ) -> Evaluation | None:
     """Measure a model on a part, each sample exactly once at any number of ranks.
 
@@ -572,6 +597,7 @@ def evaluate(
         metrics: torchmetrics by name; they are computed on rank 0 over all samples in order.
         shards: Pieces that the part is cut into and whose sums are added in order; None: one per rank.
         interrupted: Asked before each batch; True ends the evaluation here.
+        gathers: Whether a forward takes all ranks: they then do equally many, and end together.
 
     Returns:
         The figures, the same on every rank; None where some rank was interrupted.
@@ -591,12 +617,20 @@ def evaluate(
         sums = _new_sums(data, device)
         loss_sum, weight_sum, counted = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
         stopped = torch.zeros((), device=device)
-        for inputs, targets in in_order(part, shard, shards, batch_size, device, workers):
-            if interrupted is not None and interrupted():
-                stopped += 1
-                break
+        batches = in_order(part, shard, shards, batch_size, device, workers)
+        for inputs, targets in _equally_many(batches, part, shards, batch_size, device) if gathers else batches:
+            if interrupted is not None:
+                asked = interrupted()
+                if gathers:
+                    (together,) = sum_over_ranks([torch.tensor(float(asked), device=device)], world)
+                    asked = together.item() > 0
+                if asked:
+                    stopped += 1
+                    break
             with accelerator.autocast():
                 outputs = model(inputs)
+            if not len(targets):  # a placeholder, for the others' sake
+                continue
             outputs = outputs.float()
             values, weights = loss(outputs, targets)
             loss_sum += values.double().sum()
@@ -624,6 +658,23 @@ def evaluate(
     if isinstance(sums, ClassificationSums):
         return Evaluation(int(counted), figures, sums.per_class_accuracy(), sums.confusion())
     return Evaluation(int(counted), figures)
+
+
+def _equally_many(
+    batches: Iterator[tuple[Any, Any]],
+    part: TensorPart | DatasetPart,
+    shards: int,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[tuple[Any, Any]]:
+    """A share's batches and, where a larger share has one more, a placeholder without targets."""
+    missing = math.ceil(math.ceil(len(part) / shards) / batch_size)
+    for batch in batches:
+        missing -= 1
+        yield batch
+    for _ in range(missing):
+        inputs, targets = next(in_order(part, 0, len(part), 1, device, 0))
+        yield inputs, targets[:0]
 
 
 def check_figures(data: Data, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:

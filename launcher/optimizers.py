@@ -349,7 +349,7 @@ def _takes_fused(kind: Callable[..., Any], model: nn.Module, params: Sequence[Te
     if not (isinstance(kind, type) and issubclass(kind, known) and "fused" in (accepted_names(kind) or ())):
         return False
     sparse = any(getattr(m, "sparse", False) for m in model.modules())  # sparse gradients have no fused kernel
-    devices = {"cpu", "cuda", "xpu", "mps"}
+    devices = {"cpu", "cuda", "xpu", "mps", "meta"}
     return not sparse and all(p.is_floating_point() and p.device.type in devices for p in params)
 
 

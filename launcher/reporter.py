@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint import Progress
+from launcher.checkpoint import Progress, checkpoints, step_of
 from launcher.engine import Evaluation
 from launcher.run_directory import RunDirectory, write_json
 from launcher.tracking import Record, WandbTracker
+from launcher.views import Views
 
 log = logging.getLogger("launcher")
 
@@ -36,6 +37,7 @@ class Reporter:
         total_steps: Updates of the whole run.
         steps_per_epoch: Updates of an epoch.
         settings: The config as plain values, for the trackers.
+        trackers: Where the figures are shown: wandb, tensorboard, csv.
         wandb: The settings of conf's wandb node.
     """
 
@@ -47,6 +49,7 @@ class Reporter:
         total_steps: int,
         steps_per_epoch: int,
         settings: Mapping[str, Any],
+        trackers: list[str],
         wandb: Mapping[str, Any],
     ) -> None:
         from launcher.terminal import Progress as Bar
@@ -57,11 +60,15 @@ class Reporter:
         self.timings = Record(self.path / "timings.jsonl")
         self.timings.open(recorded or None)
         self.tracker = None
-        if wandb["mode"] != "disabled":
-            self.tracker = WandbTracker(self.path, dict(settings), run_id=directory.run_id, **wandb)
+        if "wandb" in trackers and wandb["mode"] != "disabled":
+            own = {name: value for name, value in wandb.items() if name != "artifacts"}
+            self.tracker = WandbTracker(self.path, dict(settings), run_id=directory.run_id, **own)
+        self._artifacts = wandb["artifacts"]
         for stale in ("stopped.json", "summary.json", "evaluation.json"):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / stale).unlink()
+        self._viewed = [name for name in trackers if name != "wandb"]
+        self.views = Views(self.path, self._viewed) if self._viewed else None
         self.bar = Bar(total_steps, step, steps_per_epoch)
 
     def row(self, step: int, figures: Mapping[str, float], timing: Mapping[str, float]) -> None:
@@ -73,11 +80,17 @@ class Reporter:
         self.bar.update(row | dict(timing))
         if self.tracker is not None:
             self.tracker.log(shown)
+        if self.views is not None:
+            self.views.look()
 
     def go_back(self, recorded: int) -> None:
-        """Forget the rows after a step, which will come again; the trackers keep what they have seen of them."""
+        """Forget the rows after a step, which will come again; W&B keeps what it has seen of them."""
+        if self.views is not None:
+            self.views.close()
         for record in (self.record, self.timings):
             record.open(recorded or None)
+        if self.views is not None:
+            self.views = Views(self.path, self._viewed)
 
     def close(
         self, summary: dict[str, Any], progress: Progress, evaluation: Evaluation | None, names: list[str] | None
@@ -107,5 +120,16 @@ class Reporter:
         self.bar.final_table(summary)
         report.draw_curves(self.path)
         report.write_report(self.path)
+        if self.views is not None:
+            self.views.close()
         if self.tracker is not None:
-            self.tracker.finish(summary, {"curves": self.path / "curves.png"})
+            self.tracker.finish(summary, {"curves": self.path / "curves.png"}, self._chosen(progress.best_step))
+
+    def _chosen(self, best: int | None) -> dict[Path, list[str]]:
+        """The checkpoints that W&B is to have, oldest first, and what it is to call them; the last is its `latest`."""
+        aliases = {path: [path.name] for path in checkpoints(self.path / "checkpoints")}
+        for path, names in aliases.items():
+            if step_of(path) == best:
+                names.append("best")
+        wanted = {False: (), "best": ("best",), "all": ("step",)}[self._artifacts]
+        return {path: names for path, names in aliases.items() if any(name.startswith(wanted) for name in names)}

@@ -38,6 +38,7 @@ INIT = 30.0
 PROBE = 2.0
 SILENT = 1.0
 PATIENT = 60.0
+UPLOAD = 5e6  # bytes a second that a slow network takes
 HARD_LIMIT = 4.5  # without a sign of life from the tracker's process
 
 
@@ -223,18 +224,28 @@ class WandbTracker:
         if self._thread.is_alive():
             self._messages.put(_encode({"row": dict(row)}))
 
-    def finish(self, summary: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+    def finish(
+        self,
+        summary: Mapping[str, Any],
+        pictures: Mapping[str, Path],
+        artifacts: Mapping[Path, list[str]] | None = None,
+    ) -> None:
         """End the run, and wait until it is uploaded, or safe on the disk: for seconds if the server is silent.
 
         Args:
             summary: summary.json. Its `final` metrics appear under their own names, `best` ones as
                 `best/<name>`; the `status` "failed" marks the run as failed.
             pictures: Name to image file; those that do not exist are left out.
+            artifacts: Checkpoint to its aliases; each becomes a version of the run's model. They are not copied:
+                an offline run needs them where they are until it is uploaded.
         """
         images = {name: str(Path(path).absolute()) for name, path in pictures.items()}
-        self._end = _encode({"finish": {"summary": dict(summary), "pictures": images}})
+        models = {str(Path(path).absolute()): aliases for path, aliases in (artifacts or {}).items()}
+        patience = PATIENT + sum(file.stat().st_size for path in models for file in Path(path).iterdir()) / UPLOAD
+        end = {"summary": dict(summary), "pictures": images, "artifacts": models, "patience": patience}
+        self._end = _encode({"finish": end})
         self._deadline = time.monotonic() + HARD_LIMIT
-        latest = time.monotonic() + PATIENT
+        latest = time.monotonic() + patience
         self._messages.put(None)
         while self._thread.is_alive() and time.monotonic() < min(self._deadline, latest):
             self._thread.join(0.05)
@@ -329,7 +340,10 @@ class _View:
         self.run_dir = Path(settings["run_dir"])
         self.events = events
         self.rows: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.end: dict[str, Any] = {"summary": {"status": "failed"}, "pictures": {}}  # unless told otherwise
+        # Unless told otherwise
+        self.end: dict[str, Any] = {
+            "summary": {"status": "failed"}, "pictures": {}, "artifacts": {}, "patience": PATIENT,
+        }  # fmt: skip
         self.ending = threading.Event()
         self.last = -1
         self.mode: Literal["online", "offline"] = "offline"
@@ -352,7 +366,7 @@ class _View:
                 if self.mode == "online":
                     self._tell(info=f"W&B: {self.run.url}")
                 self._follow()
-                self._within(PATIENT, self._finish)
+                self._within(self.end["patience"], self._finish)
                 break
             except Exception as error:
                 if not attempts_left:
@@ -556,6 +570,12 @@ class _View:
         images = {name: self.wandb.Image(path) for name, path in pictures.items() if os.path.exists(path)}
         if images:
             self.run.log(images, step=max(self.last, 0))
+        for path, aliases in self.end["artifacts"].items():
+            artifact = self.wandb.Artifact(
+                f"checkpoint-{self.run.id}", "model", metadata={"checkpoint": Path(path).name}
+            )
+            artifact.add_dir(path, policy="immutable")
+            self.run.log_artifact(artifact, aliases=aliases)
         flat = {name: value for name, value in summary.items() if name not in ("final", "best")}
         flat |= summary.get("final") or {}
         flat |= {f"best/{name}": value for name, value in (summary.get("best") or {}).items()}

@@ -82,14 +82,15 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         reporter,
         run_directory,
         schedulers,
+        sharded,
         stream,
     )
     from launcher.clock import Clock, Profiler
     from launcher.components import build
     from launcher.data import Data
+    from launcher.models.mirrored import Mirrored, check_mirror
     from launcher.recompute import recompute
     from launcher.sampling import Balanced
-    from launcher.models.mirrored import Mirrored, check_mirror
     from launcher.stopping import StopRequest
 
     stream.seed_generators(settings.seed)
@@ -103,7 +104,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
     )
     balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    model = build("model", settings.model, **data.facts())
+    with sharded.initial_weights(settings.strategy, ranks):
+        model = build("model", settings.model, **data.facts())
     resumes = run_directory.holds_checkpoint(composed)
     begun = finetune.begin(model, None if resumes else settings.init_from, settings.freeze)
     kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
@@ -124,6 +126,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         engine.check_exact(model)
     if settings.test_time_flip:
         check_mirror(data)
+    sharding = sharded.plan_sharding(settings.strategy, model, ranks)
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
     directory = run_directory.open_run_directory(composed) if ranks.rank == 0 else None
@@ -148,7 +151,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     # 4. Wrap the model, and take up what a run in this directory has done before
     device = accelerator.device
-    model.to(device)
+    if sharding is None:  # else it goes there block by block
+        model.to(device)
     loss.to(device)
     found = checkpoint.newest_good(path / "checkpoints") if directory is not None else None
     found = distributed.from_rank_0(found, ranks.world_size)
@@ -159,7 +163,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
         plan = plan.capped(progress.max_per_device)
     log.info("batch      %s", plan)
-    trainer = (engine.Trainer if shards is None else engine.ExactTrainer)(
+    trainer = sharded.choose_trainer(sharding, shards)(
         model, loss, optimizer, schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
         settings.ema_decay, settings.compile, settings.channels_last,
         divergence.Rollbacks(path / "rollbacks.json", directory is not None),
@@ -185,7 +189,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
         keeper = reporter.Reporter(
             directory, progress.step, progress.recorded, total_steps, plan.steps_per_epoch, composed.plain(),
-            settings.wandb,
+            list(settings.trackers), settings.wandb,
         )  # fmt: skip
 
     def measure(part: Any, flip: bool = False) -> engine.Evaluation | None:
@@ -194,6 +198,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         return engine.evaluate(
             Mirrored(trainer.measured) if flip else trainer.measured, loss, part, data, accelerator, ranks,
             4 * plan.micro_size, settings.num_workers, settings.metrics, shards, lambda: bool(stop),
+            sharding is not None,
         )  # fmt: skip
 
     def interval(every: int | str | None) -> int:
@@ -235,9 +240,10 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     def save() -> None:
         with clock.during("saving"):
             state = checkpoint.gather_state(trainer, progress, ranks)
+            weights = trainer.weights(trainer.measured)
             if saver is not None and keeper is not None:
                 keeper.record.sync()
-                saver.save(progress.step, trainer.measured.state_dict(), state, progress.best_step)
+                saver.save(progress.step, weights, state, progress.best_step)
                 stop.reserve = REPORT_SECONDS + 2 * saver.seconds
 
     def loop() -> None:

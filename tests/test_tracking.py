@@ -1,6 +1,8 @@
 """The record, and W&B as a view of it: against real servers on loopback, which refuse, hang, fail, break or work."""
 
+import base64
 import contextlib
+import hashlib
 import http.server
 import json
 import logging
@@ -17,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from processes import train as whole_run
 
 from launcher import tracking
 from launcher.tracking import Record, WandbTracker, wanted_mode
@@ -537,8 +541,6 @@ def test_the_api_key_is_in_no_file(runs):
                 data = file.read_bytes()
                 found += [file for key in (KEY, LONG_KEY) if key.encode() in data]
     assert searched > 50 and found == []
-    import base64
-
     expected = "Basic " + base64.b64encode(f"api:{LONG_KEY}".encode()).decode()
     assert expected in [authorization for _, authorization in runs["servers"]["denies"].requests]  # it was in use
 
@@ -550,3 +552,28 @@ def test_a_disabled_tracker_starts_nothing(tmp_path, monkeypatch, caplog):
         tracker.log({"step": 1})
         tracker.finish({}, {})
     assert list(tmp_path.iterdir()) == [] and not caplog.records
+
+
+@pytest.mark.parametrize("which", ["best", "all"])
+def test_checkpoints_become_artifacts_by_wandbs_own_reader(which, tmp_path):
+    """Every file of the checkpoint under its MD5; `best` where the evaluation was best."""
+    words = ["epochs=3", "optimizer.lr=0.3", "checkpoint.keep=2", "wandb.mode=offline", f"wandb.artifacts={which}"]
+    home = clean_environment(tmp_path, "http://127.0.0.1:9", None)
+    whole_run([*words, "hydra.run.dir=run"], tmp_path, environment=home).ok()
+    (segment,) = segments(tmp_path / "run")
+    found = {r["artifact"]["metadata"]: r["artifact"] for r in inspect(segment) if r["type"] == "artifact"}
+    kept = sorted((tmp_path / "run/checkpoints").iterdir())
+    best = torch.load(kept[-1] / "state.pt", weights_only=True)["progress"]["best_step"]
+    expected = {path.name: {path.name} for path in kept}
+    expected[f"step_{best:08d}"].add("best")
+    if which == "best":
+        expected = {name: aliases for name, aliases in expected.items() if "best" in aliases}
+    called = {json.loads(about)["checkpoint"]: set(one["aliases"]) - {"latest"} for about, one in found.items()}
+    assert called == expected and list(called) == sorted(called), "W&B calls the last one latest, by itself"
+    for about, artifact in found.items():
+        place = tmp_path / "run/checkpoints" / json.loads(about)["checkpoint"]
+        digests = {file["path"]: file["digest"] for file in artifact["manifest"]["contents"]}
+        assert digests == {
+            file.name: base64.b64encode(hashlib.md5(file.read_bytes()).digest()).decode() for file in place.iterdir()
+        }
+        assert artifact["type"] == "model"
