@@ -301,7 +301,7 @@ def _groups_by_layer(model: nn.Module, layer_decay: float, apart: bool) -> list[
 def _apart(params: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Groups with and without weight decay: of parameters with more than one dimension, and of the others."""
     decayed, plain = [p for p in params if p.dim() > 1], [p for p in params if p.dim() <= 1]
-    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
