@@ -328,6 +328,7 @@ def machine() -> dict[str, Any]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SUITES), help=f"suites, of {', '.join(SUITES)} (default: all)")
+    parser.add_argument("--contenders", help="these alone, by name and separated by commas (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of every suite (default: 5)")
     parser.add_argument("--steps", type=int, default=6_000, help="updates of a run on one process (default: 6000)")
     parser.add_argument("--steps2", type=int, default=2_500, help="updates on two processes (default: 2500)")
@@ -355,6 +356,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     chosen = options.only.split(",")
+    if options.contenders is not None:
+        wanted = options.contenders.split(",")
+        for suite, (title, contestants) in SUITES.items():
+            SUITES[suite] = title, [one for one in contestants if one.name in wanted]
     facts = machine()
     facts |= {"threads": options.threads, "steps": options.steps, "cnn_steps": options.cnn_steps}
     rounds: dict[str, list[dict[str, Any]]] = {}

@@ -162,7 +162,7 @@ def draw(rounds: Rounds, titles: Mapping[str, str], machine: str, path: Path) ->
     for suite, measured in rounds.items():
         names = list(dict.fromkeys(name for round_ in measured for name in round_))
         for measure in ("steps_per_second", "samples_per_second", "seconds"):
-            if any(column(measured, name, measure) for name in names):
+            if all(column(measured, name, measure) for name in names):
                 panels.append((suite, measured, names, measure))
                 break
     if not panels:

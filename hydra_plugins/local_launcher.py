@@ -25,7 +25,7 @@ class GridSweeper(basic_sweeper.BasicSweeper):
         Raises:
             ConfigError: There is none, or more than hydra.launcher.max_points.
         """
-        from launcher import conductor
+        from launcher.points import check_count
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         arguments = [*self._parse_config(), *arguments]
@@ -39,7 +39,7 @@ class GridSweeper(basic_sweeper.BasicSweeper):
                     raise HydraException(f"{override.input_line}: there is nothing in it to sweep.")
             else:
                 lengths[key] = 1
-        conductor.check_count(math.prod(lengths.values()), int(self.config.hydra.launcher.get("max_points", 1000)))
+        check_count(math.prod(lengths.values()), int(self.config.hydra.launcher.get("max_points", 1000)))
         returned: list[Sequence[JobReturn]] = []
         for batch in self.split_arguments(parsed, self.max_batch_size):
             returned.append(self.launcher.launch(batch, initial_job_idx=sum(len(results) for results in returned)))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.conductor import Grid, Point, Running
+    from launcher.conductor import Grid, Running
+    from launcher.points import Point
 
 REFRESH = 0.5  # seconds between two pictures
 QUIET = 30.0  # seconds between two plain lines about what is running

@@ -28,8 +28,9 @@ from omegaconf import OmegaConf
 
 from launcher import job_array, report
 from launcher.board import figure_of
-from launcher.conductor import FAILED, OUTPUT, key_of, read_json, state_of
 from launcher.errors import ConfigError
+from launcher.failure import FAILED, OUTPUT
+from launcher.points import key_of, read_json, state_of
 from launcher.tracking import Record
 
 SEED = "seed"  # the setting whose values are repetitions of the same thing

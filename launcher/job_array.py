@@ -12,10 +12,23 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher import conductor, config, run_directory, slurm, snapshot
-from launcher.conductor import Point, read_json, state_of
+from launcher import config, run_directory, slurm, snapshot
 from launcher.errors import ConfigError
-from launcher.failure import OUTPUT
+from launcher.failure import FAILED, OUTPUT
+from launcher.points import (
+    LOCK,
+    Point,
+    again,
+    base_of,
+    check_base,
+    check_count,
+    compose_points,
+    key_of,
+    lock_grid,
+    read_json,
+    remember,
+    state_of,
+)
 
 PACKAGE = Path(__file__).resolve().parent
 TEMPLATE = next(file for file in (PACKAGE / "train.sbatch", PACKAGE.parent / "slurm/train.sbatch") if file.exists())
@@ -95,17 +108,17 @@ def submit(
         ConfigError: Something is wrong, or SLURM refuses; nothing has been submitted, and no directory made.
     """
     options.check()
-    conductor.check_count(len(job_overrides), options.max_points)
-    keys = {conductor.key_of(override) for overrides in job_overrides for override in overrides}
+    check_count(len(job_overrides), options.max_points)
+    keys = {key_of(override) for overrides in job_overrides for override in overrides}
     for key in sorted(key for key in keys if key == "cluster" or key.startswith("cluster.")):
-        if len({o for overrides in job_overrides for o in overrides if conductor.key_of(o) == key}) > 1:
+        if len({o for overrides in job_overrides for o in overrides if key_of(o) == key}) > 1:
             raise ConfigError(f"{key}: cannot be swept, since all points of a job array have the same options.")
     path = Path(str(master.hydra.sweep.dir)).resolve()
     config.check_writable(path)
-    lock = conductor.lock_grid(path) if (path / conductor.LOCK).exists() else None
-    base = conductor.base_of(task, master)
-    conductor.check_base(path, base)
-    points = list(conductor.compose_points(task, master, job_overrides, first, options, path))
+    lock = lock_grid(path) if (path / LOCK).exists() else None
+    base = base_of(task, master)
+    check_base(path, base)
+    points = list(compose_points(task, master, job_overrides, first, options, path))
     try:
         active = in_queue(path)
     except RuntimeError as error:
@@ -133,9 +146,9 @@ def submit(
             _say(f"{script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
             return []
         path.mkdir(parents=True, exist_ok=True)
-        lock = conductor.lock_grid(path) if lock is None else lock
+        lock = lock_grid(path) if lock is None else lock
         _submit(path, submission, command, script, code, todo, options)
-        conductor.remember(path, master, points, base)
+        remember(path, master, points, base)
     elif options.dry_run:
         return []
     if lock is not None:
@@ -148,7 +161,7 @@ def submit(
         grid.compare(path, options.metric, options.metric_mode)
     else:
         _say(f"results    python launcher/grid.py {slurm.quote([os.path.relpath(path)])}")
-        _say(f"again      submits what has failed or is left by then:\n  {conductor.again(path)}")
+        _say(f"again      submits what has failed or is left by then:\n  {again(path)}")
     return points
 
 
@@ -327,7 +340,7 @@ def _wait(task: config.Task, path: Path, points: Sequence[Point]) -> None:
                     if was == "queued":
                         display.say(point, "runs")
                 elif now is None:
-                    reason = read_json(point.path / conductor.FAILED).get("reason", "")
+                    reason = read_json(point.path / FAILED).get("reason", "")
                     point.reason = str(reason) if point.state == "failed" else ""
                     if point.state != "finished":  # cancelled, or out of time without a requeue
                         point.reason, point.state = point.reason or f"{point.state}: its job ended", "failed"
@@ -338,7 +351,7 @@ def _wait(task: config.Task, path: Path, points: Sequence[Point]) -> None:
     finally:
         display.close()
     if task.stop:
-        _say(f"left       ({task.stop.reason}): the jobs go on. To wait again:\n  {conductor.again(path)}")
+        _say(f"left       ({task.stop.reason}): the jobs go on. To wait again:\n  {again(path)}")
     for point in points:
         if point.state == "failed":
             print(f"FAILED     point {point.index} ({point.label}): {point.reason}", file=sys.stderr, flush=True)

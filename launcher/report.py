@@ -37,7 +37,7 @@ def draw_curves(run_dir: Path) -> Path | None:
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with rc_context(_style("#24292f")):
-        figure = Figure(figsize=(6.0 * columns, 3.2 * rows), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(6.0 * columns, 3.2 * rows), layout="tight", facecolor="white")
         for place, (title, lines) in enumerate(panels.items(), start=1):
             _draw(figure.add_subplot(rows, columns, place), title, lines, _extent(panels))
         path = Path(run_dir) / "curves.png"
@@ -204,7 +204,7 @@ def _curves(run_dir: Path) -> str:
     for number, (title, lines) in enumerate(panels.items()):
         # A salt of its own: the ids of all pictures share one page.
         with rc_context(_style(INK) | {"svg.hashsalt": f"panel {number}"}):
-            figure = Figure(figsize=(5.4, 3.0), layout="constrained")
+            figure = Figure(figsize=(5.4, 3.0), layout="tight")
             _draw(figure.add_subplot(), title, lines, _extent(panels))
             figure.patch.set_alpha(0)
             for axes in figure.axes:

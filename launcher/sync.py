@@ -16,7 +16,7 @@ if __name__ == "__main__":  # as in train.py
     sys.path[0] = os.getcwd()
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from launcher.conductor import state_of
+from launcher.points import state_of
 from launcher.run_directory import is_held
 
 PATIENCE = 600  # seconds for the upload of one run

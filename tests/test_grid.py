@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from processes import REPOSITORY, free_port
 
-from launcher import conductor, devices, grid
+from launcher import devices, grid
 from launcher.errors import ConfigError
+from launcher.points import name_of, state_of
 
 TRAIN = str(REPOSITORY / "launcher/train.py")
 
@@ -118,15 +119,15 @@ def wait_for(condition, process, timeout=90):
 
 
 def test_a_name_says_what_the_point_is():
-    name = conductor.name_of(["optimizer=adam", "epochs=3", "wandb.mode=disabled", "threads=2"], frozenset())
+    name = name_of(["optimizer=adam", "epochs=3", "wandb.mode=disabled", "threads=2"], frozenset())
     assert name == "epochs=3,optimizer=adam"
-    assert conductor.name_of(["threads=2", "seed=1"], frozenset({"threads"})) == "seed=1,threads=2"
-    assert conductor.name_of([], frozenset()) == "defaults"
+    assert name_of(["threads=2", "seed=1"], frozenset({"threads"})) == "seed=1,threads=2"
+    assert name_of([], frozenset()) == "defaults"
 
 
 def test_names_are_safe_short_and_different():
     hard = ["a=[8,16]", "a=8,16", "a=../../etc", "a=x/y", "a='x y'", "a=é", "a=" + "x" * 300, "a=" + "x" * 301, ".a=1"]
-    names = [conductor.name_of([text], frozenset()) for text in hard]
+    names = [name_of([text], frozenset()) for text in hard]
     assert len(set(names)) == len(hard)
     for name in names:
         assert re.fullmatch(r"[A-Za-z0-9_+][A-Za-z0-9_.,=+-]{0,149}", name), name
@@ -350,6 +351,43 @@ def test_a_diverged_point_comes_last_of_those_measured(made):
 # --- Long ones -----------------------------------------------------------------------------------------------------
 
 
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.soak
+def test_the_parent_of_all_points_is_killed_and_no_point_suffers(place):
+    words = ["seed=0,1,2", "+model.delay=0.05", *OWN_MODEL, "epochs=2", "log_every=1"]
+    disturbed = start(words, place)
+    wait_for(lambda: len(list(place.glob("grid/*/metrics.jsonl"))) >= 2, disturbed)
+    (server,) = (
+        child for child in children(disturbed.pid) if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
+    os.kill(server, signal.SIGKILL)
+    status, out, err = end(disturbed)
+    assert status == 0, (out, err)
+    assert not list(place.glob("grid/*/failed.json"))
+    calm = place / "calm"
+    (calm / "tmp").mkdir(parents=True)
+    shutil.copy(place / "own.py", calm)
+    status, _, err = end(start(words, calm))
+    assert status == 0, err
+    for name, path in points(place / "grid").items():
+        assert weights(path) == weights(calm / "grid" / name), name
+
+
+@pytest.mark.soak
+def test_a_point_that_takes_too_long_fails_with_what_it_has_saved(place):
+    words = ["+model.delay=0.01,0.3", "epochs=2", "hydra.launcher.max_time_per_run=6", "checkpoint.every=5"]
+    status, _, err = end(start([*OWN_MODEL, *words], place))
+    assert status == 1 and "took longer than hydra.launcher.max_time_per_run (6 s)" in err
+    slow = of(place / "grid", "delay=0.3")
+    assert not (of(place / "grid", "delay=0.01") / "failed.json").exists() and list(slow.glob("checkpoints/step_*"))
+    status, out, err = end(start([*OWN_MODEL, *words[:2], "hydra.launcher.max_time_per_run=90", words[3]], place))
+    assert status == 0 and "resume     from step_" in (slow / "train.log").read_text(), (out, err)
+    assert summary(slow)["status"] == "finished"
+
+
 @pytest.mark.soak
 def test_a_killed_conductor_loses_nothing_and_doubles_nothing(place):
     words = ["seed=0,1,2,3,4,5", "+model.delay=0.02", *OWN_MODEL, "epochs=2", "log_every=1"]
@@ -359,9 +397,7 @@ def test_a_killed_conductor_loses_nothing_and_doubles_nothing(place):
     wait_for(lambda: len(list(place.glob("grid/*/metrics.jsonl"))) >= 4, first)
     first.kill()
     first.communicate()
-    before = {
-        path: snapshot(path) for path in points(place / "grid").values() if conductor.state_of(path) == "finished"
-    }
+    before = {path: snapshot(path) for path in points(place / "grid").values() if state_of(path) == "finished"}
     assert 2 <= len(before) < 6
     status, out, err = end(start(words, place, NOTES=str(notes)))  # at once: the orphans are still saving
     assert status == 0, (out, err)

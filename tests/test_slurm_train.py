@@ -147,12 +147,14 @@ def test_preempted_before_the_first_step(slurm, local, place):
 
 @pytest.mark.soak
 def test_requeued_by_hand_twice(slurm, local, place):
-    job = submit(slurm, place, "--nodes=2", step_seconds=0.1)
+    job = submit(slurm, place, "--nodes=2", step_seconds=0.1, WANDB_MODE="offline")
     for restart in (1, 2):
         wait_for_step(slurm, job, place, 15 * restart)
         slurm.run("scontrol", "requeue", job)
         slurm.wait(job, "RUNNING", restarts=restart)
     check(slurm, job, place, local, restarts=2)
+    segments = [path.name for path in (place / "run/wandb").glob("offline-run-*")]
+    assert len(segments) == 3 and len({name.rpartition("-")[2] for name in segments}) == 1  # one run to W&B
 
 
 @pytest.mark.soak

@@ -1,0 +1,312 @@
+"""What the points of a grid are: their names, their composed configs, and what the grid's directory keeps of them."""
+
+import fcntl
+import json
+import os
+import pickle
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from launcher import config, run_directory
+from launcher.errors import ConfigError
+from launcher.failure import FAILED
+
+LOCK = "grid.lock"
+LONGEST = 150  # characters of a point's directory name; file systems take 255 bytes
+
+
+@dataclass
+class Point:
+    """One point of a grid.
+
+    Attributes:
+        index: Its place in the grid.
+        overrides: Those of the command line that make it.
+        label: What varies, for people.
+        path: Its run directory.
+        world: Its processes, one per device.
+        kind: gpu, cpu, or slurm.
+        threads: CPU threads of each process.
+        timeout: Seconds without a sign of life after which it counts as hung.
+        metric: Name of the metric that counts, and min or max.
+        epochs: Of the whole run.
+        packed: The composed config, pickled: a few KB, where an open one takes a hundred times that.
+        state: new, interrupted, failed or finished; while the grid runs also running, waiting and stopped.
+        reason: Why it failed.
+    """
+
+    index: int
+    overrides: list[str]
+    label: str
+    path: Path
+    world: int
+    kind: str
+    threads: int
+    timeout: float
+    metric: tuple[str | None, str]
+    epochs: int
+    packed: bytes
+    state: str = "new"
+    reason: str = ""
+
+    def unpacked(self) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """The settings, Hydra's node and the overrides of its run."""
+        unpacked: tuple[dict[str, Any], dict[str, Any], list[str]] = pickle.loads(self.packed)
+        return unpacked
+
+
+def name_of(overrides: Sequence[str], varying: frozenset[str]) -> str:
+    """The directory name of a point: made from what it is.
+
+    Args:
+        overrides: `key=value` each. Those that do not change the result are left out, unless they vary in the grid.
+        varying: Keys with more than one value in the grid.
+
+    Returns:
+        A name of letters, digits and `.,_=+-`. Where characters had to go, or the name would be too long, it ends in
+        eight letters of a hash of the full text: different points never share a name.
+    """
+    kept = [o for o in overrides if key_of(o) in varying or not _is_free(key_of(o))]
+    text = ",".join(sorted(kept)) or "defaults"
+    safe = re.sub(r"[^\w.,=+-]+", "", text, flags=re.ASCII).lstrip(".-")
+    if safe == text and len(text) <= LONGEST:
+        return text
+    return f"{safe[: LONGEST - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
+
+
+def key_of(override: str) -> str:
+    """The setting that an override sets."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _is_free(key: str) -> bool:
+    lasting = {"epochs", "max_steps"}  # a longer run is another point of a comparison
+    return key not in lasting and any(key == free or key.startswith(free + ".") for free in config.FREE_ON_RESUME)
+
+
+def state_of(path: Path) -> str:
+    """What is in a run directory: new (nothing), finished, failed, stopped, interrupted (no word of how it ended)."""
+    if not (path / run_directory.CONFIG).is_file():
+        return "failed" if (path / FAILED).exists() else "new"
+    status = read_json(path / "summary.json").get("status")
+    if status == "finished":
+        return "finished"
+    if (path / FAILED).exists():
+        return "failed"
+    return "stopped" if status == "stopped" or (path / "stopped.json").exists() else "interrupted"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def check_count(count: int, most: int) -> None:
+    """Ask for consent where a grid is large.
+
+    Raises:
+        ConfigError: It has no point, or more than `most`.
+    """
+    if count == 0:
+        raise ConfigError("The grid has no point: a list or range that is swept is empty.")
+    if count > most:
+        raise ConfigError(
+            f"The grid has {count:,} points, more than hydra.launcher.max_points={most}. "
+            f"If that is meant, add hydra.launcher.max_points={count}."
+        )
+
+
+def compose_points(
+    task: config.Task,
+    master: Any,
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    options: Any,
+    path: Path,
+) -> Iterator[Point]:
+    """Compose and check each point of a grid.
+
+    Args:
+        task: Composes a point.
+        master: The grid's own config, as Hydra composed it.
+        job_overrides: Of each point.
+        first: Number of the first.
+        options: Of a launcher: `world` processes a point, and `place` for kind and threads.
+        path: Of the grid.
+
+    Raises:
+        ConfigError: A point is wrong, or there twice.
+    """
+    values: dict[str, set[str]] = {}
+    for overrides in job_overrides:
+        for override in overrides:
+            values.setdefault(key_of(override), set()).add(override)
+    everywhere = [set(map(key_of, overrides)) for overrides in job_overrides]
+    varying = frozenset(
+        key for key, found in values.items() if len(found) > 1 or not all(key in keys for keys in everywhere)
+    )
+    own = _hydra_overrides(master)
+    names: dict[str, int] = {}
+    for index, overrides in enumerate(job_overrides, first):
+        try:
+            point = _point(task, own, list(overrides), index, varying, options, path)
+            if point.path.name in names:
+                raise ConfigError(f"it is the same as point {names[point.path.name]}.")
+        except ConfigError as error:
+            raise ConfigError(f"point {index} ({' '.join(overrides) or 'defaults'}): {error}") from error
+        names[point.path.name] = index
+        yield point
+
+
+def _point(
+    task: config.Task,
+    own: list[str],
+    overrides: list[str],
+    index: int,
+    varying: frozenset[str],
+    options: Any,
+    path: Path,
+) -> Point:
+    composed = task.compose([*own, *overrides])
+    settings, node = composed.settings, composed.hydra
+    label = " ".join(o for o in overrides if key_of(o) in varying) or " ".join(overrides) or "defaults"
+    whole = OmegaConf.create({"hydra": node})
+    OmegaConf.set_struct(whole, False)
+    OmegaConf.set_readonly(whole.hydra, False)
+    whole.hydra.job.num, whole.hydra.job.id = index, str(index)
+    whole.hydra.job.override_dirname = name_of(overrides, varying)
+    subdirectory = str(whole.hydra.sweep.subdir)
+    directory = path / subdirectory
+    plain = composed.plain()
+    if directory == path or path not in directory.resolve().parents:
+        raise ConfigError(f"hydra.sweep.subdir={subdirectory}: must name a directory inside of the grid's.")
+    state = state_of(directory)
+    if state != "new" and (directory / run_directory.CONFIG).is_file():
+        before: Any = OmegaConf.to_container(OmegaConf.load(directory / run_directory.CONFIG))
+        _refuse_mixing(path, before, plain)
+    words = [*overrides, config.directory_override(directory)]
+    kind, threads = options.place(settings)
+    if threads != settings.threads:
+        words.append(f"threads={threads}")
+    plain["threads"] = threads
+    if plain["wandb"]["mode"] != "disabled":
+        plain["wandb"]["group"] = plain["wandb"]["group"] or "/".join(
+            path.parts[-3:] if _is_clock(path) else path.parts[-1:]
+        )
+        plain["wandb"]["name"] = plain["wandb"]["name"] or label[:120]
+    hydra: Any = OmegaConf.to_container(whole.hydra, resolve=False)
+    hydra["run"]["dir"] = str(directory)
+    return Point(
+        index=index,
+        overrides=overrides,
+        label=label,
+        path=directory,
+        world=options.world,
+        kind=kind,
+        threads=1 if isinstance(threads, str) else threads,
+        timeout=float(settings.timeout),
+        metric=(settings.checkpoint.best, settings.checkpoint.best_mode),
+        epochs=settings.epochs,
+        packed=pickle.dumps((plain, hydra, words)),
+        state=state,
+    )
+
+
+def _hydra_overrides(master: Any) -> list[str]:
+    return [str(o) for o in master.hydra.overrides.hydra if not str(o).startswith("hydra.mode=")]
+
+
+def _is_clock(path: Path) -> bool:
+    return re.fullmatch(r"\d\d-\d\d-\d\d", path.name) is not None
+
+
+def _refuse_mixing(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    lines = config.differences(before, now)
+    lines += [f"{k}: {before.get(k)} -> {now.get(k)}" for k in ("epochs", "max_steps") if before.get(k) != now.get(k)]
+    if lines:
+        raise ConfigError(
+            f"hydra.sweep.dir={path} was made with another config:\n  "
+            + "\n  ".join(lines)
+            + "\nUse the settings it was made with, or another hydra.sweep.dir."
+        )
+
+
+def base_of(task: config.Task, master: Any) -> dict[str, Any]:
+    """The config under the overrides; empty where it is not complete without them."""
+    try:
+        return task.compose(_hydra_overrides(master)).plain()
+    except ConfigError:
+        return {}
+
+
+def check_base(path: Path, base: Mapping[str, Any]) -> None:
+    """Refuse a directory whose grid was made with another config under its points.
+
+    Raises:
+        ConfigError: It was, and how they differ.
+    """
+    before = read_json(path / "grid.json").get("base")
+    if before and base:
+        _refuse_mixing(path, before, json.loads(json.dumps(base)))
+
+
+def lock_grid(path: Path) -> int:
+    """Keep other starts of a grid out of its directory for as long as the returned handle is open.
+
+    Raises:
+        ConfigError: Another one is in it.
+    """
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(handle, 1000).decode(errors="replace").strip() or "an unknown process"
+        raise ConfigError(
+            f"hydra.sweep.dir={path}: a grid runs in it ({holder}). Stop it, or choose another."
+        ) from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+    return handle
+
+
+def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str, Any]) -> None:
+    """What the comparison and the next start need to know: the points, and the config under them."""
+    known = read_json(path / "grid.json")
+    named = dict(known.get("points") or {}) | {str(p.path.relative_to(path)): p.overrides for p in points}
+    content = {
+        "command": again(path),
+        "script": _script(),
+        "devices_per_run": points[0].world,
+        "base": known.get("base") or base,
+        "points": named,
+    }
+    run_directory.write_json(path / "grid.json", content)
+    run_directory.write_text(path / "multirun.yaml", OmegaConf.to_yaml(master))
+
+
+def _script() -> str:
+    here = os.path.relpath(sys.argv[0])
+    return (Path(here).name if not here.endswith(".py") else here) if sys.argv[0] else "launcher/train.py"
+
+
+def again(path: Path) -> str:
+    """The command that goes on with this grid."""
+    here = os.path.relpath(path)
+    words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    script = _script()
+    start = ["python", script] if script.endswith(".py") else [script]
+    named = config.directory_override(path if here.startswith("..") else here).replace("run.dir", "sweep.dir", 1)
+    return shlex.join([*start, *words, named])
