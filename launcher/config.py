@@ -104,6 +104,7 @@ SCHEMA: dict[str, Rule] = {
     "compile": FLAG,
     "channels_last": FLAG,
     "profile": FLAG,
+    "check": Rule(lambda v: isinstance(v, bool | int) and v >= 0, "true, false, or a number of devices to plan for"),
     "float32_matmul_precision": one_of("highest", "high", "medium"),
     "deterministic": FLAG,
     "device": one_of("auto", "cpu"),
@@ -148,23 +149,39 @@ SCHEMA: dict[str, Rule] = {
     "wandb.tags": list_of(TEXT, "texts"),
 }
 
-EVALUATE_SCHEMA: dict[str, Rule] = {
+# What the commands have in common that take up a run.
+SAVED_SCHEMA: dict[str, Rule] = {
     "run_dir": TEXT,
-    "part": one_of("train", "validation", "test"),
     "checkpoint": whole(0).or_word("last", "best"),
-    "metrics": SCHEMA["metrics"],
+    "input": Rule(lambda v: TEXT.fits(v) or (list_of(TEXT, "").fits(v) and v), "a file or a folder").or_null(),
+    "part": one_of("train", "validation", "test"),
+    "data": Rule(lambda v: isinstance(v, dict), "settings of the data source, such as data.root=/other/place"),
     "batch_size": whole(1),
-    "data": Rule(lambda v: isinstance(v, dict), "settings, such as +data.root=/other/place"),
-    "device": SCHEMA["device"],
     "threads": SCHEMA["threads"],
     "num_workers": SCHEMA["num_workers"],
+}
+EVALUATE_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
+    "metrics": SCHEMA["metrics"],
+    "device": SCHEMA["device"],
     "timeout": SCHEMA["timeout"],
 }
+PREDICT_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
+    "part": SAVED_SCHEMA["part"].or_null(),
+    "output": TEXT,
+    "device": SCHEMA["device"],
+}
+FORMATS = ("safetensors", "torch_export", "onnx")
+EXPORT_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
+    "format": list_of(one_of(*FORMATS), "formats, one or several of " + ", ".join(FORMATS)).or_word(*FORMATS),
+    "output": TEXT,
+    "tolerance": at_least(0),
+}
+RERUN_SCHEMA: dict[str, Rule] = {"run_dir": TEXT, "output": TEXT.or_null(), "dry_run": FLAG}
 
 # What may differ when a run directory is started again, because the result does not depend on it.
 FREE_ON_RESUME = (
     "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "tracker", "log_every", "checkpoint",
-    "device", "threads", "num_workers", "timeout", "cluster", "profile",
+    "device", "threads", "num_workers", "timeout", "cluster", "profile", "check",
 )  # fmt: skip
 
 
@@ -204,7 +221,7 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCH
             hint = " Quote a text that YAML reads as something else: '\"no\"'." if isinstance(value, bool) else ""
             raise ConfigError(f"{key}={_show(value)}: must be {rule.words}.{hint if rule is not FLAG else ''}")
     parse_duration(settings.get("max_time"))
-    if settings["device"] == "cpu" and settings.get("mixed_precision") == "fp16":
+    if settings.get("device") == "cpu" and settings.get("mixed_precision") == "fp16":
         raise ConfigError(FP16_ON_CPU)
 
 
@@ -300,6 +317,30 @@ def compose(hydra: Hydra, config_name: str, overrides: list[str], schema: Mappin
     return Composed(resolved, own, list(overrides))
 
 
+def compose_tool(config_name: str, argv: list[str], schema: Mapping[str, Rule]) -> Composed | None:
+    """Compose the config of a command that takes up a run.
+
+    A word that is no override names the run, and settings of the run's data source (`data.root=...`) are added.
+
+    Args:
+        config_name: Its file in conf/.
+        argv: The words of the command line.
+        schema: Of its settings.
+
+    Returns:
+        None where the command line only asks to be shown something, which it was.
+    """
+    arguments = parse_arguments(argv)
+    if show(arguments, config_name):
+        return None
+    overrides = []
+    for word in arguments.overrides:
+        plain = "=" not in word and not word.startswith("~")
+        overrides.append(override("run_dir", word) if plain else f"++{word}" if word.startswith("data.") else word)
+    with opened(arguments, config_name) as (hydra, name):
+        return compose(hydra, name, overrides, schema)
+
+
 def without_hydra(config: DictConfig) -> DictConfig:
     """A composed config without Hydra's own node."""
     copy = config.copy()
@@ -357,7 +398,10 @@ class Task:
 
     def compose(self, overrides: list[str]) -> Composed:
         """Compose and check a point of the grid."""
-        return compose(self._hydra, self._config_name, overrides)
+        point = compose(self._hydra, self._config_name, overrides)
+        if point.settings.get("check"):
+            raise ConfigError(f"check={_show(point.settings.check)}: checks one run; leave out -m.")
+        return point
 
 
 def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
@@ -378,12 +422,16 @@ def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
 
 
 def directory_override(path: Path | str) -> str:
-    """The override that names a run directory, quoted where Hydra's grammar needs it."""
-    text = str(path)
+    """The override that names a run directory."""
+    return override("hydra.run.dir", str(path))
+
+
+def override(key: str, text: str) -> str:
+    """The override that sets a text, quoted where Hydra's grammar needs it."""
     if not re.fullmatch(r"[A-Za-z0-9_./-]+", text):
         # Inside quotes a backslash is one of its own, but for those before a quote.
         text = "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
-    return f"hydra.run.dir={text}"
+    return f"{key}={text}"
 
 
 def _drop_inherited(hydra: Hydra, config: DictConfig, own: DictConfig, overrides: list[str]) -> None:
@@ -442,6 +490,8 @@ def _explain(hydra: Hydra, config_name: str, overrides: list[str], error: Except
         except (HydraException, OmegaConfBaseException):
             keys = []
         return f"{key}: there is no such setting.{_nearest(key, keys)} (+{key}=... adds a new one.)"
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{found[1]} is missing: give {found[1]}=..."
     if found := re.search(r"Primary config (?:module|directory).*|Cannot find primary config '([^']+)'", text):
         return f"--config-name: {found[0].splitlines()[0]}"
     if "parse" in text.lower() and (bad := [o for o in overrides if o in text]):
@@ -505,8 +555,12 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def check_writable(directory: Path) -> None:
+def check_writable(directory: Path, setting: str = "hydra.run.dir") -> None:
     """Check that a directory could be made, without making it.
+
+    Args:
+        directory: The one.
+        setting: That names it, for messages.
 
     Raises:
         ConfigError: A file stands in the way, or the permission is missing.
@@ -514,7 +568,7 @@ def check_writable(directory: Path) -> None:
     for place in (directory, *directory.parents):
         if place.exists():
             if not place.is_dir():
-                raise ConfigError(f"hydra.run.dir={directory}: {place} is a file. Choose another directory.")
+                raise ConfigError(f"{setting}={directory}: {place} is a file. Choose another directory.")
             if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
-                raise ConfigError(f"hydra.run.dir={directory}: no permission to write in {place}. Choose another.")
+                raise ConfigError(f"{setting}={directory}: no permission to write in {place}. Choose another.")
             return

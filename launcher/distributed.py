@@ -130,6 +130,13 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
     return on_cpu
 
 
+def choose_threads(threads: int | str, ranks: Ranks) -> int:
+    """CPU threads of this process: a number, or for `auto` its share of the cores of the machine or the SLURM task."""
+    given = slurm.cores_of_task(os.environ, ranks.local_world_size)  # and may bind it to them
+    share = max(1, cores() // ranks.local_world_size) if given is None else min(given, cores())
+    return share if threads == "auto" else int(threads)
+
+
 def start(
     ranks: Ranks,
     on_cpu: bool,
@@ -163,9 +170,7 @@ def start(
     # Accelerate reads these again and would follow a saved config against ours.
     os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
     os.environ["ACCELERATE_MIXED_PRECISION"] = mixed_precision
-    given = slurm.cores_of_task(os.environ, ranks.local_world_size)  # and may bind it to them
-    share = max(1, cores() // ranks.local_world_size) if given is None else min(given, cores())
-    count = share if threads == "auto" else int(threads)
+    count = choose_threads(threads, ranks)
     os.environ["OMP_NUM_THREADS"] = str(count)
     hook = DDPCommunicationHookType(strategy.get("compress") or "no")
     arguments = {name: value for name, value in strategy.items() if name not in ("name", "compress")}

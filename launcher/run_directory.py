@@ -4,13 +4,10 @@ import contextlib
 import fcntl
 import json
 import os
-import platform
 import shlex
 import socket
-import subprocess
 import sys
 import uuid
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +51,7 @@ class RunDirectory:
 
     def resume_command(self, overrides: list[str]) -> str:
         """The command that goes on with this run: the one that started it, with the directory named."""
-        words = [*_launch_words(), *(o for o in overrides if not o.startswith("hydra.run.dir="))]
+        words = [*launch_words(), *(o for o in overrides if not o.startswith("hydra.run.dir="))]
         here = os.path.relpath(self.path)
         return shlex.join([*words, directory_override(self.path if here.startswith("..") else here)])
 
@@ -80,7 +77,7 @@ def open_run_directory(composed: Composed) -> RunDirectory:
     if composed.chose_directory:
         resumed = (path / CONFIG).is_file()
         if resumed:
-            _check_same(path, composed)
+            check_same(path, composed)
         _make(path, exist_ok=True)
     elif before is not None:
         path, resumed = before, True
@@ -111,7 +108,12 @@ def _make_new(path: Path) -> Path:
     raise ConfigError(f"hydra.run.dir={path}: taken a thousand times over. Name a directory of your own.")
 
 
-def _check_same(path: Path, composed: Composed) -> None:
+def check_same(path: Path, composed: Composed) -> None:
+    """Check that a run directory can be resumed with a config.
+
+    Raises:
+        ConfigError: It belongs to a run with another one.
+    """
     old: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
     new: Any = OmegaConf.to_container(composed.settings)
     lines = differences(old, new)
@@ -156,7 +158,7 @@ def _of_this_launch(path: Path, composed: Composed) -> Path | None:
         with contextlib.suppress(OSError, ValueError, ConfigError):
             unfinished = not (lock.parent / "summary.json").exists() or (lock.parent / "stopped.json").exists()
             if json.loads(lock.read_text()).get("launch") == name and unfinished:
-                _check_same(lock.parent, composed)
+                check_same(lock.parent, composed)
                 return lock.parent
     return None
 
@@ -213,7 +215,7 @@ def _write_config(path: Path, composed: Composed) -> None:
         write_text(path / ".hydra" / name, text)
 
 
-def _launch_words() -> list[str]:
+def launch_words() -> list[str]:
     """How this process was started: the launcher's command line where there is one."""
     parent = parent_command()
     script = os.path.relpath(sys.argv[0])
@@ -234,31 +236,3 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file in one go."""
     write_text(path, json.dumps(content, indent=1, default=str) + "\n")
-
-
-def provenance() -> dict[str, Any]:
-    """The commit of the working directory (with `+` where files differ from it) and the versions of what matters."""
-    packages = ("launcher", "torch", "accelerate", "hydra-core", "numpy", "wandb")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {"git_commit": git_commit(), "versions": versions}
-
-
-def git_commit() -> str | None:
-    """The commit of the working directory, with `+` where files differ from it; None where there is none.
-
-    LAUNCHER_COMMIT in the environment counts more: the code of a job may have been copied long before.
-    """
-    if commit := os.environ.get("LAUNCHER_COMMIT"):
-        return commit
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

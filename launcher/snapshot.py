@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import ConfigError
-from launcher.run_directory import git_commit
+from launcher.provenance import git_commit
 
 PACKAGE = Path(__file__).resolve().parent
 LARGEST = 20 << 20  # bytes of a file that still is code

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # started as a file: launcher/ itself stands first o
     sys.path[0] = os.getcwd()
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from launcher import config, distributed
+from launcher import check, config, distributed
 from launcher.config import Composed
 from launcher.errors import ConfigError
 from launcher.watch import Watch, finish, guarded
@@ -56,6 +56,8 @@ def train(composed: Composed) -> int:
         Exit status.
     """
     settings = composed.settings
+    if settings.check:
+        return check.check(composed)
 
     # 1. Which rank am I, and on what kind of device
     distributed.join_slurm()
@@ -72,6 +74,7 @@ def train(composed: Composed) -> int:
         engine,
         losses,
         optimizers,
+        provenance,
         reporter,
         run_directory,
         schedulers,
@@ -116,6 +119,8 @@ def train(composed: Composed) -> int:
         reporter.log_to(path)
         log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
         log.info("data       %s", data)
+        for line in provenance.write(path, composed.plain(), data, ranks.world_size, accelerator.device):
+            log.warning("changed    %s", line)
         log.info(
             "model      %s, %s parameters", type(model).__name__, f"{sum(p.numel() for p in model.parameters()):,}"
         )
@@ -269,7 +274,7 @@ def train(composed: Composed) -> int:
             "accumulation_steps": plan.accumulation_steps,
             "threads": torch.get_num_threads(),
             **clock.totals(progress.step, plan),
-            **run_directory.provenance(),
+            **provenance.summary(),
         }
         keeper.close(summary, progress, evaluation, data.class_names)
         if status == "finished":

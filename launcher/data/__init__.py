@@ -1,8 +1,9 @@
 """What a data source gives: three parts, a task, and the shapes that a model and a loss need."""
 
 import math
+import zlib
 from collections.abc import Callable, Sized
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from launcher.errors import ConfigError
+
+PRINTED = 4 << 20  # bytes of a part that its checksum covers at most, in rows at equal distances: 4 ms
 
 
 @dataclass
@@ -74,8 +77,12 @@ class Data:
         validation: What choices are made by, such as the best checkpoint.
         test: What is measured once, at the end.
         class_names: One name per class, in the order of the labels; None where unknown.
-        target_mean: [d] what was subtracted from the targets of a regression.
+        target_mean: [d] float64, what was subtracted from the targets of a regression.
         target_std: [d] what they were then divided by: an error of 1 is this much in the user's own unit.
+        input_mean: [d] float64, what was subtracted from each column of a table by the training part.
+        input_std: [d] float64, what the column was then divided by.
+        reader: How samples from elsewhere are read and prepared exactly as these: `_target_`, a function
+            (path, **the other keys) -> Others, and its arguments, plain values. None: only its own parts are known.
     """
 
     name: str
@@ -88,6 +95,9 @@ class Data:
     class_names: list[str] | None = None
     target_mean: Tensor | None = None
     target_std: Tensor | None = None
+    input_mean: Tensor | None = None
+    input_std: Tensor | None = None
+    reader: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         shape = "x".join(str(side) for side in self.input_shape)
@@ -135,6 +145,58 @@ class Data:
         if len(self.input_shape) == 3:
             facts["in_channels"] = self.input_shape[0]
         return facts
+
+    def record(self) -> dict[str, Any]:
+        """What there is to know of it where the data is not at hand: plain values, data.json of a run.
+
+        With a checksum of each part, which tells whether it still is the same data.
+        """
+        prepare, labels = getattr(self.test, "prepare", None), getattr(self.train, "targets", None)
+        plain = asdict(prepare) if is_dataclass(prepare) and not isinstance(prepare, type) else {}
+        counted = self.task == "classification" and labels is not None
+        return {
+            "name": self.name,
+            "task": self.task,
+            "input_shape": list(self.input_shape),
+            "num_outputs": self.num_outputs,
+            "class_names": self.class_names,
+            "class_counts": self.class_counts.tolist() if counted else None,
+            **{key: _listed(getattr(self, key)) for key in ("target_mean", "target_std", "input_mean", "input_std")},
+            "prepare": {"name": type(prepare).__name__, **plain} if prepare is not None else None,
+            "reader": self.reader,
+            "facts": {key: list(fact) if isinstance(fact, tuple) else fact for key, fact in self.facts().items()},
+            "parts": {name: _print_of(getattr(self, name)) for name in ("train", "validation", "test")},
+        }
+
+
+@dataclass
+class Others:
+    """Samples from elsewhere, prepared as those of a training run.
+
+    Attributes:
+        part: What to read; without labels its targets mean nothing.
+        names: One per sample: the file of an image, the number of a row.
+        labelled: Whether the true targets are there.
+    """
+
+    part: Part
+    names: list[str]
+    labelled: bool
+
+
+def _listed(tensor: Tensor | None) -> list[float] | None:
+    return None if tensor is None else tensor.tolist()
+
+
+def _print_of(part: Part) -> dict[str, Any]:
+    """Samples of a part, and a checksum of what is in memory: all of it, or rows at equal distances."""
+    tensors = [getattr(part, "inputs", None), getattr(part, "targets", None)]
+    checksum = 0
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and len(tensor):
+            rows = tensor[:: max(1, -(-tensor.nbytes // PRINTED))].cpu().contiguous()
+            checksum = zlib.crc32(rows.numpy().tobytes(), checksum)
+    return {"samples": len(part), "checksum": checksum}
 
 
 def free(device: torch.device) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from launcher.data import Data, DatasetPart, check_flag, check_fraction, check_seed, split
+from launcher.data import Data, DatasetPart, Others, check_flag, check_fraction, check_seed, split
 from launcher.data.images import StandardiseChannels
 from launcher.errors import ConfigError
 
@@ -79,14 +79,9 @@ def load(
         ConfigError: A folder is missing or empty, a part has a class that training does not have, a setting
             is outside its range, or torchvision is missing.
     """
-    try:
-        from torchvision.datasets import ImageFolder
-        from torchvision.transforms import v2 as transforms
-    except ImportError as error:
-        raise ConfigError(
-            f"data=image_folder reads images with torchvision, which does not import ({error}): "
-            "pip install 'launcher[vision]'"
-        ) from error
+    transforms = _transforms()
+    from torchvision.datasets import ImageFolder
+
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise ConfigError(f"data.image_size: {image_size!r} is no side in pixels; it must be an integer >= 1.")
     for setting, share in (("data.crop", crop), ("data.min_scale", min_scale)):
@@ -148,7 +143,7 @@ def load(
 
     # A whole batch is standardised at once, where the model is: per image it takes longer than reading a small one.
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
-    centre = [transforms.Resize(round(image_size / crop)), transforms.CenterCrop(image_size)]
+    centre = _centre(image_size, crop)
     random: list[Any] = [transforms.RandomResizedCrop(image_size, scale=(min_scale, 1.0))] if min_scale < 1 else centre
     if flip:
         random = [*random, transforms.RandomHorizontalFlip()]
@@ -166,7 +161,76 @@ def load(
         validation=part(validated, centre),
         test=part(tested, centre),
         class_names=classes,
+        reader={
+            "_target_": "launcher.data.image_folder.read_alike",
+            "classes": classes,
+            "image_size": image_size,
+            "crop": crop,
+            "mean": list(mean),
+            "std": list(std),
+        },
     )
+
+
+def _transforms() -> Any:
+    try:
+        from torchvision.transforms import v2 as transforms
+    except ImportError as error:
+        raise ConfigError(
+            f"data=image_folder reads images with torchvision, which does not import ({error}): "
+            "pip install 'launcher[vision]'"
+        ) from error
+    return transforms
+
+
+def _centre(image_size: int, crop: float) -> list[Any]:
+    """Where nothing is random: the centre of an image."""
+    transforms = _transforms()
+    return [transforms.Resize(round(image_size / crop)), transforms.CenterCrop(image_size)]
+
+
+def read_alike(
+    path: str | Sequence[str], classes: list[str], image_size: int, crop: float, mean: list[float], std: list[float]
+) -> Others:
+    """Find other images, to be prepared as the validation images of a run.
+
+    Args:
+        path: An image, a directory (searched at any depth), a text file (.txt) with the path of an image on each
+            line, or a list of images. They count as labelled where each lies in a directory named as its class.
+        classes: Names of the classes, in their order.
+        image_size: Side of the square that the model gets, in pixels.
+        crop: Side of the centre crop over the shorter side of the image.
+        mean: Of red, green and blue, which run from 0 to 1.
+        std: Of red, green and blue.
+
+    Raises:
+        ConfigError: There is no such file, or no image.
+    """
+    transforms = _transforms()
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    if isinstance(path, str):
+        place = Path(path).expanduser()
+        if place.is_dir():
+            files = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+        elif place.suffix == ".txt" and place.is_file():
+            files = [Path(line.strip()) for line in place.read_text().splitlines() if line.strip()]
+        else:
+            files = [place]
+    else:
+        files = [Path(str(file)).expanduser() for file in path]
+    if not files:
+        raise ConfigError(f"input: {path} has no image ({', '.join(IMG_EXTENSIONS)}).")
+    if absent := [file for file in files if not file.is_file()]:
+        raise ConfigError(f"input: there is no file {absent[0]}; name an image, a directory or a list (.txt) of them.")
+    labelled = all(file.parent.name in classes for file in files)
+    samples = [(str(file), classes.index(file.parent.name) if labelled else 0) for file in files]
+    dataset = FolderImages(
+        samples, read_image, transforms.Compose([*_centre(image_size, crop), transforms.PILToTensor()])
+    )
+    standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
+    part = DatasetPart(dataset, torch.tensor([label for _, label in samples]), standardise)
+    return Others(part, [str(file) for file in files], labelled)
 
 
 def read_image(path: str) -> Any:

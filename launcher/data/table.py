@@ -48,6 +48,7 @@ def from_table(
     inputs = torch.from_numpy((features - mean) / std).float()
     target_mean: Tensor | None = None
     target_std: Tensor | None = None
+    input_mean, input_std = torch.from_numpy(mean), torch.from_numpy(std)
     if labels is not None:
         values, task, outputs = labels, "classification", len(class_names or ())
     else:
@@ -59,7 +60,7 @@ def from_table(
         mean, std = statistics(targets[train])
         values = torch.from_numpy((targets - mean) / std).float()
         task, outputs = "regression", targets.shape[1]
-        target_mean, target_std = torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+        target_mean, target_std = torch.from_numpy(mean), torch.from_numpy(std)
     parts = [TensorPart(inputs[part], values[part]) for part in indices]
     return Data(
         name=name,
@@ -72,4 +73,6 @@ def from_table(
         class_names=class_names,
         target_mean=target_mean,
         target_std=target_std,
+        input_mean=input_mean,
+        input_std=input_std,
     )

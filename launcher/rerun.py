@@ -1,0 +1,117 @@
+"""A run repeated from its record, into a new directory; and in words, what differs now.
+
+    python launcher/rerun.py outputs/2026-01-31/12-00-00 dry_run=true    # only say it
+    torchrun --nproc_per_node 2 launcher/rerun.py outputs/2026-01-31/12-00-00
+
+Where nothing differs, weights and metrics.jsonl come out the same in every bit.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # as in train.py
+    sys.path[0] = os.getcwd()
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from omegaconf import OmegaConf
+
+from launcher import config, distributed, provenance, saved
+from launcher.config import Composed
+from launcher.watch import guarded
+
+
+def main() -> None:
+    """The console command: exit status as that of launcher/train.py."""
+    sys.exit(guarded(lambda: command(sys.argv[1:])))
+
+
+def command(argv: list[str]) -> int:
+    """Read a command line, say what differs, and train again."""
+    asked = config.compose_tool("rerun", argv, config.RERUN_SCHEMA)
+    if asked is None:
+        return 0
+    settings = asked.plain()
+    path, run = saved.open_run(settings["run_dir"])
+    new = new_settings(run)
+    composed = compose_again(path, run | new, settings["output"])
+    distributed.join_slurm()
+    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    if ranks.rank == 0:
+        lines = [f"{key}: no such setting then, {value} now" for key, value in new.items()]
+        lines += say_differences(path, run | new, ranks)
+        for line in lines:
+            print(f"differs    {line}")
+        if not lines:
+            print(f"same       code, packages, devices and data as {path} began with")
+        sys.stdout.flush()
+    if settings["dry_run"]:
+        return 0
+    from launcher.train import train
+
+    # What a stopped run prints to go on with it: train.py with these words.
+    sys.argv = [str(Path(sys.argv[0]).with_name(Path(sys.argv[0]).name.replace("rerun", "train"))), *composed.overrides]
+    return train(composed)
+
+
+def new_settings(run: dict[str, Any]) -> dict[str, Any]:
+    """Settings that conf/train.yaml has by now and a run was made without, at their defaults."""
+    with config.opened(config.parse_arguments([]), "train") as (hydra, name):
+        defaults = config.compose(hydra, name, []).plain()
+    return {key: value for key, value in defaults.items() if key not in run}
+
+
+def compose_again(path: Path, run: dict[str, Any], output: str | None) -> Composed:
+    """The config of a run, for a directory of its own.
+
+    Args:
+        path: Run directory.
+        run: Its settings.
+        output: The new directory, resumed where a run is in it; None: one beside the old.
+    """
+    settings = OmegaConf.create(run)
+    OmegaConf.set_struct(settings, True)
+    config.check_settings(run)
+    hydra: Any = OmegaConf.load(path / ".hydra" / "hydra.yaml")
+    hydra = hydra.hydra
+    overrides: Any = OmegaConf.to_container(OmegaConf.load(path / ".hydra" / "overrides.yaml"))
+    overrides = [word for word in overrides if not word.lstrip("+").startswith("hydra.run.dir=")]
+    place = Path(output).expanduser() if output is not None else path.with_name(f"{path.resolve().name}-rerun")
+    hydra.run.dir = str(place)
+    if output is not None:
+        overrides.append(config.directory_override(place))
+    return Composed(settings, hydra, overrides)
+
+
+def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -> list[str]:
+    """What is not as it was when a run began, in words; for rank 0.
+
+    Args:
+        path: Run directory.
+        run: Its settings.
+        ranks: The processes there are now.
+
+    Raises:
+        ConfigError: The run has no record, or its data is not there.
+    """
+    import json
+
+    import torch
+
+    from launcher.components import build, locate
+    from launcher.stream import seed_generators
+
+    then = provenance.read(path)
+    on_cpu = distributed.choose_device(run["device"], run["mixed_precision"], ranks)
+    torch.set_num_threads(distributed.choose_threads(run["threads"], ranks))
+    seed_generators(run["seed"])
+    data = json.loads(json.dumps(build("data", run["data"]).record(), default=str))
+    for target in provenance.targets(run):
+        locate(target, "run_dir")  # a person's own file is known once it is imported
+    now = provenance.collect(run, ranks.world_size, torch.device("cpu" if on_cpu else f"cuda:{ranks.local_rank}"))
+    return [*provenance.differences(then, now), *provenance.data_differences(provenance.read_data(path), data)]
+
+
+if __name__ == "__main__":
+    main()

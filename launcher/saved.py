@@ -1,0 +1,172 @@
+"""A run as it lies on the disk, taken up for other ends than training: to be measured, used, exported or repeated."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from launcher.errors import ConfigError
+from launcher.run_directory import CONFIG
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from launcher.data import Data, Others
+
+
+def open_run(run_dir: str) -> tuple[Path, dict[str, Any]]:
+    """A run directory and the settings that the run was made with.
+
+    Raises:
+        ConfigError: No run is there.
+    """
+    path = Path(run_dir).expanduser()
+    if not (path / CONFIG).is_file():
+        why = f"it has no {CONFIG}" if path.is_dir() else "there is no such directory"
+        raise ConfigError(f"run_dir={run_dir}: no run is there ({why}). Name a directory that launcher/train.py made.")
+    settings: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
+    return path, settings
+
+
+def choose_checkpoint(path: Path, wanted: str | int) -> Path:
+    """The checkpoint that `last`, `best` or a step names, verified.
+
+    Args:
+        path: Run directory.
+        wanted: Which.
+
+    Raises:
+        ConfigError: There is no such checkpoint, or its files are not what was written.
+    """
+    from launcher import checkpoint
+
+    saved = checkpoint.checkpoints(path / "checkpoints")
+    if not saved:
+        raise ConfigError(f"run_dir={path}: no checkpoint is there.")
+    steps = [checkpoint.step_of(one) for one in saved]
+    try:
+        if wanted == "last":
+            found = checkpoint.newest_good(path / "checkpoints")
+            assert found is not None
+            return found
+        if wanted == "best":
+            _, state = checkpoint.read_checkpoint(saved[-1])
+            wanted = state["progress"]["best_step"]
+            if wanted is None:
+                raise ConfigError("checkpoint=best: this run has measured none as its best; use checkpoint=last.")
+        if wanted not in steps:
+            known = f"last, {', '.join(map(str, steps))}"
+            raise ConfigError(f"checkpoint={wanted}: no such checkpoint. There are: {known}.")
+        found = saved[steps.index(int(wanted))]
+        checkpoint.verify(found)
+    except checkpoint.DamagedCheckpoint as error:
+        raise ConfigError(f"checkpoint={wanted}: {error}.") from error
+    return found
+
+
+def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -> "nn.Module":
+    """The model of a run with the weights of a checkpoint: the moving average where the run kept one.
+
+    Args:
+        run: Its settings.
+        facts: What the run's data told the model.
+        chosen: The checkpoint.
+    """
+    from safetensors.torch import load_file
+
+    from launcher.components import build
+
+    given = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
+    model: nn.Module = build("model", run["model"], **given)
+    model.load_state_dict(load_file(chosen / "model.safetensors"))
+    return model
+
+
+def read_others(record: Mapping[str, Any], path: Any) -> "Others":
+    """Samples from elsewhere, read and prepared as those that a run learned from.
+
+    Args:
+        record: data.json of the run.
+        path: What the setting `input` names.
+
+    Raises:
+        ConfigError: The run's data source reads nothing else, or there is nothing fit to read.
+    """
+    from launcher.components import locate
+
+    if record["reader"] is None:
+        raise ConfigError(
+            f"input={path}: data={record['name']} reads nothing but its own parts; use part=test, validation or train."
+        )
+    arguments = dict(record["reader"])
+    others: Others = locate(arguments.pop("_target_"), "reader")(path, **arguments)
+    return others
+
+
+def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping[str, Any]) -> "Data":
+    """The data of a run, read again: prepared as it was, or refused.
+
+    Args:
+        run: Settings of the run.
+        changes: Other settings for the data source, such as another root.
+        record: data.json of the run.
+
+    Raises:
+        ConfigError: What is read now is prepared by other numbers, or has other classes.
+    """
+    import json
+
+    from launcher.components import build
+
+    data: Data = build("data", {**run["data"], **changes})
+    now = json.loads(json.dumps(data.record(), default=str))
+    for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
+        if now[key] != record[key]:
+            raise ConfigError(
+                f"data: this is not what the run learned from: its {key.replace('_', ' ')} would be another "
+                f"({_short(record[key])} then, {_short(now[key])} now). To take other samples as the run "
+                "prepares them, use input=FILE_OR_FOLDER."
+            )
+    return data
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def data_of_others(record: Mapping[str, Any], others: "Others") -> "Data":
+    """Samples from elsewhere as a data source whose test part they are: what a loss asks for is that of the run.
+
+    Args:
+        record: data.json of the run.
+        others: With labels.
+    """
+    import torch
+
+    from launcher.data import Data, DatasetPart
+
+    # Balanced weights of a loss are those of training: the labels of its training part, and no samples.
+    counts = record["class_counts"]
+    labels = None if counts is None else torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    train = DatasetPart([], labels)
+    return Data(
+        name=record["name"],
+        task=record["task"],
+        input_shape=tuple(record["input_shape"]),
+        num_outputs=record["num_outputs"],
+        train=train,
+        validation=train,
+        test=others.part,
+        class_names=record["class_names"],
+        target_mean=tensor(record["target_mean"]),
+        target_std=tensor(record["target_std"]),
+    )
+
+
+def tensor(numbers: list[float] | None) -> "Tensor | None":
+    """Numbers of a record as float64."""
+    import torch
+
+    return None if numbers is None else torch.tensor(numbers, dtype=torch.float64)

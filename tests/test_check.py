@@ -1,0 +1,112 @@
+"""check=true: what a run will need, beside what it then takes."""
+
+import re
+
+import pytest
+import torch
+from processes import command, summary, train
+
+from launcher.batch import plan_batch
+
+NET = """
+import torch
+from launcher.models.mlp import MLP
+
+class Reads(MLP):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs, [16], "relu", 0.0)
+        self.scale = self.layers[1].weight.abs().max().item()
+
+class Fails(MLP):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs, [16], "relu", 0.0)
+
+    def forward(self, x):
+        raise RuntimeError("no way forward")
+
+class Huge(torch.nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(100_000, 100_000) for _ in range(40))
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "own.py").write_text(NET)
+    return tmp_path
+
+
+def tell(place, *words, status=0, **kwargs):
+    run = command("train", ["check=true", "threads=1", "wandb.mode=disabled", *words], place, **kwargs).wait(90)
+    assert run.status[0] == status, run.out() + run.err()
+    assert sorted(path.name for path in place.iterdir() if path.name != "__pycache__") == ["io", "own.py"]
+    return run.out() if status != 2 else run.err()
+
+
+def megabytes(said, what):
+    return float(re.search(rf"{what} ([\d.,]+)", said)[1].replace(",", ""))
+
+
+def test_it_plans_measures_and_leaves_nothing_behind(place):
+    words = ["optimizer=adam", "model.hidden=[700,300]", "check=3", "epochs=7", "ema_decay=0.9", "hydra.run.dir=run"]
+    said = tell(place, *words)
+    parameters = 64 * 700 + 700 + 700 * 300 + 300 + 300 * 10 + 10
+    assert f"MLP, {parameters:,} parameters" in said
+    assert str(plan_batch(1294, 64, 3, None)) in said and "147 updates, 7 epochs" in said
+    weights = 4 * parameters / 2**20
+    for what, expected in (("weights", 1), ("gradients", 1), ("optimizer", 2), ("moving average", 1)):
+        assert megabytes(said, what) == pytest.approx(expected * weights, abs=0.06), said
+    # The weights, two moments, and the model beside its average: four times the weights.
+    assert megabytes(said, "4 checkpoints of") == pytest.approx(4 * weights, rel=0.02)
+    assert re.search(r"updates/s in \d+ real ones of 22 samples on one", said) and "fine" in said
+
+
+def test_the_time_it_states_is_that_of_the_run(place):
+    words = ["model.hidden=[2000,2000]", "max_steps=60", "log_every=1", "eval_every=null", "hydra.run.dir=run"]
+    said = tell(place, *words)
+    stated = float(re.search(r"time +([\d.]+) of training|time +([\d.]+) ", said)[2])
+    train([*words, "threads=1"], place).ok()
+    assert 0.3 < stated / summary(place / "run")["training_seconds"] < 3
+
+
+def test_a_model_that_needs_values_is_built_in_memory(place):
+    assert "Reads, " in tell(place, "model._target_=own.Reads", "max_steps=5")
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [("Fails", ["a step fails", "no way forward"]), ("Huge", ["state alone takes", "400,004,000,000 parameters"])],
+)
+def test_what_could_not_go_through_is_a_problem(net, expected, place):
+    said = tell(place, f"model._target_=own.{net}", status=1)
+    for text in ("PROBLEM", *expected):
+        assert text in said, said
+
+
+def test_two_processes_speak_with_one_voice(place):
+    run = command("train", ["check=true", "threads=1", "wandb.mode=disabled"], place, world=2).ok(90)
+    assert "= 2 devices" in run.out() and run.out(1) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["check=100"], ["batch.global_size=64", "100 devices"]),
+        (["check=often"], ["check=often", "number of devices"]),
+        (["loss=mse"], ["loss", "regression"]),
+        (["scheduler.warmup=99epochs"], ["warmup"]),
+        (["-m", "optimizer=sgd,adam"], ["leave out -m"]),
+    ],
+)
+def test_wrong_input_is_refused_as_the_run_would(words, expected, place):
+    said = tell(place, *words, status=2)
+    for text in expected:
+        assert text in said, said
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(place):
+    said = tell(place, "model.hidden=[2048]", "hydra.run.dir=run")
+    assert "on one GPU" in said and "MB at most in the steps" in said and "fine" in said
