@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from launcher.batch import BatchPlan
 
-SECONDS = 4.0  # of real steps
+SECONDS = 2.0  # of real steps
 PATIENCE = 600.0  # seconds until a process that should take those steps counts as hung
 MB = 2**20
 

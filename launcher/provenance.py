@@ -30,8 +30,8 @@ LARGEST_PATCH = 1 << 20  # bytes of uncommitted changes that a run directory kee
 # Variables by prefix that are kept; every other one stays out of the record.
 KEPT = (
     "ACCELERATE_", "CUBLAS_", "CUDA_", "CUDNN_", "FI_", "FSDP_", "GLOO_", "HIP_", "HSA_", "KMP_", "LAUNCHER_",
-    "MASTER_", "MIOPEN_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTHONHASHSEED", "PYTHONPATH", "PYTORCH_", "RANK",
-    "ROCR_", "SLURM_", "TORCH", "WANDB_", "WORLD_SIZE",
+    "MASTER_", "MIOPEN_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTHONHASHSEED", "PYTHONPATH", "PYTORCH_",
+    "RANK", "ROCR_", "SLURM_", "TORCH", "WANDB_", "WORLD_SIZE",
 )  # fmt: skip
 # Those of them that can change figures or speed, and do not name a job: what two starts are compared by.
 COMPARED = ("CUBLAS_", "CUDNN_", "KMP_", "MIOPEN_", "MKL_", "NCCL_", "OPENBLAS_", "PYTHONHASHSEED", "PYTORCH_")

@@ -1,10 +1,12 @@
 """check=true: what a run will need, beside what it then takes."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from processes import command, summary, train
+from processes import REPOSITORY, command, summary, train
 
 from launcher.batch import plan_batch
 
@@ -70,8 +72,9 @@ def test_the_time_it_states_is_that_of_the_run(place):
     assert 0.3 < stated / summary(place / "run")["training_seconds"] < 3
 
 
-def test_a_model_that_needs_values_is_built_in_memory(place):
-    assert "Reads, " in tell(place, "model._target_=own.Reads", "max_steps=5")
+def test_two_processes_speak_with_one_voice_also_of_a_model_that_needs_values(place):
+    run = command("train", ["check=true", "threads=1", "model._target_=own.Reads"], place, world=2).ok(90)
+    assert "Reads, " in run.out() and "= 2 devices" in run.out() and run.out(1) == ""
 
 
 @pytest.mark.parametrize(
@@ -84,25 +87,26 @@ def test_what_could_not_go_through_is_a_problem(net, expected, place):
         assert text in said, said
 
 
-def test_two_processes_speak_with_one_voice(place):
-    run = command("train", ["check=true", "threads=1", "wandb.mode=disabled"], place, world=2).ok(90)
-    assert "= 2 devices" in run.out() and run.out(1) == ""
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["check=100"], ["batch.global_size=64", "100 devices"]),
         (["check=often"], ["check=often", "number of devices"]),
-        (["loss=mse"], ["loss", "regression"]),
+        (["loss=mse"], ["loss", "classification"]),
         (["scheduler.warmup=99epochs"], ["warmup"]),
-        (["-m", "optimizer=sgd,adam"], ["leave out -m"]),
     ],
 )
 def test_wrong_input_is_refused_as_the_run_would(words, expected, place):
     said = tell(place, *words, status=2)
     for text in expected:
         assert text in said, said
+
+
+def test_a_grid_is_not_checked(place):
+    words = ["-m", "optimizer=sgd,adam", "check=true", "hydra.sweep.dir=grid"]
+    program = [sys.executable, str(REPOSITORY / "launcher/train.py")]
+    done = subprocess.run([*program, *words], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 2 and "leave out -m" in done.stderr, done.stderr
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_loop import OWN, RUN, newest, place, same_bits
+from kill_loop import OWN, RUN, place, same_bits
 from processes import command, train
 
 from launcher import provenance
@@ -154,8 +154,6 @@ def test_a_setting_that_a_run_did_not_know_gets_its_default(copied):
 
 def test_a_resumed_run_keeps_its_first_record_and_notes_what_differs(copied):
     first = json.loads((copied / "run/provenance.json").read_text())
-    for saved in sorted((copied / "run/checkpoints").glob("step_*"))[1:]:
-        shutil.rmtree(saved)
     own = (copied / "own.py").read_text()
     (copied / "own.py").write_text(own.replace("manual_seed(0)", "manual_seed(1)"))
     out = train([*RUN, "+data.classes=3"], copied, environment={"OMP_PLACES": "cores"}).ok().out()
@@ -163,6 +161,6 @@ def test_a_resumed_run_keeps_its_first_record_and_notes_what_differs(copied):
     record = json.loads((copied / "run/provenance.json").read_text())
     (later,) = record.pop("later_starts")
     assert record == first
-    assert "code" in later and "packages" not in later and newest(copied).name.endswith("60")
+    assert "code" in later and "packages" not in later
     assert later["environment"]["OMP_PLACES"] == "cores"
     assert os.path.exists(copied / f"run/changes-{later['code']['working directory']['changes'][:12]}.patch")
