@@ -3,7 +3,7 @@
     python launcher/export.py run_dir=outputs/2026-01-31/12-00-00 format=onnx output=model
     python launcher/export.py run_dir=outputs/2026-01-31/12-00-00 format=[safetensors,torch_export]
 
-Each takes prepared inputs [n, ...] float32 (metadata.json says how they are prepared), of any n, and gives outputs
+Each takes prepared inputs [n, ...] (metadata.json says how they are prepared), of any n, and gives outputs
 [n, num_outputs]. A directory is written whole or not at all.
 """
 
@@ -102,6 +102,7 @@ def export(settings: dict[str, Any]) -> int:
         told = "input" if settings["input"] is not None else part
         shutil.copy(path / ".hydra" / "config.yaml", making / "config.yaml")
         metadata = describe(path, run, record, model, chosen.name) | {
+            "input_dtype": str(example.dtype).removeprefix("torch."),
             "files": files,
             "compared_on": {"part": told, "input": settings["input"], "samples": samples},
             "tolerance": settings["tolerance"],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from launcher.errors import ConfigError
 
-PRINTED = 4 << 20  # bytes of a part that its checksum covers at most, in rows at equal distances: 4 ms
+PRINTED = 1 << 20  # bytes of a part that its checksum covers at most, in rows at equal distances
 
 
 @dataclass
