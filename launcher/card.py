@@ -30,20 +30,20 @@ from safetensors.torch import load_file
 
 model = instantiate(OmegaConf.load("config.yaml").model, {facts}, _convert_="all")
 model.load_state_dict(load_file("{file}"))
-outputs = model.eval()(inputs)  # {shape} float32, prepared as below
+outputs = model.eval()(inputs)  # {shape} {dtype}, prepared as below
 ```""",
     "torch_export": """\
 ```python
 import torch
 
-outputs = torch.export.load("{file}").module()(inputs)  # {shape} float32, prepared as below
+outputs = torch.export.load("{file}").module()(inputs)  # {shape} {dtype}, prepared as below
 ```""",
     "onnx": """\
 ```python
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{file}")
-(outputs,) = session.run(None, {{"inputs": inputs}})  # {shape} float32, prepared as below
+(outputs,) = session.run(None, {{"inputs": inputs}})  # {shape} {dtype}, prepared as below
 ```""",
 }
 
@@ -92,7 +92,10 @@ def write_card(
             ]
         ),
         "## Use\n\n"
-        + "\n\n".join(_use(file, entry["format"], run, record) for file, entry in metadata["files"].items()),
+        + "\n\n".join(
+            _use(file, entry["format"], metadata["input_dtype"], run, record)
+            for file, entry in metadata["files"].items()
+        ),
         "## Preparation of the inputs\n\n" + _preparation(record),
         "## Training\n\n" + _training(run, summary, made),
     ]
@@ -129,7 +132,11 @@ def _preparation(record: Mapping[str, Any]) -> str:
     else:
         text = "None: the model takes the inputs as they are."
     if record["target_mean"] is not None:
-        text += f"\n\nOutputs are standardised: value = output * {record['target_std']} + {record['target_mean']}."
+
+        def numbers(key: str) -> str:
+            return ", ".join(f"{number:.9g}" for number in record[key])
+
+        text += f"\n\nOutputs are standardised: value = output * {numbers('target_std')} + {numbers('target_mean')}."
     return text
 
 
@@ -160,13 +167,15 @@ def _training(run: Mapping[str, Any], summary: Mapping[str, Any], made: Mapping[
     return _table(rows)
 
 
-def _use(file: str, form: str, run: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def _use(file: str, form: str, dtype: str, run: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     names = accepted_names(locate(run["model"]["_target_"], "model")) or set()
     given = {name: tuple(fact) if isinstance(fact, list) else fact for name, fact in record["facts"].items()}
     facts = ", ".join(
         f"{name}={fact!r}" for name, fact in given.items() if name in names and run["model"].get(name) is None
     )
-    return USE[form].format(file=file, facts=facts, shape=f"[n, {', '.join(map(str, record['input_shape']))}]")
+    return USE[form].format(
+        file=file, facts=facts, dtype=dtype, shape=f"[n, {', '.join(map(str, record['input_shape']))}]"
+    )
 
 
 def _component(settings: Mapping[str, Any]) -> str:

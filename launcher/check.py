@@ -86,9 +86,10 @@ def check(composed: Composed) -> int:
     problems = []
     if run_directory.is_held(path):
         problems.append(f"hydra.run.dir={path}: a run is in it.")
-    if needed > there:
+    share = needed / (1 if settings.strategy.name == "ddp" else devices)
+    if share > there:
         problems.append(
-            f"the model's state alone takes {needed / MB:,.0f} MB of a device, and {there / MB:,.0f} are free."
+            f"a device needs {share / MB:,.0f} MB for the model's state alone, and {there / MB:,.0f} are free."
         )
     taken = steps_taken(composed, plan, devices) if needed <= there else {}
     if "failure" in taken:
@@ -114,6 +115,8 @@ def check(composed: Composed) -> int:
         where = "on one CPU process" if on_cpu else "on one GPU"
         lines.append(("time", f"{_duration(total_steps / rate)} of training: {rate:.3g} updates/s in {steps} {where}"))
         lines.append(("", "evaluations, saves and what the devices tell each other come on top"))
+    elif not problems:
+        lines.append(("time", "not tried: the whole model, which one device would have to hold for it, does not fit"))
     existing = next(place for place in (path, *path.parents) if place.is_dir())
     free, each = shutil.disk_usage(existing).free, taken.get("checkpoint_bytes")
     if each is not None and settings.checkpoint.every is not None:

@@ -102,6 +102,7 @@ def export(settings: dict[str, Any]) -> int:
         told = "input" if settings["input"] is not None else part
         shutil.copy(path / ".hydra" / "config.yaml", making / "config.yaml")
         metadata = describe(path, run, record, model, chosen.name) | {
+            "input_dtype": str(example.dtype).removeprefix("torch."),
             "files": files,
             "compared_on": {"part": told, "input": settings["input"], "samples": samples},
             "tolerance": settings["tolerance"],
