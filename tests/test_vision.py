@@ -156,7 +156,7 @@ def test_a_run_with_group_norm_has_the_same_rows_on_1_and_2_ranks(tmp_path):
              "log_every=1", "threads=1", "eval_every=2", "hydra.run.dir=run", "optimizer.lr=0.01"]  # fmt: skip
     pytest.importorskip("timm")
     for world in (1, 2):
-        train(words, tmp_path, world, name=f"io{world}").ok()
+        train(words, tmp_path, world, name=f"io{world}").ok(120)
         (tmp_path / "run").rename(tmp_path / f"run{world}")
     for row, other in zip(rows(tmp_path / "run1"), rows(tmp_path / "run2"), strict=True):
         assert other == pytest.approx(row, rel=1e-3)
