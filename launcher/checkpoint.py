@@ -8,6 +8,7 @@ every file and is written last. It is made under another name, flushed to the di
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -179,6 +180,9 @@ class Progress:
         best: The figures of that evaluation.
         seen: Whether the step was evaluated and logged; not where the run was stopped before.
         max_per_device: Most samples that a device sees at once, where the run found that out by itself.
+        lowest: The best value of what early stopping watches so far, its sign turned where more is better.
+        waited: Evaluations in a row that did not better it.
+        ended: Why the run is over at this step, before its last one; None while it goes on.
     """
 
     step: int = 0
@@ -186,6 +190,9 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)
     seen: bool = True
     max_per_device: int | None = None
+    lowest: float = math.inf
+    waited: int = 0
+    ended: str | None = None
 
     @property
     def recorded(self) -> int:
@@ -206,6 +213,27 @@ class Progress:
         if self.best_step is None or sign * row[metric] > sign * self.best[metric]:
             self.best_step = self.step
             self.best = {name: value for name, value in row.items() if name.startswith("eval/")}
+
+    def watch(self, row: Mapping[str, float], metric: str | None, mode: str, patience: int, min_delta: float) -> None:
+        """Early stopping (Prechelt 1998): end the run where evaluations do not get better any more.
+
+        Args:
+            row: Metric name to number.
+            metric: The one that counts; None never ends the run.
+            mode: min or max.
+            patience: Evaluations in a row without improvement that end it, >= 1.
+            min_delta: Smallest change that counts as an improvement must be more than this, >= 0.
+        """
+        if metric is None:
+            return
+        sign = -1 if mode == "max" else 1
+        if sign * row[metric] < self.lowest - min_delta:
+            self.lowest, self.waited = sign * row[metric], 0
+        else:  # NaN is no improvement
+            self.waited += 1
+        if self.waited >= patience:
+            best = f"no better than {sign * self.lowest:.6g}"
+            self.ended = f"early stopping: {metric} was {best} in {self.waited} evaluations in a row"
 
 
 def gather_state(trainer: "Trainer", progress: Progress, ranks: Ranks) -> dict[str, Any]:

@@ -95,7 +95,21 @@ SCHEMA: dict[str, Rule] = {
     "seed": whole(0),
     "mixed_precision": one_of("no", "bf16", "fp16"),
     "clip_grad_norm": above(0).or_null(),
+    "clip_grad_value": above(0).or_null(),
+    "log_grad_norm": FLAG,
     "ema_decay": between(0, 1).or_null(),
+    "init_from": TEXT.or_null(),
+    "freeze": list_of(TEXT, "patterns of parameter names, such as [layers.0.*]"),
+    "layer_decay": Rule(lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1").or_null(),
+    "activation_checkpointing": Rule(
+        lambda v: v is False or (isinstance(v, list) and v != [] and all(TEXT.fits(name) for name in v)),
+        "false, or a list of patterns of module names, such as [layers.*]",
+    ),
+    "sampling": one_of("shuffle", "balanced"),
+    "early_stopping.metric": TEXT.or_null(),
+    "early_stopping.mode": one_of("min", "max"),
+    "early_stopping.patience": whole(1),
+    "early_stopping.min_delta": at_least(0),
     "exact_across_devices": FLAG,
     "canonical_shards": whole(1),
     "divergence.action": one_of("stop", "rollback"),
@@ -148,6 +162,12 @@ SCHEMA: dict[str, Rule] = {
     "wandb.tags": list_of(TEXT, "texts"),
 }
 
+FIND_LR_SCHEMA: dict[str, Rule] = SCHEMA | {
+    "find_lr.min": above(0),
+    "find_lr.max": above(0),
+    "find_lr.steps": whole(10),
+}
+
 EVALUATE_SCHEMA: dict[str, Rule] = {
     "run_dir": TEXT,
     "part": one_of("train", "validation", "test"),
@@ -164,7 +184,7 @@ EVALUATE_SCHEMA: dict[str, Rule] = {
 # What may differ when a run directory is started again, because the result does not depend on it.
 FREE_ON_RESUME = (
     "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "tracker", "log_every", "checkpoint",
-    "device", "threads", "num_workers", "timeout", "cluster", "profile",
+    "device", "threads", "num_workers", "timeout", "cluster", "profile", "log_grad_norm", "activation_checkpointing",
 )  # fmt: skip
 
 
@@ -204,8 +224,35 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCH
             hint = " Quote a text that YAML reads as something else: '\"no\"'." if isinstance(value, bool) else ""
             raise ConfigError(f"{key}={_show(value)}: must be {rule.words}.{hint if rule is not FLAG else ''}")
     parse_duration(settings.get("max_time"))
+    if "epochs" in schema:
+        _check_together(settings)
     if settings["device"] == "cpu" and settings.get("mixed_precision") == "fp16":
         raise ConfigError(FP16_ON_CPU)
+
+
+def _check_together(settings: Mapping[str, Any]) -> None:
+    """Check what a training run's settings are to each other."""
+    if settings["clip_grad_norm"] is not None and settings["clip_grad_value"] is not None:
+        raise ConfigError(
+            f"clip_grad_norm={settings['clip_grad_norm']} and clip_grad_value={settings['clip_grad_value']}: both clip "
+            "the gradient. Set one of them to null."
+        )
+    watched = settings.get("early_stopping") or {}
+    if watched.get("metric") is not None:
+        if settings["eval_every"] is None:
+            raise ConfigError(
+                f"early_stopping.metric={watched['metric']}: eval_every=null never evaluates. "
+                "Use eval_every=epoch, or early_stopping.metric=null."
+            )
+        from launcher.schedulers import RISING
+
+        name = watched["metric"].rpartition("/")[2]
+        mode = "max" if name in RISING else "min" if name.endswith("loss") else watched["mode"]
+        if watched["mode"] != mode:
+            raise ConfigError(
+                f"early_stopping.mode={watched['mode']}: takes {watched['metric']} the wrong way. "
+                f"Use early_stopping.mode={mode}."
+            )
 
 
 FP16_ON_CPU = (

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.batch import BatchPlan
 from launcher.clock import flops_per_sample, peak_flops
 from launcher.data import Data, DatasetPart, TensorPart
-from launcher.distributed import Ranks, at_rank_0, sum_over_ranks, sum_over_shards
+from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.divergence import Diverged, Rollbacks
 from launcher.errors import ConfigError
 from launcher.losses import PerSample
@@ -56,7 +56,7 @@ class Window:
         steps: Updates done before each of the steps.
         losses: Sum of the (weighted) losses of the rank's samples, one scalar tensor per step.
         weights: Sum of their weights, one per step; for a loss without weights the number of samples.
-        grad_norm: Norm of the last gradient before clipping, where it is clipped.
+        grad_norm: Norm of the last gradient before clipping, where it is clipped by it or asked for.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -94,6 +94,8 @@ class Trainer:
         compiled: Whether the model is compiled.
         channels_last: Whether images are laid out with their channels last, which convolutions like.
         rollbacks: Which batches to leave out, and how long to look at each.
+        clip_grad_value: Largest absolute value of an element of the gradient; None never clips.
+        log_grad_norm: Whether to note the gradient's norm where it is not clipped by it.
 
     Attributes:
         measured: What is evaluated and exported: the moving average where there is one, else the model.
@@ -116,7 +118,10 @@ class Trainer:
         compiled: bool,
         channels_last: bool,
         rollbacks: Rollbacks,
+        clip_grad_value: float | None = None,
+        log_grad_norm: bool = False,
     ) -> None:
+        self.clip_grad_value, self.log_grad_norm = clip_grad_value, log_grad_norm
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
         self.ranks, self.seed, self.clip_grad_norm, self.ema_decay = ranks, seed, clip_grad_norm, ema_decay
         self.accelerator, self.device = accelerator, accelerator.device
@@ -186,6 +191,10 @@ class Trainer:
             return self._vote()
         if self.clip_grad_norm is not None:
             self.window.grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_grad_norm)
+        elif self.log_grad_norm:
+            self.window.grad_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if self.clip_grad_value is not None:
+            nn.utils.clip_grad_value_(self._parameters, self.clip_grad_value)
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -564,7 +573,7 @@ def evaluate(
         interrupted: Asked before each batch; True ends the evaluation here.
 
     Returns:
-        The figures (those of `metrics` on rank 0 alone); None where some rank was interrupted.
+        The figures, the same on every rank; None where some rank was interrupted.
     """
     device, world = accelerator.device, ranks.world_size
     shards = shards or world
@@ -610,6 +619,7 @@ def evaluate(
             for outputs, targets in (pair for of_rank in gathered for pair in of_rank):
                 update_metrics(extra, outputs, targets)
             figures |= {name: float(metric.compute()) for name, metric in extra.items()}
+        figures = from_rank_0(figures, world)  # what is chosen by them is chosen by every rank
     if isinstance(sums, ClassificationSums):
         return Evaluation(int(counted), figures, sums.per_class_accuracy(), sums.confusion())
     return Evaluation(int(counted), figures)

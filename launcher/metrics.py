@@ -171,7 +171,8 @@ def make_metrics(names: Sequence[str | Mapping[str, Any]], data: "Data") -> dict
         if key in metrics:
             raise ConfigError(f"metrics: {key} is named twice.")
         try:
-            metrics[key] = found(**filled | arguments)
+            # Rank 0 has every sample and computes alone: torchmetrics would wait for the other ranks to do so too.
+            metrics[key] = found(**filled | {"sync_on_compute": False} | arguments)
             _probe(metrics[key], data)
         except Exception as error:  # torchmetrics raises whatever its parts do
             raise ConfigError(f"metrics: {name} refuses {arguments or 'this data'}: {error}") from error

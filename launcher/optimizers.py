@@ -179,7 +179,11 @@ class Muon(Optimizer):
 
 
 def build_optimizer(
-    settings: Mapping[str, Any], model: nn.Module, lr_scale: float, decay_bias_and_norm: bool
+    settings: Mapping[str, Any],
+    model: nn.Module,
+    lr_scale: float,
+    decay_bias_and_norm: bool,
+    layer_decay: float | None = None,
 ) -> Optimizer:
     """Build the optimizer that conf/optimizer describes, before or after model.to(device).
 
@@ -190,6 +194,9 @@ def build_optimizer(
             that takes one.
         lr_scale: The learning rate of every group is multiplied by it, > 0.
         decay_bias_and_norm: Whether weight decay applies to parameters of at most one dimension.
+        layer_decay: The learning rate of each layer over that of the next deeper one, in (0, 1], the last layer's
+            being the whole (Clark et al. 2020, ELECTRA, https://arxiv.org/abs/2003.10555, section 3.1); see
+            `layers_of`. None: one for all.
 
     Raises:
         ConfigError: An argument is wrong, or nothing is to be trained.
@@ -211,13 +218,12 @@ def build_optimizer(
     kind = locate(str(settings["_target_"]), "optimizer") if settings.get("_target_") else None
     if kind is not None and not {"fused", "foreach"} & set(fixed) and _takes_fused(kind, model, params):
         fixed["fused"] = True
+    apart = kind is not None and not decay_bias_and_norm and bool(_weight_decay(kind, fixed))
     groups: Sequence[Any] = params
-    if kind is not None and not decay_bias_and_norm and _weight_decay(kind, fixed):
-        decayed, plain = [p for p in params if p.dim() > 1], [p for p in params if p.dim() <= 1]
-        if decayed and plain:
-            groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        elif plain:
-            groups = [{"params": plain, "weight_decay": 0.0}]
+    if layer_decay is not None:
+        groups = _groups_by_layer(model, layer_decay, apart)
+    elif apart:
+        groups = _apart(params)
     try:
         optimizer = build("optimizer", fixed, groups, model=model)
     except RuntimeError as error:  # torch refuses fused on a device or beside another option
@@ -228,12 +234,75 @@ def build_optimizer(
             "not a torch.optim.Optimizer."
         )
     for group in optimizer.param_groups:
-        group["lr"] *= lr_scale
+        group["lr"] *= lr_scale * group.pop("layer_scale", 1.0)
     if "lr" in optimizer.defaults:
         optimizer.defaults["lr"] *= lr_scale
     if optimizer.state:
         _follow_device(optimizer)
     return optimizer
+
+
+def layers_of(model: nn.Module) -> dict[str, int]:
+    """How deep each parameter lies: 0 at the input.
+
+    A model of timm's says it by its `group_matcher`, as timm.optim.param_groups_layer_decay asks it. Any other model is
+    cut into its children in the order in which they were made, a Sequential or ModuleList among them into its own; a
+    child that is all there is is looked into. A child with vectors alone (a normalisation) belongs to the layer before
+    it, and parameters of the model itself (a position embedding) to the first.
+
+    Raises:
+        ConfigError: The model has a group_matcher and timm is not installed.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if callable(matcher := getattr(model, "group_matcher", None)):
+        try:
+            from timm.models import group_parameters
+        except ImportError as error:
+            raise ConfigError(
+                f"layer_decay: the depths of a {type(model).__name__} are timm's to tell, which does not import "
+                f"({error}): pip install timm"
+            ) from error
+        found = group_parameters(model, matcher(coarse=False), reverse=True)
+        return {name: found.get(name, max(found.values())) for name in names}
+    blocks = _blocks(model, "")
+    while len(blocks) == 1 and any(True for _ in blocks[0][1].children()):
+        ((prefix, block),) = blocks
+        blocks = _blocks(block, prefix)
+    layers, depth = dict.fromkeys(names, 0), -1
+    for prefix, block in blocks:
+        depth += depth < 0 or any(parameter.dim() > 1 for parameter in block.parameters())
+        layers |= {name: depth for name in names if name.startswith(prefix)}
+    return layers
+
+
+def _blocks(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
+    """Children that have parameters, with the prefix of their names; containers cut into theirs."""
+    blocks = []
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            blocks += _blocks(child, f"{prefix}{name}.")
+        elif any(True for _ in child.parameters()):
+            blocks.append((f"{prefix}{name}.", child))
+    return blocks
+
+
+def _groups_by_layer(model: nn.Module, layer_decay: float, apart: bool) -> list[dict[str, Any]]:
+    """Groups of parameters, the deepest layer first: its learning rate is the one that a run reports."""
+    layers = layers_of(model)
+    deepest = max(layers.values())
+    groups = []
+    for layer in range(deepest, -1, -1):
+        params = [p for name, p in model.named_parameters() if p.requires_grad and layers[name] == layer]
+        found: list[dict[str, Any]] = _apart(params) if apart else [{"params": params}]
+        groups += [group | {"layer_scale": layer_decay ** (deepest - layer)} for group in found if group["params"]]
+    return groups
+
+
+def _apart(params: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Groups with and without weight decay: of parameters with more than one dimension, and of the others."""
+    decayed, plain = [p for p in params if p.dim() > 1], [p for p in params if p.dim() <= 1]
+    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def lean_step(optimizer: Optimizer) -> Callable[[], Any]:

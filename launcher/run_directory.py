@@ -54,7 +54,7 @@ class RunDirectory:
 
     def resume_command(self, overrides: list[str]) -> str:
         """The command that goes on with this run: the one that started it, with the directory named."""
-        words = [*_launch_words(), *(o for o in overrides if not o.startswith("hydra.run.dir="))]
+        words = [*launch_words(), *(o for o in overrides if not o.startswith("hydra.run.dir="))]
         here = os.path.relpath(self.path)
         return shlex.join([*words, directory_override(self.path if here.startswith("..") else here)])
 
@@ -89,6 +89,13 @@ def open_run_directory(composed: Composed) -> RunDirectory:
     lock = _lock(path)
     _write_config(path, composed)
     return RunDirectory(path, resumed, lock)
+
+
+def holds_checkpoint(composed: Composed) -> bool:
+    """Whether this start will go on from a checkpoint, as any rank can see it, before anything is made."""
+    path = Path(str(composed.hydra.run.dir)).resolve()
+    before = path if composed.chose_directory else _of_this_launch(path, composed)
+    return before is not None and any((before / "checkpoints").glob("step_*"))
 
 
 def _make(path: Path, exist_ok: bool) -> None:
@@ -213,7 +220,7 @@ def _write_config(path: Path, composed: Composed) -> None:
         write_text(path / ".hydra" / name, text)
 
 
-def _launch_words() -> list[str]:
+def launch_words() -> list[str]:
     """How this process was started: the launcher's command line where there is one."""
     parent = parent_command()
     script = os.path.relpath(sys.argv[0])

@@ -7,7 +7,7 @@ import multiprocessing
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from launcher.batch import BatchPlan
 from launcher.data import DatasetPart, TensorPart
 from launcher.distributed import Ranks
+
+if TYPE_CHECKING:
+    from launcher.sampling import Balanced
 
 ORDER, AUGMENT, MODEL = 1, 2, 3  # what a random number is for: each purpose has numbers of its own
 # In-memory data is gathered this much at a time. Memory of a megabyte is used again at once, where the pages of eight
@@ -87,6 +90,43 @@ def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def derive_each(keys: np.ndarray, *numbers: np.ndarray | int) -> np.ndarray:
+    """[n] uint64 keys, each followed by one of each of the numbers: derive(*before, a, b) of keys derive(*before)."""
+    for number in numbers:
+        keys = _mix(keys + np.asarray(number).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    return keys
+
+
+def permute_each(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """As `permute`, but for a size and a key of each position's own.
+
+    Args:
+        positions: [n] integers, each in 0..size-1 of its own size.
+        sizes: [n] from 1 to 2**52.
+        keys: [n] uint64.
+
+    Returns:
+        [n] int64.
+    """
+    two, one = np.uint64(2), np.uint64(1)
+    bits = np.maximum(np.frexp((sizes - 1).astype(np.float64))[1], 2).astype(np.uint64)
+    low_bits = bits // two
+    high_bits = bits - low_bits
+    round_keys = [derive_each(np.zeros_like(keys), keys, round_) for round_ in range(ROUNDS)]
+    values = positions.astype(np.uint64)
+    outside = np.arange(len(values))
+    while len(outside):
+        left_bits, right_bits = high_bits[outside], low_bits[outside]
+        moving = values[outside]
+        left, right = moving >> right_bits, moving & ((one << right_bits) - one)
+        for of_round in round_keys:
+            left, right = right, left ^ (_mix(right + of_round[outside]) & ((one << left_bits) - one))
+            left_bits, right_bits = right_bits, left_bits
+        values[outside] = (left << right_bits) | right
+        outside = outside[values[outside] >= sizes[outside].astype(np.uint64)]
+    return values.astype(np.int64)
+
+
 def uniforms(samples: np.ndarray, draws: int, key: int) -> np.ndarray:
     """Uniform numbers that belong to the samples: the same whatever batch, rank or worker a sample is in.
 
@@ -146,6 +186,7 @@ class Stream:
         device: Where the batches are put.
         workers: Processes that load samples of a DatasetPart; 0 loads them in this one.
         shuffle: False keeps the order of the data (every epoch the same).
+        balanced: Draws the samples instead, each class equally often.
     """
 
     def __init__(
@@ -157,15 +198,16 @@ class Stream:
         device: torch.device,
         workers: int,
         shuffle: bool = True,
+        balanced: "Balanced | None" = None,
     ) -> None:
         self.part, self.plan, self.seed, self.rank = part, plan, seed, rank
-        self.device, self.workers, self.shuffle = device, workers, shuffle
+        self.device, self.workers, self.shuffle, self.balanced = device, workers, shuffle, balanced
 
     def samples(self, step: int) -> np.ndarray:
         """[size] sample numbers of the global batch of a step, in order."""
         epoch, position = divmod(step, self.plan.steps_per_epoch)
         first = position * self.plan.global_size
-        return self._order(epoch, np.arange(first, first + self.plan.size_of(position)))
+        return self._order(epoch, np.arange(first, first + self.plan.size_of(position))) % self.plan.samples
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This rank's batches of the steps first_step (inclusive) to last_step (exclusive)."""
@@ -174,6 +216,9 @@ class Stream:
         return self._from_loader(self.part, first_step, last_step)
 
     def _order(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Sample numbers; a sample that comes again in an epoch is a multiple of the number of samples further."""
+        if self.balanced is not None:
+            return self.balanced.draw(epoch, positions)
         if not self.shuffle:
             return positions
         return permute(positions, self.plan.samples, derive(self.seed, ORDER, epoch))
@@ -208,7 +253,7 @@ class Stream:
             begin = position - position % chunk
             cut = [self._positions(at) for at in range(begin, min(begin + block, steps_per_epoch))]
             numbers = self._order(epoch, np.concatenate([positions for positions, _ in cut]))
-            index = torch.from_numpy(numbers).to(part.inputs.device)
+            index = torch.from_numpy(numbers % self.plan.samples).to(part.inputs.device)
             draws = None
             if part.augment is not None:
                 draws = torch.from_numpy(uniforms(numbers, part.draws, derive(self.seed, AUGMENT, epoch)))
@@ -270,14 +315,23 @@ class ShardedStream:
 
 
 def of_rank(
-    part: TensorPart | DatasetPart, plan: BatchPlan, seed: int, ranks: Ranks, device: torch.device, workers: int
+    part: TensorPart | DatasetPart,
+    plan: BatchPlan,
+    seed: int,
+    ranks: Ranks,
+    device: torch.device,
+    workers: int,
+    balanced: "Balanced | None" = None,
 ) -> Stream | ShardedStream:
     """The batches of one rank; arguments as for Stream."""
+
+    def stream(shard: int) -> Stream:
+        return Stream(part, plan, seed, shard, device, workers, balanced=balanced)
+
     if not plan.canonical:
-        return Stream(part, plan, seed, ranks.rank, device, workers)
+        return stream(ranks.rank)
     count = plan.shards // ranks.world_size
-    first = ranks.rank * count
-    return ShardedStream([Stream(part, plan, seed, first + i, device, workers) for i in range(count)])
+    return ShardedStream([stream(ranks.rank * count + i) for i in range(count)])
 
 
 class _MicroBatches:
@@ -304,14 +358,14 @@ class _Batched(Dataset):
         self.dataset = dataset
 
     def __getitems__(self, items: list[tuple[int, int]]) -> Any:
-        return self.dataset.__getitems__([number for _, number in items])
+        return self.dataset.__getitems__([number % len(self.dataset) for _, number in items])
 
 
 class _Seeded(Dataset):
     """A dataset whose random augmentation is a function of (seed, epoch, sample)."""
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed, self.size = dataset, seed, len(dataset)
 
     def __getitem__(self, item: tuple[int, int]) -> Any:
         epoch, number = item
@@ -319,7 +373,7 @@ class _Seeded(Dataset):
         torch.default_generator.manual_seed(key >> 1)
         random.seed(key)
         np.random.seed(key & 0xFFFFFFFF)
-        return self.dataset[number]
+        return self.dataset[number % self.size]
 
 
 def in_order(

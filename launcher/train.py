@@ -9,6 +9,7 @@ Nothing heavy is imported at the top: help and wrong settings are answered befor
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,12 @@ def command(argv: list[str]) -> int:
     return train(composed)
 
 
-def train(composed: Composed) -> int:
+def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float]], None] | None = None) -> int:
     """The story of one run.
 
     Args:
         composed: The checked config; nobody below gets to see all of it.
+        after_row: Called on every rank with the run directory and each row of the record; what it raises ends the run.
 
     Returns:
         Exit status.
@@ -70,6 +72,7 @@ def train(composed: Composed) -> int:
         checkpoint,
         divergence,
         engine,
+        finetune,
         losses,
         optimizers,
         reporter,
@@ -80,6 +83,8 @@ def train(composed: Composed) -> int:
     from launcher.clock import Clock, Profiler
     from launcher.components import build
     from launcher.data import Data
+    from launcher.recompute import recompute
+    from launcher.sampling import Balanced
     from launcher.stopping import StopRequest
 
     stream.seed_generators(settings.seed)
@@ -92,13 +97,23 @@ def train(composed: Composed) -> int:
     plan = batch.plan_batch(
         len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
     )
+    balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
     model = build("model", settings.model, **data.facts())
+    resumes = run_directory.holds_checkpoint(composed)
+    begun = finetune.begin(model, None if resumes else settings.init_from, settings.freeze)
     loss = losses.build_loss(settings.loss, data)
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
-    optimizer = optimizers.build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm)
+    optimizer = optimizers.build_optimizer(
+        settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay
+    )
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
     schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
-    wanted = {"checkpoint.best": settings.checkpoint.best, "scheduler.metric": schedule.metric}
+    recompute(model, settings.activation_checkpointing or [])
+    wanted = {
+        "checkpoint.best": settings.checkpoint.best,
+        "scheduler.metric": schedule.metric,
+        "early_stopping.metric": settings.early_stopping.metric,
+    }
     engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
     if shards is not None:
         engine.check_exact(model)
@@ -119,6 +134,8 @@ def train(composed: Composed) -> int:
         log.info(
             "model      %s, %s parameters", type(model).__name__, f"{sum(p.numel() for p in model.parameters()):,}"
         )
+        for line in begun:
+            log.info(line)
 
     # 4. Wrap the model, and take up what a run in this directory has done before
     device = accelerator.device
@@ -137,14 +154,16 @@ def train(composed: Composed) -> int:
         model, loss, optimizer, schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
         settings.ema_decay, settings.compile, settings.channels_last,
         divergence.Rollbacks(path / "rollbacks.json", directory is not None),
+        settings.clip_grad_value, settings.log_grad_norm,
     )  # fmt: skip
-    samples = stream.of_rank(data.train, plan, settings.seed, ranks, device, settings.num_workers)
+    samples = stream.of_rank(data.train, plan, settings.seed, ranks, device, settings.num_workers, balanced)
     with engine.memory_advice(plan):
         trainer.warm_up(samples)
     if saved is not None:
         checkpoint.restore(*saved, trainer, ranks)
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
-        if distributed.from_rank_0(directory and directory.is_complete(total_steps), ranks.world_size):
+        end = progress.step if progress.ended else total_steps
+        if distributed.from_rank_0(directory and directory.is_complete(end), ranks.world_size):
             log.info("finished already: nothing is left to do in %s", path)
             finish(watch)
             return 0
@@ -175,8 +194,11 @@ def train(composed: Composed) -> int:
     eval_every, log_every = interval(settings.eval_every), interval(settings.log_every)
     save_every = interval(settings.checkpoint.every)
 
+    def over() -> bool:
+        return progress.step == total_steps or progress.ended is not None
+
     def due(every: int) -> bool:
-        return every > 0 and (progress.step % every == 0 or progress.step == total_steps)
+        return every > 0 and (progress.step % every == 0 or over())
 
     def look() -> bool:
         """Evaluate and log where it is due, as one row of the record. False where it was interrupted, with no row."""
@@ -188,6 +210,7 @@ def train(composed: Composed) -> int:
                 return False
             figures = {f"eval/{name}": value for name, value in evaluation.figures.items()}
             progress.note(figures, settings.checkpoint.best, settings.checkpoint.best_mode)
+            progress.watch(figures, **settings.early_stopping)
             if schedule.metric is not None:
                 schedule.observe(figures[schedule.metric])
         if due(log_every):
@@ -196,6 +219,8 @@ def train(composed: Composed) -> int:
             timing = clock.row(progress.step, plan)
             if keeper is not None:
                 keeper.row(progress.step, figures | {"lr": trainer.lr}, timing)
+            if after_row is not None:
+                after_row(path, progress.step, figures)
         return True
 
     def save() -> None:
@@ -210,9 +235,9 @@ def train(composed: Composed) -> int:
         """The loop, always in this order: step, evaluate, log, save, stop."""
         if not progress.seen:  # what the run before this one had no time for
             progress.seen = look()
-            if not progress.seen or progress.step == total_steps:
+            if not progress.seen or over():
                 return save()
-        for part in clock.waiting(samples.batches(progress.step, total_steps)):
+        for part in clock.waiting(samples.batches(progress.step, progress.step if over() else total_steps)):
             trainer.wants_to_stop = bool(stop)
             stopping = trainer.step(part)
             progress.step += 1
@@ -222,9 +247,9 @@ def train(composed: Composed) -> int:
                 profiler.step()
             progress.seen = not (stopping and due(eval_every)) and look()
             stopping = stopping or not progress.seen
-            if due(save_every) or progress.step == total_steps or stopping:
+            if due(save_every) or over() or stopping:
                 save()
-            if stopping:
+            if stopping or over():
                 return
 
     # 5. Train; where it diverges, stop, or go back to the last checkpoint and leave the batch out
@@ -253,7 +278,7 @@ def train(composed: Composed) -> int:
         profiler.close()
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete
-    finished = progress.step == total_steps and progress.seen
+    finished = over() and progress.seen
     evaluation = measure(data.test) if finished else None
     if directory is not None and keeper is not None and saver is not None:
         saver.wait()
@@ -268,12 +293,13 @@ def train(composed: Composed) -> int:
             "per_device_batch_size": plan.per_device_size,
             "accumulation_steps": plan.accumulation_steps,
             "threads": torch.get_num_threads(),
+            **({"reason": progress.ended} if progress.ended else {}),
             **clock.totals(progress.step, plan),
             **run_directory.provenance(),
         }
         keeper.close(summary, progress, evaluation, data.class_names)
         if status == "finished":
-            log.info("finished   %s", path / "report.html")
+            log.info("finished   %s%s", f"{progress.ended}; " if progress.ended else "", path / "report.html")
         else:
             command = directory.resume_command(composed.overrides)
             run_directory.write_json(

@@ -20,7 +20,7 @@ def _option(path):
     return OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / path))
 
 
-def _loop(device="cpu", weight=None):
+def _loop(device="cpu", weight=None, **more):
     """A trainer and its batches, as train.py builds them, for a dense network with SGD, momentum and cosine."""
     from launcher import stream
     from launcher.batch import plan_batch
@@ -46,7 +46,7 @@ def _loop(device="cpu", weight=None):
     loss = build_loss(_option("loss/cross_entropy.yaml") | {"weight": weight}, data).to(accelerator.device)
     trainer = Trainer(
         model, loss, optimizer, schedule, accelerator, ranks, 0, None, None, False, False,
-        Rollbacks(Path("none"), False),
+        Rollbacks(Path("none"), False), **more,
     )  # fmt: skip
     samples = stream.of_rank(part, plan, 0, ranks, accelerator.device, 0)
     trainer.warm_up(samples)
