@@ -100,7 +100,7 @@ def test_of_modules_within_each_other_the_outermost_is_wrapped_and_gradients_are
         kept[name] = _kept(one, inputs)
     for p, q in zip(plain.parameters(), again.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
-    assert kept["again"] < 0.6 * kept["plain"], kept
+    assert kept["again"] < 0.65 * kept["plain"], kept
 
 
 def test_running_statistics_would_be_updated_twice():
