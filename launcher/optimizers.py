@@ -290,18 +290,18 @@ def _groups_by_layer(model: nn.Module, layer_decay: float, apart: bool) -> list[
     """Groups of parameters, the deepest layer first: its learning rate is the one that a run reports."""
     layers = layers_of(model)
     deepest = max(layers.values())
-    groups = []
+    groups: list[dict[str, Any]] = []
     for layer in range(deepest, -1, -1):
         params = [p for name, p in model.named_parameters() if p.requires_grad and layers[name] == layer]
-        found: list[dict[str, Any]] = _apart(params) if apart else [{"params": params}]
-        groups += [group | {"layer_scale": layer_decay ** (deepest - layer)} for group in found if group["params"]]
+        found = _apart(params) if apart else [{"params": params}]
+        groups += [{**group, "layer_scale": layer_decay ** (deepest - layer)} for group in found if group["params"]]
     return groups
 
 
 def _apart(params: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Groups with and without weight decay: of parameters with more than one dimension, and of the others."""
     decayed, plain = [p for p in params if p.dim() > 1], [p for p in params if p.dim() <= 1]
-    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
