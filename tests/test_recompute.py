@@ -38,25 +38,25 @@ class Deep(nn.Module):
         return self.last(x)
 """
 )
-WORDS = [*(word for word in RUN if not word.startswith(("model.", "epochs"))), "model._target_=own.Deep", "epochs=4"]
+OTHER = ("model.", "epochs", "scheduler")
+WORDS = [*(w for w in RUN if not w.startswith(OTHER)), "model._target_=own.Deep", "epochs=4", "scheduler=constant"]
 AGAIN = "activation_checkpointing=[blocks.*]"
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_with_dropout_and_a_moving_average_the_same_bits_also_where_it_is_switched_on_in_between(world, tmp_path):
-    plain, again, mixed = (place(tmp_path / name, DEEP) for name in ("plain", "again", "mixed"))
+    plain, again = (place(tmp_path / name, DEEP) for name in ("plain", "again"))
     train(WORDS, plain, world).ok()
     train([*WORDS, AGAIN], again, world).ok()
     same_bits(plain, again)
     names = load_file(newest(again) / "model.safetensors").keys()
     assert "blocks.1.scale" in names and not any("checkpoint" in name for name in names)
-    constant = [*(word for word in WORDS if not word.startswith("scheduler")), "scheduler=constant"]
-    train([*constant, "max_steps=9"], mixed, world).ok()
-    train([*constant, AGAIN], mixed, world, name="io1").ok()
-    reference = place(tmp_path / "reference", DEEP)
-    train(constant, reference, world).ok()
-    first, second = (load_file(newest(one) / "model.safetensors") for one in (mixed, reference))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    if world == 1:
+        mixed = place(tmp_path / "mixed", DEEP)
+        train([*WORDS, "max_steps=9"], mixed).ok()
+        train([*WORDS, AGAIN], mixed, name="io1").ok()
+        first, second = (load_file(newest(one) / "model.safetensors") for one in (mixed, plain))
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_it_needs_less_memory(tmp_path):
