@@ -78,6 +78,7 @@ WRONG = {
     ),
     "no source": (["data._target_=os.getcwd"], ["data._target_", "launcher.data.Data"]),
     "unknown mode": (["wandb.mode=off"], ["wandb.mode", "disabled"]),
+    "unknown artifacts": (["wandb.artifacts=last"], ["wandb.artifacts=last", "best or all"]),
     "no duration": (["max_time=soon"], ["max_time=soon", "90m"]),
     "unknown weights": (["loss.weight=[1,2]"], ["loss.weight", "10"]),
     "unmatched shards": (["exact_across_devices=true", "canonical_shards=0"], ["canonical_shards=0", "at least 1"]),
