@@ -71,7 +71,11 @@ def predict(settings: dict[str, Any]) -> int:
 
     import torch
 
+    from launcher.models.mirrored import Mirrored
     from launcher.stream import in_order
+
+    if run.get("test_time_flip", False):  # as its test part was measured
+        model = Mirrored(model)
 
     accelerator = distributed.start(
         ranks, on_cpu, run["mixed_precision"], settings["threads"], TIMEOUT, True, run["strategy"],
