@@ -52,6 +52,7 @@ class Watch:
         # its own: torchrun's store outlives a restart, and holds what the group before it wrote.
         self._store = PrefixStore(f"launcher/{from_rank_0(uuid.uuid4().hex, ranks.world_size)}", store.clone())
         self._done = threading.Event()
+        self._leaving = False
         self._parent = os.getppid()
         self._host = socket.gethostname()
         self._store.append(f"host/{self._host}", f"{ranks.rank} {os.getpid()}\n")  # type: ignore[attr-defined]
@@ -61,6 +62,11 @@ class Watch:
         current = self
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
+
+    def leave(self) -> None:
+        """Say that this rank is done: its process may end from the next barrier on, and nobody should wonder."""
+        self._leaving = True
+        self._set("leaving", True)
 
     def close(self) -> None:
         """Stop watching; every rank must have passed a barrier before."""
@@ -146,15 +152,15 @@ class Watch:
                     self._end(self._say_gone(gone))
             except Exception as error:  # the store is gone: with it rank 0, or the launcher that held it
                 self._done.wait(0.5)
-                if os.getppid() != self._parent:
-                    return  # torchrun was killed and its store with it; the ranks stop by themselves, and save
+                if self._leaving or os.getppid() != self._parent:
+                    return  # rank 0 has left; or torchrun was killed and its store with it: the ranks stop, and save
                 if not self._done.is_set():
                     self._end(f"rank {self.ranks.rank} ends: rank 0 or its launcher is gone ({type(error).__name__}).")
 
     def _gone(self) -> dict[str, Any] | None:
         """The first rank whose process is there no more, found by a neighbour on its machine."""
         for rank, pid in self._here().items():
-            if rank != self.ranks.rank and not _exists(pid):
+            if rank != self.ranks.rank and not _exists(pid) and not self._get("leaving", rank):
                 self._store.compare_set("gone", "", json.dumps({"rank": rank, "pid": pid, "host": self._host}))
         return json.loads(self._store.get("gone")) if self._store.check(["gone"]) else None
 
@@ -272,6 +278,7 @@ def finish(watch: "Watch | None") -> None:
         return
     import torch.distributed as dist
 
+    watch.leave()
     dist.barrier()
     watch.close()
     dist.destroy_process_group()

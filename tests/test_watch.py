@@ -50,3 +50,23 @@ def test_a_silent_rank_is_known_to_those_who_do_not_look_at_it(tmp_path):
             assert run.status[rank] == 1 and "rank 3 has been silent" in run.err(rank), run.err(rank)
             # Three beats, each of them no more requests than in any larger group.
             assert int(run.out(rank)) <= 4 * 13, run.out(rank)
+
+
+def leaves(slow):
+    import torch.distributed as dist
+
+    from launcher.distributed import Ranks
+    from launcher.watch import Watch, finish
+
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    watch = Watch(Ranks(rank, 2, rank, 2), 30.0)
+    close = watch.close
+    if rank == slow:  # a machine under load: the other's process has long ended when this one stops watching
+        watch.close = lambda: (time.sleep(4), close())
+    finish(watch)
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_rank_that_leaves_late_does_not_take_the_others_for_lost(slow, tmp_path):
+    start(leaves, [slow], tmp_path, 2).ok()
