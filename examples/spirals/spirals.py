@@ -1,0 +1,72 @@
+"""A project of one's own: two files of Python beside a conf/ directory, trained by the installed launcher."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from launcher.data import Data, TensorPart, split_three
+from launcher.errors import ConfigError
+
+
+def jitter(raw: Tensor, uniforms: Tensor) -> Tensor:
+    """Move each point a little. The uniforms [b, 2] belong to the sample: any number of GPUs moves it alike."""
+    return raw + 0.05 * (uniforms - 0.5)
+
+
+def load(arms: int, points: int, turns: float, noise: float, test: float, validation: float, split_seed: int) -> Data:
+    """Points on interleaved spirals, to be told apart by their arm.
+
+    Args:
+        arms: Spirals, at least 2: the classes.
+        points: Points of each.
+        turns: How often each winds around the centre.
+        noise: Standard deviation of a point's distance from its spiral.
+        test: Share of the points for the test part.
+        validation: Share of the rest for the validation part.
+        split_seed: Of the points and of the split.
+
+    Raises:
+        ConfigError: There are fewer than two arms.
+    """
+    if arms < 2:
+        raise ConfigError(f"data.arms={arms}: one spiral cannot be told from another; at least 2.")
+    generator = torch.Generator().manual_seed(split_seed)
+    labels = torch.arange(arms).repeat_interleave(points)
+    radius = torch.rand(arms * points, generator=generator).sqrt()
+    angle = 2 * math.pi * (turns * radius + labels / arms)
+    inputs = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+    inputs += noise * torch.randn(inputs.shape, generator=generator)
+    kept, chosen_by, held_out = split_three(len(labels), test, validation, split_seed, labels)
+    return Data(
+        name="spirals",
+        task="classification",
+        input_shape=(2,),
+        num_outputs=arms,
+        train=TensorPart(inputs[kept], labels[kept], augment=jitter, draws=2),
+        validation=TensorPart(inputs[chosen_by], labels[chosen_by]),
+        test=TensorPart(inputs[held_out], labels[held_out]),
+        class_names=[f"arm {arm}" for arm in range(arms)],
+    )
+
+
+class Waves(nn.Module):
+    """A point's sines and cosines at random frequencies (Rahimi and Recht, 2007), then two layers.
+
+    Args:
+        in_features: Numbers per point; filled in from the data.
+        num_classes: Likewise.
+        frequencies: How many random frequencies.
+        width: Of the hidden layer.
+        scale: Standard deviation of the frequencies.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, frequencies: int, width: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", scale * torch.randn(in_features, frequencies))
+        self.layers = nn.Sequential(nn.Linear(2 * frequencies, width), nn.GELU(), nn.Linear(width, num_classes))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Scores [b, num_classes] of points [b, in_features]."""
+        phases = points @ self.frequencies
+        return self.layers(torch.cat([phases.sin(), phases.cos()], 1))

@@ -1,0 +1,59 @@
+"""examples/: a project of a person's own, outside of this repository, by the commands that its README gives."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kill_loop import same_bits
+from processes import REPOSITORY, rows, summary, train
+
+WORDS = ["--config-dir", "conf", "experiment=spirals", "hydra.run.dir=run", "threads=1", "epochs=3", "log_every=5"]
+
+
+def project(directory):
+    return Path(shutil.copytree(REPOSITORY / "examples/spirals", directory))
+
+
+def test_the_same_result_on_two_processes_and_after_a_stop(tmp_path):
+    alone, two, stopped = (project(tmp_path / name) for name in ("alone", "two", "stopped"))
+    train(WORDS, alone).ok()
+    train([*WORDS, "device=cpu"], two, 2).ok()
+    wanted, found = rows(alone / "run"), rows(two / "run")
+    assert len(wanted) == len(found) > 3
+    for one, other in zip(wanted, found, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    run = train(WORDS, stopped)
+    while run.processes[0].exitcode is None:
+        record = stopped / "run/metrics.jsonl"
+        if record.exists() and record.stat().st_size:
+            run.signal(0, signal.SIGTERM)
+            break
+    run.ok()
+    train(WORDS, stopped, name="io1").ok()
+    same_bits(alone, stopped)
+
+
+@pytest.mark.soak
+def test_the_commands_of_its_readme(tmp_path):
+    place = project(tmp_path / "mine")
+    (block,) = re.findall("```bash\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in block.strip().splitlines():
+        done = subprocess.run(
+            command, shell=True, cwd=place, capture_output=True, text=True, timeout=200,
+            env=os.environ | {"PATH": scripts, "WANDB_MODE": "disabled"},
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert summary(place / "run")["final"]["eval/accuracy"] > 0.95
+    assert summary(place / "two")["world_size"] == 2 and len(list((place / "grid").glob("*/summary.json"))) == 2
+
+
+def test_its_own_error_is_one_sentence(tmp_path):
+    place = project(tmp_path / "mine")
+    run = train([*WORDS, "data.arms=1"], place).wait()
+    assert run.status == [2] and run.err().startswith("error: data.arms=1: one spiral")
