@@ -155,6 +155,9 @@ def optimizer_of(settings: Any, model: "nn.Module") -> "tuple[Any, int | None]":
     from launcher import optimizers
 
     optimizer = optimizers.build_optimizer(settings.optimizer, model, 1.0, settings.decay_bias_and_norm)
+    for group in optimizer.param_groups:
+        if group.get("fused"):  # no kernel of that kind works without memory; the states are the same
+            group["fused"] = False
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     try:

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,9 +59,9 @@ def soft(targets, size):
 def delivered(part, mixing, world, cap, first, last, batch=10, shards=None):
     """The mixed global batches of some steps: (images, probabilities), put together from all ranks."""
     plan = plan_batch(len(part), batch, world, cap, shards)
-    kind = lambda *arguments: MixedStream(mixing, *arguments)  # noqa: E731
+    kind = partial(MixedStream, mixing)
     streams = [
-        of_rank(part, plan, 5, Ranks(rank, world, rank, world), CPU, 0, kind).batches(first, last)
+        of_rank(part, plan, 5, Ranks(rank, world, rank, world), CPU, 0, kind=kind).batches(first, last)
         for rank in range(world)
     ]
     found = []
