@@ -73,6 +73,7 @@ def test_the_time_it_states_is_that_of_the_run(place):
     assert 0.3 < stated / summary(place / "run")["training_seconds"] < 3
 
 
+@pytest.mark.soak
 def test_two_processes_speak_with_one_voice_also_of_a_model_that_needs_values(place):
     run = command("train", ["check=true", "threads=1", "model._target_=own.Reads"], place, world=2).ok(90)
     assert "Reads, " in run.out() and "= 2 devices" in run.out() and run.out(1) == ""

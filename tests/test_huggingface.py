@@ -229,6 +229,7 @@ RUN = [
 ]  # fmt: skip
 
 
+@pytest.mark.soak
 def test_any_number_of_ranks_gives_the_same_record_and_a_stopped_run_the_same_bits(tmp_path):
     directories = {name: tmp_path / name for name in ("1", "2", "stopped")}
     for directory in directories.values():

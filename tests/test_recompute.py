@@ -59,6 +59,7 @@ def test_with_dropout_and_a_moving_average_the_same_bits_also_where_it_is_switch
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.soak
 def test_it_needs_less_memory(tmp_path):
     """24 blocks of activations of 8 MB, of each of which autograd keeps four: 0.75 GB against 0.2."""
     words = ["data._target_=own.load", "+data.n=512", "model._target_=own.Deep", "+model.width=4096", "+model.depth=24",

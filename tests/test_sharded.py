@@ -62,7 +62,7 @@ def same_rows(one, other, rel=1e-5):
         assert row == pytest.approx(expected, rel=rel, abs=1e-6)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.soak)])
 def test_losses_figures_and_checkpoints_are_those_of_ddp(world, whole, sharded):
     """Dropout, augmentation, accumulation, a moving average, clipping, parts of unequal size."""
     same_rows(sharded[world], whole[world])
@@ -111,6 +111,7 @@ def test_stopped_and_killed_it_ends_with_the_same_bits(sharded, tmp_path):
     same_bits(sharded[2], directory)
 
 
+@pytest.mark.soak
 def test_a_run_goes_on_under_another_strategy_and_at_another_number_of_devices(tmp_path):
     words = [word for word in RUN if not word.startswith(("epochs", "scheduler", "model.dropout", "eval_every"))]
     words += ["scheduler=constant", "model.dropout=0.0", "eval_every=4", "epochs=100", "ema_decay=0.5"]

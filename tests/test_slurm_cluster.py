@@ -362,6 +362,7 @@ def test_hostile_overrides_reach_python_unharmed(slurm, tmp_path):
     assert not Path("/tmp/injected").exists()
 
 
+@pytest.mark.soak
 def test_preempted_job_saves_requeues_itself_and_finishes(slurm, counter, tmp_path):
     run = tmp_path / "a run"
     job = counter(f"hydra.run.dir='{run}'", "steps=40", options=("--nodes=2",))
@@ -407,6 +408,7 @@ def test_bad_input_ends_the_job_before_it_starts(slurm, counter, tmp_path):
     assert "hydra/launcher=slurm" in slurm.output(grid)
 
 
+@pytest.mark.soak
 def test_array_with_a_limit_and_one_requeued(slurm, tmp_path):
     """A task that requeues itself does not drag its siblings along, though one of them has the array's own id."""
     program = tmp_path / "again.py"

@@ -195,7 +195,8 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("launched", ["torchrun", pytest.param("accelerate", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("launched", ["torchrun", "accelerate"])
 def test_a_rank_killed_under_a_launcher_is_restarted_into_the_same_directory(launched, tmp_path):
     """max_restarts: the group comes back by itself, resumes, and ends with the bits of an undisturbed run."""
     words = [*(w for w in RUN if not w.startswith("hydra.run.dir")), "wandb.mode=disabled"]
