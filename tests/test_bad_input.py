@@ -144,6 +144,7 @@ def test_answers_that_need_no_torch_load_none(words, limit, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.soak
 def test_a_launcher_that_started_fewer_processes_than_asked_for(place):
     """`accelerate launch --num_processes 2` without --multi_gpu sets an address for two and starts one."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "1"}

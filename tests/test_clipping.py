@@ -44,6 +44,7 @@ def test_by_value_as_in_plain_torch_and_the_norm_is_that_before(tmp_path):
     assert norm == pytest.approx(its, rel=1e-5)
 
 
+@pytest.mark.soak
 def test_the_norm_in_the_record_is_the_one_that_clipping_sees(tmp_path):
     """A bound that is never reached clips nothing and notes the same norm; without either there is none."""
     found = {}

@@ -266,6 +266,7 @@ def test_ctrl_c_stops_every_point_with_a_checkpoint_and_the_command_it_prints_go
     assert [summary(path)["status"] for path in points(place / "grid").values()] == ["finished"] * 3
 
 
+@pytest.mark.soak
 def test_a_point_is_what_the_same_command_gives_alone(place):
     """Bit for bit; and the command is the one that the comparison names."""
     words = ["optimizer=sgd,adam", "epochs=1", "model.hidden=[8]", "wandb.mode=disabled", "hydra.sweep.dir=grid"]

@@ -234,6 +234,7 @@ def test_a_run_has_the_same_rows_on_1_2_and_3_ranks(tmp_path):
             assert row == pytest.approx(row_1, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.soak
 def test_stopped_and_resumed_it_ends_with_the_same_bits(tmp_path):
     calm, stopped = place(tmp_path / "calm"), place(tmp_path / "stopped")
     train(WORDS, calm, 2).ok()
@@ -251,6 +252,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(tmp_path):
     assert rows(calm / "run")[-1]["step"] == STEPS
 
 
+@pytest.mark.soak
 def test_exact_across_devices(tmp_path):
     words = [*WORDS, "exact_across_devices=true", "canonical_shards=4", "epochs=3"]
     directories = {world: place(tmp_path / str(world)) for world in (1, 2)}

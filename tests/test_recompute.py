@@ -43,6 +43,7 @@ WORDS = [*(w for w in RUN if not w.startswith(OTHER)), "model._target_=own.Deep"
 AGAIN = "activation_checkpointing=[blocks.*]"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("world", [1, 2])
 def test_with_dropout_and_a_moving_average_the_same_bits_also_where_it_is_switched_on_in_between(world, tmp_path):
     plain, again = (place(tmp_path / name, DEEP) for name in ("plain", "again"))

@@ -100,6 +100,7 @@ def test_a_run_repeated_has_the_same_bits(world, original):
     shutil.rmtree(directory / "again")
 
 
+@pytest.mark.soak
 def test_a_second_repetition_has_a_directory_of_its_own_and_a_named_one_is_taken(copied):
     for words in (["run"], ["run"], ["run", "output=mine"]):
         command("rerun", words, copied).ok()

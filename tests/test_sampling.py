@@ -161,6 +161,7 @@ def test_data_that_cannot_be_balanced():
         Balanced(made, 0)
 
 
+@pytest.mark.soak
 def test_a_run_has_the_same_losses_on_any_number_of_ranks(tmp_path):
     words = ["data._target_=own.load", "+data.n=61", "+data.classes=4", "batch.global_size=13", "epochs=3", "threads=1",
              "log_every=2", "sampling=balanced", "model.hidden=[8]", "hydra.run.dir=run"]  # fmt: skip

@@ -98,6 +98,7 @@ def test_its_options_leave_the_losses_as_they_are(words, tmp_path):
     same_rows(fsdp, ddp, 2e-2 if "mixed_precision=bf16" in words else 1e-5)
 
 
+@pytest.mark.soak
 def test_stopped_and_killed_it_ends_with_the_same_bits(sharded, tmp_path):
     """Stopped in training by a signal to one rank, stopped in an evaluation, killed: each time it goes on exactly."""
     directory = place(tmp_path, FAULTY)

@@ -83,6 +83,7 @@ def check(slurm, job, place, local, world=4, restarts=None, timeout=120):
         assert len((place / "run/restarts.jsonl").read_text().splitlines()) == restarts
 
 
+@pytest.mark.soak
 def test_two_nodes_of_two_tasks_end_with_the_bits_of_four_local_processes(slurm, local, place):
     job = submit(slurm, place, "--nodes=2")
     check(slurm, job, place, local)

@@ -167,7 +167,7 @@ def test_a_rank_that_hangs_is_named_and_ended(fault, tmp_path):
     assert "rank 1" in run.err(0) + run.err(2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.soak)])
 def test_a_signal_to_torchrun(number, tmp_path):
     """SIGTERM reaches the ranks through the agent; SIGUSR1 too, where torchrun is told so, else it kills the agent."""
     place(tmp_path)
@@ -349,6 +349,7 @@ class Net(torch.nn.Linear):
 )
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_the_probe_finds_what_every_rank_can_hold(where, tmp_path):
     words = [*FAULTY, "epochs=3", "wandb.mode=disabled"]

@@ -477,6 +477,7 @@ def test_what_a_run_leaves_speaks_of_tokens_and_of_no_classes(finished):
     assert (directory / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.soak
 def test_stopped_and_resumed_it_ends_with_the_same_bits(tmp_path):
     words = [*RUN, "model.dropout=0.1", "model.positions=rotary", "model.activation=swiglu", "ema_decay=0.9"]
     calm, stopped = tmp_path / "calm", tmp_path / "stopped"

@@ -151,6 +151,7 @@ def test_without_the_library_it_says_how_to_install_it(tmp_path):
     assert done.stdout.count("ConfigError ") == done.stdout.count("pip install 'launcher[vision]'") == 2
 
 
+@pytest.mark.soak
 def test_a_run_with_group_norm_has_the_same_rows_on_1_and_2_ranks(tmp_path):
     words = ["model=timm", "model.name=test_resnet", "model.norm=group", "batch.global_size=20", "max_steps=4",
              "log_every=1", "threads=1", "eval_every=2", "hydra.run.dir=run", "optimizer.lr=0.01"]  # fmt: skip
