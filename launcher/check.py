@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 
 from launcher import config, distributed
 from launcher.config import Composed
-from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,8 +51,7 @@ def check(composed: Composed) -> int:
     import torch
 
     from launcher import batch, engine, losses, run_directory, schedulers, stream
-    from launcher.components import build
-    from launcher.data import Data
+    from launcher.components import build_data
 
     here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
     devices = here if settings.check is True else int(settings.check)
@@ -64,9 +62,7 @@ def check(composed: Composed) -> int:
         run_directory.check_same(path, composed)
 
     stream.seed_generators(settings.seed)
-    data = build("data", settings.data)
-    if not isinstance(data, Data):
-        raise ConfigError(f"data._target_: {settings.data._target_} gives no launcher.data.Data.")
+    data = build_data(settings.data)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     size, most = settings.batch.global_size, settings.batch.max_per_device
     plan = batch.plan_batch(len(data.train), size, devices, most, shards)

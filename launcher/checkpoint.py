@@ -236,6 +236,16 @@ class Progress:
             self.ended = f"early stopping: {metric} was {best} in {self.waited} evaluations in a row"
 
 
+def best_step(path: Path) -> int | None:
+    """The step of the best checkpoint so far, as a checkpoint has it; None where none was measured as such.
+
+    Raises:
+        DamagedCheckpoint: Its files are not what was written.
+    """
+    step: int | None = read_checkpoint(path)[1]["progress"]["best_step"]
+    return step
+
+
 def gather_state(trainer: "Trainer", progress: Progress, ranks: Ranks) -> dict[str, Any]:
     """Everything but the measured weights that the next step depends on; whole on rank 0.
 

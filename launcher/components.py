@@ -4,13 +4,16 @@ import inspect
 import logging
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from launcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launcher.data import Data
 
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # it logs what it then raises: one message is enough
 
@@ -105,3 +108,19 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
         raise ConfigError(
             f"{group}: {target} refuses ({values}): {cause} [{frame.name}, line {frame.lineno} of {frame.filename}]"
         ) from error
+
+
+def build_data(settings: Mapping[str, Any]) -> "Data":
+    """Build the data source that settings name.
+
+    Raises:
+        ConfigError: As for `build`; or what `_target_` names gives something else.
+    """
+    from launcher.data import Data
+
+    data = build("data", settings)
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"data._target_: {settings['_target_']} gives a {type(data).__name__}, not a launcher.data.Data."
+        )
+    return data

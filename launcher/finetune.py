@@ -156,8 +156,8 @@ def _find(source: Path) -> Path:
                 f"init_from={source}: no weights are there. Name a run directory with a checkpoint, a directory with a "
                 "model.safetensors, or a file such as weights.safetensors or weights.pt."
             )
-        best = checkpoint.read_checkpoint(newest)[1]["progress"]["best_step"]
-        best = newest if best is None else newest.with_name(f"step_{best:08d}")
+        step = checkpoint.best_step(newest)
+        best = newest if step is None else newest.with_name(f"step_{step:08d}")
         checkpoint.verify(best)
     except checkpoint.DamagedCheckpoint as error:
         raise ConfigError(f"init_from={source}: {error}") from error

@@ -51,10 +51,10 @@ def choose_checkpoint(path: Path, wanted: str | int) -> Path:
             assert found is not None
             return found
         if wanted == "best":
-            _, state = checkpoint.read_checkpoint(saved[-1])
-            wanted = state["progress"]["best_step"]
-            if wanted is None:
+            best = checkpoint.best_step(saved[-1])
+            if best is None:
                 raise ConfigError("checkpoint=best: this run has measured none as its best; use checkpoint=last.")
+            wanted = best
         if wanted not in steps:
             known = f"last, {', '.join(map(str, steps))}"
             raise ConfigError(f"checkpoint={wanted}: no such checkpoint. There are: {known}.")
@@ -117,9 +117,9 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
     """
     import json
 
-    from launcher.components import build
+    from launcher.components import build_data
 
-    data: Data = build("data", {**run["data"], **changes})
+    data = build_data({**run["data"], **changes})
     now = json.loads(json.dumps(data.record(), default=str))
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
         if now[key] != record[key]:

@@ -86,19 +86,14 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         stream,
     )
     from launcher.clock import Clock, Profiler
-    from launcher.components import build
-    from launcher.data import Data
+    from launcher.components import build, build_data
     from launcher.models.mirrored import Mirrored, check_mirror
     from launcher.recompute import recompute
     from launcher.sampling import Balanced
     from launcher.stopping import StopRequest
 
     stream.seed_generators(settings.seed)
-    data = build("data", settings.data)
-    if not isinstance(data, Data):
-        raise ConfigError(
-            f"data._target_: {settings.data._target_} gives a {type(data).__name__}, not a launcher.data.Data."
-        )
+    data = build_data(settings.data)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = batch.plan_batch(
         len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
