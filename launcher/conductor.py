@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
@@ -114,6 +114,25 @@ def cool_down() -> None:
         os.kill(pid, signal.SIGTERM)
         server._stop()  # type: ignore[attr-defined]
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+def _process(target: Callable[..., None], *args: Any) -> Any:
+    """Start a process from the parent of all points, and that one anew where it was killed.
+
+    It can die between two lines of `start`: its pipes close before it can be waited for.
+    """
+    last = 5
+    for attempt in range(last + 1):
+        warm_up()
+        process = CONTEXT.Process(target=target, args=args)
+        try:
+            process.start()
+            break
+        except (OSError, EOFError):
+            if attempt == last:
+                raise
+            time.sleep(0.1)
+    return process
 
 
 def environment_of_points() -> dict[str, str]:
@@ -266,14 +285,9 @@ class Grid:
                 "MASTER_PORT": str(_free_port(self.ports)),
             }
         run = Running(point, [], leases, offset)
-        warm_up()  # again, where the parent of all points was killed
         for rank in range(point.world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if point.world > 1 else {}
-            process = CONTEXT.Process(
-                target=_rank, args=(point.packed, environment | own, own_cores, str(output), leases)
-            )
-            process.start()
-            run.ranks.append(process)
+            run.ranks.append(_process(_rank, point.packed, environment | own, own_cores, str(output), leases))
         run.started = run.seen = time.monotonic()
         was, point.state = point.state, "running"
         self.running.append(run)
@@ -513,9 +527,7 @@ def conduct(
     if all(state == "finished" for state in states):
         _compare(*wanted)
     else:
-        comparison = CONTEXT.Process(target=_compare, args=wanted)  # where matplotlib has been imported
-        comparison.start()
-        comparison.join()
+        _process(_compare, *wanted).join()  # where matplotlib has been imported
     if task.stop:
         print(f"stopped    ({task.stop.reason}), everything is saved. To go on:\n  {again(path)}", flush=True)
     for point in points:
@@ -535,8 +547,7 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
     gpus: dict[str, str] = {}
     if any(point.kind == "gpu" for point in points):
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        asking = CONTEXT.Process(target=_gpus, args=(sender,))
-        asking.start()
+        asking = _process(_gpus, sender)
         sender.close()
         try:
             gpus = receiver.recv()

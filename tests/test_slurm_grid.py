@@ -199,7 +199,8 @@ def test_a_grid_of_six_points(slurm, project):
     while time.monotonic() < deadline and (lines := slurm.squeue()):
         running = sum(line.startswith(f"{job}_") and "RUNNING" in line for line in lines)
         most = max(most, running)
-        if urgent is None and (record.parent / "checkpoints/step_00000003").exists():
+        saved = [path.name for path in (record.parent / "checkpoints").glob("step_*[0-9]")]
+        if urgent is None and max(saved, default="") >= "step_00000003":
             status, out, err = grid(words, project, slurm)
             assert status == 0 and "submitted" not in out and "running" in out, (out, err)
             node = slurm.show(f"{job}_{slow}")[0]["BatchHost"]
