@@ -169,6 +169,16 @@ def draw_line(
         end(axes, drawn[-1][name], means[-1], label, color)
 
 
+def name_decades(axis: Any) -> None:
+    """Plain numbers on a logarithmic axis: 0.1, and where there is room 0.2 and 0.5."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def end(axes: Any, x: float, y: float, text: str, color: str, offset: tuple[float, float] = (5, 0)) -> None:
     """Name a line where it ends."""
     axes.annotate(
@@ -541,10 +551,15 @@ def spread(values: Sequence[float], decimals: int) -> str:
 def draw(experiment: Experiment, settings: Sequence[Setting], path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     with rc_context(STYLE):
         figure = Figure(figsize=experiment.size, layout="constrained", facecolor="white")
         experiment.draw(figure, settings)
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if axis.get_scale() == "log" and isinstance(axis.get_major_locator(), LogLocator):
+                    name_decades(axis)
         figure.savefig(path, dpi=110)
 
 
