@@ -120,11 +120,11 @@ def timing(name: str, reduce: Callable[[Sequence[float]], float]) -> Callable[[g
 
 
 def classes(first: int, last: int) -> Callable[[grid.Entry], float]:
-    """Mean accuracy, percent, of the test samples of classes first .. last - 1."""
+    """Mean accuracy, percent, of the test samples of classes first .. last - 1; NaN in a regression."""
 
     def measure(run: grid.Entry) -> float:
         shares = json.loads((run.path / "evaluation.json").read_text())["per_class_accuracy"]
-        return 100 * statistics.fmean(shares[first:last])
+        return 100 * statistics.fmean(shares[first:last]) if shares else math.nan
 
     return measure
 
@@ -199,7 +199,7 @@ def draw_rows(
     axes: Any, settings: Sequence[Setting], measures: Mapping[str, tuple[Callable[[grid.Entry], float], str]]
 ) -> None:
     """A row for each setting: a dot for each run, a bar at the mean."""
-    names = [setting.label for setting in settings]
+    names = [" ".join(setting.values.values()) or setting.grid for setting in settings]
     for place, setting in enumerate(reversed(settings)):
         for label, (measure, color) in measures.items():
             values = setting.figures(measure)
@@ -217,6 +217,7 @@ def draw_rows(
                     ha="center",
                     fontsize=8.5,
                 )
+    axes.margins(x=0.12)
     axes.set_yticks(range(len(names)), names[::-1])
     axes.set_ylim(-0.6, len(names) - 0.4 + 0.35 * (len(measures) > 1))
 
