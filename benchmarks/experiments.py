@@ -303,7 +303,7 @@ def draw_loss(figure: Any, settings: Sequence[Setting]) -> None:
     regression = of(settings, "diabetes")
     draw_rows(
         left, [s for s in settings if s not in regression],
-        {"5 rarest classes": (classes(5, 10), RED), "5 largest": (classes(0, 5), BLUE)},
+        {"5 rarest": (classes(5, 10), RED), "5 largest": (classes(0, 5), BLUE)},
     )  # fmt: skip
     left.set(title="digits, classes 50-fold out of balance", xlabel="test accuracy, %")
     draw_rows(right, regression, {"MAE": (final("test/mae"), GREEN), "RMSE": (final("test/rmse"), PINK)})
