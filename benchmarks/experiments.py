@@ -136,11 +136,11 @@ def curve(run: grid.Entry, name: str) -> tuple[list[float], list[float]]:
 
 
 def squared_norm(run: grid.Entry) -> float:
-    """Mean squared norm of the gradients of a run's full batches; the last of an epoch may be smaller."""
+    """Mean squared norm of the gradients of a run's full batches (the last of an epoch may be smaller), or NaN."""
     size, plan = int(run.summary["global_batch_size"]), int(run.config["batch.global_size"])
     rows = [row for row in Record(run.path / "metrics.jsonl").rows() if "train/grad_norm" in row]
     whole = [row for row in rows if size < plan or row["epoch"] % 1]  # the end of an epoch: a whole number
-    return statistics.fmean(float(row["train/grad_norm"]) ** 2 for row in whole)
+    return statistics.fmean(float(row["train/grad_norm"]) ** 2 for row in whole) if whole else math.nan
 
 
 ACCURACY = ("test accuracy, %", final("test/accuracy", 100), 2)
@@ -264,10 +264,15 @@ def draw_epochs(figure: Any, settings: Sequence[Setting]) -> None:
 def draw_batch_size(figure: Any, settings: Sequence[Setting]) -> None:
     left, right = figure.subplots(1, 2)
     noise = of(settings, "noise")
-    exact = statistics.fmean(noise[-1].figures(squared_norm))
-    share = [statistics.fmean([exact / value for value in s.figures(squared_norm)]) for s in noise[:-1]]
-    sizes = [s["batch.global_size"] for s in noise[:-1]]
-    left.plot(sizes, [100 * s for s in share], "o-", color=BLUE)
+    exact = noise[-1].figures(squared_norm)  # the whole training part, seed by seed
+    sizes = [setting["batch.global_size"] for setting in noise[:-1]]
+    shares = [
+        [100 * whole / own for whole, own in zip(exact, setting.figures(squared_norm), strict=True)]
+        for setting in noise[:-1]
+    ]
+    for size, own in zip(sizes, shares, strict=True):
+        left.plot([size] * len(own), own, "o", color=BLUE, alpha=0.45, mew=0)
+    left.plot(sizes, [statistics.fmean(own) for own in shares], color=BLUE)
     left.set(title="Small batches point less exactly", xlabel="batch.global_size, samples", xscale="log", ylim=(0, 105))
     left.set(ylabel="share of the squared gradient\nthat is not noise, %")
     for rule, color in (("none", GREY), ("linear", RED), ("sqrt", BLUE)):
@@ -415,7 +420,12 @@ EXPERIMENTS = {
             "scaling": ("batch.global_size=16,64,256,1024", "batch.lr_scaling=none,linear,sqrt", "epochs=15"),
         },
         "`batch.global_size`, `batch.lr_scaling`",
-        columns(("updates", fact("step"), 0), ("seconds", fact("training_seconds"), 1), VALIDATION, ACCURACY),
+        columns(
+            ("updates", fact("step"), 0),
+            ("seconds", fact("training_seconds"), 1),
+            ("mean of squared gradient norms", squared_norm, 2),
+            VALIDATION,
+        ),
         draw_batch_size,
     ),
     "optimizer": Experiment(
