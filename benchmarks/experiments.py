@@ -376,8 +376,10 @@ def share_below(one: Sequence[float], other: Sequence[float], count: int) -> flo
 
 # --- The experiments -----------------------------------------------------------------------------------------------
 
-SMALL = ("data.test=0.7", "data.shift=0", "optimizer=adamw", "optimizer.lr=0.003", "optimizer.weight_decay=0")
-SMALL += ("scheduler=constant", "epochs=60")
+SMALL = (
+    *("data.test=0.7", "data.shift=0", "optimizer=adamw", "optimizer.lr=0.003", "optimizer.weight_decay=0"),
+    *("scheduler=constant", "epochs=60"),
+)
 LONG_TAIL = ("experiment=imbalanced", "data.test=0.3")
 TABLE = (
     "data=diabetes",
