@@ -343,7 +343,7 @@ def draw_regularisation(figure: Any, settings: Sequence[Setting]) -> None:
 def draw_precision(figure: Any, settings: Sequence[Setting]) -> None:
     left, right = figure.subplots(1, 2)
     draw_rows(left, settings, {"": (timing("memory_mb", max), BLUE)})
-    left.set(title="Memory", xlabel="peak of the process, MB (the axis begins at 400)", xlim=(400, 800))
+    left.set(title="Memory", xlabel="peak of the process, MB, from 400", xlim=(400, 800))
     networks = [setting for setting in settings if setting.grid.startswith("cnn")]
     draw_rows(right, networks, {"": (timing("samples_per_second", statistics.median), RED)})
     right.set(title="Speed", xlabel="samples per second", xlim=0)
