@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shlex
 import socket
@@ -17,6 +18,8 @@ from launcher.config import Composed, check_writable, differences, directory_ove
 from launcher.distributed import parent_command
 from launcher.errors import ConfigError
 from launcher.schedulers import depends_on_length
+
+log = logging.getLogger("launcher")
 
 CONFIG = ".hydra/config.yaml"
 LOCK = ".lock"
@@ -54,6 +57,12 @@ class RunDirectory:
         words = [*launch_words(), *(o for o in overrides if not o.startswith("hydra.run.dir="))]
         here = os.path.relpath(self.path)
         return shlex.join([*words, directory_override(self.path if here.startswith("..") else here)])
+
+    def stopped(self, step: int, reason: str | None, overrides: list[str]) -> None:
+        """Note and say that a run ended before its last step, why, and how it goes on."""
+        command = self.resume_command(overrides)
+        write_json(self.path / "stopped.json", {"step": step, "reason": reason, "resume": command})
+        log.info("stopped    at step %d (%s), everything is saved. To go on:\n  %s", step, reason, command)
 
     def close(self) -> None:
         """Let go of the lock; the kernel does it for a process that is killed."""
