@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher.config import Composed, check_writable, differences, directory_override
+from launcher.config import Composed, check_writable, differences, directory_override, make_directory
 from launcher.distributed import parent_command
 from launcher.errors import ConfigError
 from launcher.schedulers import depends_on_length
@@ -87,7 +87,7 @@ def open_run_directory(composed: Composed) -> RunDirectory:
         resumed = (path / CONFIG).is_file()
         if resumed:
             check_same(path, composed)
-        _make(path, exist_ok=True)
+        make_directory(path, "hydra.run.dir")
     elif before is not None:
         path, resumed = before, True
     else:
@@ -104,20 +104,11 @@ def holds_checkpoint(composed: Composed) -> bool:
     return before is not None and any((before / "checkpoints").glob("step_*"))
 
 
-def _make(path: Path, exist_ok: bool) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"hydra.run.dir={path}: cannot be made: {error.strerror}. Choose another.") from error
-
-
 def _make_new(path: Path) -> Path:
     for number in range(1000):
         attempt = path if number == 0 else path.with_name(f"{path.name}_{number}")
         try:
-            _make(attempt, exist_ok=False)
+            make_directory(attempt, "hydra.run.dir", exist_ok=False)
             return attempt
         except FileExistsError:
             continue

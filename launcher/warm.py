@@ -20,8 +20,8 @@ try:
         "rich.table", "launcher.batch", "launcher.checkpoint", "launcher.components", "launcher.data",
         "launcher.divergence", "launcher.engine", "launcher.grid", "launcher.loop", "launcher.losses",
         "launcher.metrics", "launcher.models", "launcher.optimizers", "launcher.report", "launcher.reporter",
-        "launcher.run_directory", "launcher.schedulers", "launcher.stopping", "launcher.stream", "launcher.terminal", "launcher.tracking",
-        "launcher.train", "launcher.watch",
+        "launcher.run_directory", "launcher.schedulers", "launcher.stopping", "launcher.stream", "launcher.terminal",
+        "launcher.tracking", "launcher.train", "launcher.watch",
     ):  # fmt: skip
         importlib.import_module(name)
 
