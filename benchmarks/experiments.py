@@ -1,16 +1,18 @@
 """The experiments of docs/concepts: grids of the launcher, a table and a picture of each.
 
     python benchmarks/experiments.py learning_rate
-    python benchmarks/experiments.py learning_rate epochs=5 --pictures /tmp
+    python benchmarks/experiments.py learning_rate epochs=5
 
-Runs stay in outputs/experiments; a second start draws from what is there. Overrides after the name apply to each grid,
-in a directory of their own (--runs). Everything runs on CPU with one thread a point, so that figures can be repeated.
+Runs stay in outputs/experiments; a second start draws from what is there. Overrides after the name apply to each grid;
+their runs and picture go to a directory of their own. Everything runs on CPU with one thread a point, so that figures can
+be repeated.
 """
 
 import argparse
 import itertools
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -602,12 +604,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("overrides", nargs="*", help="for each grid, such as epochs=5")
-    parser.add_argument("--runs", type=Path, default=ROOT / "outputs/experiments", help="where the runs are kept")
-    parser.add_argument("--pictures", type=Path, default=ROOT / "docs/concepts", help="where the picture goes")
+    parser.add_argument("--to", type=Path, help="where runs and picture go")
     arguments = parser.parse_args()
+    usual, more = ROOT / "outputs/experiments", arguments.overrides
+    runs = (arguments.to or (usual / re.sub(r"[^\w=.-]+", "_", ",".join(more)) if more else usual)).resolve()
+    pictures = runs if more or arguments.to else ROOT / "docs/concepts"
     experiment = EXPERIMENTS[arguments.name]
-    settings = run(arguments.name, arguments.runs.resolve(), arguments.overrides)
-    draw(experiment, settings, arguments.pictures / f"{arguments.name}.png")
+    settings = run(arguments.name, runs, more)
+    draw(experiment, settings, pictures / f"{arguments.name}.png")
     print(table(experiment, settings))
 
 

@@ -99,7 +99,7 @@ def test_the_share_of_comparisons_is_that_of_random_draws():
 @pytest.mark.soak
 def test_one_epoch_of_the_smallest_experiment(tmp_path):
     script = str(REPOSITORY / "benchmarks/experiments.py")
-    words = ["schedule", "epochs=1", "--runs", str(tmp_path / "runs"), "--pictures", str(tmp_path)]
+    words = ["schedule", "epochs=1", "--to", str(tmp_path)]
     done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
