@@ -4,8 +4,8 @@
     python benchmarks/experiments.py learning_rate epochs=5
 
 Runs stay in outputs/experiments; a second start draws from what is there. Overrides after the name apply to each grid;
-their runs and picture go to a directory of their own. Everything runs on CPU with one thread a point, so that figures can
-be repeated.
+their runs and picture go to a directory of their own. Everything runs on CPU with one thread a point, so that figures
+can be repeated.
 """
 
 import argparse
