@@ -281,6 +281,59 @@ def test_the_excerpts_are_those_of_the_example():
                 assert line in example or line.strip().startswith("..."), line
 
 
+@pytest.fixture
+def checkout(tmp_path):
+    """A directory that looks like the repository's root, and what runs a command there."""
+    (tmp_path / "launcher").symlink_to(REPOSITORY / "launcher")
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": scripts, "WANDB_MODE": "disabled", "PYTHONPATH": str(REPOSITORY)}
+
+    def run(command):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    return tmp_path, run
+
+
+@pytest.mark.soak
+def test_the_quick_start_from_top_to_bottom(checkout):
+    """Its commands end well, and print what the page says of the data, the model and the batches."""
+    place, run = checkout
+    printed = ""
+    for token in tokens(REPOSITORY / "docs/quick_start.md"):
+        if token.type == "fence" and token.info == "bash" and "pip install" not in token.content:
+            printed = run(token.content)
+        elif token.type == "fence" and token.info == "text":
+            for line in token.content.splitlines():
+                if re.match("data|model |batch|length|569 samples|fine|finished {3}", line):
+                    wanted = line.partition("...")[0].replace("/home/you/launcher", str(place))
+                    assert wanted in printed, (wanted, printed)
+    assert (place / "outputs/first/report.html").is_file() and (place / "outputs/grids/models/grid.html").is_file()
+
+
+@pytest.mark.soak
+def test_the_commands_of_the_readme(checkout):
+    """Those under "Run it" that need neither a GPU nor SLURM, in their order, on a run of a table."""
+    place, run = checkout
+    table = "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(80))
+    (place / "new.csv").write_text(f"a,b,y\n{table}")
+    run("python launcher/train.py data=csv data.path=new.csv data.target=y epochs=3 hydra.run.dir=RUN")
+    text = (REPOSITORY / "README.md").read_text().partition("## Run it")[2]
+    done = 0
+    for command in re.search("```bash\n(.*?)```", text, re.DOTALL)[1].splitlines():
+        if not re.search("num_processes 8|^sbatch|^srun|launcher=slurm", command):
+            run(command)
+            done += 1
+        if " -m " in command and "slurm" not in command:
+            (grid,) = (place / "outputs/grids").glob("*/*")
+            grid.rename(place / "outputs/grids/NAME")
+    assert done >= 11 and (place / "predictions.csv").is_file() and (place / "RUN-rerun").is_dir()
+
+
 # --- The site and the pictures ----------------------------------------------------------------------------------------
 
 
