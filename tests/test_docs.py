@@ -291,7 +291,7 @@ def checkout(tmp_path):
     def run(command):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True,
-            timeout=300,
+            timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
