@@ -185,6 +185,7 @@ WRONG = {
     "launcher's own": (["seed=0,1", "hydra.launcher.parallel=many"], ["hydra.launcher.parallel=many", "whole number"]),
     "unknown of the launcher": (["seed=0,1", "hydra.launcher.device=1"], ["hydra.launcher.device"]),
     "a file in the way": (["seed=0,1", "hydra.sweep.dir=own.py/grid"], ["own.py", "file"]),
+    "no place": (["seed=0,1", "hydra.sweep.dir=/proc/none/grid"], ["hydra.sweep.dir=/proc/none/grid", "another"]),
 }
 
 
