@@ -266,6 +266,17 @@ def test_every_setting_named_is_one(page, project):
         compose(program, [*shlex.split(words), *needs, *beneath, *own, *many])
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), **BY_NAME)
+def test_the_command_on_top_of_an_option_is_one(path, project, monkeypatch):
+    text = " ".join(line.removeprefix("# ") for line in path.read_text().splitlines()[:3] if line.startswith("# "))
+    for command in re.findall(r": ((?:python|accelerate|[a-z/_]+=).*?)(?=$| [A-Z])", text):
+        if PROGRAM.match(command):
+            check(shlex.split(command), monkeypatch)
+        elif SETTINGS.fullmatch(command):
+            compose("train", [*shlex.split(command), "-m"])
+
+
 @pytest.mark.parametrize("page", PAGES, **BY_NAME)
 def test_every_extra_is_one(page):
     named = set(re.findall(r"(?:launcher|\.)\[([a-z,]+)\]'", page.read_text()))
@@ -317,16 +328,16 @@ def test_the_quick_start_from_top_to_bottom(checkout):
 
 @pytest.mark.soak
 def test_the_commands_of_the_readme(checkout):
-    """Those under "Run it" that need neither a GPU nor SLURM, in their order, on a run of a table."""
+    """Those under "Run it" that need neither a GPU nor SLURM, in their order, on a run of a table; shorter."""
     place, run = checkout
     table = "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(80))
     (place / "new.csv").write_text(f"a,b,y\n{table}")
-    run("python launcher/train.py data=csv data.path=new.csv data.target=y epochs=3 hydra.run.dir=RUN")
+    run("python launcher/train.py data=csv data.path=new.csv data.target=y epochs=3 threads=1 hydra.run.dir=RUN")
     text = (REPOSITORY / "README.md").read_text().partition("## Run it")[2]
     done = 0
     for command in re.search("```bash\n(.*?)```", text, re.DOTALL)[1].splitlines():
         if not re.search("num_processes 8|^sbatch|^srun|launcher=slurm", command):
-            run(command)
+            run(re.sub(r"(launcher/(train|find_lr)\.py)", r"\1 threads=1 epochs=2", command))
             done += 1
         if " -m " in command and "slurm" not in command:
             (grid,) = (place / "outputs/grids").glob("*/*")
