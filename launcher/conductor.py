@@ -92,7 +92,7 @@ def _gpus(sender: Any) -> None:
 def _compare(path: str, metric: str | None, mode: str | None) -> None:
     from launcher import grid
 
-    grid.compare(Path(path), metric, mode)
+    grid.conclude(Path(path), metric, mode)
 
 
 def warm_up() -> None:

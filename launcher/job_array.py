@@ -158,7 +158,7 @@ def submit(
     if options.wait or not todo:
         from launcher import grid
 
-        grid.compare(path, options.metric, options.metric_mode)
+        grid.conclude(path, options.metric, options.metric_mode)
     else:
         _say(f"results    python launcher/grid.py {slurm.quote([os.path.relpath(path)])}")
         _say(f"again      submits what has failed or is left by then:\n  {again(path)}")

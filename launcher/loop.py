@@ -90,8 +90,8 @@ class Loop:
                 error.samples = self.samples.samples(error.step)
                 if self.trainer.rollbacks.count >= self.max_rollbacks:
                     raise
-                log.warning("%s\nGoing back to the last checkpoint.", error)
                 if self.saver is not None:
+                    log.warning("%s\nGoing back to the last checkpoint.", error)
                     self.saver.wait()
                 self.trainer.rollbacks.go_back(error.step)
                 self.progress = checkpoint.go_back(self.checkpoints, self.trainer, self.trainer.ranks)
