@@ -22,15 +22,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from launcher import grid  # noqa: E402
+from launcher.grid import Entry, read_grid  # noqa: E402
 from launcher.tracking import Record  # noqa: E402
 
 COMMON = ("seed=0,1,2", "device=cpu", "threads=1", "trackers=[]", "checkpoint.every=null")
 # Okabe and Ito (2008): told apart by every kind of colour vision. Without their yellow, orange and sky a little darker,
 # so that words in them can be read on white.
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, GREY = "#C98600", "#3D9BD1", "#6e7781"
-STYLE = {
+ORANGE, SKY, GREY, BLACK = "#C98600", "#3D9BD1", "#6e7781", "#24292f"
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -56,7 +56,7 @@ class Setting:
 
     grid: str
     values: Mapping[str, str]
-    runs: Sequence[grid.Entry]
+    runs: Sequence[Entry]
     failed: int
 
     @property
@@ -67,7 +67,7 @@ class Setting:
         """A setting that varies, as a number."""
         return float(self.values[name])
 
-    def figures(self, measure: Callable[[grid.Entry], float]) -> list[float]:
+    def figures(self, measure: Callable[[Entry], float]) -> list[float]:
         """What was measured, run by run."""
         return [measure(run) for run in self.runs]
 
@@ -87,7 +87,7 @@ class Experiment:
 
     grids: Mapping[str, Sequence[str]]
     head: str
-    columns: Mapping[str, tuple[Callable[[grid.Entry], float], int]]
+    columns: Mapping[str, tuple[Callable[[Entry], float], int]]
     draw: Callable[[Any, Sequence[Setting]], None]
     size: tuple[float, float] = (8.4, 3.4)
     across: str | None = None
@@ -96,48 +96,48 @@ class Experiment:
 # --- What is measured of a run -------------------------------------------------------------------------------------
 
 
-def final(name: str, factor: float = 1.0) -> Callable[[grid.Entry], float]:
+def final(name: str, factor: float = 1.0) -> Callable[[Entry], float]:
     """A figure of the run's end; NaN where it has none."""
     return lambda run: factor * float((run.summary.get("final") or {}).get(name, math.nan))
 
 
-def least(name: str) -> Callable[[grid.Entry], float]:
+def least(name: str) -> Callable[[Entry], float]:
     """The smallest value of a figure over the run."""
     return lambda run: min(curve(run, name)[1], default=math.nan)
 
 
-def fact(name: str) -> Callable[[grid.Entry], float]:
+def fact(name: str) -> Callable[[Entry], float]:
     """A number of summary.json."""
     return lambda run: float(run.summary[name])
 
 
-def timing(name: str, reduce: Callable[[Sequence[float]], float]) -> Callable[[grid.Entry], float]:
+def timing(name: str, reduce: Callable[[Sequence[float]], float]) -> Callable[[Entry], float]:
     """A figure of timings.jsonl, whose rows end before the last save, its first row left out."""
 
-    def measure(run: grid.Entry) -> float:
+    def measure(run: Entry) -> float:
         rows = [json.loads(line) for line in (run.path / "timings.jsonl").read_text().splitlines()]
         return reduce([float(row[name]) for row in rows[1:]])
 
     return measure
 
 
-def classes(first: int, last: int) -> Callable[[grid.Entry], float]:
+def classes(first: int, last: int) -> Callable[[Entry], float]:
     """Mean accuracy, percent, of the test samples of classes first .. last - 1; NaN in a regression."""
 
-    def measure(run: grid.Entry) -> float:
+    def measure(run: Entry) -> float:
         shares = json.loads((run.path / "evaluation.json").read_text())["per_class_accuracy"]
         return 100 * statistics.fmean(shares[first:last]) if shares else math.nan
 
     return measure
 
 
-def curve(run: grid.Entry, name: str) -> tuple[list[float], list[float]]:
+def curve(run: Entry, name: str) -> tuple[list[float], list[float]]:
     """Epochs and values of a figure in the run's record."""
     rows = [row for row in Record(run.path / "metrics.jsonl").rows() if name in row]
     return [float(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
 
 
-def squared_norm(run: grid.Entry) -> float:
+def squared_norm(run: Entry) -> float:
     """Mean squared norm of the gradients of a run's full batches (the last of an epoch may be smaller), or NaN."""
     size, plan = int(run.summary["global_batch_size"]), int(run.config["batch.global_size"])
     rows = [row for row in Record(run.path / "metrics.jsonl").rows() if "train/grad_norm" in row]
@@ -149,7 +149,7 @@ ACCURACY = ("test accuracy, %", final("test/accuracy", 100), 2)
 VALIDATION = ("validation loss", final("eval/loss"), 3)
 
 
-def columns(*chosen: tuple[str, Callable[[grid.Entry], float], int]) -> dict[str, Any]:
+def columns(*chosen: tuple[str, Callable[[Entry], float], int]) -> dict[str, Any]:
     return {heading: (measure, decimals) for heading, measure, decimals in chosen}
 
 
@@ -166,7 +166,7 @@ def draw_line(
     axes: Any,
     settings: Sequence[Setting],
     name: str,
-    measure: Callable[[grid.Entry], float],
+    measure: Callable[[Entry], float],
     color: str,
     label: str = "",
 ) -> None:
@@ -198,7 +198,7 @@ def end(axes: Any, x: float, y: float, text: str, color: str, offset: tuple[floa
 
 
 def draw_rows(
-    axes: Any, settings: Sequence[Setting], measures: Mapping[str, tuple[Callable[[grid.Entry], float], str]]
+    axes: Any, settings: Sequence[Setting], measures: Mapping[str, tuple[Callable[[Entry], float], str]]
 ) -> None:
     """A row for each setting: a dot for each run, a bar at the mean."""
     names = [" ".join(setting.values.values()) or setting.grid for setting in settings]
@@ -272,9 +272,9 @@ def draw_batch_size(figure: Any, settings: Sequence[Setting]) -> None:
         [100 * whole / own for whole, own in zip(exact, setting.figures(squared_norm), strict=True)]
         for setting in noise[:-1]
     ]
-    for size, own in zip(sizes, shares, strict=True):
-        left.plot([size] * len(own), own, "o", color=BLUE, alpha=0.45, mew=0)
-    left.plot(sizes, [statistics.fmean(own) for own in shares], color=BLUE)
+    for size, seeds in zip(sizes, shares, strict=True):
+        left.plot([size] * len(seeds), seeds, "o", color=BLUE, alpha=0.45, mew=0)
+    left.plot(sizes, [statistics.fmean(seeds) for seeds in shares], color=BLUE)
     left.set(title="Small batches point less exactly", xlabel="batch.global_size, samples", xscale="log", ylim=(0, 105))
     left.set(ylabel="share of the squared gradient\nthat is not noise, %")
     for rule, color in (("none", GREY), ("linear", RED), ("sqrt", BLUE)):
@@ -322,13 +322,14 @@ def draw_loss(figure: Any, settings: Sequence[Setting]) -> None:
 
 def draw_schedule(figure: Any, settings: Sequence[Setting]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    colors = (GREY, ORANGE, GREEN, BLUE, PINK, SKY, RED)
-    for setting, color in zip(settings, colors, strict=True):
-        left.plot(*curve(setting.runs[0], "lr"), color=color)
-    left.set(title="The rate of each update (seed 0)", xlabel="epoch", ylabel="learning rate")
+    shades = [GREY, ORANGE, GREEN, BLUE, PINK, SKY, BLACK]
+    for setting, color in zip(settings, shades, strict=True):
+        dashes = "--" if color == SKY else "-"  # as long as it waits it lies on another
+        left.plot(*curve(setting.runs[-1], "lr"), dashes, color=color)
+    left.set(title="The rate of each update, seed 2", xlabel="epoch", ylabel="learning rate")
     draw_rows(right, settings, {"": (final("eval/loss"), BLUE)})
     right.set(title="What came of it", xlabel="validation loss at the end, nats", xscale="log")
-    for mark, color in zip(reversed(right.get_yticklabels()), colors, strict=True):
+    for mark, color in zip(reversed(right.get_yticklabels()), shades, strict=True):
         mark.set_color(color)
 
 
@@ -342,7 +343,7 @@ def draw_regularisation(figure: Any, settings: Sequence[Setting]) -> None:
 def draw_precision(figure: Any, settings: Sequence[Setting]) -> None:
     left, right = figure.subplots(1, 2)
     draw_rows(left, settings, {"": (timing("memory_mb", max), BLUE)})
-    left.set(title="Memory", xlabel="peak of the process, MB", xlim=0)
+    left.set(title="Memory", xlabel="peak of the process, MB, from 400", xlim=(400, 800))
     networks = [setting for setting in settings if setting.grid.startswith("cnn")]
     draw_rows(right, networks, {"": (timing("samples_per_second", statistics.median), RED)})
     right.set(title="Speed", xlabel="samples per second", xlim=0)
@@ -375,8 +376,10 @@ def share_below(one: Sequence[float], other: Sequence[float], count: int) -> flo
 
 # --- The experiments -----------------------------------------------------------------------------------------------
 
-SMALL = ("data.test=0.7", "data.shift=0", "optimizer=adamw", "optimizer.lr=0.003", "optimizer.weight_decay=0")
-SMALL += ("scheduler=constant", "epochs=60")
+SMALL = (
+    *("data.test=0.7", "data.shift=0", "optimizer=adamw", "optimizer.lr=0.003", "optimizer.weight_decay=0"),
+    *("scheduler=constant", "epochs=60"),
+)
 LONG_TAIL = ("experiment=imbalanced", "data.test=0.3")
 TABLE = (
     "data=diabetes",
@@ -538,8 +541,8 @@ def run(name: str, runs: Path, more: Sequence[str] = ()) -> list[Setting]:
 
 def read(title: str, directory: Path) -> list[Setting]:
     """The settings of a grid in the order of their values; a split's seed counts as a seed."""
-    found: dict[tuple[tuple[str, str], ...], list[grid.Entry]] = {}
-    for entry in grid.read_grid(directory, None, None).entries:
+    found: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
+    for entry in read_grid(directory, None, None).entries:
         key = tuple((name, value) for name, value in entry.seedless if name != "data.split_seed")
         found.setdefault(key, []).append(entry)
     order = list(json.loads((directory / "grid.json").read_text())["points"])
