@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from processes import REPOSITORY
 
 from benchmarks import experiments
@@ -51,6 +52,33 @@ def test_a_page_shows_its_experiment_and_how_to_repeat_it(name):
     assert f"\n| {experiments.EXPERIMENTS[name].head} |" in text, "the table is that of the script"
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("https://") or (PAGES / target).exists(), target
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Every setting of every option, by its dotted name, and every group."""
+    names = set()
+    for path in (REPOSITORY / "conf").rglob("*.yaml"):
+        group = path.parent.relative_to(REPOSITORY / "conf").as_posix()
+        if group != "experiment" and not group.startswith("hydra"):
+            names |= {f"{group}.{name}".removeprefix("..") for name in leaves(OmegaConf.load(path))} | {group}
+    return names
+
+
+def leaves(node, prefix=""):
+    for key in node:
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node._get_node(key)):
+            yield from leaves(node[key], f"{prefix}{key}.")
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_the_settings_of_a_page_exist(name, known):
+    table = (PAGES / f"{name}.md").read_text().partition("| setting |")[2].partition("\n\n")[0]
+    named = [word for row in table.splitlines()[2:] for word in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(named) >= 4
+    for word in named:
+        assert word in known or any(setting.endswith(f".{word}") for setting in known), word
 
 
 def test_a_later_override_takes_the_place_of_an_earlier_one():
