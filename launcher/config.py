@@ -309,7 +309,6 @@ NOT_SHARDED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("mixed_precision", ("fp16",), "its gradient scaler would look at one part alone. Use bf16, or strategy=ddp."),
     ("exact_across_devices", (True,), "it needs the whole gradient on each device. Use strategy=ddp."),
     ("compile", (True,), "the two are not supported together. Use compile=false, or strategy=ddp."),
-    ("log_grad_norm", (True,), "the norm is known where it is clipped: set clip_grad_norm. Or use strategy=ddp."),
     ("channels_last", (True,), "parts of parameters lie in torch's usual layout. Use channels_last=false."),
     ("batch.max_per_device", ("auto",), "trying needs the whole model on each device. Give a number."),
     (

@@ -193,7 +193,7 @@ class Trainer:
         if self.clip_grad_norm is not None:
             self.window.grad_norm = self._clip(self.clip_grad_norm)
         elif self.log_grad_norm:
-            self.window.grad_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            self.window.grad_norm = self._norm()
         if self.clip_grad_value is not None:
             nn.utils.clip_grad_value_(self._parameters, self.clip_grad_value)
         if self.scaler is not None:
@@ -287,6 +287,10 @@ class Trainer:
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """Put what `optimizer_state` gave into the optimizer."""
         self.optimizer.load_state_dict(dict(state))
+
+    def _norm(self) -> Tensor:
+        """Norm of the whole gradient."""
+        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
     def _clip(self, largest: float) -> Tensor:
         """Scale the gradient down to a norm of at most `largest`; the norm before."""

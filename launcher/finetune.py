@@ -101,7 +101,8 @@ def load_weights(model: nn.Module, source: str) -> Loaded:
             f"init_from={source}: no tensor in {file} fits the model. The file has {_shown(list(given))}; "
             f"the model has {_shown([f'{name} ({_shape(tensor)})' for name, tensor in own.items()])}."
         )
-    model.load_state_dict(matched, strict=False)
+    if not any(tensor.is_meta for tensor in own.values()):  # else they come from rank 0, as all weights do
+        model.load_state_dict(matched, strict=False)
     return Loaded(file, list(matched), missing, unexpected, reshaped)
 
 

@@ -277,8 +277,9 @@ def build(settings: Any, ranks: Ranks, init_from: str | None) -> Parts:
         len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
     )
     balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    with sharded.initial_weights(settings.strategy, ranks):
-        model = components.build("model", settings.model, **data.facts())
+    model = sharded.build_model(
+        settings.strategy, ranks, lambda: components.build("model", settings.model, **data.facts())
+    )
     begun = finetune.begin(model, init_from, settings.freeze)
     kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)

@@ -129,4 +129,5 @@ def take_weights(model: nn.Module, checkpoint: Any, num_outputs: int) -> None:
                 f"model.checkpoint: {path} {what} {len(names)} tensors, such as {', '.join(names[:3])}. It must be "
                 "of the same model.name, norm and options."
             )
-    model.load_state_dict({name: value for name, value in weights.items() if name not in last}, strict=False)
+    if not any(tensor.is_meta for tensor in own.values()):  # else they come from rank 0: see strategy.meta_init
+        model.load_state_dict({name: value for name, value in weights.items() if name not in last}, strict=False)
