@@ -297,6 +297,7 @@ def build(settings: Any, ranks: Ranks, init_from: str | None) -> Parts:
     engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
     if shards is not None:
         engine.check_exact(model)
+    engine.check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
     if settings.test_time_flip:
         check_mirror(data)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)

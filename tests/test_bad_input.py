@@ -68,6 +68,14 @@ WRONG = {
     "mixing of numbers to predict": (["data=diabetes", "loss=mse", "mixup.alpha=0.2"], ["mixup.alpha", "regression"]),
     "cutting a table": (["data=iris", "mixup.cutmix_alpha=1"], ["mixup.cutmix_alpha", "no images"]),
     "more than always": (["mixup.prob=1.5"], ["mixup.prob=1.5", "0 to 1"]),
+    "a BatchNorm that sees one sample": (
+        ["model=torchvision", "batch.max_per_device=1"],
+        ["batch.max_per_device=1", "BatchNorm", "batch.max_per_device=2", "model.norm=group"],
+    ),
+    "a BatchNorm that sees one sample at the end of an epoch": (
+        ["model=torchvision", "batch.global_size=1293"],
+        ["batch.global_size=1293", "BatchNorm", "last update of an epoch", "batch.global_size=1294"],
+    ),
     "mirror of a table": (["data=iris", "test_time_flip=true"], ["test_time_flip", "[4]"]),
     "no CIFAR": (["data=cifar10", "data.root=here"], ["data.root", "cifar-10-batches-py", "data.download"]),
     "unknown metric": (["metrics=[AUROCK]"], ["metrics", "AUROC"]),

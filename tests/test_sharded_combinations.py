@@ -1,7 +1,5 @@
 """A model in parts, together with every other option of training: the losses of DDP, and the same bits after a stop."""
 
-import signal
-
 import pytest
 import torch
 from kill_loop import OWN, RUN, newest, place, same_bits
