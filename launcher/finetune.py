@@ -4,11 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from pickle import UnpicklingError
 from types import MethodType
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -127,7 +125,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         names = [name for name in parameters if fnmatchcase(name, pattern)]
         if not names:
-            raise ConfigError(f"freeze: {pattern} matches no parameter. There are: {', '.join(parameters)}.")
+            raise ConfigError(f"freeze: {pattern} matches no parameter. There are: {_shown(list(parameters))}.")
         frozen += names
         for name, module in model.named_modules():
             statistics = f"{name}.running_mean".lstrip(".")
@@ -171,7 +169,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError, ValueError) as error:
+    except Exception as error:  # the readers raise whatever a strange file leads them to
         raise ConfigError(
             f"init_from={file}: cannot be read as weights alone (a .safetensors file, or a state dict that torch.load "
             f"takes with weights_only=True): {str(error).splitlines()[0] if str(error) else type(error).__name__}"

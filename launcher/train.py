@@ -83,7 +83,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     import torch
 
-    from launcher import checkpoint, divergence, engine, provenance, reporter, sharded, stream
+    from launcher import checkpoint, divergence, engine, gallery, provenance, reporter, sharded, stream
     from launcher.clock import Clock, Profiler
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
@@ -174,7 +174,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         plan=plan,
         progress=progress,
         total_steps=total_steps,
-        every=Every(interval(settings.eval_every), interval(settings.log_every), interval(settings.checkpoint.every)),
+        every=Every(
+            evaluate=interval(settings.eval_every),
+            log=interval(settings.log_every),
+            save=interval(settings.checkpoint.every),
+            watch=settings.wandb.watch_every if settings.wandb.watch else 0,
+        ),
         evaluate=lambda: measure(data.validation),
         best={"metric": settings.checkpoint.best, "mode": settings.checkpoint.best_mode},
         patience=settings.early_stopping,
@@ -195,6 +200,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     progress = loop.progress
     finished = loop.over() and progress.seen
     evaluation = measure(data.test, settings.test_time_flip) if finished else None
+    predictions = None
+    if evaluation is not None and settings.wandb.tables:
+        predictions = gallery.columns(
+            Mirrored(trainer.measured) if settings.test_time_flip else trainer.measured, data.test, data,
+            settings.loss, settings.wandb.tables, 4 * plan.micro_size, accelerator,
+        )  # fmt: skip
     if directory is not None and keeper is not None and saver is not None:
         saver.wait()
         status = "finished" if evaluation is not None else "stopped"
@@ -212,7 +223,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             **loop.clock.totals(progress.step, plan),
             **provenance.summary(),
         }
-        keeper.close(summary, progress, evaluation, data.class_names)
+        keeper.close(summary, progress, evaluation, data.class_names, predictions)
         if status == "finished":
             log.info("finished   %s%s", f"{progress.ended}; " if progress.ended else "", path / "report.html")
         else:
@@ -265,7 +276,19 @@ def build(settings: Any, ranks: Ranks, init_from: str | None) -> Parts:
     Raises:
         ConfigError: Something is wrong.
     """
-    from launcher import batch, components, engine, finetune, losses, mixup, optimizers, schedulers, sharded, stream
+    from launcher import (
+        batch,
+        components,
+        engine,
+        finetune,
+        gallery,
+        losses,
+        mixup,
+        optimizers,
+        schedulers,
+        sharded,
+        stream,
+    )  # fmt: skip
     from launcher.models.mirrored import check_mirror
     from launcher.recompute import recompute
     from launcher.sampling import Balanced
@@ -300,6 +323,8 @@ def build(settings: Any, ranks: Ranks, init_from: str | None) -> Parts:
     engine.check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
     if settings.test_time_flip:
         check_mirror(data)
+    if settings.wandb.tables:
+        gallery.check(data)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     return Parts(data, plan, shards, balanced, kind, model, sharding, begun, loss, optimizer, schedule, total_steps)
 

@@ -92,6 +92,7 @@ def test_losses_norms_and_weights_are_those_of_ddp_and_a_stop_costs_no_bit(words
     same_bits(fsdp, stopped)
 
 
+@pytest.mark.soak  # the other rank waits 3 s for rank 0 to speak
 def test_a_model_that_looks_at_its_weights_is_refused_by_every_rank_before_anything_is_made(tmp_path):
     run = train([*WORDS, "model._target_=own.Looking", "strategy=fsdp"], _place(tmp_path), 2).wait()
     assert run.status == [2, 2] and "Traceback" not in run.err()
