@@ -170,9 +170,12 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise whatever a strange file leads them to
+        why = (
+            str(error).partition("\n")[0].partition(". In PyTorch")[0]
+        )  # what follows there advises to execute the file
         raise ConfigError(
             f"init_from={file}: cannot be read as weights alone (a .safetensors file, or a state dict that torch.load "
-            f"takes with weights_only=True): {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"takes with weights_only=True): {why or type(error).__name__}"
         ) from error
     for key in INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -119,6 +119,17 @@ def test_what_is_not_finite_or_not_there_has_no_place_in_a_histogram():
     assert histograms.of_model(net, "gradients") == {} and len(histograms.of_model(net, "all")) == 2
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu_they_are_those_of_the_cpu(dtype):
+    named = {str(n): torch.randn(n).to(dtype) for n in (1, 50, 10_000)}
+    theirs = histograms.of_tensors({name: tensor.cuda() for name, tensor in named.items()})
+    for name, ours in histograms.of_tensors(named).items():
+        assert theirs[name][:2] == ours[:2] and sum(theirs[name][2:]) == sum(ours[2:]) == int(name)
+        assert sum(abs(a - b) for a, b in zip(theirs[name][2:], ours[2:], strict=True)) <= 8  # at the edges of bins
+
+
 @pytest.mark.soak
 def test_a_stopped_run_has_the_histograms_of_one_that_went_through(tmp_path):
     words = [*RUN_FAULTY, "wandb.watch=all", "wandb.watch_every=3", "wandb.mode=offline"]
