@@ -170,9 +170,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise whatever a strange file leads them to
-        why = (
-            str(error).partition("\n")[0].partition(". In PyTorch")[0]
-        )  # what follows there advises to execute the file
+        why = str(error).partition("\n")[0].partition(". In PyTorch")[0]  # what follows advises to execute it
         raise ConfigError(
             f"init_from={file}: cannot be read as weights alone (a .safetensors file, or a state dict that torch.load "
             f"takes with weights_only=True): {why or type(error).__name__}"

@@ -222,7 +222,9 @@ def test_code_and_git_are_what_the_run_was_made_by(shown):
     (state,) = [record["environment"]["git"] for record in records if "git" in record.get("environment", ())]
     assert state["commit"] == _git(directory, "rev-parse", "HEAD") and "example.com/some.git" in state["remote_url"]
     assert '+COLOUR = "teal"' in (segment / "files/diff.patch").read_text()
-    logged = [path for path in (directory / "run").rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    logged = [
+        path for path in (directory / "run/wandb").rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()
+    ]
     assert not logged, "a remote's password"
 
 

@@ -109,9 +109,7 @@ def take_weights(model: nn.Module, checkpoint: Any, num_outputs: int) -> None:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has errors of its own
-        why = (
-            str(error).partition("\n")[0].partition(". In PyTorch")[0]
-        )  # what follows there advises to execute the file
+        why = str(error).partition("\n")[0].partition(". In PyTorch")[0]  # what follows advises to execute it
         raise ConfigError(f"model.checkpoint: {path} holds no weights that can be read: {why}") from error
     for key in ("state_dict", "model"):
         if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
