@@ -71,6 +71,20 @@ class BatchPlan:
         share = last - first
         return [share * (i + 1) // count - share * i // count for i in range(count)]
 
+    def smallest(self, steps: int) -> tuple[int, int]:
+        """The fewest samples that a device sees at once in the first `steps` updates; a placeholder is one.
+
+        Returns:
+            How many, and at which position of the epoch (0-based).
+        """
+        positions = {0, min(steps, self.steps_per_epoch) - 1}  # the first batches are as large as each other
+        sizes = [
+            (max(1, min(self.micro_sizes(shard, self.size_of(at)))), at)
+            for at in sorted(positions)
+            for shard in range(self.shards)
+        ]
+        return min(sizes)
+
     def __str__(self) -> str:
         """The plan in one line, as it is printed at the start of a run."""
         devices = f"{self.world_size} device{'s' if self.world_size > 1 else ''}"

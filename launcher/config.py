@@ -93,6 +93,7 @@ def list_of(rule: Rule, what: str) -> Rule:
 
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a text")
+WATCHED = ("gradients", "parameters", "all")
 EVERY = whole(1).or_word("epoch").or_null()
 
 SCHEMA: dict[str, Rule] = {
@@ -181,6 +182,10 @@ SCHEMA: dict[str, Rule] = {
     "wandb.group": TEXT.or_null(),
     "wandb.tags": list_of(TEXT, "texts"),
     "wandb.artifacts": Rule(lambda v: v is False or v in ("best", "all"), "false, best or all"),
+    "wandb.watch": Rule(lambda v: v is False or v in WATCHED, f"false, {', '.join(WATCHED[:-1])} or {WATCHED[-1]}"),
+    "wandb.watch_every": whole(1),
+    "wandb.tables": whole(0),
+    "wandb.code": FLAG,
 }
 
 FIND_LR_SCHEMA: dict[str, Rule] = SCHEMA | {
@@ -309,8 +314,8 @@ NOT_SHARDED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("mixed_precision", ("fp16",), "its gradient scaler would look at one part alone. Use bf16, or strategy=ddp."),
     ("exact_across_devices", (True,), "it needs the whole gradient on each device. Use strategy=ddp."),
     ("compile", (True,), "the two are not supported together. Use compile=false, or strategy=ddp."),
-    ("log_grad_norm", (True,), "the norm is known where it is clipped: set clip_grad_norm. Or use strategy=ddp."),
     ("channels_last", (True,), "parts of parameters lie in torch's usual layout. Use channels_last=false."),
+    ("wandb.watch", WATCHED, "histograms are made of whole tensors. Use wandb.watch=false, or strategy=ddp."),
     ("batch.max_per_device", ("auto",), "trying needs the whole model on each device. Give a number."),
     (
         "optimizer._target_",

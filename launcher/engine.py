@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.batch import BatchPlan
+from launcher.batch import BatchPlan, plan_batch
 from launcher.clock import flops_per_sample, peak_flops
 from launcher.data import Data, DatasetPart, TensorPart
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
@@ -26,7 +26,7 @@ from launcher.losses import PerSample
 from launcher.metrics import ClassificationSums, LanguageSums, RegressionSums, make_metrics, update_metrics
 from launcher.optimizers import lean_step
 from launcher.schedulers import Schedule
-from launcher.stream import MODEL, Batch, ShardedStream, Stream, derive, in_order
+from launcher.stream import MODEL, Batch, ShardedStream, Stream, derive, first_sample, in_order
 
 ALWAYS: AbstractContextManager[None] = nullcontext()
 VOTE_LAG = 8  # steps until a vote is read on a GPU: by then its copy to the host has long arrived
@@ -193,7 +193,7 @@ class Trainer:
         if self.clip_grad_norm is not None:
             self.window.grad_norm = self._clip(self.clip_grad_norm)
         elif self.log_grad_norm:
-            self.window.grad_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            self.window.grad_norm = self._norm()
         if self.clip_grad_value is not None:
             nn.utils.clip_grad_value_(self._parameters, self.clip_grad_value)
         if self.scaler is not None:
@@ -287,6 +287,10 @@ class Trainer:
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """Put what `optimizer_state` gave into the optimizer."""
         self.optimizer.load_state_dict(dict(state))
+
+    def _norm(self) -> Tensor:
+        """Norm of the whole gradient."""
+        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
     def _clip(self, largest: float) -> Tensor:
         """Scale the gradient down to a norm of at most `largest`; the norm before."""
@@ -476,6 +480,53 @@ def check_exact(model: nn.Module) -> None:
                 f"exact_across_devices: {name} is a {type(module).__name__}, whose statistics depend on who saw which "
                 "samples. Use GroupNorm or LayerNorm."
             )
+
+
+def check_alone(model: nn.Module, data: Data, plan: BatchPlan, most: int | str | None, steps: int) -> None:
+    """Refuse a BatchNorm that would get a single value per channel, where some device sees one sample alone.
+
+    Args:
+        model: The bare model, also one on the meta device.
+        data: Its first sample is shown to a copy of the model without memory.
+        plan: How a global batch is cut.
+        most: The setting batch.max_per_device.
+        steps: Updates of the run.
+
+    Raises:
+        ConfigError: One would.
+    """
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    alone, at = plan.smallest(steps)
+    if alone > 1 or not any(isinstance(module, norms) and module.training for module in model.modules()):
+        return
+    inputs = torch.utils._pytree.tree_map_only(Tensor, lambda one: one.to("meta"), first_sample(data.train)[0])
+    try:
+        copy.deepcopy(model).to("meta")(inputs)
+    except Exception as error:  # anything else is not for here: not every model works without memory
+        if "more than 1 value per channel" not in str(error):
+            return
+        where = f"{'the last update of an epoch' if at else 'each update'}, whose size is {plan.size_of(at)}"
+        change = _without_alone(plan, most, steps)
+        raise ConfigError(
+            f"batch.global_size={plan.global_size}, batch.max_per_device={most or 'null'}: in {where}, a device sees "
+            "one sample alone, in which BatchNorm has nothing to take a variance of. "
+            + (f"Use {change}, or" if change else "Use")
+            + " a model without BatchNorm (of timm and torchvision: model.norm=group)."
+        ) from error
+
+
+def _without_alone(plan: BatchPlan, most: int | str | None, steps: int) -> str | None:
+    """The nearest settings with which no device sees one sample alone; None where none were found."""
+    for larger in range(plan.micro_size + 1, plan.per_device_size + 1):
+        if plan.capped(larger).smallest(steps)[0] > 1:
+            return f"batch.max_per_device={larger}"
+    for cap in dict.fromkeys((most, None)):
+        for size in (plan.global_size + sign * apart for apart in range(1, 1000) for sign in (1, -1)):
+            if plan.world_size <= size <= plan.samples:
+                other = plan_batch(plan.samples, size, plan.world_size, cap)
+                if other.smallest(other.steps_per_epoch)[0] > 1:
+                    return f"batch.global_size={size}{' batch.max_per_device=null' if cap != most else ''}"
+    return None
 
 
 class ExactTrainer(Trainer):

@@ -4,11 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from pickle import UnpicklingError
 from types import MethodType
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -101,7 +99,8 @@ def load_weights(model: nn.Module, source: str) -> Loaded:
             f"init_from={source}: no tensor in {file} fits the model. The file has {_shown(list(given))}; "
             f"the model has {_shown([f'{name} ({_shape(tensor)})' for name, tensor in own.items()])}."
         )
-    model.load_state_dict(matched, strict=False)
+    if not any(tensor.is_meta for tensor in own.values()):  # else they come from rank 0, as all weights do
+        model.load_state_dict(matched, strict=False)
     return Loaded(file, list(matched), missing, unexpected, reshaped)
 
 
@@ -126,7 +125,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         names = [name for name in parameters if fnmatchcase(name, pattern)]
         if not names:
-            raise ConfigError(f"freeze: {pattern} matches no parameter. There are: {', '.join(parameters)}.")
+            raise ConfigError(f"freeze: {pattern} matches no parameter. There are: {_shown(list(parameters))}.")
         frozen += names
         for name, module in model.named_modules():
             statistics = f"{name}.running_mean".lstrip(".")
@@ -170,10 +169,11 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError, ValueError) as error:
+    except Exception as error:  # the readers raise whatever a strange file leads them to
+        why = str(error).partition("\n")[0].partition(". In PyTorch")[0]  # what follows advises to execute it
         raise ConfigError(
             f"init_from={file}: cannot be read as weights alone (a .safetensors file, or a state dict that torch.load "
-            f"takes with weights_only=True): {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"takes with weights_only=True): {why or type(error).__name__}"
         ) from error
     for key in INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

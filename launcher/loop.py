@@ -30,6 +30,7 @@ class Every(NamedTuple):
     evaluate: int
     log: int
     save: int
+    watch: int
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Loop:
         plan: How they are cut.
         progress: How far the run is; another one after a return to a checkpoint.
         total_steps: Updates of the whole run.
-        every: When to evaluate, log and save.
+        every: When to evaluate, log, save, and look at gradients and weights.
         evaluate: Measures the validation part; None where it was interrupted.
         best: Keyword arguments of `Progress.note`: which checkpoint is the best.
         patience: Keyword arguments of `Progress.watch`: how long to wait for an improvement.
@@ -119,6 +120,8 @@ class Loop:
                 self.watch.step = progress.step
             if self.profiler is not None:
                 self.profiler.step()
+            if self._due(self.every.watch) and self.keeper is not None:
+                self.keeper.watch(progress.step, self.trainer.model)
             progress.seen = not (stopping and self._due(self.every.evaluate)) and self._look()
             stopping = stopping or not progress.seen
             if self._due(self.every.save) or self.over() or stopping:

@@ -183,6 +183,17 @@ class PerSample(nn.Module):
         return valid.float() if weight is None else weight[targets.where(valid, 0)] * valid
 
 
+def probabilities(settings: Mapping[str, Any], outputs: Tensor) -> Tensor:
+    """What outputs say of each class: [n, k] in 0..1; of BinaryCrossEntropy, whose classes go together, not of sum 1.
+
+    Args:
+        settings: Those that the loss was built by.
+        outputs: [n, k].
+    """
+    apart = str(settings["_target_"]).endswith(".BinaryCrossEntropy")
+    return outputs.sigmoid() if apart else outputs.softmax(1)
+
+
 def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
     """Build the loss that conf/loss describes.
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.data import Data, TensorPart
+from launcher.data import Data
 from launcher.errors import ConfigError
 from launcher.losses import PerSample
-from launcher.stream import MIX, Batch, MicroBatch, Stream, derive
+from launcher.stream import MIX, Batch, MicroBatch, Stream, derive, first_sample
 
 Box = tuple[slice, slice]  # rows and columns
 
@@ -187,9 +187,12 @@ def mixed(settings: Mapping[str, Any], data: Data, loss: PerSample) -> tuple[Cal
             f"mixup.cutmix_alpha: data={data.name} gives inputs of shape {list(data.input_shape)}, which are no images "
             "[channels, height, width] to cut. Set it to 0; mixup.alpha works on any numbers."
         )
-    part = data.train
-    if isinstance(part, TensorPart):
-        one = part.inputs[:1]
-        if not (one if part.prepare is None else part.prepare(one)).is_floating_point():
-            raise ConfigError(f"{name}: data={data.name} gives whole numbers, which cannot be mixed. Set it to 0.")
+    inputs, _ = first_sample(data.train)
+    if not isinstance(inputs, Tensor):
+        raise ConfigError(
+            f"{name}: data={data.name} gives inputs in a {type(inputs).__name__}; only one tensor of numbers can be "
+            "mixed. Set it to 0."
+        )
+    if not inputs.is_floating_point():
+        raise ConfigError(f"{name}: data={data.name} gives whole numbers, which cannot be mixed. Set it to 0.")
     return partial(MixedStream, mixing), MixedLoss(loss.loss)

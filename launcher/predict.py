@@ -106,13 +106,13 @@ def _table(
     """The names of the columns after the first, and what makes rows of outputs [n, k] and targets."""
     import torch
 
+    from launcher.losses import probabilities
+
     if record["task"] == "classification":
         names = record["class_names"] or [str(number) for number in range(record["num_outputs"])]
-        # Trained with a sigmoid for each class, the outputs are no logits of a softmax.
-        apart = str(run["loss"]["_target_"]).endswith(".BinaryCrossEntropy")
 
         def classes(outputs: "Tensor", targets: "Tensor") -> Iterator[list[Any]]:
-            shares = outputs.sigmoid() if apart else outputs.softmax(1)
+            shares = probabilities(run["loss"], outputs)
             found = outputs.argmax(1).tolist()  # as the accuracy counts: rounding may make two shares equal
             for guess, target, row in zip(found, targets.tolist(), shares.tolist(), strict=True):
                 yield [names[guess], *([names[target]] if labelled else []), *(f"{share:.9g}" for share in row)]

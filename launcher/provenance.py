@@ -152,6 +152,26 @@ def sources(settings: Any) -> dict[str, str]:
     return found
 
 
+def own_files() -> dict[str, str]:
+    """The code that this process has imported and nobody installed: this package, and a person's own modules.
+
+    Returns:
+        Names, relative to the working directory or to the package's place, to absolute paths.
+    """
+    here, found = Path.cwd(), {}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file is None or not str(file).endswith(".py"):
+            continue
+        path = Path(file).resolve()
+        installed = {"site-packages", "dist-packages"} & set(path.parts)
+        if PACKAGE in path.parents:
+            found[f"launcher/{path.relative_to(PACKAGE)}"] = str(path)
+        elif not installed and here in path.parents:
+            found[str(path.relative_to(here))] = str(path)
+    return found
+
+
 def targets(node: Any) -> Iterator[str]:
     """Every `_target_` in settings."""
     if isinstance(node, Mapping):

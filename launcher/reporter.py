@@ -5,13 +5,18 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from launcher import gallery, histograms, provenance
 from launcher.checkpoint import Progress, checkpoints, step_of
 from launcher.engine import Evaluation
 from launcher.run_directory import RunDirectory, write_json
-from launcher.tracking import Record, WandbTracker
+from launcher.tracking import HISTOGRAMS, Record, WandbTracker
 from launcher.views import Views
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
 
 log = logging.getLogger("launcher")
 
@@ -32,7 +37,7 @@ class Reporter:
 
     Args:
         directory: Of the run.
-        step: Updates done before.
+        step: Updates done before; histograms up to there stay.
         recorded: The last step whose row stays in the record; those after it come again.
         total_steps: Updates of the whole run.
         steps_per_epoch: Updates of an epoch.
@@ -61,9 +66,14 @@ class Reporter:
         self.timings.open(recorded or None)
         self.tracker = None
         if "wandb" in trackers and wandb["mode"] != "disabled":
-            own = {name: value for name, value in wandb.items() if name != "artifacts"}
-            self.tracker = WandbTracker(self.path, dict(settings), run_id=directory.run_id, **own)
+            own = {name: wandb[name] for name in ("mode", "project", "entity", "name", "group", "tags")}
+            code = provenance.own_files() if wandb["code"] else None
+            self.tracker = WandbTracker(self.path, dict(settings), run_id=directory.run_id, code=code, **own)
         self._artifacts = wandb["artifacts"]
+        self._watched: str | None = wandb["watch"] or None if self.tracker is not None else None
+        self.histograms = Record(self.path / HISTOGRAMS)
+        if self._watched or self.histograms.path.exists():
+            self.histograms.open(step or None)
         for stale in ("stopped.json", "summary.json", "evaluation.json"):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / stale).unlink()
@@ -83,17 +93,31 @@ class Reporter:
         if self.views is not None:
             self.views.look()
 
+    def watch(self, step: int, model: "nn.Module") -> None:
+        """Keep histograms of the gradients and weights after a step, and show them in W&B, where that is on."""
+        if self.tracker is not None and self._watched is not None:
+            row = {"step": step} | histograms.of_model(model, self._watched)
+            self.histograms.write(row)
+            self.tracker.log(row)
+
     def go_back(self, recorded: int) -> None:
         """Forget the rows after a step, which will come again; W&B keeps what it has seen of them."""
         if self.views is not None:
             self.views.close()
         for record in (self.record, self.timings):
             record.open(recorded or None)
+        if self._watched:
+            self.histograms.open(recorded or None)
         if self.views is not None:
             self.views = Views(self.path, self._viewed)
 
     def close(
-        self, summary: dict[str, Any], progress: Progress, evaluation: Evaluation | None, names: list[str] | None
+        self,
+        summary: dict[str, Any],
+        progress: Progress,
+        evaluation: Evaluation | None,
+        names: list[str] | None,
+        predictions: "Mapping[str, np.ndarray] | None" = None,
     ) -> None:
         """Write the summary, the pictures and the page, and end the trackers.
 
@@ -102,6 +126,7 @@ class Reporter:
             progress: For the best figures.
             evaluation: Of the test part; None where the run was stopped before its end.
             names: Of the classes.
+            predictions: Columns of a table for W&B.
         """
         from launcher import report
 
@@ -116,6 +141,7 @@ class Reporter:
         self.record.sync()
         self.record.close()
         self.timings.close()
+        self.histograms.close()
         self.bar.close()
         self.bar.final_table(summary)
         report.draw_curves(self.path)
@@ -123,7 +149,9 @@ class Reporter:
         if self.views is not None:
             self.views.close()
         if self.tracker is not None:
-            self.tracker.finish(summary, {"curves": self.path / "curves.png"}, self._chosen(progress.best_step))
+            table = None if predictions is None else gallery.write(self.path / "wandb" / "predictions.npz", predictions)
+            chosen = self._chosen(progress.best_step)
+            self.tracker.finish(summary, {"curves": self.path / "curves.png"}, chosen, table)
 
     def _chosen(self, best: int | None) -> dict[Path, list[str]]:
         """The checkpoints that W&B is to have, oldest first, and what it is to call them; the last is its `latest`."""

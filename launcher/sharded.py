@@ -48,23 +48,24 @@ class Sharding:
     meta_init: bool
 
 
-@contextmanager
-def initial_weights(strategy: Mapping[str, Any], ranks: Ranks) -> Iterator[None]:
-    """Where a model is built: on rank 0 as ever; elsewhere without memory, if its parts will come from there.
+def build_model(strategy: Mapping[str, Any], ranks: Ranks, make: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model: on rank 0 as ever; elsewhere without memory, if its parts will come from there.
 
     Args:
         strategy: The settings of conf/strategy.
         ranks: Which rank this is.
+        make: Its constructor.
 
     Raises:
-        ConfigError: The model cannot be built without memory.
+        ConfigError: The model cannot be built without memory. Every rank finds that out, so that none waits for others.
     """
-    if strategy["name"] != "fsdp" or not strategy["meta_init"] or ranks.rank == 0:
-        yield
-        return
+    if strategy["name"] != "fsdp" or not strategy["meta_init"] or ranks.world_size == 1:
+        return make()
+    model = make() if ranks.rank == 0 else None
     try:
         with torch.device("meta"):
-            yield
+            empty = make()
+        return empty if model is None else model
     except (NotImplementedError, RuntimeError) as error:  # a constructor that looks at a number
         raise ConfigError(
             f"strategy.meta_init=true: this model cannot be built on torch's meta device ({error}). "
@@ -348,10 +349,12 @@ class ShardedTrainer(Trainer):
         reduction.wait()
         self._carried.grad = together
 
+    def _norm(self) -> Tensor:
+        (squares,) = sum_over_ranks([super()._norm().square()], self.ranks.world_size)
+        return squares.sqrt()
+
     def _clip(self, largest: float) -> Tensor:
-        own = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        (squares,) = sum_over_ranks([own.square()], self.ranks.world_size)
-        norm = squares.sqrt()
+        norm = self._norm()
         nn.utils.clip_grads_with_norm_(self._parameters, largest, norm)
         return norm
 

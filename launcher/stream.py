@@ -403,6 +403,12 @@ def in_order(
     yield from _load(part, part.dataset, samplers, min(workers, len(cuts)), device)
 
 
+def first_sample(part: TensorPart | DatasetPart) -> tuple[Any, Any]:
+    """Inputs and targets of the first sample, as a batch of one on the CPU; leaves the generator of torch as it is."""
+    with torch.random.fork_rng(devices=[]):
+        return next(in_order(part, 0, len(part), 1, torch.device("cpu"), 0))
+
+
 def _load(
     part: DatasetPart, dataset: Dataset, samplers: Iterable[list[Any]], workers: int, device: torch.device
 ) -> Iterator[tuple[Any, Any]]:

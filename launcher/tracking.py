@@ -10,16 +10,19 @@ training (measured): 0.3 ms to construct the tracker, 10 microseconds a row.
 """
 
 import contextlib
+import heapq
 import json
 import logging
 import math
 import os
 import queue
 import shlex
+import shutil
 import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -30,6 +33,7 @@ from typing import Any, BinaryIO, Literal, TextIO
 
 log = logging.getLogger("launcher")
 
+HISTOGRAMS = "histograms.jsonl"  # in a run directory: rows whose values are lists, an end, an end, counts of bins
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 # Seconds. Once training waits for its end, a server that is silent costs SILENT + PROBE / 2 and an offline run,
@@ -176,6 +180,8 @@ class WandbTracker:
         group: Runs shown together.
         tags: Labels.
         run_id: Stable name of this run directory's run within the project.
+        code: Name to path of source files that W&B is to have, beside the commit of git, its remote and the diff to it;
+            None: none of that.
     """
 
     def __init__(
@@ -189,12 +195,14 @@ class WandbTracker:
         group: str | None,
         tags: list[str] | None,
         run_id: str,
+        code: Mapping[str, str] | None = None,
     ) -> None:
         self._mode = wanted_mode(mode)
         self._settings: dict[str, Any] = {
             "run_dir": str(Path(run_dir).absolute()),
             "trainer": os.getpid(),
             "argv": sys.argv,
+            "code": None if code is None else dict(code),
             "init": {
                 "project": project,
                 "entity": entity,
@@ -229,6 +237,7 @@ class WandbTracker:
         summary: Mapping[str, Any],
         pictures: Mapping[str, Path],
         artifacts: Mapping[Path, list[str]] | None = None,
+        table: Path | None = None,
     ) -> None:
         """End the run, and wait until it is uploaded, or safe on the disk: for seconds if the server is silent.
 
@@ -238,11 +247,13 @@ class WandbTracker:
             pictures: Name to image file; those that do not exist are left out.
             artifacts: Checkpoint to its aliases; each becomes a version of the run's model. They are not copied:
                 an offline run needs them where they are until it is uploaded.
+            table: File of NumPy with the columns of a table; one of more than one dimension has images.
         """
         images = {name: str(Path(path).absolute()) for name, path in pictures.items()}
         models = {str(Path(path).absolute()): aliases for path, aliases in (artifacts or {}).items()}
         patience = PATIENT + sum(file.stat().st_size for path in models for file in Path(path).iterdir()) / UPLOAD
         end = {"summary": dict(summary), "pictures": images, "artifacts": models, "patience": patience}
+        end["table"] = None if table is None else str(Path(table).absolute())
         self._end = _encode({"finish": end})
         self._deadline = time.monotonic() + HARD_LIMIT
         latest = time.monotonic() + patience
@@ -276,6 +287,8 @@ class WandbTracker:
         # Error reports go to the same server, and W&B waits for them at exit: 2 s if it hangs (measured).
         environment["WANDB_ERROR_REPORTING"] = "false"
         environment["WANDB_SILENT"] = "true"  # else login asks the server for a name, and waits
+        # What it copies for an upload, such as the images of a table, stays with the run and not in the home directory.
+        environment.setdefault("WANDB_DATA_DIR", f"{self._settings['run_dir']}/wandb/staging")
         child = subprocess.Popen(
             [sys.executable, "-P", __file__],
             stdin=subprocess.PIPE,
@@ -342,10 +355,10 @@ class _View:
         self.rows: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         # Unless told otherwise
         self.end: dict[str, Any] = {
-            "summary": {"status": "failed"}, "pictures": {}, "artifacts": {}, "patience": PATIENT,
+            "summary": {"status": "failed"}, "pictures": {}, "artifacts": {}, "patience": PATIENT, "table": None,
         }  # fmt: skip
         self.ending = threading.Event()
-        self.last = -1
+        self.first, self.last = 0, -1  # the first step that the server does not have, and the last one shown
         self.mode: Literal["online", "offline"] = "offline"
         self.services: list[subprocess.Popen[Any]] = []
         threading.Thread(target=self._read, args=(messages,), daemon=True).start()
@@ -533,8 +546,10 @@ class _View:
             "finish_timeout": PATIENT,
             "disable_job_creation": True,
             # A diff of the working tree, or the URL of a remote, may hold a password.
-            "disable_git": True,
-            "disable_code": True,
+            "disable_git": self.settings["code"] is None,
+            "disable_code": self.settings["code"] is None,
+            "save_code": self.settings["code"] is not None,
+            "git_commit": os.environ.get("LAUNCHER_COMMIT"),  # of a job whose code is a copy without its repository
             # Every 15 s by default, which a kill would take.
             "x_transaction_log_flush_interval": 2.0,
         }
@@ -547,10 +562,23 @@ class _View:
             reinit="create_new",
             settings=self.wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
         )
-        self.last = self.run.step - 1  # what the server has already; it would drop those rows
+        self.first, self.last = self.run.step, self.run.step - 1  # the server would drop rows that it has already
+        if self.settings["code"]:
+            self._give_code()
+
+    def _give_code(self) -> None:
+        """Let W&B log the files alone: it would walk through all of the working directory, data and runs included."""
+        with tempfile.TemporaryDirectory(prefix="launcher-code-") as place:
+            for name, path in self.settings["code"].items():
+                target = Path(place, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(OSError):  # gone since it was imported
+                    shutil.copyfile(path, target)
+            self.run.log_code(place, name=f"source-{self.run.project}")
 
     def _follow(self) -> None:
-        for count, row in enumerate(Record(self.run_dir / "metrics.jsonl").rows()):
+        replayed = (Record(self.run_dir / name).rows() for name in ("metrics.jsonl", HISTOGRAMS))
+        for count, row in enumerate(heapq.merge(*replayed, key=lambda row: row["step"])):
             self._log(row)
             if count % 1000 == 0:
                 self._tell(wait=HARD_LIMIT)  # a long replay is not a hang
@@ -560,16 +588,33 @@ class _View:
 
     def _log(self, row: dict[str, Any]) -> None:
         step = row["step"]
-        if step > self.last:
-            self.run.log({name: value for name, value in row.items() if name != "step"}, step=step)
+        if step >= max(self.first, self.last):  # a step may have histograms beside its row: W&B puts them together
+            shown = {name: self._histogram(v) if isinstance(v, list) else v for name, v in row.items()}
+            self.run.log({name: value for name, value in shown.items() if name != "step"}, step=step)
             self.last = step
+
+    def _histogram(self, row: list[float]) -> Any:
+        import numpy as np
+
+        low, high, *counts = row
+        return self.wandb.Histogram(np_histogram=(np.array(counts), np.linspace(low, high, len(counts) + 1)))
+
+    def _table(self, file: str) -> Any:
+        import numpy as np
+
+        with np.load(file) as columns:
+            named = {name: columns[name] for name in columns.files}
+        lists = [[self.wandb.Image(one) for one in v] if v.ndim > 1 else v.tolist() for v in named.values()]
+        return self.wandb.Table(columns=list(named), data=[list(row) for row in zip(*lists, strict=True)])
 
     def _finish(self) -> None:
         summary, pictures = self.end["summary"], self.end["pictures"]
         # At the last step, not one after it: a run that is trained further has a row of its own there.
-        images = {name: self.wandb.Image(path) for name, path in pictures.items() if os.path.exists(path)}
-        if images:
-            self.run.log(images, step=max(self.last, 0))
+        shown = {name: self.wandb.Image(path) for name, path in pictures.items() if os.path.exists(path)}
+        if self.end["table"] is not None:
+            shown["predictions"] = self._table(self.end["table"])
+        if shown:
+            self.run.log(shown, step=max(self.last, 0))
         for path, aliases in self.end["artifacts"].items():
             artifact = self.wandb.Artifact(
                 f"checkpoint-{self.run.id}", "model", metadata={"checkpoint": Path(path).name}

@@ -83,7 +83,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     import torch
 
-    from launcher import checkpoint, divergence, engine, provenance, reporter, sharded, stream
+    from launcher import checkpoint, divergence, engine, gallery, provenance, reporter, sharded, stream
     from launcher.clock import Clock, Profiler
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
@@ -174,7 +174,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         plan=plan,
         progress=progress,
         total_steps=total_steps,
-        every=Every(interval(settings.eval_every), interval(settings.log_every), interval(settings.checkpoint.every)),
+        every=Every(
+            evaluate=interval(settings.eval_every),
+            log=interval(settings.log_every),
+            save=interval(settings.checkpoint.every),
+            watch=settings.wandb.watch_every if settings.wandb.watch else 0,
+        ),
         evaluate=lambda: measure(data.validation),
         best={"metric": settings.checkpoint.best, "mode": settings.checkpoint.best_mode},
         patience=settings.early_stopping,
@@ -195,6 +200,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     progress = loop.progress
     finished = loop.over() and progress.seen
     evaluation = measure(data.test, settings.test_time_flip) if finished else None
+    predictions = None
+    if evaluation is not None and settings.wandb.tables:
+        predictions = gallery.columns(
+            Mirrored(trainer.measured) if settings.test_time_flip else trainer.measured, data.test, data,
+            settings.loss, settings.wandb.tables, 4 * plan.micro_size, accelerator,
+        )  # fmt: skip
     if directory is not None and keeper is not None and saver is not None:
         saver.wait()
         status = "finished" if evaluation is not None else "stopped"
@@ -212,7 +223,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             **loop.clock.totals(progress.step, plan),
             **provenance.summary(),
         }
-        keeper.close(summary, progress, evaluation, data.class_names)
+        keeper.close(summary, progress, evaluation, data.class_names, predictions)
         if status == "finished":
             log.info("finished   %s%s", f"{progress.ended}; " if progress.ended else "", path / "report.html")
         else:
@@ -265,7 +276,19 @@ def build(settings: Any, ranks: Ranks, init_from: str | None) -> Parts:
     Raises:
         ConfigError: Something is wrong.
     """
-    from launcher import batch, components, engine, finetune, losses, mixup, optimizers, schedulers, sharded, stream
+    from launcher import (
+        batch,
+        components,
+        engine,
+        finetune,
+        gallery,
+        losses,
+        mixup,
+        optimizers,
+        schedulers,
+        sharded,
+        stream,
+    )  # fmt: skip
     from launcher.models.mirrored import check_mirror
     from launcher.recompute import recompute
     from launcher.sampling import Balanced
@@ -277,8 +300,9 @@ def build(settings: Any, ranks: Ranks, init_from: str | None) -> Parts:
         len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
     )
     balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    with sharded.initial_weights(settings.strategy, ranks):
-        model = components.build("model", settings.model, **data.facts())
+    model = sharded.build_model(
+        settings.strategy, ranks, lambda: components.build("model", settings.model, **data.facts())
+    )
     begun = finetune.begin(model, init_from, settings.freeze)
     kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
@@ -296,8 +320,11 @@ def build(settings: Any, ranks: Ranks, init_from: str | None) -> Parts:
     engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
     if shards is not None:
         engine.check_exact(model)
+    engine.check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
     if settings.test_time_flip:
         check_mirror(data)
+    if settings.wandb.tables:
+        gallery.check(data)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     return Parts(data, plan, shards, balanced, kind, model, sharding, begun, loss, optimizer, schedule, total_steps)
 

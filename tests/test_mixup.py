@@ -211,6 +211,27 @@ def test_refuses_what_cannot_be_mixed(changes, shape, task, whole, message):
         mixed(OFF | changes, data_of(part, shape, task), build("loss", {"_target_": "torch.nn.CrossEntropyLoss"}))
 
 
+class Described(Pictures):
+    """Images with something beside them, or as whole numbers."""
+
+    def __init__(self, n, whole):
+        super().__init__(n)
+        self.whole = whole
+
+    def __getitem__(self, i):
+        image, label = super().__getitem__(i)
+        return image.byte() if self.whole else {"image": image, "age": torch.rand(1)}, label
+
+
+@pytest.mark.parametrize(("whole", "message"), [(False, "data=made gives inputs in a dict"), (True, "whole numbers")])
+def test_refuses_a_dataset_whose_inputs_are_no_tensor_of_numbers(whole, message):
+    drawn = torch.random.get_rng_state()
+    with pytest.raises(ConfigError, match=rf"mixup\.alpha: .*{message}"):
+        data = data_of(DatasetPart(Described(8, whole)))
+        mixed(OFF | {"alpha": 0.2}, data, build("loss", {"_target_": "torch.nn.CrossEntropyLoss"}))
+    assert torch.equal(drawn, torch.random.get_rng_state())
+
+
 # Whole runs
 
 WORDS = [*(w for w in RUN if not w.startswith("model.dropout")), "mixup.alpha=0.4"]

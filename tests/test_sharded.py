@@ -140,7 +140,7 @@ def _parts(directory):
     from launcher.divergence import Diverged, Rollbacks
     from launcher.losses import build_loss
     from launcher.schedulers import build_schedule
-    from launcher.sharded import choose_trainer, initial_weights, plan_sharding
+    from launcher.sharded import build_model, choose_trainer, plan_sharding
     from launcher.stream import Stream
 
     ranks = find_ranks(os.environ)
@@ -150,8 +150,7 @@ def _parts(directory):
     torch.manual_seed(0)
     part = TensorPart(torch.randn(64, 7), torch.arange(64) % 5)
     data = Data("made", "classification", (7,), 5, part, part, part)
-    with initial_weights(strategy, ranks):
-        model = _net()
+    model = build_model(strategy, ranks, _net)
     expected, whole = _net().state_dict(), sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.Adam(model.parameters())
     constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}

@@ -109,7 +109,7 @@ def take_weights(model: nn.Module, checkpoint: Any, num_outputs: int) -> None:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has errors of its own
-        why = str(error).partition("\n")[0]
+        why = str(error).partition("\n")[0].partition(". In PyTorch")[0]  # what follows advises to execute it
         raise ConfigError(f"model.checkpoint: {path} holds no weights that can be read: {why}") from error
     for key in ("state_dict", "model"):
         if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
@@ -129,4 +129,5 @@ def take_weights(model: nn.Module, checkpoint: Any, num_outputs: int) -> None:
                 f"model.checkpoint: {path} {what} {len(names)} tensors, such as {', '.join(names[:3])}. It must be "
                 "of the same model.name, norm and options."
             )
-    model.load_state_dict({name: value for name, value in weights.items() if name not in last}, strict=False)
+    if not any(tensor.is_meta for tensor in own.values()):  # else they come from rank 0: see strategy.meta_init
+        model.load_state_dict({name: value for name, value in weights.items() if name not in last}, strict=False)
