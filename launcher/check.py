@@ -192,7 +192,7 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
         on_cpu: Whether these are processes of this machine, which share its cores.
 
     Returns:
-        `steps_per_second`, `step`, `start` (seconds to the first update), `evaluation` (seconds per sample),
+        `steps_per_second`, `step`, `around` (seconds before the first update and after the last), `evaluation` (seconds per sample),
         `peak_memory_mb` and `checkpoint_bytes`; or `failure`, the end of what it said.
     """
     settings, samples = composed.plain(), min(16 * plan.micro_size, validation)
@@ -233,8 +233,10 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
                 time.sleep(0.05)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SECONDS)
-            process.terminate()  # it saves what it has, as a run that is stopped
+            stopped = time.monotonic()
+            process.terminate()  # it saves what it has and draws its curves, as a run that ends
             process.wait(PATIENCE)
+            ending = time.monotonic() - stopped
         finally:
             process.kill()
             process.wait()
@@ -263,7 +265,7 @@ def time_needed(
     samples = count * len(data.validation) + (1 + settings.test_time_flip) * len(data.test)
     evaluating = samples * taken["evaluation"] / plan.world_size
     return [
-        ("time", f"{_duration(taken['start'] + training + evaluating)}: {_duration(taken['start'])} to begin, "
+        ("time", f"{_duration(taken['around'] + training + evaluating)}: {_duration(taken['around'])} to begin and end, "
          f"{_duration(training)} of training, {_duration(evaluating)} of {count + 1} evaluations"),
         ("", f"{taken['steps_per_second']:.3g} updates/s in {taken['step']} real ones of {plan.per_device_size} "
          f"samples on one {device}; saves and what the devices tell each other come on top"),
