@@ -192,8 +192,8 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
         on_cpu: Whether these are processes of this machine, which share its cores.
 
     Returns:
-        `steps_per_second`, `step`, `around` (seconds before the first update and after the last), `evaluation` (seconds per sample),
-        `peak_memory_mb` and `checkpoint_bytes`; or `failure`, the end of what it said.
+        `steps_per_second`, `step`, `around` (seconds before the first update and after the last), `evaluation` (seconds
+        per sample), `peak_memory_mb` and `checkpoint_bytes`; or `failure`, the end of what it said.
     """
     settings, samples = composed.plain(), min(16 * plan.micro_size, validation)
     settings |= {
@@ -248,7 +248,7 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
         steady = steady[1:] or steady  # the first evaluation takes its time to get going
         seconds = sum(WINDOW / row["steps_per_second"] for row in steady) / len(steady) / WINDOW
         return {
-            "steps_per_second": 1 / seconds, "start": max(0.0, first["time"] - begun - WINDOW * seconds),
+            "steps_per_second": 1 / seconds, "around": max(0.0, first["time"] - begun - WINDOW * seconds) + ending,
             "evaluation": sum(row["evaluating"] for row in steady) / len(steady) / samples,
             "checkpoint_bytes": sum(file.stat().st_size for file in run.glob("checkpoints/*/*")),
             "step": found["step"], "peak_memory_mb": found["peak_memory_mb"],
@@ -264,8 +264,9 @@ def time_needed(
     count = 0 if every is None else -(-total_steps // every)
     samples = count * len(data.validation) + (1 + settings.test_time_flip) * len(data.test)
     evaluating = samples * taken["evaluation"] / plan.world_size
+    around = taken["around"]
     return [
-        ("time", f"{_duration(taken['around'] + training + evaluating)}: {_duration(taken['around'])} to begin and end, "
+        ("time", f"{_duration(around + training + evaluating)}: {_duration(around)} to begin and end, "
          f"{_duration(training)} of training, {_duration(evaluating)} of {count + 1} evaluations"),
         ("", f"{taken['steps_per_second']:.3g} updates/s in {taken['step']} real ones of {plan.per_device_size} "
          f"samples on one {device}; saves and what the devices tell each other come on top"),
