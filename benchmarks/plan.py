@@ -26,7 +26,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ["device=cpu", "threads=1", "wandb.mode=disabled", "epochs=2", "log_every=5", "hydra.run.dir=run"]
-IMAGES = ["data=image_folder", "data.root=images", "data.image_size=48", "num_workers=1", "batch.global_size=16"]
+IMAGES = ["data=image_folder", "data.root=images", "data.image_size=32", "num_workers=1", "batch.global_size=16"]
 # Model: the words that pick it, and those that make it tiny.
 MODELS = {
     "mlp": (["model.hidden=[2048,2048]", "optimizer=adam"], ["model.hidden=[2]"]),

@@ -102,7 +102,7 @@ def check(composed: Composed) -> int:
     sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
     need = memory.count_need(
         model, loss, optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
-        settings.ema_decay is not None, settings.mixed_precision, settings.channels_last,
+        settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,
     )  # fmt: skip
     there = psutil.virtual_memory().available // here if on_cpu else torch.cuda.mem_get_info()[0]
     copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training

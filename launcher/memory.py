@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_map_only
 
 from launcher.losses import PerSample
 
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class Need:
@@ -64,14 +66,17 @@ class Meter(TorchDispatchMode):
 
     Args:
         before: Tensors that were there.
+        on_cpu: Whether to count what convolutions take there while they run: oneDNN copies images that do not have
+            their channels last into a layout of its own, forward what is larger of inputs and outputs, backward both.
 
     Attributes:
         now: Bytes that are alive.
         peak: Most bytes that were.
     """
 
-    def __init__(self, before: Iterable[Tensor]) -> None:
+    def __init__(self, before: Iterable[Tensor], on_cpu: bool) -> None:
         super().__init__()
+        self.on_cpu = on_cpu
         self.now = self.peak = 0
         self._known: set[int] = set()
         for tensor in before:
@@ -79,7 +84,13 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it made."""
-        return tree_map_only(Tensor, self._count, function(*args, **(kwargs or {})))
+        found = tree_map_only(Tensor, self._count, function(*args, **(kwargs or {})))
+        if self.on_cpu and function in (aten.convolution.default, aten.convolution_backward.default):
+            forward = function is aten.convolution.default
+            images = [args[0], found] if forward else [args[0], args[1]]
+            copied = [0 if one.is_contiguous(memory_format=torch.channels_last) else one.nbytes for one in images]
+            self.peak = max(self.peak, self.now + (max(copied) if forward else sum(copied)))
+        return found
 
     def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -117,6 +128,7 @@ def count_need(
     averages: bool,
     precision: str,
     channels_last: bool,
+    on_cpu: bool,
 ) -> Need:
     """Do two updates and an evaluation on fake tensors, and count.
 
@@ -131,6 +143,7 @@ def count_need(
         averages: Whether a moving average of the weights is kept.
         precision: no, bf16 or fp16.
         channels_last: As the setting.
+        on_cpu: Whether the run will be on one.
     """
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -147,7 +160,7 @@ def count_need(
         kept = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
         states = sum(tensor.nbytes for tensor in kept)
         for size in (micro_size, 2 * micro_size):
-            with fake, Meter([*model.parameters(), *model.buffers(), *kept]) as meter:
+            with fake, Meter([*model.parameters(), *model.buffers(), *kept], on_cpu) as meter:
                 _train(model, loss, sample, size, 1 + accumulates, precision, channels_last)
                 if not fused:  # which makes nothing but the states
                     optimizer.step()
