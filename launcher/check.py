@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from launcher.batch import BatchPlan
     from launcher.data import Data
 
-SECONDS = 3.0  # of real steps, at least
+SECONDS = 5.0  # of real steps, at least
 WINDOW = 5  # of them that one measurement takes
 PATIENCE = 600.0  # seconds until a process that should take those steps counts as hung
 MB = 2**20

@@ -38,7 +38,8 @@ def main() -> None:
 def command(argv: list[str]) -> int:
     """Read a command line and export."""
     composed = config.compose_tool("export", argv, config.EXPORT_SCHEMA)
-    return 0 if composed is None else export(composed.plain())
+    with saved.reading():
+        return 0 if composed is None else export(composed.plain())
 
 
 def export(settings: dict[str, Any]) -> int:

@@ -1,12 +1,13 @@
 """A run as it lies on the disk, taken up for other ends than training: to be measured, used, exported or repeated."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from launcher.errors import ConfigError
+from launcher.errors import BrokenFile, ConfigError
 from launcher.run_directory import CONFIG
 
 if TYPE_CHECKING:
@@ -102,6 +103,20 @@ def read_others(record: Mapping[str, Any], path: Any) -> "Others":
     arguments = dict(record["reader"])
     others: Others = locate(arguments.pop("_target_"), "reader")(path, **arguments)
     return others
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Read samples one by one; a broken file among them is wrong input.
+
+    Raises:
+        ConfigError: It names the file.
+    """
+    try:
+        yield
+    except BrokenFile as error:
+        last = str(error).strip().splitlines()[-1]  # a process that loads sends its traceback, which ends so
+        raise ConfigError(f"{last.rpartition('BrokenFile: ')[2]}. Mend it, or take it out.") from error
 
 
 def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping[str, Any]) -> "Data":

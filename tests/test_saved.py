@@ -181,6 +181,15 @@ def test_images_in_folders_and_lists(tmp_path):
     by_file = {row["sample"]: row["p_dog"] for row in folder}
     wanted = [by_file["images/test/dog/3.png"], by_file["images/test/cat/0.png"]]
     assert [float(row["p_dog"]) for row in listed] == pytest.approx([float(share) for share in wanted], abs=1e-6)
+    # A file that is no image, found by the process itself and by one that loads for it.
+    (tmp_path / "loose/broken.png").write_bytes(b"no image")
+    (tmp_path / "loose/cut.png").write_bytes((tmp_path / "loose/x.png").read_bytes()[:400])
+    for program, workers, broken in (("predict", 0, "broken"), ("predict", 1, "cut"), ("export", 0, "cut")):
+        (tmp_path / "list.txt").write_text(f"loose/x.png\nloose/{broken}.png\n")
+        words = ["run_dir=run", f"num_workers={workers}", "input=list.txt", "output=broken_out"]
+        run = command(program, words, tmp_path).wait(90)
+        assert run.status == [2] and run.err().startswith(f"error: loose/{broken}.png is no image"), run.err()
+        assert run.err().count("\n") == 1 and not list(tmp_path.glob("*broken_out*")), run.err()
 
 
 # What a person writes, and what the answer must hold.
