@@ -52,7 +52,19 @@ def check(composed: Composed) -> int:
     import psutil
     import torch
 
-    from launcher import batch, engine, finetune, losses, memory, mixup, optimizers, run_directory, schedulers, sharded
+    from launcher import (
+        batch,
+        engine,
+        finetune,
+        losses,
+        memory,
+        mixup,
+        optimizers,
+        run_directory,
+        saved,
+        schedulers,
+        sharded,
+    )
     from launcher.components import build, build_data
     from launcher.models.mirrored import check_mirror
     from launcher.recompute import recompute
@@ -99,7 +111,8 @@ def check(composed: Composed) -> int:
         check_mirror(data)
     sharded.plan_sharding(settings.strategy, model, ranks)
 
-    sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
+    with saved.reading():
+        sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
     need = memory.count_need(
         model, loss, optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
         settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,

@@ -85,6 +85,10 @@ def predict(settings: dict[str, Any]) -> int:
     model.to(accelerator.device).eval()
     head, rows_of = _table(record, run, labelled)
     fresh = output.with_name(f".{output.name}.new")
+    try:
+        fresh.touch()
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot be written: {error.strerror}. Name another file.") from error
     batches = in_order(part, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
     try:
         with fresh.open("w", newline="", encoding="utf-8") as file, torch.no_grad():
