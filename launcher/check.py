@@ -90,7 +90,9 @@ def check(composed: Composed) -> int:
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     model = memory.fake_model(lambda: build("model", settings.model, **data.facts()), fake)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    finetune.freeze(model, settings.freeze)
+    begun = finetune.begin(
+        model, None if run_directory.holds_checkpoint(composed) else settings.init_from, settings.freeze
+    )
     loss = losses.build_loss(settings.loss, data)
     mixup.mixed(settings.mixup, data, loss)
     optimizer = optimizers.build_optimizer(
@@ -144,6 +146,7 @@ def check(composed: Composed) -> int:
         ("directory", f"{path}{', resumed' if resumes else ''}"),
         ("data", str(data)),
         ("model", f"{type(model).__name__}, {parameters:,} parameters"),
+        *((line[:11].strip(), line[11:]) for line in begun),
         ("batch", str(plan)),
         ("length", f"{total_steps:,} updates, {total_steps / plan.steps_per_epoch:g} epochs"),
         ("memory", f"of a device: weights {need.weights / MB:,.1f} MB, gradients {need.gradients / MB:,.1f}, optimizer "
