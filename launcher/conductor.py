@@ -92,7 +92,7 @@ def _gpus(sender: Any) -> None:
 def _compare(path: str, metric: str | None, mode: str | None) -> None:
     from launcher import grid
 
-    grid.compare(Path(path), metric, mode)
+    grid.conclude(Path(path), metric, mode)
 
 
 def warm_up() -> None:
@@ -492,7 +492,7 @@ def conduct(
     if ranks.local_world_size != ranks.world_size:
         raise ConfigError("A grid with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array.")
     path = Path(str(master.hydra.sweep.dir)).resolve()
-    config.check_writable(path)
+    config.check_writable(path, "hydra.sweep.dir")
     lock = lock_grid(path) if (path / LOCK).exists() else None
     print(f"grid       {len(job_overrides)} points to compose and check", flush=True)
     try:
@@ -503,7 +503,7 @@ def conduct(
             if point.state != "finished":
                 warm_up()  # not before: what is wrong with one point is mostly wrong with the first
         pools = _pools(points, options)
-        path.mkdir(parents=True, exist_ok=True)
+        config.make_directory(path, "hydra.sweep.dir")
         lock = lock_grid(path) if lock is None else lock
         remember(path, master, points, base)
     except BaseException:

@@ -651,6 +651,21 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def make_directory(directory: Path, setting: str, exist_ok: bool = True) -> None:
+    """Make a directory, where `check_writable` could not tell that the system would not have it.
+
+    Raises:
+        ConfigError: It cannot be made.
+        FileExistsError: It is there, and must not.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{setting}={directory}: cannot be made: {error.strerror}. Choose another.") from error
+
+
 def check_writable(directory: Path, setting: str = "hydra.run.dir") -> None:
     """Check that a directory could be made, without making it.
 

@@ -162,11 +162,28 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
     if metric is not None and all(entry.value is None and not entry.curve[0] for entry in entries):
         names = sorted({name for entry in entries for name in entry.summary.get("final") or {}})
         if names:
-            raise ConfigError(f"--metric {metric}: no point has it. There are: {', '.join(names)}.")
+            raise ConfigError(f"metric={metric}: no point has it. There are: {', '.join(names)}.")
     _find_varied(entries)
     sign = 1 if mode == "min" else -1
     entries.sort(key=lambda e: (e.value is None or math.isnan(e.value), sign * (e.value or 0.0), e.name))
     return Comparison(path, chosen, mode, entries, str(known.get("script") or "launcher/train.py"))
+
+
+def conclude(path: Path, metric: str | None, mode: str | None) -> None:
+    """Compare a grid that has just run; a metric that none of its points turned out to have costs it no more than that.
+
+    Args:
+        path: Of the grid.
+        metric: As for `read_grid`.
+        mode: As for `read_grid`.
+    """
+    try:
+        compare(path, metric, mode)
+    except ConfigError as error:
+        if metric is None:
+            raise
+        print(f"{error} Compared by checkpoint.best in its place.", flush=True)
+        compare(path, None, None)
 
 
 def compare(path: Path, metric: str | None, mode: str | None) -> Comparison:

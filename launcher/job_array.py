@@ -114,7 +114,7 @@ def submit(
         if len({o for overrides in job_overrides for o in overrides if key_of(o) == key}) > 1:
             raise ConfigError(f"{key}: cannot be swept, since all points of a job array have the same options.")
     path = Path(str(master.hydra.sweep.dir)).resolve()
-    config.check_writable(path)
+    config.check_writable(path, "hydra.sweep.dir")
     lock = lock_grid(path) if (path / LOCK).exists() else None
     base = base_of(task, master)
     check_base(path, base)
@@ -145,7 +145,7 @@ def submit(
         if options.dry_run:
             _say(f"{script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
             return []
-        path.mkdir(parents=True, exist_ok=True)
+        config.make_directory(path, "hydra.sweep.dir")
         lock = lock_grid(path) if lock is None else lock
         _submit(path, submission, command, script, code, todo, options)
         remember(path, master, points, base)
@@ -158,7 +158,7 @@ def submit(
     if options.wait or not todo:
         from launcher import grid
 
-        grid.compare(path, options.metric, options.metric_mode)
+        grid.conclude(path, options.metric, options.metric_mode)
     else:
         _say(f"results    python launcher/grid.py {slurm.quote([os.path.relpath(path)])}")
         _say(f"again      submits what has failed or is left by then:\n  {again(path)}")

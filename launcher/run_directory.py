@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shlex
 import socket
@@ -13,10 +14,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher.config import Composed, check_writable, differences, directory_override
+from launcher.config import Composed, check_writable, differences, directory_override, make_directory
 from launcher.distributed import parent_command
 from launcher.errors import ConfigError
 from launcher.schedulers import depends_on_length
+
+log = logging.getLogger("launcher")
 
 CONFIG = ".hydra/config.yaml"
 LOCK = ".lock"
@@ -55,6 +58,12 @@ class RunDirectory:
         here = os.path.relpath(self.path)
         return shlex.join([*words, directory_override(self.path if here.startswith("..") else here)])
 
+    def stopped(self, step: int, reason: str | None, overrides: list[str]) -> None:
+        """Note and say that a run ended before its last step, why, and how it goes on."""
+        command = self.resume_command(overrides)
+        write_json(self.path / "stopped.json", {"step": step, "reason": reason, "resume": command})
+        log.info("stopped    at step %d (%s), everything is saved. To go on:\n  %s", step, reason, command)
+
     def close(self) -> None:
         """Let go of the lock; the kernel does it for a process that is killed."""
         os.close(self._lock)
@@ -78,7 +87,7 @@ def open_run_directory(composed: Composed) -> RunDirectory:
         resumed = (path / CONFIG).is_file()
         if resumed:
             check_same(path, composed)
-        _make(path, exist_ok=True)
+        make_directory(path, "hydra.run.dir")
     elif before is not None:
         path, resumed = before, True
     else:
@@ -95,20 +104,11 @@ def holds_checkpoint(composed: Composed) -> bool:
     return before is not None and any((before / "checkpoints").glob("step_*"))
 
 
-def _make(path: Path, exist_ok: bool) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"hydra.run.dir={path}: cannot be made: {error.strerror}. Choose another.") from error
-
-
 def _make_new(path: Path) -> Path:
     for number in range(1000):
         attempt = path if number == 0 else path.with_name(f"{path.name}_{number}")
         try:
-            _make(attempt, exist_ok=False)
+            make_directory(attempt, "hydra.run.dir", exist_ok=False)
             return attempt
         except FileExistsError:
             continue

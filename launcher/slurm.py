@@ -487,8 +487,14 @@ def main(arguments: Sequence[str]) -> int:
             case ["directory", "--task", file]:
                 print(json.loads(Path(file).read_text(encoding="utf-8"))["run_dir"])
             case ["directory", *overrides]:
-                print(run_directory(overrides, environment))
-            case ["begin", max_requeues, run_dir] if max_requeues.isdigit():
+                from launcher import config
+
+                found = run_directory(overrides, environment)
+                config.check_writable(Path(found))
+                print(found)
+            case ["begin", max_requeues, run_dir]:
+                if not max_requeues.isdigit():
+                    raise ConfigError(f"MAX_REQUEUES={max_requeues}: must be a whole number of at least 0.")
                 begin(Path(run_dir), int(max_requeues), environment)
             case ["end", status, run_dir] if status.isdigit():
                 if end(Path(run_dir), int(status), environment):

@@ -10,21 +10,32 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if __name__ == "__main__":  # started as a file: launcher/ itself stands first on the path and would hide modules
     sys.path[0] = os.getcwd()
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from launcher import check, config, distributed
+from launcher import check, config, distributed, run_directory
 from launcher.config import Composed
+from launcher.distributed import Ranks
 from launcher.errors import ConfigError
 from launcher.watch import Watch, finish, guarded
 
-log = logging.getLogger("launcher")
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
-REPORT_SECONDS = 5.0  # what the end of a stopped run takes beside the save: its pictures and page
+    from launcher.batch import BatchPlan
+    from launcher.data import Data
+    from launcher.losses import PerSample
+    from launcher.sampling import Balanced
+    from launcher.schedulers import Schedule
+    from launcher.sharded import Sharding
+
+log = logging.getLogger("launcher")
 
 
 def main() -> None:
@@ -67,61 +78,16 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
 
     # 2. Build everything on the CPU: what is wrong ends here, before a device or a directory is touched
+    parts = build(settings, ranks, None if run_directory.holds_checkpoint(composed) else settings.init_from)
+    data, plan, model, loss, total_steps = parts.data, parts.plan, parts.model, parts.loss, parts.total_steps
+
     import torch
 
-    from launcher import (
-        batch,
-        checkpoint,
-        divergence,
-        engine,
-        finetune,
-        losses,
-        mixup,
-        optimizers,
-        provenance,
-        reporter,
-        run_directory,
-        schedulers,
-        sharded,
-        stream,
-    )
+    from launcher import checkpoint, divergence, engine, provenance, reporter, sharded, stream
     from launcher.clock import Clock, Profiler
-    from launcher.components import build, build_data
-    from launcher.models.mirrored import Mirrored, check_mirror
-    from launcher.recompute import recompute
-    from launcher.sampling import Balanced
+    from launcher.loop import REPORT_SECONDS, Every, Loop
+    from launcher.models.mirrored import Mirrored
     from launcher.stopping import StopRequest
-
-    stream.seed_generators(settings.seed)
-    data = build_data(settings.data)
-    shards = settings.canonical_shards if settings.exact_across_devices else None
-    plan = batch.plan_batch(
-        len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
-    )
-    balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    with sharded.initial_weights(settings.strategy, ranks):
-        model = build("model", settings.model, **data.facts())
-    resumes = run_directory.holds_checkpoint(composed)
-    begun = finetune.begin(model, None if resumes else settings.init_from, settings.freeze)
-    kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
-    lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
-    optimizer = optimizers.build_optimizer(
-        settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay
-    )
-    total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
-    schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
-    recompute(model, settings.activation_checkpointing or [])
-    wanted = {
-        "checkpoint.best": settings.checkpoint.best,
-        "scheduler.metric": schedule.metric,
-        "early_stopping.metric": settings.early_stopping.metric,
-    }
-    engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
-    if shards is not None:
-        engine.check_exact(model)
-    if settings.test_time_flip:
-        check_mirror(data)
-    sharding = sharded.plan_sharding(settings.strategy, model, ranks)
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
     directory = run_directory.open_run_directory(composed) if ranks.rank == 0 else None
@@ -129,24 +95,23 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         ranks, on_cpu, settings.mixed_precision, settings.threads, settings.timeout, settings.deterministic,
         settings.strategy, settings.float32_matmul_precision,
     )  # fmt: skip
-    data.move_to(accelerator.device)
+    device = accelerator.device
+    data.move_to(device)
     watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
     path = distributed.from_rank_0(directory and directory.path, ranks.world_size)
     if directory is not None:
         reporter.log_to(path)
         log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
         log.info("data       %s", data)
-        for line in provenance.write(path, composed.plain(), data, ranks.world_size, accelerator.device):
+        for line in provenance.write(path, composed.plain(), data, ranks.world_size, device):
             log.warning("changed    %s", line)
-        log.info(
-            "model      %s, %s parameters", type(model).__name__, f"{sum(p.numel() for p in model.parameters()):,}"
-        )
-        for line in begun:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        log.info("model      %s, %s parameters", type(model).__name__, f"{count:,}")
+        for line in parts.begun:
             log.info(line)
 
     # 4. Wrap the model, and take up what a run in this directory has done before
-    device = accelerator.device
-    if sharding is None:  # else it goes there block by block
+    if parts.sharding is None:  # else it goes there block by block
         model.to(device)
     loss.to(device)
     found = checkpoint.newest_good(path / "checkpoints") if directory is not None else None
@@ -158,13 +123,15 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
         plan = plan.capped(progress.max_per_device)
     log.info("batch      %s", plan)
-    trainer = sharded.choose_trainer(sharding, shards)(
-        model, loss, optimizer, schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
+    trainer = sharded.choose_trainer(parts.sharding, parts.shards)(
+        model, loss, parts.optimizer, parts.schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
         settings.ema_decay, settings.compile, settings.channels_last,
         divergence.Rollbacks(path / "rollbacks.json", directory is not None),
         settings.clip_grad_value, settings.log_grad_norm,
     )  # fmt: skip
-    samples = stream.of_rank(data.train, plan, settings.seed, ranks, device, settings.num_workers, balanced, kind)
+    samples = stream.of_rank(
+        data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.balanced, parts.kind
+    )
     with engine.memory_advice(plan):
         trainer.warm_up(samples)
     if saved is not None:
@@ -192,103 +159,41 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         trainer.settle()
         return engine.evaluate(
             Mirrored(trainer.measured) if flip else trainer.measured, loss, part, data, accelerator, ranks,
-            4 * plan.micro_size, settings.num_workers, settings.metrics, shards, lambda: bool(stop),
-            sharding is not None,
+            4 * plan.micro_size, settings.num_workers, settings.metrics, parts.shards, lambda: bool(stop),
+            parts.sharding is not None,
         )  # fmt: skip
 
     def interval(every: int | str | None) -> int:
         return plan.steps_per_epoch if every == "epoch" else int(every or 0)
 
-    # As plain numbers: reading them from the config in each step takes longer than a small model's kernels.
-    eval_every, log_every = interval(settings.eval_every), interval(settings.log_every)
-    save_every = interval(settings.checkpoint.every)
-
-    def over() -> bool:
-        return progress.step == total_steps or progress.ended is not None
-
-    def due(every: int) -> bool:
-        return every > 0 and (progress.step % every == 0 or over())
-
-    def look() -> bool:
-        """Evaluate and log where it is due, as one row of the record. False where it was interrupted, with no row."""
-        figures: dict[str, float] = {}
-        if due(eval_every):
-            with clock.during("evaluating"):
-                evaluation = measure(data.validation)
-            if evaluation is None:
-                return False
-            figures = {f"eval/{name}": value for name, value in evaluation.figures.items()}
-            progress.note(figures, settings.checkpoint.best, settings.checkpoint.best_mode)
-            progress.watch(figures, **settings.early_stopping)
-            if schedule.metric is not None:
-                schedule.observe(figures[schedule.metric])
-        if due(log_every):
-            figures = trainer.read_window() | figures
-        if figures:
-            timing = clock.row(progress.step, plan)
-            if keeper is not None:
-                keeper.row(progress.step, figures | {"lr": trainer.lr}, timing)
-            if after_row is not None:
-                after_row(path, progress.step, figures)
-        return True
-
-    def save() -> None:
-        with clock.during("saving"):
-            state = checkpoint.gather_state(trainer, progress, ranks)
-            weights = trainer.weights(trainer.measured)
-            if saver is not None and keeper is not None:
-                keeper.record.sync()
-                saver.save(progress.step, weights, state, progress.best_step)
-                stop.reserve = REPORT_SECONDS + 2 * saver.seconds
-
-    def loop() -> None:
-        """The loop, always in this order: step, evaluate, log, save, stop."""
-        if not progress.seen:  # what the run before this one had no time for
-            progress.seen = look()
-            if not progress.seen or over():
-                return save()
-        for part in clock.waiting(samples.batches(progress.step, progress.step if over() else total_steps)):
-            trainer.wants_to_stop = bool(stop)
-            stopping = trainer.step(part)
-            progress.step += 1
-            if watch is not None:
-                watch.step = progress.step
-            if profiler is not None:
-                profiler.step()
-            progress.seen = not (stopping and due(eval_every)) and look()
-            stopping = stopping or not progress.seen
-            if due(save_every) or over() or stopping:
-                save()
-            if stopping or over():
-                return
-
-    # 5. Train; where it diverges, stop, or go back to the last checkpoint and leave the batch out
-    # Until here a signal simply ends the process: nothing is lost.
+    # 5. Train. Until here a signal simply ends the process: nothing is lost
     stop = StopRequest(config.parse_duration(settings.max_time), REPORT_SECONDS)
-    clock = Clock(progress.step, device, ranks, trainer.forward, *trainer.operations(samples), data.tokens)
-    profiler = Profiler(path / "trace.json") if settings.profile and ranks.rank == 0 else None
-    while True:
-        try:
-            with engine.memory_advice(plan):
-                loop()
-            break
-        except divergence.Diverged as error:
-            error.samples = samples.samples(error.step)
-            if settings.divergence.action == "stop" or trainer.rollbacks.count >= settings.divergence.max_rollbacks:
-                raise
-            log.warning("%s\nGoing back to the last checkpoint.", error)
-            if saver is not None:
-                saver.wait()
-            trainer.rollbacks.go_back(error.step)
-            progress = checkpoint.go_back(path / "checkpoints", trainer, ranks)
-            if keeper is not None:
-                keeper.go_back(progress.recorded)
-
-    if profiler is not None:
-        profiler.close()
+    loop = Loop(
+        trainer=trainer,
+        samples=samples,
+        plan=plan,
+        progress=progress,
+        total_steps=total_steps,
+        every=Every(interval(settings.eval_every), interval(settings.log_every), interval(settings.checkpoint.every)),
+        evaluate=lambda: measure(data.validation),
+        best={"metric": settings.checkpoint.best, "mode": settings.checkpoint.best_mode},
+        patience=settings.early_stopping,
+        max_rollbacks=settings.divergence.max_rollbacks if settings.divergence.action == "rollback" else 0,
+        clock=Clock(progress.step, device, ranks, trainer.forward, *trainer.operations(samples), data.tokens),
+        stop=stop,
+        watch=watch,
+        profiler=Profiler(path / "trace.json") if settings.profile and ranks.rank == 0 else None,
+        checkpoints=path / "checkpoints",
+        saver=saver,
+        keeper=keeper,
+        after_row=after_row and partial(after_row, path),
+    )
+    with engine.memory_advice(plan):
+        loop.run()
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete
-    finished = over() and progress.seen
+    progress = loop.progress
+    finished = loop.over() and progress.seen
     evaluation = measure(data.test, settings.test_time_flip) if finished else None
     if directory is not None and keeper is not None and saver is not None:
         saver.wait()
@@ -304,23 +209,97 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             "accumulation_steps": plan.accumulation_steps,
             "threads": torch.get_num_threads(),
             **({"reason": progress.ended} if progress.ended else {}),
-            **clock.totals(progress.step, plan),
+            **loop.clock.totals(progress.step, plan),
             **provenance.summary(),
         }
         keeper.close(summary, progress, evaluation, data.class_names)
         if status == "finished":
             log.info("finished   %s%s", f"{progress.ended}; " if progress.ended else "", path / "report.html")
         else:
-            command = directory.resume_command(composed.overrides)
-            run_directory.write_json(
-                path / "stopped.json", {"step": progress.step, "reason": stop.reason, "resume": command}
-            )
-            log.info(
-                "stopped    at step %d (%s), everything is saved. To go on:\n  %s", progress.step, stop.reason, command
-            )
+            directory.stopped(progress.step, stop.reason, composed.overrides)
         directory.close()
     finish(watch)
     return 0
+
+
+class Parts(NamedTuple):
+    """What a run is made of, on the CPU.
+
+    Attributes:
+        data: Its parts, and what models and losses ask of them.
+        plan: How a global batch is cut.
+        shards: Canonical shards of a global batch, where the result is to be the same bits on any devices.
+        balanced: Draws the samples, where sampling is balanced.
+        kind: Of stream: one that mixes neighbours, where mixup is on.
+        model: With its initial weights.
+        sharding: How the devices share it; None where each has the whole of it.
+        begun: Lines about what the weights began with and what is frozen, for the log.
+        loss: Per-sample losses.
+        optimizer: Over the parameters that are trained.
+        schedule: Of its learning rate.
+        total_steps: Updates of the whole run.
+    """
+
+    data: "Data"
+    plan: "BatchPlan"
+    shards: int | None
+    balanced: "Balanced | None"
+    kind: Any
+    model: "nn.Module"
+    sharding: "Sharding | None"
+    begun: list[str]
+    loss: "PerSample"
+    optimizer: "Optimizer"
+    schedule: "Schedule"
+    total_steps: int
+
+
+def build(settings: Any, ranks: Ranks, init_from: str | None) -> Parts:
+    """Build everything that a run is made of, and check that it fits together.
+
+    Args:
+        settings: The checked config.
+        ranks: Of this run.
+        init_from: Weights to begin with; None where a checkpoint brings them, or for the model's own.
+
+    Raises:
+        ConfigError: Something is wrong.
+    """
+    from launcher import batch, components, engine, finetune, losses, mixup, optimizers, schedulers, sharded, stream
+    from launcher.models.mirrored import check_mirror
+    from launcher.recompute import recompute
+    from launcher.sampling import Balanced
+
+    stream.seed_generators(settings.seed)
+    data = components.build_data(settings.data)
+    shards = settings.canonical_shards if settings.exact_across_devices else None
+    plan = batch.plan_batch(
+        len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
+    )
+    balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
+    with sharded.initial_weights(settings.strategy, ranks):
+        model = components.build("model", settings.model, **data.facts())
+    begun = finetune.begin(model, init_from, settings.freeze)
+    kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
+    lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
+    optimizer = optimizers.build_optimizer(
+        settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay
+    )
+    total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
+    schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
+    recompute(model, settings.activation_checkpointing or [])
+    wanted = {
+        "checkpoint.best": settings.checkpoint.best,
+        "scheduler.metric": schedule.metric,
+        "early_stopping.metric": settings.early_stopping.metric,
+    }
+    engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
+    if shards is not None:
+        engine.check_exact(model)
+    if settings.test_time_flip:
+        check_mirror(data)
+    sharding = sharded.plan_sharding(settings.strategy, model, ranks)
+    return Parts(data, plan, shards, balanced, kind, model, sharding, begun, loss, optimizer, schedule, total_steps)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ try:
         "torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "accelerate", "safetensors.torch",
         "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "rich.live",
         "rich.table", "launcher.batch", "launcher.checkpoint", "launcher.components", "launcher.data",
-        "launcher.divergence", "launcher.engine", "launcher.grid", "launcher.losses", "launcher.metrics",
-        "launcher.models", "launcher.optimizers", "launcher.report", "launcher.reporter", "launcher.run_directory",
-        "launcher.schedulers", "launcher.stopping", "launcher.stream", "launcher.terminal", "launcher.tracking",
-        "launcher.train", "launcher.watch",
+        "launcher.divergence", "launcher.engine", "launcher.grid", "launcher.loop", "launcher.losses",
+        "launcher.metrics", "launcher.models", "launcher.optimizers", "launcher.report", "launcher.reporter",
+        "launcher.run_directory", "launcher.schedulers", "launcher.stopping", "launcher.stream", "launcher.terminal",
+        "launcher.tracking", "launcher.train", "launcher.watch",
     ):  # fmt: skip
         importlib.import_module(name)
 

@@ -1,5 +1,7 @@
 """examples/: a project of a person's own, outside of this repository, by the commands that its README gives."""
 
+import importlib.util
+import math
 import os
 import re
 import shutil
@@ -9,10 +11,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from kill_loop import same_bits
 from processes import REPOSITORY, rows, summary, train
 
-WORDS = ["--config-dir", "conf", "experiment=spirals", "hydra.run.dir=run", "threads=1", "epochs=3", "log_every=5"]
+WORDS = [
+    "--config-dir",
+    "conf",
+    "experiment=spirals",
+    "loss=hesitant",
+    "hydra.run.dir=run",
+    "threads=1",
+    "epochs=3",
+    "log_every=5",
+]
 
 
 def project(directory):
@@ -57,3 +69,14 @@ def test_its_own_error_is_one_sentence(tmp_path):
     place = project(tmp_path / "mine")
     run = train([*WORDS, "data.arms=1"], place).wait()
     assert run.status == [2] and run.err().startswith("error: data.arms=1: one spiral")
+
+
+def test_its_loss_is_cross_entropy_less_doubt():
+    spec = importlib.util.spec_from_file_location("spirals", REPOSITORY / "examples/spirals/spirals.py")
+    spirals = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(spirals)
+    scores, classes = torch.randn(8, 3), torch.arange(8) % 3
+    plain = torch.nn.functional.cross_entropy(scores, classes, reduction="none")
+    doubt = torch.distributions.Categorical(logits=scores).entropy()
+    torch.testing.assert_close(spirals.Hesitant(0.3)(scores, classes), plain - 0.3 * doubt)
+    assert spirals.Hesitant(0.3)(torch.zeros(1, 3), classes[:1]).item() == pytest.approx(0.7 * math.log(3))

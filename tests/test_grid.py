@@ -185,6 +185,7 @@ WRONG = {
     "launcher's own": (["seed=0,1", "hydra.launcher.parallel=many"], ["hydra.launcher.parallel=many", "whole number"]),
     "unknown of the launcher": (["seed=0,1", "hydra.launcher.device=1"], ["hydra.launcher.device"]),
     "a file in the way": (["seed=0,1", "hydra.sweep.dir=own.py/grid"], ["own.py", "file"]),
+    "no place": (["seed=0,1", "hydra.sweep.dir=/proc/none/grid"], ["hydra.sweep.dir=/proc/none/grid", "another"]),
 }
 
 
@@ -329,6 +330,10 @@ def test_the_comparison_counts_right(made, capsys):
     assert higher.mode == "max" and higher.measured[0].value == 0.5
     with pytest.raises(ConfigError, match="eval/accuracy"):
         grid.compare(path, "eval/acuracy", None)
+    capsys.readouterr()
+    grid.conclude(path, "eval/acuracy", None)
+    said = capsys.readouterr().out
+    assert "metric=eval/acuracy: no point has it. There are: eval/a" in said and "grid.html" in said
     with pytest.raises(ConfigError, match="no grid"):
         grid.compare(path / "p0/.hydra", None, None)
 

@@ -19,6 +19,7 @@ from launcher.slurm import (
     interface_to,
     job_name,
     last_step,
+    main,
     node_address,
     parse_duration,
     port,
@@ -269,6 +270,14 @@ def test_quoting_by_bash():
 def test_interface():
     assert interface_to("127.0.0.1") == "lo"
     assert interface_to("no.such.host.invalid") is None
+
+
+def test_what_the_batch_script_refuses(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["directory", f"hydra.run.dir={tmp_path}/file/run"]) == 2
+    assert "file is a file" in capsys.readouterr().err
+    assert main(["begin", "many", str(tmp_path)]) != 0
+    assert capsys.readouterr().err == "MAX_REQUEUES=many: must be a whole number of at least 0.\n"
 
 
 def test_import_is_light():

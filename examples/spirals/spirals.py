@@ -1,9 +1,10 @@
-"""A project of one's own: two files of Python beside a conf/ directory, trained by the installed launcher."""
+"""A project of one's own: data, model and loss beside a conf/ directory, trained by the installed launcher."""
 
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from launcher.data import Data, TensorPart, split_three
 from launcher.errors import ConfigError
@@ -70,3 +71,21 @@ class Waves(nn.Module):
         """Scores [b, num_classes] of points [b, in_features]."""
         phases = points @ self.frequencies
         return self.layers(torch.cat([phases.sin(), phases.cos()], 1))
+
+
+class Hesitant(nn.Module):
+    """Cross-entropy that rewards doubt (Pereyra et al., 2017, https://arxiv.org/abs/1701.06548).
+
+    Args:
+        doubt: What the entropy of the predicted distribution counts, at least 0; 0 is cross-entropy.
+    """
+
+    def __init__(self, doubt: float) -> None:
+        super().__init__()
+        self.doubt = doubt
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Loss [b] of scores [b, num_classes] and classes [b]: one per sample, so that any mean of them is exact."""
+        logs = scores.log_softmax(1)
+        entropy = -(logs.exp() * logs).sum(1)
+        return F.nll_loss(logs, targets, reduction="none") - self.doubt * entropy

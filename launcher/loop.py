@@ -1,0 +1,163 @@
+"""The loop of a run: step, evaluate, log, save, stop, in this order; back to a checkpoint where it diverges."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launcher import checkpoint
+from launcher.batch import BatchPlan
+from launcher.clock import Clock, Profiler
+from launcher.divergence import Diverged
+from launcher.engine import Evaluation, Trainer
+from launcher.reporter import Reporter
+from launcher.stopping import StopRequest
+from launcher.stream import ShardedStream, Stream
+from launcher.watch import Watch
+
+log = logging.getLogger("launcher")
+
+REPORT_SECONDS = 5.0  # what the end of a stopped run takes beside the save: its pictures and page
+
+
+class Every(NamedTuple):
+    """Updates between two of a kind, counted from the run's start; 0: never. The last update counts for each kind.
+
+    Plain numbers: reading them from the config in each step takes longer than a small model's kernels.
+    """
+
+    evaluate: int
+    log: int
+    save: int
+
+
+@dataclass
+class Loop:
+    """What a run does from its first update to its last. Every rank has one; rank 0 alone has a saver and a keeper.
+
+    Args:
+        trainer: Does an update.
+        samples: The batches of this rank, from any update on.
+        plan: How they are cut.
+        progress: How far the run is; another one after a return to a checkpoint.
+        total_steps: Updates of the whole run.
+        every: When to evaluate, log and save.
+        evaluate: Measures the validation part; None where it was interrupted.
+        best: Keyword arguments of `Progress.note`: which checkpoint is the best.
+        patience: Keyword arguments of `Progress.watch`: how long to wait for an improvement.
+        max_rollbacks: How often the run may go back to a checkpoint; 0: it stops where it diverges.
+        clock: Of this rank.
+        stop: True once the run was asked to stop.
+        watch: What the ranks know of each other; None for one process.
+        profiler: Traces some steps.
+        checkpoints: Directory of the checkpoints.
+        saver: Writes them.
+        keeper: Writes the record.
+        after_row: Called with each row; what it raises ends the run.
+    """
+
+    trainer: Trainer
+    samples: Stream | ShardedStream
+    plan: BatchPlan
+    progress: checkpoint.Progress
+    total_steps: int
+    every: Every
+    evaluate: Callable[[], Evaluation | None]
+    best: Mapping[str, Any]
+    patience: Mapping[str, Any]
+    max_rollbacks: int
+    clock: Clock
+    stop: StopRequest
+    watch: Watch | None
+    profiler: Profiler | None
+    checkpoints: Path
+    saver: checkpoint.Saver | None
+    keeper: Reporter | None
+    after_row: Callable[[int, Mapping[str, float]], None] | None
+
+    def run(self) -> None:
+        """Go on until the run is over or was asked to stop; either way everything is saved then.
+
+        Raises:
+            Diverged: Training has, and may not go back to a checkpoint (any more).
+        """
+        while True:
+            try:
+                self._go()
+                break
+            except Diverged as error:
+                error.samples = self.samples.samples(error.step)
+                if self.trainer.rollbacks.count >= self.max_rollbacks:
+                    raise
+                if self.saver is not None:
+                    log.warning("%s\nGoing back to the last checkpoint.", error)
+                    self.saver.wait()
+                self.trainer.rollbacks.go_back(error.step)
+                self.progress = checkpoint.go_back(self.checkpoints, self.trainer, self.trainer.ranks)
+                if self.keeper is not None:
+                    self.keeper.go_back(self.progress.recorded)
+        if self.profiler is not None:
+            self.profiler.close()
+
+    def over(self) -> bool:
+        """Whether no update is left to do."""
+        return self.progress.step == self.total_steps or self.progress.ended is not None
+
+    def _go(self) -> None:
+        progress = self.progress
+        if not progress.seen:  # what the run before this one had no time for
+            progress.seen = self._look()
+            if not progress.seen or self.over():
+                return self._save()
+        batches = self.samples.batches(progress.step, progress.step if self.over() else self.total_steps)
+        for batch in self.clock.waiting(batches):
+            self.trainer.wants_to_stop = bool(self.stop)
+            stopping = self.trainer.step(batch)
+            progress.step += 1
+            if self.watch is not None:
+                self.watch.step = progress.step
+            if self.profiler is not None:
+                self.profiler.step()
+            progress.seen = not (stopping and self._due(self.every.evaluate)) and self._look()
+            stopping = stopping or not progress.seen
+            if self._due(self.every.save) or self.over() or stopping:
+                self._save()
+            if stopping or self.over():
+                return
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.progress.step % every == 0 or self.over())
+
+    def _look(self) -> bool:
+        """Evaluate and log where it is due, as one row of the record. False where it was interrupted, with no row."""
+        progress, schedule = self.progress, self.trainer.schedule
+        figures: dict[str, float] = {}
+        if self._due(self.every.evaluate):
+            with self.clock.during("evaluating"):
+                evaluation = self.evaluate()
+            if evaluation is None:
+                return False
+            figures = {f"eval/{name}": value for name, value in evaluation.figures.items()}
+            progress.note(figures, **self.best)
+            progress.watch(figures, **self.patience)
+            if schedule.metric is not None:
+                schedule.observe(figures[schedule.metric])
+        if self._due(self.every.log):
+            figures = self.trainer.read_window() | figures
+        if figures:
+            timing = self.clock.row(progress.step, self.plan)
+            if self.keeper is not None:
+                self.keeper.row(progress.step, figures | {"lr": self.trainer.lr}, timing)
+            if self.after_row is not None:
+                self.after_row(progress.step, figures)
+        return True
+
+    def _save(self) -> None:
+        with self.clock.during("saving"):
+            state = checkpoint.gather_state(self.trainer, self.progress, self.trainer.ranks)
+            weights = self.trainer.weights(self.trainer.measured)
+            if self.saver is not None and self.keeper is not None:
+                self.keeper.record.sync()
+                self.saver.save(self.progress.step, weights, state, self.progress.best_step)
+                self.stop.reserve = REPORT_SECONDS + 2 * self.saver.seconds
