@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +22,11 @@ from launcher import config, distributed
 from launcher.config import Composed
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from launcher.batch import BatchPlan
+    from launcher.data import Data
 
-SECONDS = 2.0  # of real steps
+SECONDS = 5.0  # of real steps, at least
+WINDOW = 5  # of them that one measurement takes
 PATIENCE = 600.0  # seconds until a process that should take those steps counts as hung
 MB = 2**20
 
@@ -50,8 +52,24 @@ def check(composed: Composed) -> int:
     import psutil
     import torch
 
-    from launcher import batch, engine, losses, run_directory, schedulers, stream
-    from launcher.components import build_data
+    from launcher import (
+        batch,
+        engine,
+        finetune,
+        losses,
+        memory,
+        mixup,
+        optimizers,
+        run_directory,
+        saved,
+        schedulers,
+        sharded,
+    )
+    from launcher.components import build, build_data
+    from launcher.models.mirrored import check_mirror
+    from launcher.recompute import recompute
+    from launcher.sampling import Balanced
+    from launcher.stream import in_order, seed_generators
 
     here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
     devices = here if settings.check is True else int(settings.check)
@@ -61,56 +79,91 @@ def check(composed: Composed) -> int:
     if resumes:
         run_directory.check_same(path, composed)
 
-    stream.seed_generators(settings.seed)
+    # As train.py builds it, but for the model: of fake tensors, which have no memory.
+    seed_generators(settings.seed)
     data = build_data(settings.data)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     size, most = settings.batch.global_size, settings.batch.max_per_device
     plan = batch.plan_batch(len(data.train), size, devices, most, shards)
-    model = build_on_meta(settings.model, data.facts())
-    losses.build_loss(settings.loss, data)
-    optimizer, states = optimizer_of(settings, model)
+    if settings.sampling == "balanced":
+        Balanced(data, settings.seed)
+    fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
+    model = memory.fake_model(lambda: build("model", settings.model, **data.facts()), fake)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    begun = finetune.begin(
+        model, None if run_directory.holds_checkpoint(composed) else settings.init_from, settings.freeze
+    )
+    loss = losses.build_loss(settings.loss, data)
+    mixup.mixed(settings.mixup, data, loss)
+    optimizer = optimizers.build_optimizer(
+        settings.optimizer, model, 1.0, settings.decay_bias_and_norm, settings.layer_decay
+    )
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
     schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
-    wanted = {"checkpoint.best": settings.checkpoint.best, "scheduler.metric": schedule.metric}
+    recompute(model, settings.activation_checkpointing or [])
+    wanted = {
+        "checkpoint.best": settings.checkpoint.best,
+        "scheduler.metric": schedule.metric,
+        "early_stopping.metric": settings.early_stopping.metric,
+    }
     engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
+    if shards is not None:
+        engine.check_exact(model)
+    if settings.test_time_flip:
+        check_mirror(data)
+    sharded.plan_sharding(settings.strategy, model, ranks)
 
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    gradients = sum(tensor.nbytes for tensor in model.parameters() if tensor.requires_grad)
-    average = weights if settings.ema_decay is not None else 0
-    needed = weights + gradients + (states or 0) + average
-    there = psutil.virtual_memory().available if on_cpu else torch.cuda.mem_get_info()[0]
+    with saved.reading():
+        sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
+    need = memory.count_need(
+        model, loss, optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
+        settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,
+    )  # fmt: skip
+    there = psutil.virtual_memory().available // here if on_cpu else torch.cuda.mem_get_info()[0]
+    copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
+    there -= copies
+    whole = need.peak or need.state
+    share = whole - (0 if settings.strategy.name == "ddp" else need.state - need.state // devices)
     problems = []
     if run_directory.is_held(path):
         problems.append(f"hydra.run.dir={path}: a run is in it.")
-    share = needed / (1 if settings.strategy.name == "ddp" else devices)
-    if share > there:
+    if need.state - whole + share > there:
         problems.append(
-            f"a device needs {share / MB:,.0f} MB for the model's state alone, and {there / MB:,.0f} are free."
+            f"a device needs {(need.state - whole + share) / MB:,.0f} MB for the model's state alone, and "
+            f"{there / MB:,.0f} are free."
         )
-    taken = steps_taken(composed, plan, devices) if needed <= there else {}
+    elif share > there and most != "auto":
+        problems.append(
+            f"a device needs {share / MB:,.0f} MB for {plan.micro_size} samples at once, and {there / MB:,.0f} are "
+            f"free. Use batch.max_per_device={max(1, need.fits(there) or 1)}; the result stays the same."
+        )
+    taken = steps_taken(composed, plan, len(data.validation), on_cpu) if whole <= there or most == "auto" else {}
     if "failure" in taken:
         problems.append(f"a step fails:\n{taken['failure']}")
 
+    sharding = "" if settings.strategy.name == "ddp" else f", before {settings.strategy.name} shards them"
     lines = [
         ("directory", f"{path}{', resumed' if resumes else ''}"),
         ("data", str(data)),
-        ("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters"),
+        ("model", f"{type(model).__name__}, {parameters:,} parameters"),
+        *((line[:11].strip(), line[11:]) for line in begun),
         ("batch", str(plan)),
         ("length", f"{total_steps:,} updates, {total_steps / plan.steps_per_epoch:g} epochs"),
-        ("memory", f"of a device: weights {weights / MB:,.1f} MB, gradients {gradients / MB:,.1f}, optimizer "
-         + (f"{states / MB:,.1f}" if states is not None else "not known")
-         + (f", moving average {average / MB:,.1f}" if average else "")
-         + ("" if settings.strategy.name == "ddp" else f", before {settings.strategy.name} shards them")
-         + "; activations come on top"),
+        ("memory", f"of a device: weights {need.weights / MB:,.1f} MB, gradients {need.gradients / MB:,.1f}, optimizer "
+         + (f"{need.states / MB:,.1f}" if need.states is not None else "not known")
+         + (f", moving average {need.average / MB:,.1f}" if need.average else "") + sharding),
     ]  # fmt: skip
+    if copies:
+        lines[-1] = ("memory", f"{lines[-1][1]}; the copy that a save writes {copies / MB:,.1f}")
+    if need.peak is not None:
+        most_at_once = f"{plan.micro_size} samples in a step, {4 * plan.micro_size} in an evaluation"
+        lines.append(("", f"{(need.peak + copies) / MB:,.1f} MB at most, activations included ({most_at_once})"))
+        if (fits := need.fits(there)) is not None:
+            lines.append(("", f"{fits:,} samples at once would fit into the {there / MB:,.0f} MB that are free"))
     if "peak_memory_mb" in taken:
         lines.append(("", f"{taken['peak_memory_mb']:,.0f} MB at most in the steps that were tried, all in all"))
     if "steps_per_second" in taken:
-        rate = taken["steps_per_second"]
-        steps = f"{taken['step']} real ones of {plan.per_device_size} samples"
-        where = "on one CPU process" if on_cpu else "on one GPU"
-        lines.append(("time", f"{_duration(total_steps / rate)} of training: {rate:.3g} updates/s in {steps} {where}"))
-        lines.append(("", "evaluations, saves and what the devices tell each other come on top"))
+        lines += time_needed(settings, data, plan, total_steps, taken, "CPU process" if on_cpu else "GPU")
     elif not problems:
         lines.append(("time", "not tried: the whole model, which one device would have to hold for it, does not fit"))
     existing = next(place for place in (path, *path.parents) if place.is_dir())
@@ -129,61 +182,47 @@ def check(composed: Composed) -> int:
     return int(bool(problems))
 
 
-def build_on_meta(settings: Any, facts: dict[str, Any]) -> "nn.Module":
-    """The model without memory for its weights; in memory where its constructor needs their values."""
-    import torch
+def excerpt(source: "Data", samples: int) -> "Data":
+    """A data source with no more than so many samples to validate on; a data source's `_target_` itself."""
+    from torch.utils.data import Subset
 
-    from launcher.components import build
+    from launcher.data import TensorPart
 
-    try:
-        with torch.device("meta"):
-            model: nn.Module = build("model", settings, **facts)
-            return model
-    except (NotImplementedError, RuntimeError):
-        model = build("model", settings, **facts)
-        return model
+    part, count = source.validation, min(samples, len(source.validation))
+    if isinstance(part, TensorPart):
+        return replace(source, validation=replace(part, inputs=part.inputs[:count], targets=part.targets[:count]))
+    targets = None if part.targets is None else part.targets[:count]
+    return replace(source, validation=replace(part, dataset=Subset(part.dataset, range(count)), targets=targets))
 
 
-def optimizer_of(settings: Any, model: "nn.Module") -> "tuple[Any, int | None]":
-    """The optimizer of a model and the bytes of its states after a step; None where it cannot do one without memory."""
-    import torch
-
-    from launcher import optimizers
-
-    optimizer = optimizers.build_optimizer(settings.optimizer, model, 1.0, settings.decay_bias_and_norm)
-    for group in optimizer.param_groups:
-        if group.get("fused"):  # no kernel of that kind works without memory; the states are the same
-            group["fused"] = False
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    try:
-        optimizer.step()
-    except (NotImplementedError, RuntimeError):
-        return optimizer, None
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-    found = [value for state in optimizer.state.values() for value in state.values()]
-    return optimizer, sum(value.nbytes for value in found if isinstance(value, torch.Tensor))
-
-
-def steps_taken(composed: Composed, plan: "BatchPlan", devices: int) -> dict[str, Any]:
+def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: bool) -> dict[str, Any]:
     """Train for some seconds on one device, in a process and a directory that are gone afterwards.
+
+    Ten updates at least, then an evaluation, and so on. Of each ten the last five count: while an evaluation runs, the
+    processes that load data get ahead.
 
     Args:
         composed: The checked config.
         plan: Of the run.
-        devices: Of the run.
+        validation: Samples in the validation part.
+        on_cpu: Whether these are processes of this machine, which share its cores.
 
     Returns:
-        `steps_per_second`, `step`, `peak_memory_mb` and `checkpoint_bytes`; or `failure`, the end of what it said.
+        `steps_per_second`, `step`, `around` (seconds before the first update and after the last), `evaluation` (seconds
+        per sample), `peak_memory_mb` and `checkpoint_bytes`; or `failure`, the end of what it said.
     """
-    settings = composed.plain()
+    settings, samples = composed.plain(), min(16 * plan.micro_size, validation)
     settings |= {
-        "check": False, "profile": False, "eval_every": None, "log_every": 1, "epochs": sys.maxsize // plan.samples,
-        "max_steps": None, "max_time": None, "canonical_shards": max(1, settings["canonical_shards"] // devices),
+        "check": False, "profile": False, "eval_every": 2 * WINDOW, "log_every": WINDOW, "max_steps": None,
+        "epochs": sys.maxsize // plan.samples, "max_time": None, "trackers": [],
+        "canonical_shards": max(1, settings["canonical_shards"] // plan.world_size),
+        "data": {"_target_": "launcher.check.excerpt", "source": settings["data"], "samples": samples},
     }  # fmt: skip
+    if on_cpu and settings["threads"] == "auto":
+        settings["threads"] = max(1, len(os.sched_getaffinity(0)) // plan.world_size)
     settings["batch"] |= {"global_size": plan.per_device_size, "lr_scaling": "none"}
     settings["checkpoint"] |= {"every": None, "best": None}
+    settings["early_stopping"] |= {"metric": None}
     settings["wandb"]["mode"] = "disabled"
     # A schedule of its own length, or that waits for evaluations: its updates cost what these cost.
     settings["scheduler"] = {
@@ -199,30 +238,55 @@ def steps_taken(composed: Composed, plan: "BatchPlan", devices: int) -> dict[str
                 "trees": {}, "commit": None}  # fmt: skip
         Path(place, "task.json").write_text(json.dumps(task))
         command = [sys.executable, str(Path(__file__).with_name("point.py")), "--task", f"{place}/task.json"]
-        said = Path(place, "said")
+        said, begun = Path(place, "said"), time.time()
         with said.open("wb") as file:
             process = subprocess.Popen(command, env=alone, stdout=file, stderr=subprocess.STDOUT)
         try:
             timings, end = run / "timings.jsonl", time.monotonic() + PATIENCE
-            while process.poll() is None and not (timings.is_file() and timings.stat().st_size):
+            while process.poll() is None and not (timings.is_file() and timings.read_bytes().count(b"\n") >= 2):
                 if time.monotonic() > end:
-                    return {"failure": f"no step was done within {PATIENCE:g} s"}
+                    return {"failure": f"{2 * WINDOW} updates were not done within {PATIENCE:g} s"}
                 time.sleep(0.05)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SECONDS)
-            process.terminate()  # it saves what it has, as a run that is stopped
+            stopped = time.monotonic()
+            process.terminate()  # it saves what it has and draws its curves, as a run that ends
             process.wait(PATIENCE)
+            ending = time.monotonic() - stopped
         finally:
             process.kill()
             process.wait()
         if process.returncode != 0:
             return {"failure": "\n".join(said.read_text(errors="replace").strip().splitlines()[-15:])}
         found = json.loads((run / "summary.json").read_text())
-        rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
-        steady = rows[len(rows) // 2 :] or [found]  # the first ones take their time to get going
-        rate = sorted(row["steps_per_second"] for row in steady)[len(steady) // 2]
-        size = sum(file.stat().st_size for file in run.glob("checkpoints/*/*"))
-        return {"steps_per_second": rate, "checkpoint_bytes": size, **{k: found[k] for k in ("step", "peak_memory_mb")}}
+        first, *rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
+        steady = [row for row in rows if row["evaluating"]]
+        steady = steady[1:] or steady  # the first evaluation takes its time to get going
+        seconds = sum(WINDOW / row["steps_per_second"] for row in steady) / len(steady) / WINDOW
+        return {
+            "steps_per_second": 1 / seconds, "around": max(0.0, first["time"] - begun - WINDOW * seconds) + ending,
+            "evaluation": sum(row["evaluating"] for row in steady) / len(steady) / samples,
+            "checkpoint_bytes": sum(file.stat().st_size for file in run.glob("checkpoints/*/*")),
+            "step": found["step"], "peak_memory_mb": found["peak_memory_mb"],
+        }  # fmt: skip
+
+
+def time_needed(
+    settings: Any, data: "Data", plan: "BatchPlan", total_steps: int, taken: Mapping[str, Any], device: str
+) -> list[tuple[str, str]]:
+    """The lines on the time of a run, from what `steps_taken` found on one device."""
+    training = total_steps / taken["steps_per_second"]
+    every = plan.steps_per_epoch if settings.eval_every == "epoch" else settings.eval_every
+    count = 0 if every is None else -(-total_steps // every)
+    samples = count * len(data.validation) + (1 + settings.test_time_flip) * len(data.test)
+    evaluating = samples * taken["evaluation"] / plan.world_size
+    around = taken["around"]
+    return [
+        ("time", f"{_duration(around + training + evaluating)}: {_duration(around)} to begin and end, "
+         f"{_duration(training)} of training, {_duration(evaluating)} of {count + 1} evaluations"),
+        ("", f"{taken['steps_per_second']:.3g} updates/s in {taken['step']} real ones of {plan.per_device_size} "
+         f"samples on one {device}; saves and what the devices tell each other come on top"),
+    ]  # fmt: skip
 
 
 def _duration(seconds: float) -> str:

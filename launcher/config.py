@@ -218,7 +218,10 @@ PREDICT_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
 }
 FORMATS = ("safetensors", "torch_export", "onnx")
 EXPORT_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
-    "format": list_of(one_of(*FORMATS), "formats, one or several of " + ", ".join(FORMATS)).or_word(*FORMATS),
+    "format": Rule(
+        lambda v: v in FORMATS or (list_of(one_of(*FORMATS), "").fits(v) and v),
+        "formats, one or several of " + ", ".join(FORMATS),
+    ),
     "output": TEXT,
     "tolerance": at_least(0),
 }

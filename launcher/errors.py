@@ -1,4 +1,12 @@
-"""The one exception for what a user can put right."""
+"""The exceptions for what a user can put right."""
+
+
+class BrokenFile(ValueError):
+    """A file among a user's data cannot be read, which shows when its turn comes.
+
+    Args:
+        message: Names the file and says what is wrong with it, in one line.
+    """
 
 
 class ConfigError(ValueError):

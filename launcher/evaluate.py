@@ -27,7 +27,8 @@ def main() -> None:
 def command(argv: list[str]) -> int:
     """Read a command line and evaluate."""
     composed = config.compose_tool("evaluate", argv, config.EVALUATE_SCHEMA)
-    return 0 if composed is None else evaluate(composed.plain())
+    with saved.reading():
+        return 0 if composed is None else evaluate(composed.plain())
 
 
 def evaluate(settings: dict[str, Any]) -> int:

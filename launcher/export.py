@@ -38,7 +38,8 @@ def main() -> None:
 def command(argv: list[str]) -> int:
     """Read a command line and export."""
     composed = config.compose_tool("export", argv, config.EXPORT_SCHEMA)
-    return 0 if composed is None else export(composed.plain())
+    with saved.reading():
+        return 0 if composed is None else export(composed.plain())
 
 
 def export(settings: dict[str, Any]) -> int:
@@ -81,7 +82,12 @@ def export(settings: dict[str, Any]) -> int:
     example = _example(data, part, settings["num_workers"])
     making = output.with_name(f".making-{output.name}")
     shutil.rmtree(making, ignore_errors=True)  # of a process that was killed while it exported
-    making.mkdir(parents=True)
+    try:
+        making.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output={settings['output']}: cannot be made: {error.strerror}. Name another directory."
+        ) from error
     try:
         files = {}
         for name in formats:

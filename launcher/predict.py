@@ -35,7 +35,8 @@ def main() -> None:
 def command(argv: list[str]) -> int:
     """Read a command line and predict."""
     composed = config.compose_tool("predict", argv, config.PREDICT_SCHEMA)
-    return 0 if composed is None else predict(composed.plain())
+    with saved.reading():
+        return 0 if composed is None else predict(composed.plain())
 
 
 def predict(settings: dict[str, Any]) -> int:
@@ -84,18 +85,24 @@ def predict(settings: dict[str, Any]) -> int:
     model.to(accelerator.device).eval()
     head, rows_of = _table(record, run, labelled)
     fresh = output.with_name(f".{output.name}.new")
-    with fresh.open("w", newline="", encoding="utf-8") as file, torch.no_grad():
-        writer = csv.writer(file)
-        writer.writerow(["sample", *head])
-        named = iter(names)
-        for inputs, targets in in_order(
-            part, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"]
-        ):
-            with accelerator.autocast():
-                outputs = model(inputs)
-            for row in rows_of(outputs.float().cpu(), targets.cpu()):
-                writer.writerow([next(named), *row])
-    os.replace(fresh, output)
+    try:
+        fresh.touch()
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot be written: {error.strerror}. Name another file.") from error
+    batches = in_order(part, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
+    try:
+        with fresh.open("w", newline="", encoding="utf-8") as file, torch.no_grad():
+            writer = csv.writer(file)
+            writer.writerow(["sample", *head])
+            named = iter(names)
+            for inputs, targets in batches:
+                with accelerator.autocast():
+                    outputs = model(inputs)
+                for row in rows_of(outputs.float().cpu(), targets.cpu()):
+                    writer.writerow([next(named), *row])
+        os.replace(fresh, output)
+    finally:
+        fresh.unlink(missing_ok=True)  # where a sample could not be read
     print(f"{len(names)} samples, {chosen.name}: {output}")
     return 0
 

@@ -271,20 +271,21 @@ def _keep_changes(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """What the first start of a run wrote of itself."""
-    return _read(path / FILE)
+    return _read(path / FILE, "packages")
 
 
 def read_data(path: Path) -> dict[str, Any]:
     """What a run wrote of its data: see `Data.record`."""
-    return _read(path / DATA)
+    return _read(path / DATA, "facts")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, key: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"run_dir={file.parent}: {file.name} cannot be read ({error}); the run wrote it.") from error
-    assert isinstance(found, dict)
+    if not isinstance(found, dict) or key not in found:
+        raise ConfigError(f"run_dir={file.parent}: {file.name} has no {key!r}; it is not as the run wrote it.")
     return found
 
 

@@ -1,12 +1,14 @@
 """A run as it lies on the disk, taken up for other ends than training: to be measured, used, exported or repeated."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
-from launcher.errors import ConfigError
+from launcher.errors import BrokenFile, ConfigError
 from launcher.run_directory import CONFIG
 
 if TYPE_CHECKING:
@@ -19,13 +21,19 @@ def open_run(run_dir: str) -> tuple[Path, dict[str, Any]]:
     """A run directory and the settings that the run was made with.
 
     Raises:
-        ConfigError: No run is there.
+        ConfigError: No run is there, or its settings cannot be read.
     """
     path = Path(run_dir).expanduser()
     if not (path / CONFIG).is_file():
         why = f"it has no {CONFIG}" if path.is_dir() else "there is no such directory"
         raise ConfigError(f"run_dir={run_dir}: no run is there ({why}). Name a directory that launcher/train.py made.")
-    settings: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
+    try:
+        settings: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
+    except (OSError, ValueError, YAMLError) as error:
+        what = " ".join(str(error).split())
+        raise ConfigError(f"run_dir={run_dir}: {CONFIG} cannot be read ({what}); the run wrote it.") from error
+    if not isinstance(settings, dict) or "model" not in settings:
+        raise ConfigError(f"run_dir={run_dir}: {CONFIG} does not hold the settings of a run; the run wrote it.")
     return path, settings
 
 
@@ -102,6 +110,20 @@ def read_others(record: Mapping[str, Any], path: Any) -> "Others":
     arguments = dict(record["reader"])
     others: Others = locate(arguments.pop("_target_"), "reader")(path, **arguments)
     return others
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Read samples one by one; a broken file among them is wrong input.
+
+    Raises:
+        ConfigError: It names the file.
+    """
+    try:
+        yield
+    except BrokenFile as error:
+        last = str(error).strip().splitlines()[-1]  # a process that loads sends its traceback, which ends so
+        raise ConfigError(f"{last.rpartition('BrokenFile: ')[2]}. Mend it, or take it out.") from error
 
 
 def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping[str, Any]) -> "Data":

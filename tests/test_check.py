@@ -1,5 +1,6 @@
 """check=true: what a run will need, beside what it then takes."""
 
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,13 @@ class Fails(MLP):
 
     def forward(self, x):
         raise RuntimeError("no way forward")
+
+class Wide(MLP):  # a gigabyte and more for each sample
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs, [16], "relu", 0.0)
+
+    def forward(self, x):
+        return super().forward(x) + torch.sin(x.flatten(1)[:, :1].expand(-1, 1 << 28)).square().mean()
 
 class Huge(torch.nn.Module):
     def __init__(self, num_outputs):
@@ -62,13 +70,52 @@ def test_it_plans_measures_and_leaves_nothing_behind(place):
     # The weights, two moments, and the model beside its average: four times the weights.
     assert megabytes(said, "4 checkpoints of") == pytest.approx(4 * weights, rel=0.02)
     assert re.search(r"updates/s in \d+ real ones of 22 samples on one", said) and "fine" in said
+    assert "of 8 evaluations" in said
+    assert megabytes(said, "the copy that a save writes") == pytest.approx(4 * weights, abs=0.1)
+
+
+@pytest.mark.soak
+def test_what_is_frozen_needs_no_gradient_and_no_state(place):
+    said = tell(place, "optimizer=adam", "model.hidden=[700,300]", "freeze=['layers.1.*']", "hydra.run.dir=run")
+    trained = 4 * (700 * 300 + 300 + 300 * 10 + 10) / 2**20
+    assert megabytes(said, "gradients") == pytest.approx(trained, abs=0.06), said
+    assert megabytes(said, "optimizer") == pytest.approx(2 * trained, abs=0.06), said
+
+
+@pytest.mark.soak
+def test_a_batch_that_does_not_fit_is_a_problem_and_what_would_fit_is_said(place):
+    words = ["batch.global_size=1200", "model._target_=own.Wide", "hydra.run.dir=run"]
+    said = tell(place, *words, status=1)
+    found = re.search(r"PROBLEM +a device needs ([\d,]+) MB for 1200 samples at once.*batch.max_per_device=(\d+)", said)
+    assert found and 0 < int(found[2]) < 1200, said
+    assert f"\n{'':<11} {int(found[2]):,} samples at once would fit" in said
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a file system of its own")
+def test_a_full_disk_and_one_that_nobody_writes_to(place):
+    """In a mount namespace of its own: a file system of 4 MB, and the same made read-only."""
+    words = "check=true threads=1 wandb.mode=disabled optimizer=adam model.hidden=[700,300] hydra.run.dir=small/run"
+    program = f"{sys.executable} {REPOSITORY / 'launcher/train.py'} {words}"
+    (place / "small").mkdir()
+    script = f"""mount -t tmpfs -o size=4m none small && {program}
+        echo $?
+        mount -o remount,ro small && {program}
+        echo $?"""
+    done = subprocess.run(["unshare", "-m", "bash", "-c", script], cwd=place, capture_output=True, text=True)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(done.stderr)
+    assert re.search(r"PROBLEM +.*small: \d+ MB for checkpoints, and [34] are free", done.stdout), done.stdout
+    first, second = re.findall(r"^\d$", done.stdout, re.MULTILINE)
+    assert (first, second) == ("1", "2"), done.stdout + done.stderr
+    assert "hydra.run.dir" in done.stderr and "no permission to write" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.soak  # a comparison of times
 def test_the_time_it_states_is_that_of_the_run(place):
     words = ["model.hidden=[2000,2000]", "max_steps=60", "log_every=1", "eval_every=null", "hydra.run.dir=run"]
     said = tell(place, *words)
-    stated = float(re.search(r"time +([\d.]+) of training|time +([\d.]+) ", said)[2])
+    stated = float(re.search(r"end, ([\d.]+) s of training", said)[1])
     train([*words, "threads=1"], place).ok()
     assert 0.3 < stated / summary(place / "run")["training_seconds"] < 3
 

@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from kill_loop import OWN, RUN, place, same_bits
-from processes import command, train
+from processes import REPOSITORY, command, train
+from safetensors.torch import load_file
 
 from launcher import provenance
 from launcher.errors import ConfigError
@@ -165,3 +167,59 @@ def test_a_resumed_run_keeps_its_first_record_and_notes_what_differs(copied):
     assert "code" in later and "packages" not in later
     assert later["environment"]["OMP_PLACES"] == "cores"
     assert os.path.exists(copied / f"run/changes-{later['code']['working directory']['changes'][:12]}.patch")
+
+
+@pytest.mark.soak  # a minute: eight processes that import torch anew, from the clone
+def test_a_run_of_an_earlier_commit_says_what_differs_and_one_of_the_same_has_the_same_bits(tmp_path):
+    """In a clone of this repository that a person works in: their commits and changes are real ones."""
+    clone = tmp_path / "clone"
+    _git(REPOSITORY, "clone", "-q", "--no-hardlinks", str(REPOSITORY), str(clone))
+    uncommitted = subprocess.run(["git", "diff", "HEAD"], cwd=REPOSITORY, capture_output=True, check=True).stdout
+    if uncommitted:  # what is tested is the code as it stands
+        subprocess.run(["git", "apply"], cwd=clone, input=uncommitted, check=True)
+        _git(clone, "commit", "-qam", "as it stands")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    site = str(Path(torch.__file__).parents[1])
+
+    def tell(program, *words, more=site):
+        line = [sys.executable, f"launcher/{program}.py", *words]
+        variables = environment | {"PYTHONPATH": f"{clone}{os.pathsep}{more}", "WANDB_MODE": "disabled"}
+        done = subprocess.run(line, cwd=clone, env=variables, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    tell("train", "threads=1", "device=cpu", "epochs=2", "hydra.run.dir=outputs/run")
+    before = _git(clone, "rev-parse", "HEAD")
+    said = tell("rerun", "outputs/run")
+    assert "same       code, packages, devices and data" in said and "differs" not in said, said
+    one, two = (load_weights(clone / "outputs" / name) for name in ("run", "run-rerun"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+    # A change that is not committed, and is kept with the run that was made by it.
+    file = clone / "launcher/models/mlp.py"
+    file.write_text(file.read_text().replace("nn.Linear(", "nn.Linear(  # mine\n"))
+    said = tell("rerun", "outputs/run", "dry_run=true")
+    assert "uncommitted changes in the working directory: none then, some now" in said, said
+    tell("train", "threads=1", "device=cpu", "max_steps=3", "hydra.run.dir=outputs/changed")
+    _git(clone, "commit", "-qam", "mine")
+    after = _git(clone, "rev-parse", "HEAD")
+    said = tell("rerun", "outputs/changed", "dry_run=true")
+    assert f"commit of the working directory: {before[:12]} then, {after[:12]} now" in said, said
+    (patch,) = (clone / "outputs/changed").glob("changes-*.patch")
+    assert f"those of {patch.name} then, none now" in said, said
+    _git(clone, "checkout", "-q", before)
+    _git(clone, "apply", str(patch))
+    said = tell("rerun", "outputs/changed", "dry_run=true")
+    assert "same       code" in said and "differs" not in said, said
+
+    # Another commit, and a package more.
+    _git(clone, "checkout", "-qf", after)
+    (tmp_path / "more/mine-1.5.dist-info").mkdir(parents=True)
+    said = tell("rerun", "outputs/run", "dry_run=true", more=os.pathsep.join([site, str(tmp_path / "more")]))
+    assert f"commit of the working directory: {before[:12]} then, {after[:12]} now" in said, said
+    assert "packages: mine absent then, 1.5 now" in said and "same " not in said, said
+
+
+def load_weights(directory):
+    newest = max((directory / "checkpoints").glob("step_*"))
+    return load_file(newest / "model.safetensors")

@@ -181,6 +181,15 @@ def test_images_in_folders_and_lists(tmp_path):
     by_file = {row["sample"]: row["p_dog"] for row in folder}
     wanted = [by_file["images/test/dog/3.png"], by_file["images/test/cat/0.png"]]
     assert [float(row["p_dog"]) for row in listed] == pytest.approx([float(share) for share in wanted], abs=1e-6)
+    # A file that is no image, found by the process itself and by one that loads for it.
+    (tmp_path / "loose/broken.png").write_bytes(b"no image")
+    (tmp_path / "loose/cut.png").write_bytes((tmp_path / "loose/x.png").read_bytes()[:400])
+    for program, workers, broken in (("predict", 0, "broken"), ("predict", 1, "cut"), ("export", 0, "cut")):
+        (tmp_path / "list.txt").write_text(f"loose/x.png\nloose/{broken}.png\n")
+        words = ["run_dir=run", f"num_workers={workers}", "input=list.txt", "output=broken_out"]
+        run = command(program, words, tmp_path).wait(90)
+        assert run.status == [2] and run.err().startswith(f"error: loose/{broken}.png is no image"), run.err()
+        assert run.err().count("\n") == 1 and not list(tmp_path.glob("*broken_out*")), run.err()
 
 
 # What a person writes, and what the answer must hold.
@@ -200,6 +209,11 @@ WRONG = {
     "no targets": ("evaluate", ["run_dir=flowers", "input=bare.csv"], ["bare.csv", "no true targets"]),
     "unknown format": ("export", ["run_dir=flowers", "format=onxx"], ["format=onxx", "onnx"]),
     "a place taken": ("export", ["run_dir=flowers", "output=digits"], ["output=digits", "something in it"]),
+    "no format": ("export", ["run_dir=flowers", "format=[]"], ["format=[]", "onnx"]),
+    "a place that takes no directory": ("export", ["run_dir=flowers", "output=/proc/x"], ["output=/proc/x"]),
+    "a place that takes no file": ("predict", ["run_dir=flowers", "part=test", "output=/proc/x"], ["output=/proc/x"]),
+    "settings that are none": ("evaluate", ["run_dir=garbled"], ["garbled", ".hydra/config.yaml"]),
+    "a record that is none": ("predict", ["run_dir=emptied", "part=test"], ["emptied", "data.json", "facts"]),
     "no run to repeat": ("rerun", ["nowhere"], ["run_dir=nowhere"]),
     "misspelt flag": ("rerun", ["flowers", "dryrun=true"], ["dryrun", "Did you mean dry_run?"]),
 }  # fmt: skip
@@ -211,6 +225,9 @@ def test_wrong_input_gets_one_clear_answer(what, place):
     write(place / "few.csv", ["a", "x"], [[1, 2]])
     write(place / "cow.csv", ["a", "b", "c", "kind"], [[1, 2, 3, "cow"]])
     write(place / "bare.csv", ["a", "b", "c"], [[1, 2, 3]])
+    for name, file, text in (("garbled", ".hydra/config.yaml", ": : ["), ("emptied", "data.json", "{}")):
+        shutil.copytree(place / "flowers", place / name, dirs_exist_ok=True)
+        (place / name / file).write_text(text)
     before = sorted(str(path) for path in place.rglob("*") if "io" not in path.parts)
     run = command(program, words, place, name="io").wait()
     assert run.status == [2] and run.err().startswith("error: ") and "Traceback" not in run.err(), run.err()

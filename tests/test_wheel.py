@@ -39,7 +39,10 @@ def test_the_commands_of_an_installed_wheel(tmp_path):
     here.mkdir()
     (here / "own.py").write_text(NET)
 
+    called = set()
+
     def tell(program, *words):
+        called.add(f"launcher-{program}")
         return _run([str(tmp_path / "venv/bin" / f"launcher-{program}"), *words], here)
 
     where = _run([str(tmp_path / "venv/bin/python"), "-c", "import launcher; print(launcher.__file__)"], here)
@@ -58,6 +61,8 @@ def test_the_commands_of_an_installed_wheel(tmp_path):
     assert "finished" in tell("grid", "grid")
     assert "fine" in tell("doctor", "--device", "cpu", "outputs")
     assert "nothing" in tell("sync", "run")
+    assert "suggestion" in tell("find-lr", *words, "hydra.run.dir=range")
+    assert called == {script.name for script in (tmp_path / "venv/bin").glob("launcher-*")}
 
 
 def _run(words, directory):

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from launcher.data import Data, DatasetPart, Others, check_flag, check_fraction, check_seed, split
 from launcher.data.images import StandardiseChannels, check_erasing
-from launcher.errors import ConfigError
+from launcher.errors import BrokenFile, ConfigError
 
 AUGMENTS = ("none", "light", "randaugment", "trivial")
 
@@ -42,7 +42,7 @@ class FolderImages(Dataset):
         try:
             image = self.loader(path)
         except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as a SyntaxError
-            raise ValueError(f"{path} is no image that can be read: {error}") from error
+            raise BrokenFile(f"{path} is no image that can be read: {error}") from error
         return self.transform(image), label
 
 
