@@ -199,7 +199,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     # 6. The end: everything saved; the test part is measured once, when the run is complete
     progress = loop.progress
     finished = loop.over() and progress.seen
-    evaluation = measure(data.test, settings.test_time_flip) if finished else None
+    with loop.clock.during("evaluating"):
+        evaluation = measure(data.test, settings.test_time_flip) if finished else None
     predictions = None
     if evaluation is not None and settings.wandb.tables:
         predictions = gallery.columns(
