@@ -1,11 +1,9 @@
 """The moving average of the weights, beside its recurrence and torch's own, from the checkpoints of a whole run."""
 
-import sys
-
 import pytest
 import torch
 from kill_loop import OWN, RUN, place
-from processes import rows, train
+from processes import own, rows, train
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -35,20 +33,17 @@ WORDS += [
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.soak)])
-def test_it_follows_its_recurrence_and_is_what_is_measured(world, tmp_path, monkeypatch):
+def test_it_follows_its_recurrence_and_is_what_is_measured(world, tmp_path):
     """a <- decay a + (1 - decay) w after each update, from the initial weights on; buffers are those of the model."""
     place(tmp_path, CODE)
     train(WORDS, tmp_path, world).ok()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "own", raising=False)
-    import own
-
+    module = own(tmp_path)
     torch.manual_seed(0)
-    net: nn.Module = own.Net(5, 3)
+    net: nn.Module = module.Net(5, 3)
     theirs = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     theirs.update_parameters(net)  # its first update is a copy: the initial weights
     average = {name: parameter.clone() for name, parameter in net.named_parameters()}
-    validation = own.load().validation
+    validation = module.load().validation
     for step, row in enumerate(rows(tmp_path / "run"), start=1):
         path = tmp_path / f"run/checkpoints/step_{step:08d}"
         saved, weights = load_file(path / "model.safetensors"), torch.load(path / "state.pt")["model"]

@@ -25,7 +25,7 @@ def undisturbed(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.soak), 3])
+@pytest.mark.parametrize("world", [1, *(pytest.param(world, marks=pytest.mark.soak) for world in (2, 3))])
 def test_stopped_again_and_again_it_ends_with_the_same_bits(world, undisturbed, tmp_path):
     """SIGTERM at an odd step, in mid-epoch and mid-window; then once more, and once more."""
     directory = place(tmp_path)
@@ -51,7 +51,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_bits(world, undisturbed, 
     same_bits(undisturbed[world], directory)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.soak), 2, 3])
 def test_killed_at_random_moments_it_ends_with_the_same_bits(world, undisturbed, tmp_path):
     assert disturb(world, place(tmp_path), seed=world, kills=2).total() >= 1
     same_bits(undisturbed[world], tmp_path)

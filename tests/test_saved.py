@@ -148,6 +148,7 @@ def test_a_regression_is_told_in_the_unit_of_its_target(place):
     assert [r["predicted"] for r in read(place / "unpriced_out.csv")] == [r["predicted"] for r in found]
 
 
+@pytest.mark.soak
 def test_images_in_folders_and_lists(tmp_path):
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("torchvision")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import REPOSITORY, free_port, rows, summary, train
+from processes import REPOSITORY, free_port, own, rows, summary, train
 from safetensors.torch import load_file
 
 # 97 samples to evaluate: no number of ranks but 1 and 97 divides them. Its model notes which samples it is shown.
@@ -113,15 +113,11 @@ def test_metrics_and_learning_rates_are_the_same_on_any_number_of_ranks(own_runs
 
 
 def test_weights_alone_are_enough_for_inference(own_runs):
-    sys.path.insert(0, str(own_runs[1]))
-    try:
-        import own
-    finally:
-        sys.path.pop(0)
+    module = own(own_runs[1])
     weights = load_file(own_runs[1] / "run/checkpoints/step_00000018/model.safetensors")
-    net = own.Net(6, 3)
+    net = module.Net(6, 3)
     net.load_state_dict(weights)
-    part = own.load(53, 3).test
+    part = module.load(53, 3).test
     accuracy = (net(part.inputs).argmax(1) == part.targets).float().mean().item()
     assert accuracy == pytest.approx(summary(own_runs[1] / "run")["final"]["test/accuracy"])
     assert accuracy > 0.5
@@ -150,9 +146,10 @@ LAUNCHERS = {
     "torchrun 2": ["torchrun", "--nproc_per_node", "2"],
     "accelerate 2": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"],
 }
+FEW = [how if how != "accelerate" else pytest.param(how, marks=pytest.mark.soak) for how in LAUNCHERS]
 
 
-@pytest.mark.parametrize("how", LAUNCHERS)
+@pytest.mark.parametrize("how", FEW)
 def test_three_ways_to_launch_give_the_same_run(how, tmp_path):
     world = 2 if how.endswith("2") else 1
     words = list(LAUNCHERS[how])
@@ -214,6 +211,7 @@ def test_a_whole_run_with_wandb_whatever_its_server_does(tmp_path):
         assert not path.is_file() or key.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.soak
 def test_a_run_that_compiles_nothing_does_not_import_the_compiler(tmp_path):
     """1.2 s of every start, which torch's optimizers take otherwise."""
     code = (
