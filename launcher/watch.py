@@ -5,6 +5,7 @@ by its neighbours on the same machine, which know its pid, and told to the rest.
 waits for minutes, and gloo says "connection reset" without saying by whom.
 """
 
+import atexit
 import contextlib
 import json
 import logging
@@ -245,11 +246,15 @@ def guarded(run: Callable[[], int]) -> int:
 
     Returns:
         What `run` returned. After an exception the process ends here: 2 for wrong input, with the message alone; 1 for
-        a failure, with the traceback and the rank. It does not wait for threads that may wait for a dead peer.
+        a failure, with the traceback and the rank. It does not wait for threads that may wait for a dead peer. A rank
+        of several ends here too: what is saved is saved, and torch's threads at times abort a process that unloads.
     """
     rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
     try:
-        return run()
+        status = run()
+        if current is None:
+            return status
+        atexit._run_exitfuncs()
     except ConfigError as error:
         # Every rank finds the same mistake. Rank 0 speaks; the launcher then ends the others before they do.
         time.sleep(3 if rank else 0)

@@ -368,3 +368,16 @@ def same_bits_of_weights(one, other):
 
     first, second = (load_file(newest(d) / "model.safetensors") for d in (one, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.soak
+def test_what_goes_wrong_in_unloading_is_no_failure(tmp_path):
+    """Seen: "terminate called without an active exception" of a rank whose run had finished."""
+    place(
+        tmp_path,
+        "import os\n\nclass Last:\n    def __del__(self, abort=os.abort):\n        abort()\n\nlast = Last()\n" + OWN,
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master-port", str(free_port())]
+    words += [str(REPOSITORY / "launcher/train.py"), *RUN, "device=cpu", "wandb.mode=disabled"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and summary(tmp_path / "run")["status"] == "finished", done.stderr
