@@ -37,6 +37,22 @@ def load(n=60, classes=3):
         return TensorPart(torch.randn(n, 5, generator=g) + y[:, None], y, augment=shake, draws=5)
     return Data("own", "classification", (5,), classes, part(n), part(30), part(30))
 """
+# OWN with a model that has a BatchNorm.
+NETS = (
+    OWN
+    + """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, in_features, num_outputs):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(in_features, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.head = nn.Linear(8, num_outputs)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+"""
+)
 RUN = [
     "data._target_=own.load", "model.hidden=[8]", "model.dropout=0.2", "batch.global_size=14", "batch.max_per_device=3",
     "epochs=12", "log_every=4", "eval_every=5", "checkpoint.every=7", "threads=1", "hydra.run.dir=run", "ema_decay=0.9",

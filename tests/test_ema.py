@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kill_loop import OWN, RUN, place
+from kill_loop import NETS, RUN, place
 from processes import own, rows, train
 from safetensors.torch import load_file
 from torch import nn
@@ -10,21 +10,6 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 DECAY, STEPS = 0.9, 10
-CODE = (
-    OWN
-    + """
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, in_features, num_outputs):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(in_features, 8), nn.BatchNorm1d(8), nn.ReLU())
-        self.head = nn.Linear(8, num_outputs)
-
-    def forward(self, x):
-        return self.head(self.body(x))
-"""
-)
 WORDS = [word for word in RUN if not word.startswith(("epochs", "model", "eval", "checkpoint", "log", "loss", "batch"))]
 WORDS += [
     "model._target_=own.Net", "epochs=2", "eval_every=1", "log_every=1", "checkpoint.every=1", "checkpoint.keep=99",
@@ -35,7 +20,7 @@ WORDS += [
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_it_follows_its_recurrence_and_is_what_is_measured(world, tmp_path):
     """a <- decay a + (1 - decay) w after each update, from the initial weights on; buffers are those of the model."""
-    place(tmp_path, CODE)
+    place(tmp_path, NETS)
     train(WORDS, tmp_path, world).ok()
     module = own(tmp_path)
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from kill_loop import OWN, newest, place
+from kill_loop import NETS, newest, place
 from processes import summary, train
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -131,23 +131,6 @@ def test_frozen_parameters_have_no_gradient_and_a_frozen_batchnorm_measures_noth
     assert model.train()[1].training, "its statistics are not named: it goes on measuring"
     with pytest.raises(ConfigError, match=r"freeze: layer.\* matches no parameter. There are: 0.weight, 0.bias"):
         freeze(net(), ["0.*", "layer.*"])
-
-
-NETS = (
-    OWN
-    + """
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, in_features, num_outputs):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(in_features, 8), nn.BatchNorm1d(8), nn.ReLU())
-        self.head = nn.Linear(8, num_outputs)
-
-    def forward(self, x):
-        return self.head(self.body(x))
-"""
-)
 
 
 @pytest.mark.parametrize("world", [1, 2])
