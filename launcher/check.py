@@ -52,24 +52,8 @@ def check(composed: Composed) -> int:
     import psutil
     import torch
 
-    from launcher import (
-        batch,
-        engine,
-        finetune,
-        losses,
-        memory,
-        mixup,
-        optimizers,
-        run_directory,
-        saved,
-        schedulers,
-        sharded,
-    )
-    from launcher.components import build, build_data
-    from launcher.models.mirrored import check_mirror
-    from launcher.recompute import recompute
-    from launcher.sampling import Balanced
-    from launcher.stream import in_order, seed_generators
+    from launcher import losses, memory, parts, run_directory, saved
+    from launcher.stream import in_order
 
     here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
     devices = here if settings.check is True else int(settings.check)
@@ -80,43 +64,17 @@ def check(composed: Composed) -> int:
         run_directory.check_same(path, composed)
 
     # As train.py builds it, but for the model: of fake tensors, which have no memory.
-    seed_generators(settings.seed)
-    data = build_data(settings.data)
-    shards = settings.canonical_shards if settings.exact_across_devices else None
-    size, most = settings.batch.global_size, settings.batch.max_per_device
-    plan = batch.plan_batch(len(data.train), size, devices, most, shards)
-    if settings.sampling == "balanced":
-        Balanced(data, settings.seed)
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
-    model = memory.fake_model(lambda: build("model", settings.model, **data.facts()), fake)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    begun = finetune.begin(
-        model, None if run_directory.holds_checkpoint(composed) else settings.init_from, settings.freeze
-    )
-    loss = losses.build_loss(settings.loss, data)
-    mixup.mixed(settings.mixup, data, loss)
-    optimizer = optimizers.build_optimizer(
-        settings.optimizer, model, 1.0, settings.decay_bias_and_norm, settings.layer_decay
-    )
-    total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
-    schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
-    recompute(model, settings.activation_checkpointing or [])
-    wanted = {
-        "checkpoint.best": settings.checkpoint.best,
-        "scheduler.metric": schedule.metric,
-        "early_stopping.metric": settings.early_stopping.metric,
-    }
-    engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
-    if shards is not None:
-        engine.check_exact(model)
-    if settings.test_time_flip:
-        check_mirror(data)
-    sharded.plan_sharding(settings.strategy, model, ranks)
+    init_from = None if run_directory.holds_checkpoint(composed) else settings.init_from
+    built = parts.build(settings, ranks, devices, init_from, lambda make: memory.fake_model(make, fake))
+    data, plan, model, total_steps = built.data, built.plan, built.model, built.total_steps
+    most, parameters = settings.batch.max_per_device, sum(parameter.numel() for parameter in model.parameters())
+    loss = losses.build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
 
     with saved.reading():
         sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
     need = memory.count_need(
-        model, loss, optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
+        model, loss, built.optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
         settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,
     )  # fmt: skip
     there = psutil.virtual_memory().available // here if on_cpu else torch.cuda.mem_get_info()[0]
@@ -146,7 +104,7 @@ def check(composed: Composed) -> int:
         ("directory", f"{path}{', resumed' if resumes else ''}"),
         ("data", str(data)),
         ("model", f"{type(model).__name__}, {parameters:,} parameters"),
-        *((line[:11].strip(), line[11:]) for line in begun),
+        *((line[:11].strip(), line[11:]) for line in built.begun),
         ("batch", str(plan)),
         ("length", f"{total_steps:,} updates, {total_steps / plan.steps_per_epoch:g} epochs"),
         ("memory", f"of a device: weights {need.weights / MB:,.1f} MB, gradients {need.gradients / MB:,.1f}, optimizer "

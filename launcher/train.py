@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 if __name__ == "__main__":  # started as a file: launcher/ itself stands first on the path and would hide modules
     sys.path[0] = os.getcwd()
@@ -20,20 +20,8 @@ if __name__ == "__main__":  # started as a file: launcher/ itself stands first o
 
 from launcher import check, config, distributed, run_directory
 from launcher.config import Composed
-from launcher.distributed import Ranks
 from launcher.errors import ConfigError
 from launcher.watch import Watch, finish, guarded
-
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from launcher.batch import BatchPlan
-    from launcher.data import Data
-    from launcher.losses import PerSample
-    from launcher.sampling import Balanced
-    from launcher.schedulers import Schedule
-    from launcher.sharded import Sharding
 
 log = logging.getLogger("launcher")
 
@@ -78,12 +66,17 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
 
     # 2. Build everything on the CPU: what is wrong ends here, before a device or a directory is touched
-    parts = build(settings, ranks, None if run_directory.holds_checkpoint(composed) else settings.init_from)
+    from launcher import sharded
+    from launcher.parts import build
+
+    init_from = None if run_directory.holds_checkpoint(composed) else settings.init_from
+    build_model = partial(sharded.build_model, settings.strategy, ranks)
+    parts = build(settings, ranks, ranks.world_size, init_from, build_model)
     data, plan, model, loss, total_steps = parts.data, parts.plan, parts.model, parts.loss, parts.total_steps
 
     import torch
 
-    from launcher import checkpoint, divergence, engine, gallery, provenance, reporter, sharded, stream
+    from launcher import checkpoint, divergence, engine, gallery, provenance, reporter, stream
     from launcher.clock import Clock, Profiler
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
@@ -232,102 +225,6 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         directory.close()
     finish(watch)
     return 0
-
-
-class Parts(NamedTuple):
-    """What a run is made of, on the CPU.
-
-    Attributes:
-        data: Its parts, and what models and losses ask of them.
-        plan: How a global batch is cut.
-        shards: Canonical shards of a global batch, where the result is to be the same bits on any devices.
-        balanced: Draws the samples, where sampling is balanced.
-        kind: Of stream: one that mixes neighbours, where mixup is on.
-        model: With its initial weights.
-        sharding: How the devices share it; None where each has the whole of it.
-        begun: Lines about what the weights began with and what is frozen, for the log.
-        loss: Per-sample losses.
-        optimizer: Over the parameters that are trained.
-        schedule: Of its learning rate.
-        total_steps: Updates of the whole run.
-    """
-
-    data: "Data"
-    plan: "BatchPlan"
-    shards: int | None
-    balanced: "Balanced | None"
-    kind: Any
-    model: "nn.Module"
-    sharding: "Sharding | None"
-    begun: list[str]
-    loss: "PerSample"
-    optimizer: "Optimizer"
-    schedule: "Schedule"
-    total_steps: int
-
-
-def build(settings: Any, ranks: Ranks, init_from: str | None) -> Parts:
-    """Build everything that a run is made of, and check that it fits together.
-
-    Args:
-        settings: The checked config.
-        ranks: Of this run.
-        init_from: Weights to begin with; None where a checkpoint brings them, or for the model's own.
-
-    Raises:
-        ConfigError: Something is wrong.
-    """
-    from launcher import (
-        batch,
-        components,
-        engine,
-        finetune,
-        gallery,
-        losses,
-        mixup,
-        optimizers,
-        schedulers,
-        sharded,
-        stream,
-    )  # fmt: skip
-    from launcher.models.mirrored import check_mirror
-    from launcher.recompute import recompute
-    from launcher.sampling import Balanced
-
-    stream.seed_generators(settings.seed)
-    data = components.build_data(settings.data)
-    shards = settings.canonical_shards if settings.exact_across_devices else None
-    plan = batch.plan_batch(
-        len(data.train), settings.batch.global_size, ranks.world_size, settings.batch.max_per_device, shards
-    )
-    balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    model = sharded.build_model(
-        settings.strategy, ranks, lambda: components.build("model", settings.model, **data.facts())
-    )
-    begun = finetune.begin(model, init_from, settings.freeze)
-    kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
-    lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
-    optimizer = optimizers.build_optimizer(
-        settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay
-    )
-    total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
-    schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
-    recompute(model, settings.activation_checkpointing or [])
-    wanted = {
-        "checkpoint.best": settings.checkpoint.best,
-        "scheduler.metric": schedule.metric,
-        "early_stopping.metric": settings.early_stopping.metric,
-    }
-    engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
-    if shards is not None:
-        engine.check_exact(model)
-    engine.check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
-    if settings.test_time_flip:
-        check_mirror(data)
-    if settings.wandb.tables:
-        gallery.check(data)
-    sharding = sharded.plan_sharding(settings.strategy, model, ranks)
-    return Parts(data, plan, shards, balanced, kind, model, sharding, begun, loss, optimizer, schedule, total_steps)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ try:
         "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "rich.live",
         "rich.table", "launcher.batch", "launcher.checkpoint", "launcher.components", "launcher.data",
         "launcher.divergence", "launcher.engine", "launcher.grid", "launcher.loop", "launcher.losses",
-        "launcher.metrics", "launcher.models", "launcher.optimizers", "launcher.report", "launcher.reporter",
-        "launcher.run_directory", "launcher.schedulers", "launcher.stopping", "launcher.stream", "launcher.terminal",
-        "launcher.tracking", "launcher.train", "launcher.watch",
+        "launcher.metrics", "launcher.models", "launcher.optimizers", "launcher.parts", "launcher.report",
+        "launcher.reporter", "launcher.run_directory", "launcher.schedulers", "launcher.stopping", "launcher.stream",
+        "launcher.terminal", "launcher.tracking", "launcher.train", "launcher.watch",
     ):  # fmt: skip
         importlib.import_module(name)
 

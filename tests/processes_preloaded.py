@@ -8,8 +8,9 @@ MODULES = """
     accelerate hydra.main matplotlib.pyplot matplotlib.backends.backend_agg matplotlib.backends.backend_svg numpy.random
     torch torch._dynamo torch.distributed torch.distributed.fsdp torch.nn.parallel torch.onnx
     launcher.batch launcher.checkpoint launcher.engine launcher.losses launcher.loop launcher.metrics
-    launcher.optimizers launcher.report launcher.reporter launcher.run_directory launcher.schedulers launcher.sharded
-    launcher.stopping launcher.stream launcher.terminal launcher.tracking launcher.train launcher.views launcher.watch
+    launcher.optimizers launcher.parts launcher.report launcher.reporter launcher.run_directory launcher.schedulers
+    launcher.sharded launcher.stopping launcher.stream launcher.terminal launcher.tracking launcher.train launcher.views
+    launcher.watch
 """  # torch._dynamo, which DDP and the optimizers import, brings sympy: 1.4 s in every process
 
 try:

@@ -1,0 +1,114 @@
+"""What a run is made of: built on the CPU from the config, and checked to fit together, for train.py and check.py."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer
+
+from launcher import (
+    batch,
+    components,
+    engine,
+    finetune,
+    gallery,
+    losses,
+    mixup,
+    optimizers,
+    schedulers,
+    sharded,
+    stream,
+)
+from launcher.batch import BatchPlan
+from launcher.data import Data
+from launcher.distributed import Ranks
+from launcher.losses import PerSample
+from launcher.models.mirrored import check_mirror
+from launcher.recompute import recompute
+from launcher.sampling import Balanced
+from launcher.schedulers import Schedule
+from launcher.sharded import Sharding
+
+
+class Parts(NamedTuple):
+    """What a run is made of, on the CPU.
+
+    Attributes:
+        data: Its parts, and what models and losses ask of them.
+        plan: How a global batch is cut.
+        shards: Canonical shards of a global batch, where the result is to be the same bits on any devices.
+        balanced: Draws the samples, where sampling is balanced.
+        kind: Of stream: one that mixes neighbours, where mixup is on.
+        model: With its initial weights.
+        sharding: How the devices share it; None where each has the whole of it.
+        begun: Lines about what the weights began with and what is frozen, for the log.
+        loss: Per-sample losses.
+        optimizer: Over the parameters that are trained.
+        schedule: Of its learning rate.
+        total_steps: Updates of the whole run.
+    """
+
+    data: Data
+    plan: BatchPlan
+    shards: int | None
+    balanced: Balanced | None
+    kind: Any
+    model: nn.Module
+    sharding: Sharding | None
+    begun: list[str]
+    loss: PerSample
+    optimizer: Optimizer
+    schedule: Schedule
+    total_steps: int
+
+
+def build(
+    settings: Any,
+    ranks: Ranks,
+    devices: int,
+    init_from: str | None,
+    build_model: Callable[[Callable[[], nn.Module]], nn.Module],
+) -> Parts:
+    """Build everything that a run is made of, and check that it fits together.
+
+    Args:
+        settings: The checked config.
+        ranks: Of this run.
+        devices: That share a global batch.
+        init_from: Weights to begin with; None where a checkpoint brings them, or for the model's own.
+        build_model: Given what makes the model, makes it where its weights shall be.
+
+    Raises:
+        ConfigError: Something is wrong.
+    """
+    stream.seed_generators(settings.seed)
+    data = components.build_data(settings.data)
+    shards = settings.canonical_shards if settings.exact_across_devices else None
+    plan = batch.plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
+    balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
+    model = build_model(lambda: components.build("model", settings.model, **data.facts()))
+    begun = finetune.begin(model, init_from, settings.freeze)
+    kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
+    lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
+    optimizer = optimizers.build_optimizer(
+        settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay
+    )
+    total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
+    schedule = schedulers.build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
+    recompute(model, settings.activation_checkpointing or [])
+    wanted = {
+        "checkpoint.best": settings.checkpoint.best,
+        "scheduler.metric": schedule.metric,
+        "early_stopping.metric": settings.early_stopping.metric,
+    }
+    engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
+    if shards is not None:
+        engine.check_exact(model)
+    engine.check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
+    if settings.test_time_flip:
+        check_mirror(data)
+    if settings.wandb.tables:
+        gallery.check(data)
+    sharding = sharded.plan_sharding(settings.strategy, model, ranks)
+    return Parts(data, plan, shards, balanced, kind, model, sharding, begun, loss, optimizer, schedule, total_steps)
