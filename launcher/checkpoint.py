@@ -89,11 +89,23 @@ def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], st
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
     _flush(manifest)
     _flush(making)
-    if final.exists():  # the same step again, after a resume from an older one
-        shutil.rmtree(final)
+    replaced = directory / f".replaced-{final.name}"
+    if final.exists():  # the same step again: after a resume from an older one, or of one not evaluated yet
+        os.rename(final, replaced)
     os.rename(making, final)
     _flush(directory)
+    shutil.rmtree(replaced, ignore_errors=True)
     return final
+
+
+def put_back(directory: Path) -> None:
+    """Give a checkpoint its name again whose successor did not come because the process was killed."""
+    for replaced in directory.glob(".replaced-*"):
+        final = replaced.with_name(replaced.name.removeprefix(".replaced-"))
+        if final.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.rename(replaced, final)
 
 
 def _flush(path: Path) -> None:
@@ -154,6 +166,24 @@ def newest_good(directory: Path) -> Path | None:
     return None
 
 
+def best_good(directory: Path) -> Path | None:
+    """The best checkpoint, verified; the newest good one where none was measured as the best, or that was not saved.
+
+    Raises:
+        DamagedCheckpoint: It is damaged, or all of them are.
+    """
+    newest = newest_good(directory)
+    step = None if newest is None else best_step(newest)
+    if newest is None or step is None:
+        return newest
+    best = newest.with_name(f"step_{step:08d}")
+    if not best.exists():
+        log.warning("The best checkpoint, of step %d, was not saved: taking that of step %d.", step, step_of(newest))
+        return newest
+    verify(best)
+    return best
+
+
 def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and state of a checkpoint; nothing in the files is executed."""
     model = load_file(checkpoint / "model.safetensors")
@@ -210,7 +240,8 @@ class Progress:
         if metric is None:
             return
         sign = 1 if mode == "max" else -1
-        if self.best_step is None or sign * row[metric] > sign * self.best[metric]:
+        best = math.nan if self.best_step is None else self.best[metric]
+        if math.isnan(best) or sign * row[metric] > sign * best:
             self.best_step = self.step
             self.best = {name: value for name, value in row.items() if name.startswith("eval/")}
 
@@ -376,6 +407,16 @@ class Saver:
             self._thread = None
         if self.failures > self.max_failures:
             raise OSError(f"{self.failures} saves in a row failed (checkpoint.max_failures={self.max_failures})")
+
+    def close(self) -> None:
+        """Wait for the last save, after which nothing else would make up for a failure.
+
+        Raises:
+            OSError: It failed.
+        """
+        self.wait()
+        if self.failures:
+            raise OSError("the last checkpoint could not be saved. The same command goes on from the one before it.")
 
     def _write(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], best: int | None) -> None:
         begun = time.perf_counter()

@@ -90,7 +90,8 @@ class Clock:
         self.device, self.ranks, self.flops, self.peak = device, ranks, flops, peak
         self.ddp = forward if isinstance(forward, DistributedDataParallel) else None
         self._first_step = self._row_step = step
-        self._begun = self._row_begun = time.perf_counter()
+        self._begun: float | None = None
+        self._row_begun = time.perf_counter()
         self._spent = {"data_wait": 0.0, "communication": 0.0, "evaluating": 0.0, "saving": 0.0}
         self._row_spent = dict(self._spent)
         self._watched = torch.zeros(ranks.world_size, 2, dtype=torch.float64)  # [rank, (busy, in all)]
@@ -98,7 +99,9 @@ class Clock:
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on and count the time until each is there."""
-        self._begun = self._row_begun = time.perf_counter()
+        if self._begun is None:
+            self._begun = time.perf_counter()
+        self._row_begun = time.perf_counter()
         while True:
             before = time.perf_counter()
             batch = next(batches, None)
@@ -106,6 +109,10 @@ class Clock:
             if batch is None:
                 return
             yield batch
+
+    def go_back(self, step: int) -> None:
+        """Count the next row from an earlier step on; what was spent stays spent."""
+        self._row_step, self._row_spent = step, dict(self._spent)
 
     @contextmanager
     def during(self, what: str) -> Iterator[None]:
@@ -143,7 +150,8 @@ class Clock:
 
     def totals(self, step: int, plan: BatchPlan) -> dict[str, Any]:
         """The rates of the whole loop and the share of time that each part of it took, for the summary."""
-        whole = max(time.perf_counter() - self._begun, 1e-9)
+        now = time.perf_counter()
+        whole = max(now - (self._begun or now), 1e-9)
         training = max(whole - self._spent["evaluating"] - self._spent["saving"], 1e-9)
         shares = {name: seconds / whole for name, seconds in self._spent.items()}
         return {

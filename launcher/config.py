@@ -20,11 +20,12 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from launcher.direction import direction
 from launcher.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -296,21 +297,18 @@ def _check_together(settings: Mapping[str, Any]) -> None:
             "the gradient. Set one of them to null."
         )
     watched = settings.get("early_stopping") or {}
-    if watched.get("metric") is not None:
-        if settings["eval_every"] is None:
-            raise ConfigError(
-                f"early_stopping.metric={watched['metric']}: eval_every=null never evaluates. "
-                "Use eval_every=epoch, or early_stopping.metric=null."
-            )
-        from launcher.schedulers import RISING
-
-        name = watched["metric"].rpartition("/")[2]
-        mode = "max" if name in RISING else "min" if name.endswith("loss") else watched["mode"]
-        if watched["mode"] != mode:
-            raise ConfigError(
-                f"early_stopping.mode={watched['mode']}: takes {watched['metric']} the wrong way. "
-                f"Use early_stopping.mode={mode}."
-            )
+    if watched.get("metric") is not None and settings["eval_every"] is None:
+        raise ConfigError(
+            f"early_stopping.metric={watched['metric']}: eval_every=null never evaluates. "
+            "Use eval_every=epoch, or early_stopping.metric=null."
+        )
+    for metric_key, mode_key in (("early_stopping.metric", "mode"), ("checkpoint.best", "best_mode")):
+        node, _, key = metric_key.partition(".")
+        chosen = settings.get(node) or {}
+        metric, mode = chosen.get(key), chosen.get(mode_key)
+        right = None if metric is None else direction(metric)
+        if right not in (None, mode):
+            raise ConfigError(f"{node}.{mode_key}={mode}: takes {metric} the wrong way. Use {node}.{mode_key}={right}.")
 
 
 NOT_SHARDED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
@@ -436,8 +434,12 @@ def compose_tool(config_name: str, argv: list[str], schema: Mapping[str, Rule]) 
         return None
     overrides = []
     for word in arguments.overrides:
-        plain = "=" not in word and not word.startswith("~")
-        overrides.append(override("run_dir", word) if plain else f"++{word}" if word.startswith("data.") else word)
+        key, _, value = word.partition("=")
+        if Path(word).is_dir() or ("=" not in word and not word.startswith("~")):
+            word = override("run_dir", word)
+        elif key in ("run_dir", "input", "output") and ("=" in value or "," in value) and value[0] not in "'\"[":
+            word = override(key, value)  # a point of a grid is called optimizer=adam,seed=1
+        overrides.append(f"++{word}" if word.startswith("data.") else word)
     with opened(arguments, config_name) as (hydra, name):
         return compose(hydra, name, overrides, schema)
 
@@ -595,8 +597,11 @@ def _explain(hydra: Hydra, config_name: str, overrides: list[str], error: Except
         return f"{found[1]} is missing: give {found[1]}=..."
     if found := re.search(r"Primary config (?:module|directory).*|Cannot find primary config '([^']+)'", text):
         return f"--config-name: {found[0].splitlines()[0]}"
-    if "parse" in text.lower() and (bad := [o for o in overrides if o in text]):
-        return f"{bad[0]}: not an override that Hydra can read; write key=value, and quote special characters."
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        quoted = f', such as "{override(key, value)}"' if value and "'" not in value else ""
+        hint = f"write key=value, and quote special characters{quoted}"
+        return f"{error.override}: not an override that Hydra can read; {hint}."
     if bad := [o for o in overrides if "=" not in o and not o.startswith("~")]:
         return f"{bad[0]}: not an override; write key=value, such as optimizer.lr=0.1."
     lines = [line.strip() for line in (text + "\n" + cause).splitlines() if line.strip()]

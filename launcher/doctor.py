@@ -24,7 +24,7 @@ from typing import Any
 
 if __name__ == "__main__":  # as in train.py
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from launcher import distributed, slurm
 from launcher.distributed import Ranks

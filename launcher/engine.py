@@ -69,8 +69,11 @@ class Window:
         """[n] losses and [n] weights of this rank, float64."""
         if not self.losses:
             return [torch.zeros(0, dtype=torch.float64, device=device)] * 2
-        weights = [torch.as_tensor(w, dtype=torch.float64, device=device) for w in self.weights]
-        return [torch.stack([loss.double() for loss in self.losses]), torch.stack(weights)]
+        if any(isinstance(weight, Tensor) for weight in self.weights):
+            weights = torch.stack([torch.as_tensor(w, dtype=torch.float64, device=device) for w in self.weights])
+        else:  # one copy to the device in place of one a step
+            weights = torch.tensor(self.weights, dtype=torch.float64, device=device)
+        return [torch.stack(self.losses).double(), weights]
 
     def clear(self) -> None:
         """Begin the next window."""
@@ -188,6 +191,8 @@ class Trainer:
             self.rollbacks.skip(batch.step)
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
+            if self.scaler is not None:
+                self.scaler.update()  # which takes the next unscaling for a second one else
             self.schedule.step()
             return self._vote()
         if self.clip_grad_norm is not None:
@@ -203,7 +208,8 @@ class Trainer:
             self._update()
         self.schedule.step()
         if self.ema_decay is not None:
-            torch._foreach_lerp_(self._averaged, self._parameters, 1 - self.ema_decay)
+            with torch.no_grad():  # else each average drags the history of all before it along
+                torch._foreach_lerp_(self._averaged, self._parameters, 1 - self.ema_decay)
         self._note(batch, total, weight_sum)
         return self._vote()
 
@@ -308,8 +314,11 @@ class Trainer:
 
     def _is_bad(self, total: Tensor) -> bool:
         """Whether the loss or the gradient of this step is not finite, on any rank."""
-        norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
-        (figure,) = sum_over_ranks([torch.stack(norms).sum() + total], self.ranks.world_size)
+        figure = total
+        if self.scaler is None:  # which looks at the gradient itself, and overflows at times where nothing is wrong
+            norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
+            figure = torch.stack(norms).sum() + total
+        (figure,) = sum_over_ranks([figure], self.ranks.world_size)
         return not bool(figure.isfinite())
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -376,7 +385,7 @@ class Trainer:
             assert self._carried.grad is not None
             weight_sum = self._carried.grad[0] * self.ranks.world_size
         # A batch of weight 0 (all of it ignored) has gradient 0, not 0/0.
-        correction = samples / weight_sum.clamp_min(torch.finfo(torch.float32).tiny)
+        correction = samples / weight_sum.where(weight_sum > 0, 1)
         torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
 
     def _vote(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 if __name__ == "__main__":  # started as a file: launcher/ itself stands first on the path and would hide modules
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from launcher import config, distributed, provenance, saved
 from launcher.errors import ConfigError
@@ -43,7 +43,7 @@ def evaluate(settings: dict[str, Any]) -> int:
     path, run = saved.open_run(settings["run_dir"])
     distributed.join_slurm()
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
-    on_cpu = distributed.choose_device(settings["device"], run["mixed_precision"], ranks)
+    on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 
     from launcher import engine, losses
@@ -71,7 +71,7 @@ def evaluate(settings: dict[str, Any]) -> int:
     accelerator = distributed.start(
         ranks,
         on_cpu,
-        run["mixed_precision"],
+        precision,
         settings["threads"],
         settings["timeout"],
         True,
@@ -92,10 +92,15 @@ def evaluate(settings: dict[str, Any]) -> int:
             name, what = "input", str(settings["input"])
         content = found.as_dict(name, data.class_names) | {"checkpoint": chosen.name}
         content |= {"input": settings["input"]} if settings["input"] is not None else {}
-        write_json(path / f"evaluation_{name}.json", content)
         print(f"{what}, {found.samples} samples, {chosen.name}")
-        for name, value in found.figures.items():
-            print(f"  {name:<16} {value:.4g}")
+        for figure, value in found.figures.items():
+            print(f"  {figure:<16} {value:.4g}")
+        try:
+            write_json(path / f"evaluation_{name}.json", content)
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir={path}: evaluation_{name}.json cannot be written ({error.strerror})."
+            ) from error
     finish(watch)
     return 0
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # as in train.py
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from launcher import config, distributed, provenance, saved
 from launcher.errors import ConfigError

@@ -18,7 +18,7 @@ from typing import Any
 
 if __name__ == "__main__":  # started as a file: launcher/ itself stands first on the path and would hide modules
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from omegaconf import OmegaConf
 

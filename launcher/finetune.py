@@ -149,15 +149,12 @@ def _find(source: Path) -> Path:
     if (source / "model.safetensors").is_file():
         return source / "model.safetensors"
     try:
-        newest = checkpoint.newest_good(source / "checkpoints")
-        if newest is None:
+        best = checkpoint.best_good(source / "checkpoints")
+        if best is None:
             raise ConfigError(
                 f"init_from={source}: no weights are there. Name a run directory with a checkpoint, a directory with a "
                 "model.safetensors, or a file such as weights.safetensors or weights.pt."
             )
-        step = checkpoint.best_step(newest)
-        best = newest if step is None else newest.with_name(f"step_{step:08d}")
-        checkpoint.verify(best)
     except checkpoint.DamagedCheckpoint as error:
         raise ConfigError(f"init_from={source}: {error}") from error
     return best / "model.safetensors"

@@ -22,12 +22,13 @@ from urllib.parse import quote
 
 if __name__ == "__main__":  # as in train.py
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from omegaconf import OmegaConf
 
 from launcher import job_array, report
 from launcher.board import figure_of
+from launcher.direction import direction
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT
 from launcher.points import key_of, read_json, state_of
@@ -37,7 +38,6 @@ SEED = "seed"  # the setting whose values are repetitions of the same thing
 ROWS = 25  # of the table on a terminal
 NAMED = 6  # curves with a colour and a name of their own; the rest are the grey ground they stand out from
 COLOURS = ("#3987e5", "#d95926", "#2b9d74", "#a465c4", "#c79a13", "#4fb3c9")
-LOWER = ("loss", "error", "mae", "rmse", "mse", "perplexity")  # words of metrics of which less is better
 
 
 @dataclass
@@ -154,7 +154,11 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
         usual = next((n for e in entries for n in e.summary.get("final") or {} if n.startswith("eval/")), "eval/loss")
     chosen = metric or str(usual)
     if mode is None:
-        mode = first.get("checkpoint.best_mode", "min") if chosen == first.get("checkpoint.best") else _mode_of(chosen)
+        mode = (
+            first.get("checkpoint.best_mode", "min")
+            if chosen == first.get("checkpoint.best")
+            else direction(chosen) or "max"
+        )
     for entry in entries:
         entry.value = figure_of(entry.path, chosen) if entry.state == "finished" else None
         rows = [row for row in Record(entry.path / "metrics.jsonl").rows() if chosen in row]
@@ -207,10 +211,6 @@ def compare(path: Path, metric: str | None, mode: str | None) -> Comparison:
     write_page(grid)
     print_table(grid)
     return grid
-
-
-def _mode_of(metric: str) -> str:
-    return "min" if any(word in metric.lower() for word in LOWER) else "max"
 
 
 def _yaml(path: Path) -> Any:

@@ -98,6 +98,7 @@ class Loop:
                 self.progress = checkpoint.go_back(self.checkpoints, self.trainer, self.trainer.ranks)
                 if self.keeper is not None:
                     self.keeper.go_back(self.progress.recorded)
+                self.clock.go_back(self.progress.step)
         if self.profiler is not None:
             self.profiler.close()
 
@@ -124,7 +125,8 @@ class Loop:
                 self.keeper.watch(progress.step, self.trainer.model)
             progress.seen = not (stopping and self._due(self.every.evaluate)) and self._look()
             stopping = stopping or not progress.seen
-            if self._due(self.every.save) or self.over() or stopping:
+            best = self.every.save > 0 and progress.best_step == progress.step
+            if self._due(self.every.save) or best or self.over() or stopping:
                 self._save()
             if stopping or self.over():
                 return

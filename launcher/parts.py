@@ -23,6 +23,7 @@ from launcher import (
 from launcher.batch import BatchPlan
 from launcher.data import Data
 from launcher.distributed import Ranks
+from launcher.errors import ConfigError
 from launcher.losses import PerSample
 from launcher.models.mirrored import check_mirror
 from launcher.recompute import recompute
@@ -102,6 +103,11 @@ def build(
         "scheduler.metric": schedule.metric,
         "early_stopping.metric": settings.early_stopping.metric,
     }
+    if schedule.metric is not None and settings.eval_every is None:
+        raise ConfigError(
+            f"scheduler.metric={schedule.metric}: eval_every=null never evaluates, and the learning rate would stay. "
+            "Use eval_every=epoch, or another scheduler."
+        )
     engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
     if shards is not None:
         engine.check_exact(model)

@@ -13,7 +13,7 @@ from typing import Any
 
 if __name__ == "__main__":  # as in train.py
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 
 def moved(place: str, trees: Mapping[str, str]) -> str:

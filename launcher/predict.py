@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # as in train.py
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from launcher import config, distributed, provenance, saved
 from launcher.errors import ConfigError
@@ -57,7 +57,7 @@ def predict(settings: dict[str, Any]) -> int:
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     if ranks.world_size > 1:
         raise ConfigError(f"launcher/predict.py is one process, and {ranks.world_size} were started: use python alone.")
-    on_cpu = distributed.choose_device(settings["device"], run["mixed_precision"], ranks)
+    on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
     record = provenance.read_data(path)
     if record["task"] not in ("classification", "regression"):
@@ -79,7 +79,7 @@ def predict(settings: dict[str, Any]) -> int:
         model = Mirrored(model)
 
     accelerator = distributed.start(
-        ranks, on_cpu, run["mixed_precision"], settings["threads"], TIMEOUT, True, run["strategy"],
+        ranks, on_cpu, precision, settings["threads"], TIMEOUT, True, run["strategy"],
         run["float32_matmul_precision"],
     )  # fmt: skip
     model.to(accelerator.device).eval()

@@ -13,7 +13,7 @@ from typing import Any
 
 if __name__ == "__main__":  # as in train.py
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from omegaconf import OmegaConf
 
@@ -77,7 +77,9 @@ def compose_again(path: Path, run: dict[str, Any], output: str | None) -> Compos
     hydra = hydra.hydra
     overrides: Any = OmegaConf.to_container(OmegaConf.load(path / ".hydra" / "overrides.yaml"))
     overrides = [word for word in overrides if not word.lstrip("+").startswith("hydra.run.dir=")]
-    place = Path(output).expanduser() if output is not None else path.with_name(f"{path.resolve().name}-rerun")
+    place = (
+        Path(output).expanduser() if output is not None else path.resolve().with_name(f"{path.resolve().name}-rerun")
+    )
     hydra.run.dir = str(place)
     if output is not None:
         overrides.append(config.directory_override(place))
@@ -103,7 +105,7 @@ def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -
     from launcher.stream import seed_generators
 
     then = provenance.read(path)
-    on_cpu = distributed.choose_device(run["device"], run["mixed_precision"], ranks)
+    on_cpu = distributed.choose_device(run["device"], "no", ranks)  # what says the differences trains nothing
     torch.set_num_threads(distributed.choose_threads(run["threads"], ranks))
     seed_generators(run["seed"])
     data = json.loads(json.dumps(build("data", run["data"]).record(), default=str))

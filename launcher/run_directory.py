@@ -54,7 +54,8 @@ class RunDirectory:
 
     def resume_command(self, overrides: list[str]) -> str:
         """The command that goes on with this run: the one that started it, with the directory named."""
-        words = [*launch_words(), *(o for o in overrides if not o.startswith("hydra.run.dir="))]
+        kept = [o for o in overrides if not o.startswith("hydra.run.dir=")]
+        words = [*launch_words(), *config_options(sys.argv[1:]), *kept]
         here = os.path.relpath(self.path)
         return shlex.join([*words, directory_override(self.path if here.startswith("..") else here)])
 
@@ -228,9 +229,23 @@ def launch_words() -> list[str]:
     script = os.path.relpath(sys.argv[0])
     if any(Path(word).name in ("accelerate", "torchrun") for word in parent[:3]):
         own = next((i for i, word in enumerate(parent) if word.endswith(Path(script).name)), len(parent))
+        for i, word in enumerate(parent[:-1]):
+            if word in ("-m", "--module") and parent[i + 1] == f"launcher.{Path(script).stem}":
+                own, script = i + 1, parent[i + 1]
         words = [Path(parent[1]).name if Path(parent[0]).name.startswith("python") else parent[0], *parent[2:own]]
         return [*words, script]
     return [script] if not script.endswith(".py") else ["python", script]
+
+
+def config_options(words: list[str]) -> list[str]:
+    """Those of Hydra's options on a command line that say where the config is."""
+    options = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+    found = []
+    for i, word in enumerate(words):
+        name, given, _ = word.partition("=")
+        if name in options:
+            found += [word] if given else words[i : i + 2]
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,7 @@
 """A run as it lies on the disk, taken up for other ends than training: to be measured, used, exported or repeated."""
 
+import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from launcher import distributed, provenance
 from launcher.errors import BrokenFile, ConfigError
 from launcher.run_directory import CONFIG
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from launcher.data import Data, Others
+
+log = logging.getLogger("launcher")
 
 
 def open_run(run_dir: str) -> tuple[Path, dict[str, Any]]:
@@ -35,6 +40,19 @@ def open_run(run_dir: str) -> tuple[Path, dict[str, Any]]:
     if not isinstance(settings, dict) or "model" not in settings:
         raise ConfigError(f"run_dir={run_dir}: {CONFIG} does not hold the settings of a run; the run wrote it.")
     return path, settings
+
+
+def choose_device(run: Mapping[str, Any], device: str, ranks: distributed.Ranks) -> tuple[bool, str]:
+    """Whether to measure a run on the CPU, and in which precision: its own, but for fp16, which no CPU has.
+
+    Raises:
+        ConfigError: More processes than GPUs.
+    """
+    on_cpu, precision = distributed.choose_device(device, "no", ranks), run["mixed_precision"]
+    if on_cpu and precision == "fp16":
+        log.warning("mixed_precision=fp16 of the run: a CPU has none, this is in float32.")
+        precision = "no"
+    return on_cpu, precision
 
 
 def choose_checkpoint(path: Path, wanted: str | int) -> Path:
@@ -59,10 +77,11 @@ def choose_checkpoint(path: Path, wanted: str | int) -> Path:
             assert found is not None
             return found
         if wanted == "best":
-            best = checkpoint.best_step(saved[-1])
-            if best is None:
+            found = checkpoint.best_good(path / "checkpoints")
+            assert found is not None
+            if checkpoint.best_step(found) is None:
                 raise ConfigError("checkpoint=best: this run has measured none as its best; use checkpoint=last.")
-            wanted = best
+            return found
         if wanted not in steps:
             known = f"last, {', '.join(map(str, steps))}"
             raise ConfigError(f"checkpoint={wanted}: no such checkpoint. There are: {known}.")
@@ -80,6 +99,9 @@ def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -
         run: Its settings.
         facts: What the run's data told the model.
         chosen: The checkpoint.
+
+    Raises:
+        ConfigError: They do not fit the model as its code is now.
     """
     from safetensors.torch import load_file
 
@@ -87,7 +109,13 @@ def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -
 
     given = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
     model: nn.Module = build("model", run["model"], **given)
-    model.load_state_dict(load_file(chosen / "model.safetensors"))
+    try:
+        model.load_state_dict(load_file(chosen / "model.safetensors"))
+    except RuntimeError as error:
+        what = " ".join(str(error).split()[:40])
+        raise ConfigError(
+            f"model: its code has changed since {chosen.name} was saved, whose weights no longer fit it ({what})."
+        ) from error
     return model
 
 
@@ -150,6 +178,9 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
                 f"({_short(record[key])} then, {_short(now[key])} now). To take other samples as the run "
                 "prepares them, use input=FILE_OR_FOLDER."
             )
+    if os.environ.get("RANK", "0") == "0":
+        for line in provenance.data_differences(record, now):
+            log.warning("changed    %s; samples that the run learned from may be in any part now", line)
     return data
 
 

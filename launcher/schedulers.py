@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher.components import accepted_names, build, locate
+from launcher.direction import direction
 from launcher.errors import ConfigError
 
 if TYPE_CHECKING:  # config.py checks warmups with this module, and must not wait for torch
@@ -13,7 +14,6 @@ if TYPE_CHECKING:  # config.py checks warmups with this module, and must not wai
 
 # Arguments that are a length. Null is filled with what remains after warmup; StepLR's with a third of it.
 LENGTHS = ("T_max", "total_iters", "total_steps", "step_size")
-RISING = ("accuracy", "macro_f1", "top5", "r2")  # recorded metrics of which more is better
 WARMUP = re.compile(r"\s*(\d+(?:\.\d*)?)\s*(epoch|step)s?\s*")
 
 
@@ -218,8 +218,8 @@ def build_schedule(
         raise ConfigError("scheduler.interval is step, but plateau acts on evaluations: set scheduler.interval=epoch.")
     if not isinstance(metric, str) or not metric:
         raise ConfigError(f"scheduler.metric is {metric!r}: name a recorded metric, such as eval/loss.")
-    mode = "max" if metric.rpartition("/")[2] in RISING else "min" if metric.endswith("loss") else main.mode
-    if main.mode != mode:
+    mode = direction(metric)
+    if mode not in (None, main.mode):
         raise ConfigError(
             f"scheduler.mode is {main.mode}, which takes {metric} the wrong way: set scheduler.mode={mode}."
         )

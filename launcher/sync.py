@@ -14,7 +14,7 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as in train.py
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from launcher.points import state_of
 from launcher.run_directory import is_held

@@ -16,7 +16,7 @@ from typing import Any
 
 if __name__ == "__main__":  # started as a file: launcher/ itself stands first on the path and would hide modules
     sys.path[0] = os.getcwd()
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from launcher import check, config, distributed, run_directory
 from launcher.config import Composed
@@ -76,7 +76,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     import torch
 
-    from launcher import checkpoint, divergence, engine, gallery, provenance, reporter, stream
+    from launcher import checkpoint, divergence, engine, gallery, provenance, report, reporter, stream
     from launcher.clock import Clock, Profiler
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
@@ -107,6 +107,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     if parts.sharding is None:  # else it goes there block by block
         model.to(device)
     loss.to(device)
+    if directory is not None:
+        checkpoint.put_back(path / "checkpoints")
     found = checkpoint.newest_good(path / "checkpoints") if directory is not None else None
     found = distributed.from_rank_0(found, ranks.world_size)
     saved = checkpoint.read_checkpoint(found) if found is not None else None
@@ -132,6 +134,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
         end = progress.step if progress.ended else total_steps
         if distributed.from_rank_0(directory and directory.is_complete(end), ranks.world_size):
+            if directory is not None and not (path / "report.html").exists():  # killed between the two
+                report.draw_curves(path)
+                report.write_report(path)
             log.info("finished already: nothing is left to do in %s", path)
             finish(watch)
             return 0
@@ -201,7 +206,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             settings.loss, settings.wandb.tables, 4 * plan.micro_size, accelerator,
         )  # fmt: skip
     if directory is not None and keeper is not None and saver is not None:
-        saver.wait()
+        saver.close()
         status = "finished" if evaluation is not None else "stopped"
         summary = {
             "status": status,

@@ -36,7 +36,10 @@ WRONG = {
         ["sampling=balanced", "regression", "shuffle"],
     ),
     "unknown sampling": (["sampling=weighted"], ["sampling=weighted", "balanced"]),
-    "stopping by an unknown figure": (["early_stopping.metric=eval/f1"], ["early_stopping.metric", "eval/macro_f1"]),
+    "stopping by an unknown figure": (
+        ["early_stopping.metric=eval/f1", "early_stopping.mode=max"],
+        ["early_stopping.metric", "eval/macro_f1"],
+    ),
     "stopping the wrong way": (["early_stopping.metric=eval/accuracy"], ["early_stopping.mode=min", "mode=max"]),
     "stopping without evaluations": (
         ["early_stopping.metric=eval/loss", "eval_every=null"],
@@ -79,7 +82,16 @@ WRONG = {
     "mirror of a table": (["data=iris", "test_time_flip=true"], ["test_time_flip", "[4]"]),
     "no CIFAR": (["data=cifar10", "data.root=here"], ["data.root", "cifar-10-batches-py", "data.download"]),
     "unknown metric": (["metrics=[AUROCK]"], ["metrics", "AUROC"]),
-    "unknown figure": (["checkpoint.best=eval/f1"], ["checkpoint.best=eval/f1", "eval/macro_f1"]),
+    "the worst as the best": (["checkpoint.best=eval/accuracy"], ["checkpoint.best_mode=min", "best_mode=max"]),
+    "a rate that would wait for ever": (
+        ["scheduler=plateau", "eval_every=null"],
+        ["scheduler.metric", "eval_every=null"],
+    ),
+    "what is read as two settings": (["hydra.run.dir=a/b=c"], ["hydra.run.dir='a/b=c'", "quote"]),
+    "unknown figure": (
+        ["checkpoint.best=eval/f1", "checkpoint.best_mode=max"],
+        ["checkpoint.best=eval/f1", "eval/macro_f1"],
+    ),
     "plateau without its figure": (
         ["scheduler=plateau", "scheduler.metric=eval/mae"],
         ["scheduler.metric", "eval/loss"],

@@ -1,5 +1,6 @@
 """Checkpoints under attack: interrupted writes, damaged files, a full disk, a planted pickle."""
 
+import math
 import os
 import pickle
 import random
@@ -50,10 +51,11 @@ def test_a_save_that_is_killed_at_any_point_loses_nothing(point, call, tmp_path)
         checkpoint.prune(tmp_path, keep=1, best=None)
         os._exit(0)
     os.waitpid(child, 0)
+    checkpoint.put_back(tmp_path)  # as a start does
     found = newest_good(tmp_path)
-    assert found is not None and checkpoint.step_of(found) >= 1
+    assert found is not None and checkpoint.step_of(found) >= 2
     scale = read_checkpoint(found)[0]["tied"][0].item()
-    assert scale in {1: (1.0,), 2: (1.0, 2.0), 3: (3.0,)}[checkpoint.step_of(found)]
+    assert scale in {2: (1.0, 2.0), 3: (3.0,)}[checkpoint.step_of(found)]
     write(tmp_path, 4, 4.0)
     assert newest_good(tmp_path).name == "step_00000004"
     assert not list(tmp_path.glob(".making-*")), "what the killed one left is cleared away"
@@ -122,6 +124,14 @@ def test_the_best_and_the_newest_are_kept(tmp_path):
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [3, 6, 7]
 
 
+def test_the_first_figure_that_is_a_number_is_better_than_none():
+    progress = checkpoint.Progress()
+    for step, figure in ((1, math.nan), (2, 0.5), (3, math.nan), (4, 0.4), (5, 0.6)):
+        progress.step = step
+        progress.note({"eval/r2": figure}, metric="eval/r2", mode="max")
+        assert progress.best_step == {1: 1, 2: 2, 3: 2, 4: 2, 5: 5}[step]
+
+
 def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -144,6 +154,10 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):
             saver.save(step, large, STATE, None)
         with pytest.raises(OSError, match="3 saves in a row"):
             saver.wait()
+        saver = Saver(disk / "checkpoints", keep=2, max_failures=2)
+        saver.save(8, large, STATE, None)
+        with pytest.raises(OSError, match="the last checkpoint could not be saved"):
+            saver.close()
     finally:
         subprocess.run(["umount", disk], check=True)
 

@@ -1,6 +1,7 @@
 """Every file under conf/ is composed and built; every experiment trains a few steps; one setting at a time."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -162,3 +163,28 @@ def test_directories_with_any_name_reach_hydra_unharmed():
     for name in ("run", "a b", "lr=0.1,momentum=0.9", "it's", "[1,2]", "${x}", "a\\b", "ü"):
         (override,) = OverridesParser.create().parse_overrides([config.directory_override(name)])
         assert override.value() == name
+
+
+def test_the_command_that_goes_on_names_the_config_and_how_it_was_started(monkeypatch):
+    from launcher import run_directory
+
+    words = ["--config-dir", "conf dir", "lr=1", "--config-name=mine", "-m", "-cp", "base"]
+    assert run_directory.config_options(words) == ["--config-dir", "conf dir", "--config-name=mine", "-cp", "base"]
+    parent = ["/usr/bin/python", "/usr/bin/torchrun", "--nproc_per_node", "2", "-m", "launcher.train", *words]
+    monkeypatch.setattr(run_directory, "parent_command", lambda: parent)
+    monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "launcher/train.py"), *words])
+    assert run_directory.launch_words() == ["torchrun", "--nproc_per_node", "2", "-m", "launcher.train"]
+    parent[4:6] = ["launcher/train.py"]
+    script = os.path.relpath(REPOSITORY / "launcher/train.py")
+    assert run_directory.launch_words() == ["torchrun", "--nproc_per_node", "2", script]
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [("eval/loss", "min"), ("eval/accuracy", "max"), ("eval/macro_f1", "max"), ("eval/r2", "max"), ("eval/rmse", "min"),
+     ("eval/BinaryAUROC", "max"), ("eval/MeanSquaredError", "min"), ("eval/mine", None)],
+)  # fmt: skip
+def test_which_way_a_figure_gets_better(metric, mode):
+    from launcher.direction import direction
+
+    assert direction(metric) == mode

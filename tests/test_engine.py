@@ -1,5 +1,7 @@
 """The gradient of a global batch is the same however it is cut: compared with plain PyTorch on the whole batch."""
 
+import math
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -185,7 +187,7 @@ class _Overflowing(torch.nn.Module):
         return outputs
 
 
-def _scaled(at, steps, saved=None):
+def _scaled(at, steps, saved=None, rollbacks=None, poisoned=()):
     """A trainer with a gradient scaler of its own that has done `steps`, from a saved state where there is one."""
     from pathlib import Path
 
@@ -207,15 +209,16 @@ def _scaled(at, steps, saved=None):
     schedule = build_schedule(constant, optimizer, 100, 10)
     loss = build_loss(LOSSES["cross_entropy"], data)
     trainer = Trainer(
-        model, loss, optimizer, schedule, accelerator, ranks, 0, 1.0, None, False, False, Rollbacks(Path("none"), False)
-    )
+        model, loss, optimizer, schedule, accelerator, ranks, 0, 1.0, None, False, False,
+        rollbacks or Rollbacks(Path("none"), False),
+    )  # fmt: skip
     first = 0
     if saved is not None:
         first = restore(*saved, trainer, ranks).step
         model.calls = first
     for step in range(first, steps):
         inputs, targets = (t[step % 3 * 10 : step % 3 * 10 + 10] for t in (data.train.inputs, data.train.targets))
-        trainer.step(Batch(step, 10, [MicroBatch(inputs, targets, 10)]))
+        trainer.step(Batch(step, 10, [MicroBatch(inputs * (math.nan if step in poisoned else 1), targets, 10)]))
     return trainer, gather_state(trainer, Progress(step=steps), ranks)
 
 
@@ -248,3 +251,14 @@ def test_what_a_gradient_scaler_skips_is_no_divergence_and_its_state_resumes():
     assert again["scaler"] == state["scaler"]
     for mine, theirs in zip(resumed.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_with_a_gradient_scaler_a_bad_batch_is_left_out_and_an_overflow_is_none(tmp_path):
+    """On the way up again after a rollback each batch is looked at: the scaler goes on after one that was left out."""
+    from launcher.divergence import Rollbacks
+
+    rollbacks = Rollbacks(tmp_path / "rollbacks.json", False)
+    rollbacks.careful_until = 10
+    trainer, state = _scaled((2,), 8, rollbacks=rollbacks, poisoned=(5,))
+    assert rollbacks.skipped == [5], "not the overflow of update 2"
+    assert 0 < trainer.read_window()["train/loss"] < 10 and state["scaler"]["scale"] < 2.0**12

@@ -68,7 +68,7 @@ def _sweep_of(directory):
 def test_a_sweep_and_the_run_that_it_suggests(tmp_path):
     """Rates in a geometric series, an end at four times the smallest loss, and the same on two processes."""
     settings = ["optimizer=sgd", "find_lr.max=1e4", "find_lr.steps=60", "checkpoint.best=eval/accuracy",
-                "scheduler=one_cycle", "ema_decay=0.9", "eval_every=3"]  # fmt: skip
+                "checkpoint.best_mode=max", "scheduler=one_cycle", "ema_decay=0.9", "eval_every=3"]  # fmt: skip
     found = {}
     for world in (1, 2):
         directory = place(tmp_path / str(world), OWN)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,7 +22,7 @@ def _option(path):
     return OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / path))
 
 
-def _loop(device="cpu", weight=None, **more):
+def _loop(device="cpu", weight=None, ema_decay=None, **more):
     """A trainer and its batches, as train.py builds them, for a dense network with SGD, momentum and cosine."""
     from launcher import stream
     from launcher.batch import plan_batch
@@ -45,7 +47,7 @@ def _loop(device="cpu", weight=None, **more):
     schedule = build_schedule(_option("scheduler/cosine.yaml") | {"interval": "step"}, optimizer, 1000, 250)
     loss = build_loss(_option("loss/cross_entropy.yaml") | {"weight": weight}, data).to(accelerator.device)
     trainer = Trainer(
-        model, loss, optimizer, schedule, accelerator, ranks, 0, None, None, False, False,
+        model, loss, optimizer, schedule, accelerator, ranks, 0, None, ema_decay, False, False,
         Rollbacks(Path("none"), False), **more,
     )  # fmt: skip
     samples = stream.of_rank(part, plan, 0, ranks, accelerator.device, 0)
@@ -106,3 +108,56 @@ def test_a_gpu_is_never_waited_for_between_log_boundaries():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer.read_window()["train/loss"] < 2
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from launcher.distributed import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        blocks = [np.ones(1 << 20) for _ in range(2)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+keep_freed_memory()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own thresholds")
+@pytest.mark.parametrize("chosen", [{}, {"MALLOC_TRIM_THRESHOLD_": "1000000"}])
+def test_freed_blocks_are_used_again_unless_the_environment_says_otherwise(chosen):
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, cwd=REPOSITORY, env=env | chosen, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 2000, "of 4096 pages each time, many in one fault"
+    assert after > 2000 if chosen else after < 200
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own thresholds")
+def test_a_run_on_the_cpu_keeps_freed_blocks(monkeypatch):
+    kept = []
+    monkeypatch.setattr("launcher.distributed.keep_freed_memory", lambda: kept.append(True))
+    _loop()
+    assert kept
+
+
+def test_an_average_of_the_weights_drags_no_history_along():
+    trainer, batches = _loop(ema_decay=0.9)
+    _steps(trainer, batches, 3)
+    assert all(parameter.grad_fn is None for parameter in trainer.measured.parameters())
+
+
+def test_a_batch_without_weight_moves_nothing():
+    trainer, batches = _loop(weight=[0.0, 0.0, 0.0, 1e-30])
+    batch = next(batches)
+    batch.micros[0].targets.zero_()
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.step(batch)
+    assert batch.size == 16, "over the smallest float32 that is more than that holds"
+    assert all(torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))

@@ -1,6 +1,5 @@
 """Reference models: shapes, parameter counts in closed form, independence of samples, refusals."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from launcher.models import group_norm
 from launcher.models.cnn import CNN
 from launcher.models.linear import Linear
 from launcher.models.mlp import ACTIVATIONS, MLP
-from launcher.models.resnet import ResNet
+from launcher.models.resnet import ResNet, StandardisedConv2d
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 ELSEWHERE = {"timm", "torchvision", "transformer"}  # test_vision.py, test_text.py
@@ -119,19 +118,10 @@ def test_resnet_has_as_many_layers_as_its_depth(depth, blocks):
     model = ResNet((3, 32, 32), 10, depth=depth, width=16)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(convolutions) + 1 == depth == 2 * blocks + 2
-    # 269,722 without projections (He et al. 2015, table 6: 0.27 M); those and their norms come on top.
+    # 269,722 with shortcuts and an output that have no weights of their own for each shape and place (He et al. 2015,
+    # table 6: 0.27 M): the 1x1 convolutions and their norms come on top, and 15 more places of the 16 of the output.
     if depth == 20:
-        assert count(model) == 269_722 + 16 * 32 + 32 * 64 + 2 * (32 + 64)
-
-
-def test_each_residual_block_starts_as_its_shortcut():
-    model = ResNet((1, 8, 8), 10, depth=14, width=8)
-    blocks = [module for module in model.features if hasattr(module, "shortcut")]
-    inputs = torch.randn(2, 8, 8, 8)
-    for block in blocks:
-        torch.testing.assert_close(block(inputs), block.shortcut(inputs).relu())
-        inputs = block(inputs)
-    assert inputs.shape == (2, 32, 2, 2)
+        assert count(model) == 269_722 + 16 * 32 + 32 * 64 + 2 * (32 + 64) + 15 * 64 * 10
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,10 +139,22 @@ def test_learns_digits_by_heart(name):
     assert loss.item() < (0.1 if name != "linear" else 0.5)
 
 
-@pytest.mark.parametrize("channels", [1, 6, 8, 12, 20, 64])
-def test_groups_divide_the_channels(channels):
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(1, 1), (8, 1), (16, 1), (20, 1), (31, 1), (48, 3), (64, 4), (100, 5)]
+)
+def test_groups_have_16_channels_or_the_next_that_divides(channels, groups):
     norm = group_norm(channels)
-    assert norm.num_groups == math.gcd(channels, 8) and norm.num_channels == channels
+    assert norm.num_groups == groups and norm.num_channels == channels
+
+
+def test_filters_are_standardised():
+    convolution = StandardisedConv2d(3, 5, 3, stride=2, padding=1, bias=False).double()
+    images, weight = torch.randn(2, 3, 7, 7, dtype=torch.float64), convolution.weight.detach()
+    mean, variance = weight.mean((1, 2, 3), keepdim=True), weight.var((1, 2, 3), correction=0, keepdim=True)
+    expected = nn.functional.conv2d(images, (weight - mean) / (variance + 1e-6).sqrt(), stride=2, padding=1)
+    torch.testing.assert_close(convolution(images), expected)
+    convolution.weight.data.mul_(3).add_(1)  # which makes no difference but through the 1e-6
+    torch.testing.assert_close(convolution(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_channels_last_gives_the_same():

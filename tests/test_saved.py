@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from processes import command, summary, train
+from processes import command, rows, summary, train
 from safetensors.torch import load_file
 
 OWN = """
@@ -130,6 +130,57 @@ def test_a_table_in_another_place_is_the_same_and_another_table_is_refused(place
     write(place / "other.csv", header, rows)
     refused = command("evaluate", ["run_dir=flowers", "data.path=other.csv"], place).wait()
     assert refused.status == [2] and "input mean" in refused.err() and "input=FILE_OR_FOLDER" in refused.err()
+
+
+def test_the_best_is_saved_when_it_is_measured_and_the_newest_stands_in_where_nothing_was(place):
+    words = ["model.hidden=[8]", "threads=1", "epochs=3", "scheduler=constant", "optimizer.lr=0.2"]
+    train([*words, "checkpoint.every=1000", "eval_every=7", "hydra.run.dir=rare"], place, name="io4").ok()
+    best = min((row for row in rows(place / "rare") if "eval/loss" in row), key=lambda row: row["eval/loss"])["step"]
+    said = tell(place, "evaluate", "run_dir=rare", "checkpoint=best", "part=validation")
+    measured = summary(place / "rare")["best"]["eval/loss"]
+    assert f"step_{best:08d}" in said and f"{measured:.4g}" in said
+    train([*words, "checkpoint.every=null", "eval_every=7", "hydra.run.dir=once"], place, name="io5").ok()
+    run = command("evaluate", ["run_dir=once", "checkpoint=best"], place).ok()
+    last = summary(place / "once")["step"]
+    assert f"step_{last:08d}" in run.out()
+    assert "was not saved" in run.err() or [row["step"] for row in rows(place / "once")][-1] == last
+
+
+def test_data_that_has_grown_is_said_to_be_other_data(tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 400)
+    words = ["data=text", "data.path=text.txt", "data.block=16", "model=transformer", "model.width=8", "model.layers=1",
+             "model.heads=2", "max_steps=2", "threads=1", "hydra.run.dir=run"]  # fmt: skip
+    train(words, tmp_path).ok()
+    assert "changed" not in command("evaluate", ["run_dir=run"], tmp_path).ok().err()
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 500)
+    assert "changed    data, test part: " in command("evaluate", ["run_dir=run"], tmp_path).ok().err()
+
+
+def test_a_run_in_half_precision_is_measured_by_a_cpu_in_float32(place, tmp_path):
+    shutil.copytree(place / "digits", tmp_path / "a=b,c")
+    file = tmp_path / "a=b,c/.hydra/config.yaml"
+    file.write_text(file.read_text().replace("mixed_precision: 'no'", "mixed_precision: fp16"))
+    assert "fp16" in file.read_text()
+    for words in (["run_dir=a=b,c", "device=cpu"], ["a=b,c", "device=cpu"]):
+        run = command("evaluate", words, tmp_path).ok()
+        assert "fp16" in run.err() and "float32" in run.err() and "accuracy" in run.out()
+    command("predict", ["run_dir=a=b,c", "device=cpu", "part=test"], tmp_path).ok()
+
+
+def test_weights_that_no_longer_fit_the_code_are_named_in_a_sentence(place, tmp_path):
+    shutil.copytree(place / "digits", tmp_path / "run")
+    file = tmp_path / "run/.hydra/config.yaml"
+    file.write_text(file.read_text().replace("- 8\n", "- 9\n"))
+    run = command("evaluate", ["run"], tmp_path).wait()
+    assert run.status == [2] and "no longer fit" in run.err() and "Traceback" not in run.err()
+
+
+def test_figures_are_told_where_nothing_can_be_written(place, tmp_path):
+    shutil.copytree(place / "digits", tmp_path / "run")
+    (tmp_path / "run/evaluation_test.json").unlink(missing_ok=True)
+    (tmp_path / "run/.evaluation_test.json.new").mkdir()  # which not even root can write a file over
+    run = command("evaluate", ["run"], tmp_path).wait()
+    assert run.status == [2] and "accuracy" in run.out() and "cannot be written" in run.err()
 
 
 def test_a_regression_is_told_in_the_unit_of_its_target(place):

@@ -319,6 +319,9 @@ def test_a_poisoned_batch_is_left_out_by_choice(world, tmp_path):
     assert found["count"] == 3 and len(found["skipped"]) == 3
     assert [step // 5 for step in found["skipped"]] == [0, 1, 2]
     assert summary(tmp_path / "run")["status"] == "finished"
+    timings = [json.loads(line) for line in (tmp_path / "run/timings.jsonl").read_text().splitlines()]
+    assert all(row["steps_per_second"] > 0 for row in timings), "counted from where it went back to"
+    assert sum(summary(tmp_path / "run")["time_shares"].values()) == pytest.approx(1, abs=0.01)
     assert all(0 < row.get("train/loss", 1) < 10 for row in rows(tmp_path / "run"))
     assert [row["step"] for row in rows(tmp_path / "run")] == sorted({row["step"] for row in rows(tmp_path / "run")})
     again = tmp_path / "again"

@@ -4,7 +4,6 @@ All of them normalise with GroupNorm, so that a sample's output depends on that 
 how the global batch is cut over the devices.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,5 +45,9 @@ def check_image(model: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm (Wu and He 2018) in 8 groups, or in the most that divides both 8 and the channels."""
-    return nn.GroupNorm(math.gcd(channels, 8), channels)
+    """GroupNorm (Wu and He 2018, table 3) in equal groups of 16 channels, or of as few more as divide their number.
+
+    Smaller groups do not learn better, and on a CPU with bfloat16 and channels last they take ten times as long.
+    """
+    size = next((size for size in range(16, channels) if channels % size == 0), channels)
+    return nn.GroupNorm(channels // size, channels)
