@@ -137,24 +137,6 @@ def choose_threads(threads: int | str, ranks: Ranks) -> int:
     return share if threads == "auto" else int(threads)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, up to a gigabyte, for the next step to use again.
-
-    By itself it gives large blocks back to the kernel, which hands out the next ones as new pages, filled with zeros
-    fault by fault: 6,000 faults a step of a small CNN. What the environment says (MALLOC_..., GLIBC_TUNABLES) stands,
-    and other allocators are left alone.
-    """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    # Up to 2.34 glibc maps blocks above 32 MB whatever one says. Where it takes neither, its own rules stand.
-    if mallopt is not None and (mallopt(mmap, 1 << 30) or mallopt(mmap, 1 << 25)):
-        mallopt(trim, 1 << 30)
-
-
 def start(
     ranks: Ranks,
     on_cpu: bool,
@@ -217,8 +199,6 @@ def start(
         accelerator.state.device = torch.device("cpu")
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(count)
-    if on_cpu and strategy.get("name") != "fsdp":  # which is there to give memory back
-        keep_freed_memory()
     torch.set_float32_matmul_precision(float32_matmul_precision)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic

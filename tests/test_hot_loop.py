@@ -2,8 +2,6 @@
 
 import json
 import os
-import platform
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -108,43 +106,6 @@ def test_a_gpu_is_never_waited_for_between_log_boundaries():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer.read_window()["train/loss"] < 2
-
-
-FAULTS = """
-import resource, sys
-import numpy as np
-from launcher.distributed import keep_freed_memory
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        blocks = [np.ones(1 << 20) for _ in range(2)]
-        del blocks
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
-keep_freed_memory()
-faults()
-print(faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own thresholds")
-@pytest.mark.parametrize("chosen", [{}, {"MALLOC_TRIM_THRESHOLD_": "1000000"}])
-def test_freed_blocks_are_used_again_unless_the_environment_says_otherwise(chosen):
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    command = [sys.executable, "-c", FAULTS]
-    done = subprocess.run(command, cwd=REPOSITORY, env=env | chosen, capture_output=True, text=True, check=True)
-    before, after = map(int, done.stdout.split())
-    assert before > 2000, "of 4096 pages each time, many in one fault"
-    assert after > 2000 if chosen else after < 200
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own thresholds")
-def test_a_run_on_the_cpu_keeps_freed_blocks(monkeypatch):
-    kept = []
-    monkeypatch.setattr("launcher.distributed.keep_freed_memory", lambda: kept.append(True))
-    _loop()
-    assert kept
 
 
 def test_an_average_of_the_weights_drags_no_history_along():

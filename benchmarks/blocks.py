@@ -1,0 +1,114 @@
+"""Steps of the launcher beside those of a hand-written loop, in one process: python benchmarks/blocks.py [--recipe].
+
+The compute-bound CNN of the other benchmarks. Two processes meet different neighbours on a shared machine; blocks of a
+few steps that take turns meet the same. Prints the median ratio of neighbouring blocks and its 95 % interval.
+--recipe lets the launcher train in bfloat16 with channels last, beside the same float32.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0:1] = [str(ROOT), str(ROOT / "benchmarks/peers")]
+
+import workload  # noqa: E402
+
+from benchmarks.table import bootstrap_interval  # noqa: E402
+from launcher import components, stream  # noqa: E402
+from launcher.batch import plan_batch  # noqa: E402
+from launcher.distributed import find_ranks, start  # noqa: E402
+from launcher.divergence import Rollbacks  # noqa: E402
+from launcher.engine import Trainer  # noqa: E402
+from launcher.losses import build_loss  # noqa: E402
+from launcher.optimizers import build_optimizer  # noqa: E402
+from launcher.schedulers import build_schedule  # noqa: E402
+
+BATCH, STEPS = 64, 100_000
+
+
+def option(path: str, **more: object) -> dict:
+    """Settings of a file of conf/."""
+    settings = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/{path}.yaml"))
+    assert isinstance(settings, dict)
+    return settings | more
+
+
+def of_launcher(data: object, recipe: bool) -> Callable[[], object]:
+    """A step of a run as train.py builds it."""
+    ranks = find_ranks({})
+    accelerator = start(ranks, True, "bf16" if recipe else "no", 1, 60, False, {}, "highest")
+    plan = plan_batch(len(data.train), BATCH, 1, None, None)
+    torch.manual_seed(0)
+    model = workload.build_model("cnn")
+    optimizer = build_optimizer(option("optimizer/sgd", lr=0.05, momentum=0.9), model, 1.0, True)
+    schedule = build_schedule(option("scheduler/cosine", interval="step"), optimizer, STEPS, plan.steps_per_epoch)
+    loss = build_loss(option("loss/cross_entropy"), data)
+    trainer = Trainer(
+        model, loss, optimizer, schedule, accelerator, ranks, 0, None, None, False, recipe, Rollbacks(Path("-"), False)
+    )
+    batches = stream.of_rank(data.train, plan, 0, ranks, accelerator.device, 0).batches(0, STEPS)
+    return lambda: trainer.step(next(batches))
+
+
+def by_hand(data: object) -> Callable[[], object]:
+    """A step of a plain loop over a float tensor, as in peers/sliced_loop.py."""
+    inputs, targets = data.train.prepare(data.train.inputs), data.train.targets
+    torch.manual_seed(0)
+    model = workload.build_model("cnn").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
+    criterion, at = torch.nn.CrossEntropyLoss(), 0
+    order = torch.randperm(len(inputs))
+
+    def step() -> None:
+        nonlocal at
+        index = order[at : at + BATCH]
+        at = (at + BATCH) % (len(inputs) - BATCH)
+        optimizer.zero_grad()
+        criterion(model(inputs[index]), targets[index]).backward()
+        optimizer.step()
+        schedule.step()
+
+    return step
+
+
+def milliseconds(step: Callable[[], object], count: int) -> float:
+    """Of one step, over a block."""
+    begun = time.perf_counter()
+    for _ in range(count):
+        step()
+    return (time.perf_counter() - begun) / count * 1e3
+
+
+def main() -> None:
+    """Let the two take turns, and each begin as often as the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", action="store_true", help="bfloat16 and channels last")
+    parser.add_argument("--blocks", type=int, default=60, help="pairs of blocks (default: 60)")
+    parser.add_argument("--steps", type=int, default=15, help="of a block (default: 15)")
+    parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist", help="Fashion-MNIST")
+    options = parser.parse_args()
+    data = components.build_data(option("data/fashion_mnist", root=options.data, validation=0.1, flip=False, shift=0))
+    ours, theirs = of_launcher(data, options.recipe), by_hand(data)
+    torch.set_num_threads(1)
+    found: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
+    for block in range(-1, options.blocks):  # the first one warms up
+        for step in (ours, theirs) if block % 2 else (theirs, ours):
+            found[step].append(milliseconds(step, options.steps))
+    ratios = [one / other for one, other in zip(found[theirs][1:], found[ours][1:], strict=True)]
+    low, high = bootstrap_interval(ratios)
+    print(
+        f"by hand {statistics.median(found[theirs][1:]):.2f} ms, launcher {statistics.median(found[ours][1:]):.2f} ms"
+    )
+    print(f"launcher over by hand: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}), {len(ratios)} pairs")
+
+
+if __name__ == "__main__":
+    main()
