@@ -55,8 +55,7 @@ class ResNet(nn.Module):
     """Residual network of three stages after He et al. (2015), section 4.2, with GroupNorm for BatchNorm.
 
     Each stage after the first halves the sides and doubles the channels; then come the means of 2x2 squares and a
-    linear layer. Where a thing is in a small image says what it is: with one mean over the whole of it, 300 updates
-    on Fashion-MNIST brought 84 % where this brings 87 %.
+    linear layer: where a thing is in a small image says what it is, which one mean over the whole of it forgets.
 
     Args:
         input_shape: (channels, height, width) of one image.
