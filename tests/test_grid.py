@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -59,13 +60,19 @@ OWN_MODEL = ["model._target_=own.Net", "epochs=1", "threads=1", "wandb.mode=disa
 
 @pytest.fixture
 def place(tmp_path):
-    (tmp_path / "tmp").mkdir()
     (tmp_path / "own.py").write_text(OWN)
     return tmp_path
 
 
+def own_tmp(place):
+    """Where the grids of a test have their locks: beside it, since a socket's path has room for 100 characters."""
+    path = place.parent / f"{zlib.crc32(str(place).encode()):x}"
+    path.mkdir(exist_ok=True)
+    return str(path)
+
+
 def start(words, place, launcher=(), **environment):
-    variables = os.environ | {"TMPDIR": str(place / "tmp"), "WANDB_MODE": "disabled"} | environment
+    variables = os.environ | {"TMPDIR": own_tmp(place), "WANDB_MODE": "disabled"} | environment
     return subprocess.Popen(
         [*(launcher or [sys.executable]), TRAIN, "-m", *words],
         cwd=place, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -260,7 +267,7 @@ def test_ctrl_c_stops_every_point_with_a_checkpoint_and_the_command_it_prints_go
     assert command[0] == "python"
     done = subprocess.run(
         [sys.executable, *command[1:]], cwd=place, capture_output=True, text=True, timeout=120,
-        env=os.environ | {"TMPDIR": str(place / "tmp")},
+        env=os.environ | {"TMPDIR": own_tmp(place)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 to resume, 1 new" in done.stdout
@@ -378,7 +385,7 @@ def test_the_parent_of_all_points_is_killed_and_no_point_suffers(place):
     assert status == 0, (out, err)
     assert not list(place.glob("grid/*/failed.json"))
     calm = place / "calm"
-    (calm / "tmp").mkdir(parents=True)
+    calm.mkdir(parents=True)
     shutil.copy(place / "own.py", calm)
     status, _, err = end(start(words, calm))
     assert status == 0, err
@@ -415,7 +422,6 @@ def test_a_killed_conductor_loses_nothing_and_doubles_nothing(place):
         assert snapshot(path) == files, path
     calm = place / "calm"
     calm.mkdir()
-    (calm / "tmp").mkdir()
     shutil.copy(place / "own.py", calm)
     status, _, err = end(start(words, calm))
     assert status == 0, err

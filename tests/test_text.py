@@ -505,7 +505,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(tmp_path):
         (["model=transformer"], ["Transformer", "block", "input_shape"]),
         (["data=text", "data.path=book", "model=cnn"], ["CNN", "input_shape"]),
         ([*RUN, "metrics=[Accuracy]"], ["Accuracy", "classification", "language"]),
-        ([*RUN, "checkpoint.best=eval/macro_f1"], ["eval/macro_f1", "eval/perplexity"]),
+        ([*RUN, "checkpoint.best=eval/macro_f1", "checkpoint.best_mode=max"], ["eval/macro_f1", "eval/perplexity"]),
         ([*RUN, "data.block=0"], ["data.block=0", "at least 1"]),
     ],
 )

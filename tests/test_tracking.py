@@ -164,7 +164,10 @@ if case["signal_all"]:  # as a cluster does that ends a job
         services = [p for f in tasks.glob("*/children") for p in f.read_text().split()]
     time.sleep(1)
     for process in (child, *map(int, services)):
-        os.kill(process, signal.SIGTERM)
+        try:
+            os.kill(process, signal.SIGTERM)
+        except ProcessLookupError:  # W&B has helpers that live for a moment
+            pass
     time.sleep(0.3)
 if case["die"]:
     print(json.dumps({"child": tracker._child.pid}), flush=True)
