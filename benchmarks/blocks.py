@@ -13,51 +13,41 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT), str(ROOT / "benchmarks/peers")]
 
 import workload  # noqa: E402
 
+from benchmarks.contenders import BATCH, FEATURES_OFF, MODELS, RECIPE, SAME_WORK  # noqa: E402
 from benchmarks.table import bootstrap_interval  # noqa: E402
-from launcher import components, stream  # noqa: E402
-from launcher.batch import plan_batch  # noqa: E402
+from launcher import config, stream  # noqa: E402
+from launcher.data import Data  # noqa: E402
 from launcher.distributed import find_ranks, start  # noqa: E402
 from launcher.divergence import Rollbacks  # noqa: E402
 from launcher.engine import Trainer  # noqa: E402
-from launcher.losses import build_loss  # noqa: E402
-from launcher.optimizers import build_optimizer  # noqa: E402
-from launcher.schedulers import build_schedule  # noqa: E402
+from launcher.parts import build  # noqa: E402
 
-BATCH, STEPS = 64, 100_000
+STEPS = 100_000
 
 
-def option(path: str, **more: object) -> dict:
-    """Settings of a file of conf/."""
-    settings = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/{path}.yaml"))
-    assert isinstance(settings, dict)
-    return settings | more
-
-
-def of_launcher(data: object, recipe: bool) -> Callable[[], object]:
-    """A step of a run as train.py builds it."""
+def of_launcher(root: str, recipe: bool) -> tuple[Data, Callable[[], object]]:
+    """The data, and a step of a run as train.py builds it."""
+    words = [*SAME_WORK, *MODELS["cnn"], *FEATURES_OFF, *(RECIPE if recipe else []), f"data.root={root}", "epochs=1000"]
+    with config.opened(config.parse_arguments([]), "train") as (hydra, name):
+        settings = config.compose(hydra, name, words).settings
     ranks = find_ranks({})
-    accelerator = start(ranks, True, "bf16" if recipe else "no", 1, 60, False, {}, "highest")
-    plan = plan_batch(len(data.train), BATCH, 1, None, None)
-    torch.manual_seed(0)
-    model = workload.build_model("cnn")
-    optimizer = build_optimizer(option("optimizer/sgd", lr=0.05, momentum=0.9), model, 1.0, True)
-    schedule = build_schedule(option("scheduler/cosine", interval="step"), optimizer, STEPS, plan.steps_per_epoch)
-    loss = build_loss(option("loss/cross_entropy"), data)
+    accelerator = start(ranks, True, settings.mixed_precision, 1, 60, False, {}, "highest")
+    parts = build(settings, ranks, 1, None, lambda make: make())
     trainer = Trainer(
-        model, loss, optimizer, schedule, accelerator, ranks, 0, None, None, False, recipe, Rollbacks(Path("-"), False)
-    )
-    batches = stream.of_rank(data.train, plan, 0, ranks, accelerator.device, 0).batches(0, STEPS)
-    return lambda: trainer.step(next(batches))
+        parts.model, parts.loss, parts.optimizer, parts.schedule, accelerator, ranks, 0, None, None, False,
+        settings.channels_last, Rollbacks(Path("-"), False),
+    )  # fmt: skip
+    batches = stream.of_rank(parts.data.train, parts.plan, 0, ranks, accelerator.device, 0).batches(0, STEPS)
+    return parts.data, lambda: trainer.step(next(batches))
 
 
-def by_hand(data: object) -> Callable[[], object]:
+def by_hand(data: Data) -> Callable[[], object]:
     """A step of a plain loop over a float tensor, as in peers/sliced_loop.py."""
     inputs, targets = data.train.prepare(data.train.inputs), data.train.targets
     torch.manual_seed(0)
@@ -95,8 +85,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15, help="of a block (default: 15)")
     parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist", help="Fashion-MNIST")
     options = parser.parse_args()
-    data = components.build_data(option("data/fashion_mnist", root=options.data, validation=0.1, flip=False, shift=0))
-    ours, theirs = of_launcher(data, options.recipe), by_hand(data)
+    data, ours = of_launcher(options.data, options.recipe)
+    theirs = by_hand(data)
     torch.set_num_threads(1)
     found: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for block in range(-1, options.blocks):  # the first one warms up

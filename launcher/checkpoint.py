@@ -167,7 +167,7 @@ def newest_good(directory: Path) -> Path | None:
 
 
 def best_good(directory: Path) -> Path | None:
-    """The best checkpoint, verified; the newest good one where none was measured as the best, or that was not saved.
+    """The best checkpoint, verified, or the newest good one where that was not saved; None where none was measured so.
 
     Raises:
         DamagedCheckpoint: It is damaged, or all of them are.
@@ -175,7 +175,7 @@ def best_good(directory: Path) -> Path | None:
     newest = newest_good(directory)
     step = None if newest is None else best_step(newest)
     if newest is None or step is None:
-        return newest
+        return None
     best = newest.with_name(f"step_{step:08d}")
     if not best.exists():
         log.warning("The best checkpoint, of step %d, was not saved: taking that of step %d.", step, step_of(newest))

@@ -149,7 +149,7 @@ def _find(source: Path) -> Path:
     if (source / "model.safetensors").is_file():
         return source / "model.safetensors"
     try:
-        best = checkpoint.best_good(source / "checkpoints")
+        best = checkpoint.best_good(source / "checkpoints") or checkpoint.newest_good(source / "checkpoints")
         if best is None:
             raise ConfigError(
                 f"init_from={source}: no weights are there. Name a run directory with a checkpoint, a directory with a "

@@ -107,9 +107,10 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     if parts.sharding is None:  # else it goes there block by block
         model.to(device)
     loss.to(device)
+    found = None
     if directory is not None:
         checkpoint.put_back(path / "checkpoints")
-    found = checkpoint.newest_good(path / "checkpoints") if directory is not None else None
+        found = checkpoint.newest_good(path / "checkpoints")
     found = distributed.from_rank_0(found, ranks.world_size)
     saved = checkpoint.read_checkpoint(found) if found is not None else None
     progress = checkpoint.Progress() if saved is None else checkpoint.Progress(**saved[1]["progress"])
