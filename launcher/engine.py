@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn.parallel import DistributedDataParallel
 
+from launcher import layout
 from launcher.batch import BatchPlan, plan_batch
 from launcher.clock import flops_per_sample, peak_flops
 from launcher.data import Data, DatasetPart, TensorPart
@@ -131,7 +132,7 @@ class Trainer:
         self.accelerator, self.device = accelerator, accelerator.device
         self.channels_last = channels_last
         if channels_last:
-            model.to(memory_format=torch.channels_last)
+            layout.lay_out(model, keep_gradients=self.device.type == "cpu" and not compiled)
         self.scaler = accelerator.scaler  # None unless fp16
         self.window = Window()
         self.lr = schedule.lr
@@ -350,9 +351,7 @@ class Trainer:
 
     def _run(self, inputs: Any) -> tuple[Any, Tensor | None]:
         """The model's outputs, and the tensor to whose gradient the two numbers that ride along are given."""
-        if self.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        found = self.forward(inputs)
+        found = self.forward(layout.channels_last(inputs) if self.channels_last else inputs)
         return found if self._wrapped else (found, None)
 
     def _differentiate(

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from launcher import layout
 from launcher.losses import PerSample
 
 aten = torch.ops.aten
@@ -195,11 +196,9 @@ def _evaluate(model: nn.Module, loss: PerSample, sample: Any, size: int, precisi
 def _losses(model: nn.Module, loss: PerSample, sample: Any, size: int, precision: str, channels_last: bool) -> Tensor:
     """[size] losses of as many samples."""
     inputs, targets = tree_map_only(Tensor, lambda one: one.new_empty((size, *one.shape[1:])), sample)
-    if channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     with torch.autocast("cpu", dtype=half, enabled=half is not None):
-        outputs = model(inputs)
+        outputs = model(layout.channels_last(inputs) if channels_last else inputs)
     return loss(outputs.float(), targets)[0]
 
 
