@@ -1,15 +1,14 @@
 """Channels last: how images lie in memory, and on a CPU also the gradients that come back to them."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-T = TypeVar("T")
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
 
 
-def channels_last(value: T) -> T:
+def channels_last(value: Any) -> Any:
     """Images [n, channels, height, width] with their channels last in memory; anything else as it is."""
     if isinstance(value, Tensor) and value.dim() == 4:
         return value.contiguous(memory_format=torch.channels_last)
