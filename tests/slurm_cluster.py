@@ -31,10 +31,6 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "salloc", "scontrol", "squeue", "sinfo", "scancel")
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin"])
-# Character devices that every machine has: SLURM wants a device per GPU and only ever looks at its name. No
-# mknod, so containers without that right will do. Jobs get CUDA_VISIBLE_DEVICES=0,1 as on a GPU node.
-PRETENDED_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-
 CONF = """\
 ClusterName=throwaway
 SlurmctldHost={host}(127.0.0.1)
@@ -58,7 +54,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-# Nodes may claim more CPUs than this machine has.
+# Nodes may claim more CPUs and memory than this machine has.
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
@@ -68,7 +64,9 @@ KillWait=5
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+NodeName=DEFAULT RealMemory=64000
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace} MaxTime=INFINITE
+PartitionName=gpu Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE MaxTime=INFINITE
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE
 """
 
@@ -101,12 +99,12 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """A running SLURM of several nodes on this machine; a context manager.
 
-    Partitions are `main` (default; its jobs are requeued for those of the other) and `urgent`.
+    Partitions are `main` (the default), `gpu`, and `urgent`, whose jobs those of the other two are requeued for.
 
     Args:
         nodes: How many nodes; they are called n1, n2, ...
         cpus: CPUs that each node claims, whatever this machine has.
-        gpus: Pretended GPUs of each node, at most 5.
+        gpus: Pretended GPUs of each node.
         grace: Seconds from a preempted job's TERM to its KILL.
         requeue_delay: Seconds that a requeued job waits at least.
     """
@@ -142,7 +140,11 @@ class Cluster:
             conf += f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={node_port} CPUs={cpus}"
             conf += f" Gres=gpu:{gpus}\n" if gpus else "\n"
         (self.directory / "slurm.conf").write_text(conf)
-        devices = PRETENDED_GPUS[:gpus]
+        # SLURM wants a character device per GPU, and without cgroups never opens it. Jobs get CUDA_VISIBLE_DEVICES=0,1
+        # as on a GPU node. Links, not mknod: containers without that right will do.
+        devices = [self.directory / f"gpu{i}" for i in range(gpus)]
+        for device in devices:
+            device.symlink_to("/dev/null")
         lines = [f"NodeName={name} Name=gpu File={device}\n" for name in self.nodes for device in devices]
         (self.directory / "gres.conf").write_text("".join(lines))
         key = self.directory / "munge.key"
