@@ -15,18 +15,23 @@ from launcher.errors import ConfigError
 if TYPE_CHECKING:
     from launcher.data import Data
 
+MATRIX = 1000  # classes up to which confusions are counted
+
 
 class ClassificationSums:
-    """Confusion matrix and top-5 hits, updated without waiting for the device.
+    """Counts of each class, the confusion matrix, and top-5 hits, updated without waiting for the device.
 
     Args:
-        num_classes: k.
+        num_classes: k. Above MATRIX there is no confusion matrix: that of 10,000 classes would take 0.8 GB.
         device: Where outputs and targets will be.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str):
         self.num_classes = num_classes
-        self._confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+        self._whole = num_classes <= MATRIX
+        # The matrix, row by row; or how often each class was right, was true, was predicted.
+        cells = num_classes * (num_classes if self._whole else 3)
+        self._cells = torch.zeros(cells, dtype=torch.int64, device=device)
         self._top5 = torch.zeros(1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
@@ -37,19 +42,26 @@ class ClassificationSums:
             outputs: Scores, [n, k].
             targets: Classes, [n] int64 in 0..k-1.
         """
-        cells = targets * self.num_classes + outputs.argmax(1)
+        predicted = outputs.argmax(1)
         # Not bincount: on CUDA it asks the device for the largest value, and waits.
-        self._confusion.scatter_add_(0, cells, torch.ones_like(cells))
+        if self._whole:
+            cells = targets * self.num_classes + predicted
+            self._cells.scatter_add_(0, cells, torch.ones_like(cells))
+        else:
+            cells = torch.cat([targets, targets + self.num_classes, predicted + 2 * self.num_classes])
+            counts = torch.ones_like(cells)
+            counts[: len(targets)] = predicted == targets
+            self._cells.scatter_add_(0, cells, counts)
         if self.num_classes > 5:
             self._top5 += (outputs.topk(5, dim=1).indices == targets.unsqueeze(1)).sum()
 
     def tensors(self) -> list[Tensor]:
         """Tensors whose sum over ranks, in place, makes the figures those of all samples."""
-        return [self._confusion, self._top5]
+        return [self._cells, self._top5]
 
-    def confusion(self) -> list[list[int]]:
-        """Counts, [k][k]: rows are the true classes, columns the predicted ones."""
-        return self._matrix().tolist()
+    def confusion(self) -> list[list[int]] | None:
+        """Counts, [k][k]: rows are the true classes, columns the predicted ones; None for k > MATRIX."""
+        return self._cells.view(-1, self.num_classes).tolist() if self._whole else None
 
     def figures(self) -> dict[str, float]:
         """Metrics in 0..1, nan where no sample was counted.
@@ -58,8 +70,7 @@ class ClassificationSums:
             accuracy; macro_f1, the mean F1 of the classes that occur as target or prediction, as
             scikit-learn's f1_score(average="macro", zero_division=0); and, for k > 5, top5.
         """
-        matrix = self._matrix().double()
-        right, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+        right, true, predicted = self._counts()
         samples = true.sum()
         occurs = (true + predicted) > 0
         figures = {
@@ -72,12 +83,15 @@ class ClassificationSums:
 
     def per_class_accuracy(self) -> list[float | None]:
         """Share of each class's samples that are right, [k]; None for a class without samples."""
-        matrix = self._matrix().double()
-        shares = (matrix.diagonal() / matrix.sum(1)).tolist()
-        return [None if share != share else share for share in shares]
+        right, true, _ = self._counts()
+        return [None if share != share else share for share in (right / true).tolist()]
 
-    def _matrix(self) -> Tensor:
-        return self._confusion.cpu().view(self.num_classes, self.num_classes)
+    def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """How often each class was right, true and predicted, [k] float64 each."""
+        rows = self._cells.cpu().view(-1, self.num_classes).double()
+        if self._whole:
+            return rows.diagonal(), rows.sum(1), rows.sum(0)
+        return rows[0], rows[1], rows[2]
 
 
 class RegressionSums:
