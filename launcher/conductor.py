@@ -14,7 +14,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from launcher import config, devices, failure, run_directory
+from launcher import config, devices, failure, run_directory, sockets
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT, said, tail
 from launcher.points import (
@@ -97,6 +97,7 @@ def _compare(path: str, metric: str | None, mode: str | None) -> None:
 
 def warm_up() -> None:
     """Start the parent of all points, which imports torch while the conductor goes on."""
+    sockets.keep_paths_short()
     CONTEXT.set_forkserver_preload(["launcher.warm"])
     before = os.environ.get("PYTHONPATH")
     here = str(Path(__file__).resolve().parent.parent)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from launcher import sockets
 from launcher.batch import BatchPlan
 from launcher.data import DatasetPart, TensorPart
 from launcher.distributed import Ranks
@@ -414,6 +415,7 @@ def _load(
 ) -> Iterator[tuple[Any, Any]]:
     """Prepared inputs and targets of each batch that the samplers name, on the device."""
     if workers:  # a worker that finds what it needs imported is there in a tenth of the time
+        sockets.keep_paths_short()
         forkserver = multiprocessing.get_context("forkserver")
         needed = getattr(part.dataset, "preload", ())
         forkserver.set_forkserver_preload(["__main__", __name__, type(part.dataset).__module__, *needed])

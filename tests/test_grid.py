@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import pytest
@@ -65,8 +64,8 @@ def place(tmp_path):
 
 
 def own_tmp(place):
-    """Where the grids of a test have their locks: beside it, since a socket's path has room for 100 characters."""
-    path = place.parent / f"{zlib.crc32(str(place).encode()):x}"
+    """Where the grids of a test have their locks: beside it, with a name longer than those of sockets can be."""
+    path = place.parent / f"{place.name}-{'t' * 100}"
     path.mkdir(exist_ok=True)
     return str(path)
 
