@@ -68,7 +68,7 @@ def compose_again(path: Path, run: dict[str, Any], output: str | None) -> Compos
     Args:
         path: Run directory.
         run: Its settings.
-        output: The new directory, resumed where a run is in it; None: one beside the old.
+        output: The new directory, resumed where a run is in it; None: as `beside` says.
     """
     settings = OmegaConf.create(run)
     OmegaConf.set_struct(settings, True)
@@ -77,13 +77,19 @@ def compose_again(path: Path, run: dict[str, Any], output: str | None) -> Compos
     hydra = hydra.hydra
     overrides: Any = OmegaConf.to_container(OmegaConf.load(path / ".hydra" / "overrides.yaml"))
     overrides = [word for word in overrides if not word.lstrip("+").startswith("hydra.run.dir=")]
-    place = (
-        Path(output).expanduser() if output is not None else path.resolve().with_name(f"{path.resolve().name}-rerun")
-    )
+    place = Path(output).expanduser() if output is not None else beside(path.resolve())
     hydra.run.dir = str(place)
     if output is not None:
         overrides.append(config.directory_override(place))
     return Composed(settings, hydra, overrides)
+
+
+def beside(path: Path) -> Path:
+    """Where a run goes that repeats the one in `path`: next to it, or to the grid that it is a point of."""
+    for grid in path.parents:
+        if (grid / "grid.json").is_file():
+            return grid.with_name("-".join([grid.name, *path.relative_to(grid).parts, "rerun"]))
+    return path.with_name(f"{path.name}-rerun")
 
 
 def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -> list[str]:
