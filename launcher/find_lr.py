@@ -162,7 +162,7 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
 
 def _report(directory: Path, composed: Composed, low: float, factor: float) -> None:
     """Write what the sweep found, and say it."""
-    from launcher.run_directory import launch_words, write_json
+    from launcher.run_directory import config_options, launch_words, write_json
     from launcher.tracking import Record
 
     rows = [row for row in Record(directory / "metrics.jsonl").rows() if math.isfinite(row.get("train/loss", math.nan))]
@@ -190,7 +190,7 @@ def _report(directory: Path, composed: Composed, low: float, factor: float) -> N
         o for o in composed.overrides if not o.lstrip("+").startswith(("find_lr.", "hydra.run.dir=", "optimizer.lr="))
     ]
     script = script.replace("find_lr", "train").replace("find-lr", "train")
-    log.info("  %s", shlex.join([*words, script, *kept, f"optimizer.lr={found:.3g}"]))
+    log.info("  %s", shlex.join([*words, script, *config_options(sys.argv[1:]), *kept, f"optimizer.lr={found:.3g}"]))
 
 
 def _draw(

@@ -85,6 +85,8 @@ class Comparison:
     Attributes:
         metric: Name of the metric that counts.
         mode: min or max.
+        script: What was started.
+        options: Of the command line, that say where the config is.
     """
 
     path: Path
@@ -92,6 +94,7 @@ class Comparison:
     mode: str
     entries: list[Entry]
     script: str
+    options: list[str]
 
     @property
     def varied(self) -> list[str]:
@@ -115,7 +118,7 @@ class Comparison:
         words = ["torchrun", "--nproc_per_node", str(world)] if world > 1 else ["python"]
         if not self.script.endswith(".py"):
             words = [*words, "--no-python"] if world > 1 else []
-        return shlex.join([*words, self.script, *own])
+        return shlex.join([*words, self.script, *self.options, *own])
 
 
 def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
@@ -170,7 +173,8 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
     _find_varied(entries)
     sign = 1 if mode == "min" else -1
     entries.sort(key=lambda e: (e.value is None or math.isnan(e.value), sign * (e.value or 0.0), e.name))
-    return Comparison(path, chosen, mode, entries, str(known.get("script") or "launcher/train.py"))
+    script, options = str(known.get("script") or "launcher/train.py"), list(known.get("options") or [])
+    return Comparison(path, chosen, mode, entries, script, options)
 
 
 def conclude(path: Path, metric: str | None, mode: str | None) -> None:

@@ -288,7 +288,8 @@ def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str
     named = dict(known.get("points") or {}) | {str(p.path.relative_to(path)): p.overrides for p in points}
     content = {
         "command": again(path),
-        "script": _script(),
+        "script": run_directory.started_script(),
+        "options": run_directory.config_options(sys.argv[1:]),
         "devices_per_run": points[0].world,
         "base": known.get("base") or base,
         "points": named,
@@ -297,16 +298,11 @@ def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str
     run_directory.write_text(path / "multirun.yaml", OmegaConf.to_yaml(master))
 
 
-def _script() -> str:
-    here = os.path.relpath(sys.argv[0])
-    return (Path(here).name if not here.endswith(".py") else here) if sys.argv[0] else "launcher/train.py"
-
-
 def again(path: Path) -> str:
     """The command that goes on with this grid."""
     here = os.path.relpath(path)
     words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
-    script = _script()
+    script = run_directory.started_script()
     start = ["python", script] if script.endswith(".py") else [script]
     named = config.directory_override(path if here.startswith("..") else here).replace("run.dir", "sweep.dir", 1)
     return shlex.join([*start, *words, named])

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import socket
 import sys
 import uuid
@@ -223,10 +224,20 @@ def _write_config(path: Path, composed: Composed) -> None:
         write_text(path / ".hydra" / name, text)
 
 
+def started_script() -> str:
+    """What was started, as a person would name it here: a command that the shell finds, else a file."""
+    if not sys.argv[0]:
+        return "launcher/train.py"
+    found = shutil.which(Path(sys.argv[0]).name)
+    if found is not None and Path(found).resolve() == Path(sys.argv[0]).resolve():
+        return Path(found).name
+    return os.path.relpath(sys.argv[0])
+
+
 def launch_words() -> list[str]:
     """How this process was started: the launcher's command line where there is one."""
     parent = parent_command()
-    script = os.path.relpath(sys.argv[0])
+    script = started_script()
     if any(Path(word).name in ("accelerate", "torchrun") for word in parent[:3]):
         own = next((i for i, word in enumerate(parent) if word.endswith(Path(script).name)), len(parent))
         for i, word in enumerate(parent[:-1]):

@@ -1,5 +1,6 @@
 """examples/: a project of a person's own, outside of this repository, by the commands that its README gives."""
 
+import functools
 import importlib.util
 import math
 import os
@@ -55,13 +56,21 @@ def test_the_commands_of_its_readme(tmp_path):
     place = project(tmp_path / "mine")
     (block,) = re.findall("```bash\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
     scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": scripts, "WANDB_MODE": "disabled"}
+    run = functools.partial(
+        subprocess.run, shell=True, cwd=place, capture_output=True, text=True, timeout=200, env=environment
+    )
     for command in block.strip().splitlines():
-        done = subprocess.run(
-            command, shell=True, cwd=place, capture_output=True, text=True, timeout=200,
-            env=os.environ | {"PATH": scripts, "WANDB_MODE": "disabled"},
-        )  # fmt: skip
+        done = run(command)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     assert summary(place / "run")["final"]["eval/accuracy"] > 0.95
+    # What the launcher proposes finds the project's own conf/ again.
+    sweep = "launcher-find-lr --config-dir conf experiment=spirals find_lr.steps=50 hydra.run.dir=sweep"
+    for number, asked in enumerate(("launcher-grid grid", sweep)):
+        done = run(asked)
+        (proposed,) = re.findall("^ +(launcher-train --config-dir .*)", done.stdout, re.MULTILINE)
+        again = run(f"{proposed} epochs=1 hydra.run.dir=again{number}")
+        assert again.returncode == 0, (asked, done.stdout, done.stderr, again.stderr)
     assert summary(place / "two")["world_size"] == 2 and len(list((place / "grid").glob("*/summary.json"))) == 2
 
 
