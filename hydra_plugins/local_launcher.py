@@ -24,7 +24,9 @@ class GridSweeper(basic_sweeper.BasicSweeper):
 
         Raises:
             ConfigError: There is none, or more than hydra.launcher.max_points.
+            HydraException: What is swept, or a setting, is wrong.
         """
+        from launcher.config import whole
         from launcher.points import check_count
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
@@ -39,7 +41,16 @@ class GridSweeper(basic_sweeper.BasicSweeper):
                     raise HydraException(f"{override.input_line}: there is nothing in it to sweep.")
             else:
                 lengths[key] = 1
-        check_count(math.prod(lengths.values()), int(self.config.hydra.launcher.get("max_points", 1000)))
+        most = self.config.hydra.launcher.get("max_points", 1000)
+        for key, value, rule in (
+            ("hydra.launcher.max_points", most, whole(1)),
+            ("hydra.sweeper.max_batch_size", self.max_batch_size, whole(1).or_null()),
+        ):
+            if not rule.fits(value):
+                raise HydraException(f"{key}={value}: must be {rule.words}.")
+        check_count(math.prod(lengths.values()), most)
+        if isinstance(self.launcher, LocalLauncher):  # which sees one batch at a time
+            self.launcher.task.swept = frozenset(key for key, length in lengths.items() if length > 1)
         returned: list[Sequence[JobReturn]] = []
         for batch in self.split_arguments(parsed, self.max_batch_size):
             returned.append(self.launcher.launch(batch, initial_job_idx=sum(len(results) for results in returned)))

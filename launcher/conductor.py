@@ -1,5 +1,6 @@
 """A grid on this machine: every point in processes and on devices of its own, each once, whatever is killed."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -36,6 +37,7 @@ log = logging.getLogger("launcher")
 CONTEXT = multiprocessing.get_context("forkserver")
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other grids
 PEERS = 15.0  # seconds in which the ranks of a point end after the first of them did; they need 2 (launcher/watch.py)
+LOST = 255  # what multiprocessing says of a process whose parent, the one of all points, is dead
 STOPPING = 60.0  # seconds in which a point that was asked to stop saves and ends
 
 # --- The processes of a point --------------------------------------------------------------------------------------
@@ -176,11 +178,9 @@ class Running:
     def send(self, number: signal.Signals) -> None:
         """Send a signal to each rank that is there."""
         for rank in self.ranks:
-            if rank.exitcode is None:
-                try:
+            if not _has_ended(rank):
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(rank.pid, number)
-                except ProcessLookupError:
-                    continue
 
     def kill(self, why: str) -> None:
         """End all ranks at once."""
@@ -265,9 +265,15 @@ class Grid:
 
     def _start(self, point: Point, leases: list[devices.Lease]) -> None:
         pool, names = self.pools[point.kind], [lease.device for lease in leases]
-        point.path.mkdir(parents=True, exist_ok=True)
-        for stale in (FAILED, "stopped.json"):
-            (point.path / stale).unlink(missing_ok=True)
+        try:
+            point.path.mkdir(parents=True, exist_ok=True)
+            for stale in (FAILED, "stopped.json"):
+                (point.path / stale).unlink(missing_ok=True)
+        except OSError as error:
+            pool.give_back(leases)
+            point.state, point.reason = "failed", f"its directory cannot be written: {error.strerror}"
+            self.display.ended(point, 0.0)
+            return
         output = point.path / OUTPUT
         offset = output.stat().st_size if output.exists() else 0
         environment, own_cores = self.environment | {"LAUNCHER_DEVICES": ",".join(names)}, []
@@ -306,7 +312,7 @@ class Grid:
         now = time.monotonic()
         for run in list(self.running):
             for number, rank in enumerate(run.ranks):
-                if rank.exitcode is not None and number not in run.order:
+                if number not in run.order and _has_ended(rank):
                     run.order.append(number)
                     run.first_end = run.first_end or now
             if len(run.order) == len(run.ranks):
@@ -333,7 +339,7 @@ class Grid:
         """Whether a point did anything since it last gave a sign of life: wrote, or used a hundredth of a core."""
         files = [run.point.path / name for name in (OUTPUT, "metrics.jsonl", "timings.jsonl")]
         sign = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
-        used, now = sum(_cpu_seconds(rank.pid) for rank in run.ranks if rank.exitcode is None), time.monotonic()
+        used, now = sum(_cpu_seconds(rank.pid) for rank in run.ranks if not _has_ended(rank)), time.monotonic()
         if sign == run.sign and used - run.used < 0.01 * (now - run.seen):
             return False
         run.sign, run.used, run.seen = sign, used, now
@@ -351,14 +357,14 @@ class Grid:
         elif (
             asked
             and not run.killed
-            and all(status in (0, -signal.SIGTERM, 128 + signal.SIGTERM) for status in statuses)
+            and all(status in (0, -signal.SIGTERM, 128 + signal.SIGTERM, LOST) for status in statuses)
         ):
-            point.state = state_of(point.path)  # stopped before it had anything to save
+            point.state = state_of(point.path)  # of a point that had nothing to save yet: as before
             self.display.ended(point, seconds)
         elif (
             not stopping
             and self.moved.get(point.index, 0) < 3
-            and ("EADDRINUSE" in text or (2 in statuses and "a run is in it" in text) or 255 in statuses)
+            and ("EADDRINUSE" in text or (2 in statuses and "a run is in it" in text) or LOST in statuses)
         ):
             # Another took its port or its directory in between, or the parent of all points was killed.
             self.moved[point.index] = self.moved.get(point.index, 0) + 1
@@ -367,7 +373,10 @@ class Grid:
         else:
             point.state, point.reason = "failed", run.killed or _reason(statuses, run.order, text)
             more = {"first_rank": run.order[0], "seconds": round(seconds, 3), "overrides": point.overrides}
-            failure.write(point.path, point.reason, statuses, text, **more)
+            try:
+                failure.write(point.path, point.reason, statuses, text, **more)
+            except OSError as error:  # a full disk may be what it failed of; the others go on
+                self.display.say(point, f"{FAILED} cannot be written: {error.strerror}")
             self.display.ended(point, seconds)
 
 
@@ -385,6 +394,16 @@ def _reason(statuses: Sequence[int | None], order: Sequence[int], text: str) -> 
         memory = ", perhaps by the system for lack of memory" if status == -signal.SIGKILL else ""
         return f"rank {bad} was killed by {name}{memory}"
     return said(text) or f"rank {bad} ended with exit status {status}"
+
+
+def _has_ended(rank: Any) -> bool:
+    """Whether a process is gone; that of a parent that died is asked for itself, since nobody else knows any more."""
+    if rank.exitcode != LOST:
+        return rank.exitcode is not None
+    try:
+        return Path(f"/proc/{rank.pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def _cpu_seconds(pid: int | None) -> float:
@@ -530,7 +549,8 @@ def conduct(
     else:
         _process(_compare, *wanted).join()  # where matplotlib has been imported
     if task.stop:
-        print(f"stopped    ({task.stop.reason}), everything is saved. To go on:\n  {again(path)}", flush=True)
+        command = again(path, options.world)
+        print(f"stopped    ({task.stop.reason}), everything is saved. To go on:\n  {command}", flush=True)
     for point in points:
         if point.state == "failed":
             print(f"FAILED     point {point.index} ({point.label}): {point.reason}", file=sys.stderr, flush=True)

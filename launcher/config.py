@@ -484,12 +484,14 @@ class Task:
     Attributes:
         failed: Points that a launcher saw fail.
         stop: Its request to stop, which lasts over all that a sweeper hands it.
+        swept: Settings that have several values in all of the grid, of which a launcher may see one at a time.
     """
 
     def __init__(self, hydra: Hydra, config_name: str) -> None:
         self._hydra, self._config_name = hydra, config_name
         self.failed: list[str] = []
         self.stop: Any = None
+        self.swept: frozenset[str] = frozenset()
 
     def __call__(self, config: DictConfig) -> None:
         """What a launcher does that trains in the calling process.

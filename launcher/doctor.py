@@ -128,7 +128,7 @@ def look_here(ranks: Ranks, device: str) -> dict[str, Any]:
         "local_world_size": ranks.local_world_size,
         "gpu": gpu,
         "gpus": gpus,
-        "given_gpus": len([name for name in given.split(",") if name]) if device != "cpu" else 0,
+        "given_gpus": sum(name not in ("", "-1", "NoDevFiles") for name in given.split(",") if device != "cpu"),
         "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         "import_seconds": seconds,
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},

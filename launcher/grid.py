@@ -210,10 +210,16 @@ def compare(path: Path, metric: str | None, mode: str | None) -> Comparison:
     """
     path = path.resolve()
     grid = read_grid(path, metric, mode)
-    write_csv(grid)
-    draw(grid)
-    write_page(grid)
+    unwritten = None
+    try:
+        write_csv(grid)
+        draw(grid)
+        write_page(grid)
+    except OSError as error:  # somebody else's grid, or a full disk
+        unwritten = error
     print_table(grid)
+    if unwritten is not None:
+        print(f"grid.csv, grid.png and grid.html cannot be written into {path}: {unwritten.strerror}")
     return grid
 
 

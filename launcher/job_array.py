@@ -278,6 +278,7 @@ def _submit(
                 "overrides": overrides,
                 "settings": OmegaConf.to_yaml(OmegaConf.create(settings)),
                 "hydra": OmegaConf.to_yaml(OmegaConf.create(hydra)),
+                "started": [run_directory.started_script(), *run_directory.config_options(sys.argv[1:])],
                 "trees": code.trees,
                 "commit": code.commit if code.trees else None,
             }

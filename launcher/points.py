@@ -158,16 +158,17 @@ def compose_points(
     varying = frozenset(
         key for key, found in values.items() if len(found) > 1 or not all(key in keys for keys in everywhere)
     )
+    varying |= task.swept & values.keys()
     own = _hydra_overrides(master)
     names: dict[str, int] = {}
     for index, overrides in enumerate(job_overrides, first):
         try:
             point = _point(task, own, list(overrides), index, varying, options, path)
-            if point.path.name in names:
-                raise ConfigError(f"it is the same as point {names[point.path.name]}.")
+            if (name := str(point.path.relative_to(path))) in names:
+                raise ConfigError(f"it is the same as point {names[name]}.")
         except ConfigError as error:
             raise ConfigError(f"point {index} ({' '.join(overrides) or 'defaults'}): {error}") from error
-        names[point.path.name] = index
+        names[name] = index
         yield point
 
 
@@ -183,7 +184,7 @@ def _point(
     composed = task.compose([*own, *overrides])
     settings, node = composed.settings, composed.hydra
     label = " ".join(o for o in overrides if key_of(o) in varying) or " ".join(overrides) or "defaults"
-    whole = OmegaConf.create({"hydra": node})
+    whole = OmegaConf.create({**composed.plain(), "hydra": node})  # what hydra.sweep.subdir may refer to
     OmegaConf.set_struct(whole, False)
     OmegaConf.set_readonly(whole.hydra, False)
     whole.hydra.job.num, whole.hydra.job.id = index, str(index)
@@ -226,7 +227,8 @@ def _point(
 
 
 def _hydra_overrides(master: Any) -> list[str]:
-    return [str(o) for o in master.hydra.overrides.hydra if not str(o).startswith("hydra.mode=")]
+    given: Any = OmegaConf.to_container(master.hydra.overrides.hydra, resolve=False)
+    return [word for word in given if not word.startswith("hydra.mode=")]
 
 
 def _is_clock(path: Path) -> bool:
@@ -287,7 +289,7 @@ def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str
     known = read_json(path / "grid.json")
     named = dict(known.get("points") or {}) | {str(p.path.relative_to(path)): p.overrides for p in points}
     content = {
-        "command": again(path),
+        "command": again(path, points[0].world if points[0].kind != "slurm" else 1),
         "script": run_directory.started_script(),
         "options": run_directory.config_options(sys.argv[1:]),
         "devices_per_run": points[0].world,
@@ -298,10 +300,12 @@ def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str
     run_directory.write_text(path / "multirun.yaml", OmegaConf.to_yaml(master))
 
 
-def again(path: Path) -> str:
-    """The command that goes on with this grid."""
+def again(path: Path, world: int = 1) -> str:
+    """The command that goes on with this grid of `world` processes a point, without what launched it."""
     here = os.path.relpath(path)
     words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    if world > 1 and not any(word.startswith("hydra.launcher.devices_per_run=") for word in words):
+        words.append(f"hydra.launcher.devices_per_run={world}")
     script = run_directory.started_script()
     start = ["python", script] if script.endswith(".py") else [script]
     named = config.directory_override(path if here.startswith("..") else here).replace("run.dir", "sweep.dir", 1)

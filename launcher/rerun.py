@@ -7,6 +7,7 @@ Where nothing differs, weights and metrics.jsonl come out the same in every bit.
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 
 from launcher import config, distributed, provenance, saved
 from launcher.config import Composed
+from launcher.run_directory import config_options
 from launcher.watch import guarded
 
 
@@ -35,12 +37,13 @@ def command(argv: list[str]) -> int:
     settings = asked.plain()
     path, run = saved.open_run(settings["run_dir"])
     new = new_settings(run)
-    composed = compose_again(path, run | new, settings["output"])
+    run = with_settings(run, new)
+    composed = compose_again(path, run, settings["output"])
     distributed.join_slurm()
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     if ranks.rank == 0:
         lines = [f"{key}: no such setting then, {value} now" for key, value in new.items()]
-        lines += say_differences(path, run | new, ranks)
+        lines += say_differences(path, run, ranks)
         for line in lines:
             print(f"differs    {line}")
         if not lines:
@@ -51,15 +54,46 @@ def command(argv: list[str]) -> int:
     from launcher.train import train
 
     # What a stopped run prints to go on with it: train.py with these words.
-    sys.argv = [str(Path(sys.argv[0]).with_name(Path(sys.argv[0]).name.replace("rerun", "train"))), *composed.overrides]
+    script = Path(sys.argv[0])
+    sys.argv = [str(script.with_name(script.name.replace("rerun", "train"))), *config_words(path), *composed.overrides]
     return train(composed)
 
 
 def new_settings(run: dict[str, Any]) -> dict[str, Any]:
-    """Settings that conf/train.yaml has by now and a run was made without, at their defaults."""
+    """Settings that conf/train.yaml has by now and a run was made without, by their dotted names, at their defaults."""
     with config.opened(config.parse_arguments([]), "train") as (hydra, name):
         defaults = config.compose(hydra, name, []).plain()
-    return {key: value for key, value in defaults.items() if key not in run}
+    found = {key: value for key, value in defaults.items() if key not in run}
+    for key in config.SCHEMA:
+        group, _, leaf = key.partition(".")
+        there, default = run.get(group), defaults.get(group)
+        if not isinstance(there, dict) or not isinstance(default, dict) or "_target_" in there:
+            continue  # an option that names its class has settings of its own
+        if leaf in default and leaf not in there:
+            found[key] = default[leaf]
+    return found
+
+
+def with_settings(run: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, and others by their names."""
+    whole = dict(run)
+    for key, value in new.items():
+        group, _, leaf = key.partition(".")
+        whole[group] = {**whole[group], leaf: value} if leaf else value
+    return whole
+
+
+def config_words(path: Path) -> list[str]:
+    """Where a run had its config from, as options for here: for the command that goes on with its repetition."""
+    record = provenance.read(path)
+    words = config_options(shlex.split(record["command"]))
+    for i, word in enumerate(words):
+        name, given, value = word.partition("=")
+        if name in ("--config-dir", "-cd") and given:
+            words[i] = f"{name}={os.path.relpath(Path(record['directory'], value))}"
+        elif name in ("--config-dir", "-cd") and i + 1 < len(words):
+            words[i + 1] = os.path.relpath(Path(record["directory"], words[i + 1]))
+    return words
 
 
 def compose_again(path: Path, run: dict[str, Any], output: str | None) -> Composed:

@@ -143,30 +143,32 @@ def check_same(path: Path, composed: Composed) -> None:
         )
 
 
-def launch_name() -> str | None:
-    """What a restart by torchrun or a requeue by SLURM has in common with the first start; None outside of both."""
+def launch_names() -> list[str]:
+    """What a restart by torchrun and a requeue by SLURM have in common with the first start; none outside of both."""
+    names, run = [], os.environ.get("TORCHELASTIC_RUN_ID")
+    if run not in (None, "", "none"):
+        names.append(f"elastic {run}")
+    elif run is not None:
+        # accelerate names no run: its agent, the parent of all ranks of a node, is known by its pid and start
+        with contextlib.suppress(OSError, IndexError):
+            started = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+            names.append(f"agent {socket.gethostname()} {os.getppid()} {started}")
     if job := os.environ.get("SLURM_JOB_ID"):
-        return f"slurm {job}"
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    if os.environ["TORCHELASTIC_RUN_ID"] not in ("none", ""):
-        return f"elastic {os.environ['TORCHELASTIC_RUN_ID']}"
-    try:  # accelerate names no run: its agent, the parent of all ranks of a node, is known by its pid and start
-        started = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-    return f"agent {socket.gethostname()} {os.getppid()} {started}"
+        names.append(f"slurm {job}")
+    return names
 
 
 def _of_this_launch(path: Path, composed: Composed) -> Path | None:
     """The unfinished run directory that an earlier start of this launch made, beside the one for now."""
-    name = launch_name()
-    if name is None:
+    names = set(launch_names())
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:  # what else this job or allocation runs is another run
+        names = {name for name in names if not name.startswith("slurm ")}
+    if not names:
         return None
     for lock in [*path.parent.glob(f"*/{LOCK}"), *path.parent.parent.glob(f"*/*/{LOCK}")]:
         with contextlib.suppress(OSError, ValueError, ConfigError):
             unfinished = not (lock.parent / "summary.json").exists() or (lock.parent / "stopped.json").exists()
-            if json.loads(lock.read_text()).get("launch") == name and unfinished:
+            if names & set(json.loads(lock.read_text()).get("launches") or ()) and unfinished:
                 check_same(lock.parent, composed)
                 return lock.parent
     return None
@@ -206,7 +208,7 @@ def _lock(path: Path) -> int:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),
-        "launch": launch_name(),
+        "launches": launch_names(),
     }
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(who).encode(), 0)
@@ -239,10 +241,12 @@ def launch_words() -> list[str]:
     parent = parent_command()
     script = started_script()
     if any(Path(word).name in ("accelerate", "torchrun") for word in parent[:3]):
-        own = next((i for i, word in enumerate(parent) if word.endswith(Path(script).name)), len(parent))
+        name = Path(script).name
+        names = (name, name.replace("train", "rerun"))  # which goes on as train.py
+        own = next((i for i, word in enumerate(parent) if Path(word).name in names), len(parent))
         for i, word in enumerate(parent[:-1]):
-            if word in ("-m", "--module") and parent[i + 1] == f"launcher.{Path(script).stem}":
-                own, script = i + 1, parent[i + 1]
+            if word in ("-m", "--module") and parent[i + 1] in [f"launcher.{Path(one).stem}" for one in names]:
+                own, script = i + 1, f"launcher.{Path(script).stem}"
         words = [Path(parent[1]).name if Path(parent[0]).name.startswith("python") else parent[0], *parent[2:own]]
         return [*words, script]
     return [script] if not script.endswith(".py") else ["python", script]

@@ -27,6 +27,8 @@ from launcher.errors import ConfigError
 FIRST_PORT, PORTS = 20_000, 10_000
 # Step ids from here on are no srun of the user's: batch script, external, interactive, pending.
 SPECIAL_STEPS = 0xFFFF_FFF0
+# Reasons to stop that a person gave: Ctrl-C, and a length of time. A requeue would undo them.
+ASKED = ("SIGINT", "max_time")
 # Set for one process and wrong for any other: never to be handed on to a job that is submitted from here.
 OF_A_PROCESS = re.compile(
     r"(SLURM|SLURMD|SRUN|PMI|PMIX|TORCHELASTIC|ACCELERATE)_"
@@ -401,7 +403,7 @@ def end(run_dir: Path, status: int, environment: Mapping[str, str]) -> bool:
     """Requeue a batch job whose processes were stopped and did not finish; note it where they failed.
 
     Stopped is who ended with 0 and left a stopped.json, and who was asked to leave so early that the signal just
-    ended it. Not requeued is what a person stopped: with Ctrl-C (SIGINT), or with scancel, which a requeue would undo
+    ended it. Not requeued is what a person stopped: with Ctrl-C, max_time, or scancel, which a requeue would undo
     (tried: SLURM lets a cancelled job requeue itself, so that it never ends).
 
     Args:
@@ -434,7 +436,7 @@ class _AlreadyRequeuedError(Exception):
 
 def _was_stopped(run_dir: Path, status: int, job: str) -> bool:
     stopped = run_dir / "stopped.json"
-    if status == 0 and (not stopped.exists() or json.loads(stopped.read_text()).get("reason") == "SIGINT"):
+    if status == 0 and (not stopped.exists() or json.loads(stopped.read_text()).get("reason") in ASKED):
         return False
     if status not in (0, 128 + signal.SIGUSR1, 128 + signal.SIGTERM):
         return False

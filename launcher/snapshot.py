@@ -100,8 +100,9 @@ def _copy(tree: Path, copy: Path, outputs: Path) -> list[str]:
     copy.mkdir(parents=True)
     for name in files:
         source, place = tree / name, copy / name
-        if source.is_dir() and not source.is_symlink():  # a submodule
-            left_out += _copy(source, place, outputs)
+        if source.is_dir() and not source.is_symlink():  # a submodule; without .git one that has not been fetched
+            if (source / ".git").exists():
+                left_out += _copy(source, place, outputs)
             continue
         if source.lstat().st_size > LARGEST:
             left_out.append(str(source))
@@ -113,7 +114,7 @@ def _copy(tree: Path, copy: Path, outputs: Path) -> list[str]:
 
 def _git(place: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(place), *words], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["git", "-C", str(place), *words], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return os.fsdecode(done.stdout) if done.returncode == 0 else None  # names of files need not be text

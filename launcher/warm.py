@@ -3,10 +3,13 @@
 It touches no device and reads no file of a user's. What a run would import later by itself is here too.
 """
 
+import contextlib
 import os
 import sys
 import traceback
 
+with contextlib.suppress(OSError):
+    os.setsid()  # what a terminal or `timeout` sends to the whole group, the conductor passes on
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else a question for GPUs starts the driver, which a fork breaks
 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
     os.environ.pop(name, None)  # of the grid's own launch: some modules look when they are imported
@@ -26,7 +29,6 @@ try:
         importlib.import_module(name)
 
     # Sources and models of our own, which a run imports by name; those that lack their package will say so then.
-    import contextlib
     import io
     import pkgutil
 

@@ -177,6 +177,36 @@ def test_the_command_that_goes_on_names_the_config_and_how_it_was_started(monkey
     parent[4:6] = ["launcher/train.py"]
     script = os.path.relpath(REPOSITORY / "launcher/train.py")
     assert run_directory.launch_words() == ["torchrun", "--nproc_per_node", "2", script]
+    for asked, started in ((["launcher/rerun.py"], script), (["-m", "launcher.rerun"], "launcher.train")):
+        parent[4:] = [*asked, "run"]
+        own = [*asked[:-1], started]
+        assert run_directory.launch_words() == ["torchrun", "--nproc_per_node", "2", *own]
+
+
+def test_a_launch_that_begins_again_finds_its_run_and_another_does_not(tmp_path, monkeypatch):
+    """A requeued job and a restarted group go on; the next command of the same allocation is a run of its own."""
+    from launcher.run_directory import open_run_directory
+
+    def begin(name, **environment):
+        for variable in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID"):
+            monkeypatch.delenv(variable, raising=False)
+        for variable, value in environment.items():
+            monkeypatch.setenv(variable, value)
+        composed = compose("epochs=1")
+        OmegaConf.set_readonly(composed.hydra, False)
+        composed.hydra.run.dir = str(tmp_path / name)
+        found = open_run_directory(composed)
+        found.close()
+        return found.path.name, found.resumed
+
+    assert begin("first", SLURM_JOB_ID="7") == ("first", False)
+    assert begin("second", SLURM_JOB_ID="7") == ("second", False)
+    (tmp_path / "second/summary.json").write_text("{}")  # finished
+    assert begin("third", SLURM_JOB_ID="7", SLURM_RESTART_COUNT="1") == ("first", True)
+    assert begin("fourth", SLURM_JOB_ID="8", SLURM_RESTART_COUNT="1") == ("fourth", False)
+    assert begin("fifth", SLURM_JOB_ID="9", TORCHELASTIC_RUN_ID="x") == ("fifth", False)
+    assert begin("sixth", SLURM_JOB_ID="9", TORCHELASTIC_RUN_ID="x") == ("fifth", True)
+    assert begin("seventh", SLURM_JOB_ID="9", TORCHELASTIC_RUN_ID="y") == ("seventh", False)
 
 
 @pytest.mark.parametrize(

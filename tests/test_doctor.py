@@ -48,6 +48,12 @@ def test_three_ranks_are_fine_and_nothing_is_left(tmp_path):
     assert run.out(1) == run.out(2) == "" and not (tmp_path / "new").exists()
 
 
+def test_a_gpu_that_is_hidden_has_not_been_given(monkeypatch):
+    for given, count in (("-1", 0), ("", 0), ("NoDevFiles", 0), ("0,3", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert doctor.look_here(Ranks(0, 1, 0, 1), "auto")["given_gpus"] == count
+
+
 def test_missing_ranks_are_named_in_bounded_time(tmp_path):
     """Rank 0 without rank 1, and rank 1 without rank 0."""
     started = time.monotonic()

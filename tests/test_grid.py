@@ -26,7 +26,7 @@ TRAIN = str(REPOSITORY / "launcher/train.py")
 
 # A model that misbehaves on request in its third step, on its last rank, and notes when it lived and on what.
 OWN = """
-import atexit, os, signal, time
+import atexit, os, shutil, signal, time
 import torch
 
 class Net(torch.nn.Module):
@@ -52,6 +52,9 @@ class Net(torch.nn.Module):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.mode == "hang":
                 time.sleep(1000)
+            if self.mode == "vanish":  # with its directory, as on a disk that nothing can be written to
+                shutil.rmtree(os.path.dirname(os.readlink("/proc/self/fd/1")))
+                os._exit(1)
         return self.layer(x.flatten(1))
 """
 OWN_MODEL = ["model._target_=own.Net", "epochs=1", "threads=1", "wandb.mode=disabled", "hydra.sweep.dir=grid"]
@@ -74,7 +77,7 @@ def start(words, place, launcher=(), **environment):
     variables = os.environ | {"TMPDIR": own_tmp(place), "WANDB_MODE": "disabled"} | environment
     return subprocess.Popen(
         [*(launcher or [sys.executable]), TRAIN, "-m", *words],
-        cwd=place, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=place, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
     )  # fmt: skip
 
 
@@ -185,6 +188,9 @@ WRONG = {
     "wrong value": (["optimizer.lr=0.1,-0.1", "seed=0,1"], ["point 2", "optimizer.lr=-0.1", "greater than 0"]),
     "empty list": (["seed=range(0,0)"], ["seed=range(0,0)", "nothing"]),
     "too many devices": (["seed=0,1", "hydra.launcher.devices_per_run=99"], ["devices_per_run=99", "point 0", "cores"]),
+    "no limit": (["seed=0,1", "hydra.launcher.max_points=null"], ["hydra.launcher.max_points=None", "whole number"]),
+    "a limit in words": (["seed=0,1", "hydra.launcher.max_points=many"], ["max_points=many", "whole number"]),
+    "batches of none": (["seed=0,1", "hydra.sweeper.max_batch_size=0"], ["max_batch_size=0", "whole number"]),
     "too many points": (["seed=range(100)", "epochs=range(1,1001)"], ["100,000", "hydra.launcher.max_points"]),
     "the same twice": (["seed=0,0"], ["point 1", "same as point 0"]),
     "no fp16 on a CPU": (["mixed_precision=no,fp16", "device=cpu"], ["point 1", "fp16", "bf16"]),
@@ -211,11 +217,12 @@ def test_wrong_input_is_refused_before_anything_starts(place):
 
 
 def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(place):
-    """One point each that works, raises, is killed and hangs; then the same command again, with the causes gone."""
-    words = ["+model.mode=ok,raise,kill,hang", "timeout=4", *OWN_MODEL]
+    """One point each that works, raises, is killed, hangs, loses its directory; then again, with the causes gone."""
+    words = ["+model.mode=ok,raise,kill,hang,vanish", "timeout=4", *OWN_MODEL]
     status, out, err = end(start(words, place))
     assert status == 1, (out, err)
-    assert err.count("FAILED") == 3 and "mode=ok" not in err and "Traceback" not in err
+    assert err.count("FAILED") == 4 and "mode=ok" not in err and "Traceback" not in err
+    assert "failed.json cannot be written: No such file" in out
     good = of(place / "grid", "mode=ok")
     assert summary(good)["status"] == "finished" and not (good / "failed.json").exists()
     for mode, said in (("raise", "a wheel came off"), ("kill", "killed by SIGKILL"), ("hang", "hangs: no output")):
@@ -223,21 +230,21 @@ def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(p
         assert said in failure["reason"] and said in err
     assert "Traceback" in (of(place / "grid", "mode=raise") / "output.log").read_text()
     page = (place / "grid/grid.html").read_text()
-    assert "a wheel came off" in page and "1 of 4 finished, 3 failed" in page
+    assert "a wheel came off" in page and "1 of 5 finished, 3 failed" in page
 
     untouched = snapshot(good)
     status, out, err = end(start(words, place, CURED="1"))
     assert status == 0, (out, err)
     assert snapshot(good) == untouched
-    assert "1 finished before, 3 to try again" in out
+    assert "1 finished before, 3 to try again, 1 new" in out
     found = points(place / "grid")
-    assert len(found) == 4 and all(summary(path)["status"] == "finished" for path in found.values())
+    assert len(found) == 5 and all(summary(path)["status"] == "finished" for path in found.values())
     assert not list((place / "grid").glob("*/failed.json"))
     assert len({weights(path) for path in found.values()}) == 1  # the mode changes nothing else
 
     # Nothing left to do: nothing is done, in the time of the checks.
     status, out, _ = end(start(words, place))
-    assert status == 0 and "4 finished before" in out and "started" not in out
+    assert status == 0 and "5 finished before" in out and "started" not in out
     # Another base config is refused, whether it is given or stands in the YAML.
     own = place / "conf"
     shutil.copytree(REPOSITORY / "conf", own)
@@ -248,13 +255,15 @@ def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(p
     assert status == 2 and "clip_grad_norm: null -> 1" in err and snapshot(good) == untouched
 
 
-def test_ctrl_c_stops_every_point_with_a_checkpoint_and_the_command_it_prints_goes_on(place):
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
+def test_a_signal_stops_every_point_with_a_checkpoint_and_the_command_it_prints_goes_on(number, place):
+    """Ctrl-C, and what `timeout` or torchrun send: to the whole process group."""
     words = ["seed=0,1,2", "+model.delay=0.1", *OWN_MODEL, "epochs=4"]
     first = start(words, place)
     wait_for(lambda: len(list(place.glob("grid/*/metrics.jsonl"))) == 2, first)
     status, _, err = end(start(words, place))
     assert status == 2 and "a grid runs in it" in err and str(first.pid) in err
-    first.send_signal(signal.SIGINT)
+    os.killpg(first.pid, number)
     status, out, err = end(first, 30)
     assert status == 0, err
     stopped = list(place.glob("grid/*/stopped.json"))
@@ -271,6 +280,17 @@ def test_ctrl_c_stops_every_point_with_a_checkpoint_and_the_command_it_prints_go
     assert done.returncode == 0, done.stderr
     assert "2 to resume, 1 new" in done.stdout
     assert [summary(path)["status"] for path in points(place / "grid").values()] == ["finished"] * 3
+
+
+@pytest.mark.soak
+def test_points_of_every_batch_have_names_of_their_own(place):
+    """What changes no result is in them where it is swept; hydra.sweep.subdir may refer to what Hydra knows."""
+    name = "hydra.sweep.subdir='${hydra.runtime.choices.model}${seed}/${hydra.job.override_dirname}'"
+    words = ["log_every=5,10", "seed=0,1", "epochs=1", "hydra.sweeper.max_batch_size=2", "hydra.sweep.dir=grid", name]
+    status, out, err = end(start(words, place))
+    assert status == 0, (out, err)
+    found = {str(path.parent.relative_to(place / "grid")) for path in place.glob("grid/*/*/summary.json")}
+    assert found == {f"mlp{seed}/epochs=1,log_every={every},seed={seed}" for seed in (0, 1) for every in (5, 10)}
 
 
 @pytest.mark.soak

@@ -155,9 +155,10 @@ def test_a_run_without_a_record_and_one_without_its_data_are_refused(copied):
 def test_a_setting_that_a_run_did_not_know_gets_its_default(copied):
     config = copied / "run/.hydra/config.yaml"
     lines = config.read_text().splitlines(keepends=True)
-    config.write_text("".join(line for line in lines if not line.startswith("channels_last:")))
-    said = command("rerun", ["run", "dry_run=true"], copied).ok().out()
+    config.write_text("".join(line for line in lines if not line.startswith(("channels_last:", "  tables:"))))
+    said = command("rerun", ["run", "output=again"], copied).ok().out()
     assert "channels_last: no such setting then, False now" in said
+    assert "wandb.tables: no such setting then, 0 now" in said
 
 
 def test_a_resumed_run_keeps_its_first_record_and_notes_what_differs(copied):

@@ -14,6 +14,7 @@ from launcher.errors import ConfigError
 from launcher.slurm import (
     begin,
     cores_of_task,
+    end,
     expand_counts,
     expand_hosts,
     interface_to,
@@ -244,6 +245,13 @@ def test_a_job_without_progress_is_ended(tmp_path):
     begin(run, 2, {"SLURM_JOB_ID": "6", "SLURM_RESTART_COUNT": "1"})
     rows = [json.loads(line) for line in (run / "restarts.jsonl").read_text().splitlines()]
     assert [(r["job"], r["restart"], r["step"]) for r in rows] == [("5", 1, 0), ("5", 2, 0), ("5", 3, 30), ("6", 1, 30)]
+
+
+def test_what_a_person_stopped_stays_stopped(tmp_path):
+    """Without a question to SLURM, which is not there."""
+    for reason in ("SIGINT", "max_time"):
+        (tmp_path / "stopped.json").write_text(json.dumps({"step": 3, "reason": reason}))
+        assert end(tmp_path, 0, {"SLURM_JOB_ID": "5"}) is False
 
 
 def test_nothing_of_this_process_reaches_a_job():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -141,6 +142,15 @@ def test_a_snapshot_is_the_code_as_it_is_now(project, tmp_path, monkeypatch):
     (project / "naïve name.py").write_text("1")
     git(project, "add", "gone.py")
     (project / "gone.py").unlink()
+    Path(os.fsdecode(os.fsencode(project) + b"/\xff.py")).write_text("no text")
+    other = tmp_path / "other"
+    (other / "sub").mkdir(parents=True)
+    (other / "sub/within.py").write_text("1")
+    for place in (other / "sub", other):
+        git(place, "init", "-q")
+        git(place, "add", ".")
+        git(place, "commit", "-qm", "one")
+    git(project, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(other), "fetched")
     (project / "large.dat").write_bytes(b"0" * (snapshot.LARGEST + 1))
     (project / "grids/one").mkdir(parents=True)
     (project / "grids/one/metrics.jsonl").write_text("{}")
@@ -148,7 +158,9 @@ def test_a_snapshot_is_the_code_as_it_is_now(project, tmp_path, monkeypatch):
     left_out = snapshot.take(plan, project / "grids/one")
     copy = Path(plan.trees[str(project)])
     found = {str(file.relative_to(copy)) for file in copy.rglob("*") if not file.is_dir()}
-    assert found == {".gitignore", "own.py", "package/new.py", "link.py", "naïve name.py"}
+    assert found == {
+        ".gitignore", ".gitmodules", "own.py", "package/new.py", "link.py", "naïve name.py", "\udcff.py",
+    }  # fmt: skip
     assert (copy / "link.py").read_text() == "changed" and left_out == [str(project / "large.dat")]
     assert plan.commit == git(project, "rev-parse", "HEAD") + "+"
     assert (Path(plan.code) / "launcher/train.py").read_bytes() == Path(TRAIN).read_bytes()
@@ -210,6 +222,8 @@ def test_a_grid_of_six_points(slurm, project):
     assert slurm.show(f"{job}_{slow}")[0]["Restarts"] == "1"
 
     *good, bad = (project / "grid" / name for name in names)
+    goes_on = re.search(r"To go on:\n  (.*)", (good[slow] / "output.log").read_text())[1]
+    assert re.fullmatch(r"python \S*launcher/train\.py \+model\.mode=slow .*hydra\.run\.dir=\S+", goes_on), goes_on
     assert [json.loads((path / "summary.json").read_text())["status"] for path in good] == ["finished"] * 5
     assert len({weights(path) for path in good}) == 1  # the mode changes nothing else, the preemption neither
     failed = json.loads((bad / "failed.json").read_text())
