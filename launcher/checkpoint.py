@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +164,26 @@ def newest_good(directory: Path) -> Path | None:
             f"every checkpoint in {directory} is damaged. Restore one, or remove the directory to start over."
         )
     return None
+
+
+def take_up(directory: Path) -> Path | None:
+    """The checkpoint to go on from, for who writes new ones: `newest_good`, with the directory put in order.
+
+    Damaged ones that are newer get another name: as the newest they would be kept, and the fresh ones be pruned.
+
+    Raises:
+        DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
+    """
+    put_back(directory)
+    good = newest_good(directory)
+    for damaged in checkpoints(directory)[::-1]:
+        if damaged == good:
+            break
+        aside = damaged.with_name(f".damaged-{damaged.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(damaged, aside)
+        log.warning("%s is kept as %s.", damaged, aside.name)
+    return good
 
 
 def best_good(directory: Path) -> Path | None:
@@ -344,7 +364,7 @@ def go_back(directory: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
     Raises:
         DamagedCheckpoint: There is none.
     """
-    found = from_rank_0(newest_good(directory) if ranks.rank == 0 else None, ranks.world_size)
+    found = from_rank_0(take_up(directory) if ranks.rank == 0 else None, ranks.world_size)
     if found is None:
         raise DamagedCheckpoint(f"there is no checkpoint in {directory} to go back to; save more often")
     trainer.window.clear()
@@ -383,13 +403,31 @@ class Saver:
         self.seconds = 0.0  # the longest save so far, for who must stop in time
         self._thread: threading.Thread | None = None
 
-    def save(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], best: int | None) -> None:
+    def save(
+        self,
+        step: int,
+        model: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        best: int | None,
+        sync: Callable[[], None] = lambda: None,
+    ) -> None:
         """Copy the state out of device memory and write it in the background.
+
+        Args:
+            step: Updates done.
+            model: The measured weights by name.
+            state: Everything else.
+            best: Step of the checkpoint that is kept whatever its age.
+            sync: Brings to the disk what the checkpoint counts on; where it raises OSError the save has failed.
 
         Raises:
             OSError: More saves in a row failed than max_failures allows.
         """
         self.wait()
+        try:
+            sync()
+        except OSError as error:
+            return self._failed(step, error)
         for stale in self.directory.glob(".removing-*"):
             shutil.rmtree(stale, ignore_errors=True)
         arguments = (step, copy_to_host(dict(model)), copy_to_host(dict(state)), best)
@@ -425,10 +463,13 @@ class Saver:
             prune(self.directory, self.keep, best)
             self.failures = 0
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
-            self.failures += 1
             shutil.rmtree(self.directory / f".making-step_{step:08d}", ignore_errors=True)
-            log.error("SAVING FAILED at step %d: %s. The checkpoints before it are untouched.", step, error)
+            self._failed(step, error)
         except Exception as error:
             self.failures = self.max_failures + 1
             log.error("SAVING FAILED at step %d: %s: %s", step, type(error).__name__, error)
         self.seconds = max(self.seconds, time.perf_counter() - begun)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self.failures += 1
+        log.error("SAVING FAILED at step %d: %s. The checkpoints before it are untouched.", step, error)

@@ -91,7 +91,7 @@ class Clock:
         self.ddp = forward if isinstance(forward, DistributedDataParallel) else None
         self._first_step = self._row_step = step
         self._begun: float | None = None
-        self._row_begun = time.perf_counter()
+        self._made = self._row_begun = time.perf_counter()
         self._spent = {"data_wait": 0.0, "communication": 0.0, "evaluating": 0.0, "saving": 0.0}
         self._row_spent = dict(self._spent)
         self._watched = torch.zeros(ranks.world_size, 2, dtype=torch.float64)  # [rank, (busy, in all)]
@@ -151,7 +151,7 @@ class Clock:
     def totals(self, step: int, plan: BatchPlan) -> dict[str, Any]:
         """The rates of the whole loop and the share of time that each part of it took, for the summary."""
         now = time.perf_counter()
-        whole = max(now - (self._begun or now), 1e-9)
+        whole = max(now - (self._begun or self._made), 1e-9)
         training = max(whole - self._spent["evaluating"] - self._spent["saving"], 1e-9)
         shares = {name: seconds / whole for name, seconds in self._spent.items()}
         return {

@@ -138,7 +138,7 @@ SCHEMA: dict[str, Rule] = {
     "threads": whole(1).or_word("auto"),
     "num_workers": whole(0),
     "timeout": above(0),
-    "log_every": whole(1),
+    "log_every": whole(1).or_word("epoch"),
     "eval_every": EVERY,
     "metrics": Rule(lambda v: isinstance(v, list), "a list of torchmetrics names, such as [AUROC]"),
     "checkpoint.every": EVERY,
@@ -232,7 +232,7 @@ RERUN_SCHEMA: dict[str, Rule] = {"run_dir": TEXT, "output": TEXT.or_null(), "dry
 FREE_ON_RESUME = (
     "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "trackers", "log_every", "checkpoint",
     "device", "threads", "num_workers", "timeout", "cluster", "profile", "check", "data.cache", "log_grad_norm",
-    "activation_checkpointing", "strategy.name", "strategy.block", "strategy.find_unused_parameters",
+    "divergence", "activation_checkpointing", "strategy.name", "strategy.block", "strategy.find_unused_parameters",
     "strategy.gradient_as_bucket_view", "strategy.static_graph", "strategy.reshard_after_forward",
     "strategy.accumulate_whole", "strategy.meta_init",
 )  # fmt: skip

@@ -163,6 +163,6 @@ class Loop:
             state = checkpoint.gather_state(self.trainer, self.progress, self.trainer.ranks)
             weights = self.trainer.weights(self.trainer.measured)
             if self.saver is not None and self.keeper is not None:
-                self.keeper.record.sync()
-                self.saver.save(self.progress.step, weights, state, self.progress.best_step)
+                sync = self.keeper.record.sync
+                self.saver.save(self.progress.step, weights, state, self.progress.best_step, sync)
                 self.stop.reserve = REPORT_SECONDS + 2 * self.saver.seconds

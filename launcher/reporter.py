@@ -11,7 +11,7 @@ from launcher import gallery, histograms, provenance
 from launcher.checkpoint import Progress, checkpoints, step_of
 from launcher.engine import Evaluation
 from launcher.run_directory import RunDirectory, write_json
-from launcher.tracking import HISTOGRAMS, Record, WandbTracker
+from launcher.tracking import HISTOGRAMS, Record, WandbTracker, of_time
 from launcher.views import Views
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Reporter:
         row = {"step": step, "epoch": step / self.steps_per_epoch, **figures}
         self.record.write(row)
         self.timings.write(timing)
-        shown = row | {f"time/{name}": value for name, value in timing.items() if name not in ("step", "time")}
+        shown = of_time(timing) | row
         self.bar.update(row | dict(timing))
         if self.tracker is not None:
             self.tracker.log(shown)
@@ -112,24 +112,19 @@ class Reporter:
             self.views = Views(self.path, self._viewed)
 
     def close(
-        self,
-        summary: dict[str, Any],
-        progress: Progress,
-        evaluation: Evaluation | None,
-        names: list[str] | None,
-        predictions: "Mapping[str, np.ndarray] | None" = None,
-    ) -> None:
-        """Write the summary, the pictures and the page, and end the trackers.
+        self, summary: dict[str, Any], progress: Progress, evaluation: Evaluation | None, names: list[str] | None
+    ) -> dict[str, Any]:
+        """Write the summary and end the record: from here on the run is done, whatever becomes of its pictures.
 
         Args:
             summary: What summary.json holds beside the figures.
             progress: For the best figures.
             evaluation: Of the test part; None where the run was stopped before its end.
             names: Of the classes.
-            predictions: Columns of a table for W&B.
-        """
-        from launcher import report
 
+        Returns:
+            All of summary.json.
+        """
         final: dict[str, Any] = {}
         for row in self.record.rows():
             final |= {name: value for name, value in row.items() if name not in ("step", "epoch")}
@@ -144,14 +139,28 @@ class Reporter:
         self.histograms.close()
         self.bar.close()
         self.bar.final_table(summary)
+        return summary
+
+    def show(
+        self, summary: Mapping[str, Any], best_step: int | None, predictions: "Mapping[str, np.ndarray] | None"
+    ) -> None:
+        """Draw the pictures and the page, and end the trackers, which may take their time.
+
+        Args:
+            summary: What `close` returned.
+            best_step: Of the best checkpoint.
+            predictions: Columns of a table for W&B.
+        """
+        from launcher import report
+
         report.draw_curves(self.path)
         report.write_report(self.path)
         if self.views is not None:
             self.views.close()
         if self.tracker is not None:
             table = None if predictions is None else gallery.write(self.path / "wandb" / "predictions.npz", predictions)
-            chosen = self._chosen(progress.best_step)
-            self.tracker.finish(summary, {"curves": self.path / "curves.png"}, chosen, table)
+            chosen = self._chosen(best_step)
+            self.tracker.finish(dict(summary), {"curves": self.path / "curves.png"}, chosen, table)
 
     def _chosen(self, best: int | None) -> dict[Path, list[str]]:
         """The checkpoints that W&B is to have, oldest first, and what it is to call them; the last is its `latest`."""

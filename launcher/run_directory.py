@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -32,10 +33,11 @@ class RunDirectory:
     Attributes:
         path: Absolute.
         resumed: True where a run was in it before.
+        complete: True where that has ended and nothing is left to do: what is in it stays as it is.
     """
 
-    def __init__(self, path: Path, resumed: bool, lock: int) -> None:
-        self.path, self.resumed, self._lock = path, resumed, lock
+    def __init__(self, path: Path, resumed: bool, lock: int, complete: bool = False) -> None:
+        self.path, self.resumed, self._lock, self.complete = path, resumed, lock, complete
 
     @property
     def run_id(self) -> str:
@@ -47,11 +49,8 @@ class RunDirectory:
 
     def is_complete(self, step: int) -> bool:
         """Whether a run ended here at this step, with everything measured and written."""
-        try:
-            summary = json.loads((self.path / "summary.json").read_text())
-        except (OSError, ValueError):
-            return False
-        return summary["status"] == "finished" and summary["step"] == step
+        summary = read_summary(self.path)
+        return summary.get("status") == "finished" and summary["step"] == step
 
     def resume_command(self, overrides: list[str]) -> str:
         """The command that goes on with this run: the one that started it, with the directory named."""
@@ -71,15 +70,19 @@ class RunDirectory:
         os.close(self._lock)
 
 
-def open_run_directory(composed: Composed) -> RunDirectory:
+def open_run_directory(composed: Composed, total_steps: int) -> RunDirectory:
     """Make a new run directory, or take up one that a run was in before. For rank 0 alone.
 
     A directory that the person named is resumed where a run was in it. So is the unfinished one of the same launch,
     where torchrun restarts a group or SLURM requeues a job. A name made from the clock is never shared: two runs that
     start in the same second get two directories.
 
+    Args:
+        composed: The config of the run.
+        total_steps: Updates that it is to have.
+
     Raises:
-        ConfigError: Another run is in it, it belongs to another config, or it cannot be written.
+        ConfigError: Another run is in it, it belongs to another config or has gone further, or it cannot be written.
     """
     path = Path(str(composed.hydra.run.dir)).resolve()
     check_writable(path)
@@ -94,9 +97,25 @@ def open_run_directory(composed: Composed) -> RunDirectory:
         path, resumed = before, True
     else:
         path = _make_new(path)
+    found = (re.fullmatch(r"step_(\d+)", one.name) for one in (path / "checkpoints").glob("step_*"))
+    done = max((int(name[1]) for name in found if name), default=0)
+    if done > total_steps:
+        raise ConfigError(f"epochs, max_steps: {total_steps} updates, but this run has done {done} already.")
     lock = _lock(path)
-    _write_config(path, composed)
-    return RunDirectory(path, resumed, lock)
+    summary = read_summary(path)
+    complete = summary.get("status") == "finished" and (summary.get("step") == total_steps or "reason" in summary)
+    if not complete:
+        _write_config(path, composed)
+    return RunDirectory(path, resumed, lock, complete)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run; empty where it has none (yet)."""
+    try:
+        found: dict[str, Any] = json.loads((path / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def holds_checkpoint(composed: Composed) -> bool:
@@ -159,19 +178,21 @@ def launch_names() -> list[str]:
 
 
 def _of_this_launch(path: Path, composed: Composed) -> Path | None:
-    """The unfinished run directory that an earlier start of this launch made, beside the one for now."""
+    """The run directory that an earlier start of this launch made, beside the one for now.
+
+    An unfinished one; a finished one where the launch begins anew, as when something failed after the run's end.
+    """
     names = set(launch_names())
-    if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:  # what else this job or allocation runs is another run
+    requeued, restarted = (int(os.environ.get(f"{by}_RESTART_COUNT") or 0) for by in ("SLURM", "TORCHELASTIC"))
+    if not requeued:  # what else this job or allocation runs is another run
         names = {name for name in names if not name.startswith("slurm ")}
-    if not names:
-        return None
-    for lock in [*path.parent.glob(f"*/{LOCK}"), *path.parent.parent.glob(f"*/*/{LOCK}")]:
+    found: dict[bool, Path] = {}
+    for lock in [*path.parent.glob(f"*/{LOCK}"), *path.parent.parent.glob(f"*/*/{LOCK}")] if names else ():
         with contextlib.suppress(OSError, ValueError, ConfigError):
-            unfinished = not (lock.parent / "summary.json").exists() or (lock.parent / "stopped.json").exists()
-            if names & set(json.loads(lock.read_text()).get("launches") or ()) and unfinished:
+            if names & set(json.loads(lock.read_text()).get("launches") or ()):
                 check_same(lock.parent, composed)
-                return lock.parent
-    return None
+                found[read_summary(lock.parent).get("status") == "finished"] = lock.parent
+    return found.get(False) or (found.get(True) if requeued or restarted else None)
 
 
 def is_locked(file: Path) -> bool:

@@ -1,5 +1,6 @@
 """When a run stops before its end: signals, a vanished parent, a time limit."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE = 0.5  # seconds in which a repeated signal is the echo of the first (launchers and shells both forward)
@@ -19,6 +21,22 @@ def seconds_since_start() -> float:
         return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def leave(status: int, saving: float = 60.0) -> NoReturn:
+    """End the process at once: threads may wait for a peer that is gone. A checkpoint that is being written needs none.
+
+    Args:
+        status: Exit status.
+        saving: Seconds that such a checkpoint may still take.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join(saving)
+    with contextlib.suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")  # the cursor, which the progress bar hides
+    os._exit(status)
 
 
 class StopRequest:
@@ -77,6 +95,6 @@ class StopRequest:
             self.reason, self._first = name, now
         elif self._first and now - self._first > GRACE:
             os.write(2, f"{name} again: ending at once, without saving\n".encode())
-            os._exit(128 + signal.Signals[name].value)
+            leave(128 + signal.Signals[name].value, saving=0)
         elif not self._first:
             self._first = now

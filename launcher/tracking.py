@@ -57,6 +57,7 @@ class Record:
         self.path = Path(path)
         self._file: BinaryIO | None = None
         self._last = -1
+        self._left = b""  # what a full disk has not taken yet
 
     def open(self, resume_step: int | None) -> None:
         """Open for writing, with the rows up to `resume_step` and nothing else.
@@ -85,10 +86,12 @@ class Record:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, self.path)
-        self._file = self.path.open("ab")
+        self._file, self._left = self.path.open("ab", buffering=0), b""
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row, and hand it to the operating system: a kill of this process does not take it back.
+
+        Where the disk is full, that is a warning, and the row waits for the next one or for `sync`.
 
         Args:
             row: `step` (int, above that of the last row) and numbers by name. Floats read back bit for bit;
@@ -102,13 +105,27 @@ class Record:
         if step <= self._last:
             raise ValueError(f"{self.path.name}: a row for step {step} after the row for step {self._last}")
         ordered = {"step": step} | {name: _writable(value) for name, value in row.items()}
-        self._file.write(json.dumps(ordered, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        waited, self._left = bool(self._left), self._left + json.dumps(ordered, allow_nan=False).encode() + b"\n"
         self._last = step
+        try:
+            self._hand_over()
+        except OSError as error:
+            if not waited:
+                log.warning("%s cannot be written (%s); its rows wait until it can.", self.path, error.strerror)
+
+    def _hand_over(self) -> None:
+        assert self._file is not None
+        while self._left:  # a raw file takes what it can
+            self._left = self._left[self._file.write(self._left) :]
 
     def sync(self) -> None:
-        """Wait until the rows are on the disk: before a checkpoint that counts on them is made visible."""
+        """Wait until the rows are on the disk: before a checkpoint that counts on them is made visible.
+
+        Raises:
+            OSError: It does not take them.
+        """
         if self._file is not None:
+            self._hand_over()
             os.fsync(self._file.fileno())
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -125,6 +142,12 @@ class Record:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def of_time(timing: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of timings.jsonl as trackers show it."""
+    names = {name: f"time/{name}" for name in timing if name not in ("step", "time")}
+    return {"step": timing["step"]} | {shown: timing[name] for name, shown in names.items()}
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -577,7 +600,8 @@ class _View:
             self.run.log_code(place, name=f"source-{self.run.project}")
 
     def _follow(self) -> None:
-        replayed = (Record(self.run_dir / name).rows() for name in ("metrics.jsonl", HISTOGRAMS))
+        replayed = [Record(self.run_dir / name).rows() for name in ("metrics.jsonl", HISTOGRAMS)]
+        replayed.insert(1, map(of_time, Record(self.run_dir / "timings.jsonl").rows()))
         for count, row in enumerate(heapq.merge(*replayed, key=lambda row: row["step"])):
             self._log(row)
             if count % 1000 == 0:

@@ -20,7 +20,6 @@ if __name__ == "__main__":  # started as a file: launcher/ itself stands first o
 
 from launcher import check, config, distributed, run_directory
 from launcher.config import Composed
-from launcher.errors import ConfigError
 from launcher.watch import Watch, finish, guarded
 
 log = logging.getLogger("launcher")
@@ -83,7 +82,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     from launcher.stopping import StopRequest
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
-    directory = run_directory.open_run_directory(composed) if ranks.rank == 0 else None
+    directory = run_directory.open_run_directory(composed, total_steps) if ranks.rank == 0 else None
     accelerator = distributed.start(
         ranks, on_cpu, settings.mixed_precision, settings.threads, settings.timeout, settings.deterministic,
         settings.strategy, settings.float32_matmul_precision,
@@ -96,8 +95,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         reporter.log_to(path)
         log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
         log.info("data       %s", data)
-        for line in provenance.write(path, composed.plain(), data, ranks.world_size, device):
-            log.warning("changed    %s", line)
+        if not directory.complete:
+            for line in provenance.write(path, composed.plain(), data, ranks.world_size, device):
+                log.warning("changed    %s", line)
         count = sum(parameter.numel() for parameter in model.parameters())
         log.info("model      %s, %s parameters", type(model).__name__, f"{count:,}")
         for line in parts.begun:
@@ -107,10 +107,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     if parts.sharding is None:  # else it goes there block by block
         model.to(device)
     loss.to(device)
-    found = None
-    if directory is not None:
-        checkpoint.put_back(path / "checkpoints")
-        found = checkpoint.newest_good(path / "checkpoints")
+    found = checkpoint.take_up(path / "checkpoints") if directory is not None else None
     found = distributed.from_rank_0(found, ranks.world_size)
     saved = checkpoint.read_checkpoint(found) if found is not None else None
     progress = checkpoint.Progress() if saved is None else checkpoint.Progress(**saved[1]["progress"])
@@ -132,6 +129,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         trainer.warm_up(samples)
     if saved is not None:
         checkpoint.restore(*saved, trainer, ranks)
+        saved = None  # whose tensors may be as large as the model and its optimizer once more
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
         end = progress.step if progress.ended else total_steps
         if distributed.from_rank_0(directory and directory.is_complete(end), ranks.world_size):
@@ -141,10 +139,6 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             log.info("finished already: nothing is left to do in %s", path)
             finish(watch)
             return 0
-        if progress.step > total_steps:
-            raise ConfigError(
-                f"epochs, max_steps: {total_steps} updates, but this run has done {progress.step} already."
-            )
     saver = keeper = None
     if directory is not None:
         saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
@@ -206,9 +200,10 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             Mirrored(trainer.measured) if settings.test_time_flip else trainer.measured, data.test, data,
             settings.loss, settings.wandb.tables, 4 * plan.micro_size, accelerator,
         )  # fmt: skip
+    status = "finished" if evaluation is not None else "stopped"
+    reasons = distributed.at_rank_0(stop.reason, ranks.world_size, ranks.rank)  # one of them has heard the signal
     if directory is not None and keeper is not None and saver is not None:
         saver.close()
-        status = "finished" if evaluation is not None else "stopped"
         summary = {
             "status": status,
             "step": progress.step,
@@ -223,13 +218,15 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             **loop.clock.totals(progress.step, plan),
             **provenance.summary(),
         }
-        keeper.close(summary, progress, evaluation, data.class_names, predictions)
+        summary = keeper.close(summary, progress, evaluation, data.class_names)
+        if status == "stopped":
+            directory.stopped(progress.step, next(filter(None, reasons or ()), None), composed.overrides)
+    finish(watch)
+    if directory is not None and keeper is not None:  # what may take long: the other ranks have left
+        keeper.show(summary, progress.best_step, predictions)
         if status == "finished":
             log.info("finished   %s%s", f"{progress.ended}; " if progress.ended else "", path / "report.html")
-        else:
-            directory.stopped(progress.step, stop.reason, composed.overrides)
         directory.close()
-    finish(watch)
     return 0
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from launcher.distributed import Ranks, from_rank_0
 from launcher.errors import ConfigError
+from launcher.stopping import leave
 
 BEAT = 1.0  # seconds between two heartbeats
 NEIGHBOURS = 4  # ranks that each one looks at; if it were all, rank 0 would serve the square of their number
@@ -83,6 +84,8 @@ class Watch:
         Returns:
             None where this rank is the first: it should say what happened. Else what to say in its place.
         """
+        if self._done.is_set():
+            return None  # the others have left
         if _is_echo(text):  # the watch knows, or will in a moment, who is behind it, says so and ends this process
             self._thread.join(PATIENCE)
         self._done.set()
@@ -187,7 +190,7 @@ class Watch:
                 if _stopped(pid):
                     os.kill(pid, signal.SIGKILL)
         self._linger()
-        os._exit(1)
+        leave(1)
 
 
 def _main_thread_is_at() -> str:
@@ -270,7 +273,7 @@ def guarded(run: Callable[[], int]) -> int:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    leave(status)
 
 
 def finish(watch: "Watch | None") -> None:

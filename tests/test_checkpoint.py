@@ -1,5 +1,6 @@
 """Checkpoints under attack: interrupted writes, damaged files, a full disk, a planted pickle."""
 
+import contextlib
 import math
 import os
 import pickle
@@ -12,6 +13,7 @@ import torch
 
 from launcher import checkpoint
 from launcher.checkpoint import DamagedCheckpoint, Saver, newest_good, read_checkpoint, verify, write_checkpoint
+from launcher.tracking import Record
 
 MODEL = {"weight": torch.arange(12.0).view(3, 4), "tied": torch.ones(5)}
 STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "progress": {"step": 3}}
@@ -132,6 +134,19 @@ def test_the_first_figure_that_is_a_number_is_better_than_none():
         assert progress.best_step == {1: 1, 2: 2, 3: 2, 4: 2, 5: 5}[step]
 
 
+def test_damaged_checkpoints_do_not_take_the_place_of_new_ones(tmp_path):
+    for step in (1, 2, 8, 9):
+        write(tmp_path, step)
+    for step in (8, 9):
+        (tmp_path / f"step_{step:08d}/state.pt").write_bytes(b"")
+    assert checkpoint.take_up(tmp_path).name == "step_00000002"
+    for step in (3, 4, 5):
+        write(tmp_path, step)
+        checkpoint.prune(tmp_path, keep=2, best=None)
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [4, 5]
+    assert (tmp_path / ".damaged-step_00000009").is_dir() and checkpoint.take_up(tmp_path).name == "step_00000005"
+
+
 def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -158,6 +173,22 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):
         saver.save(8, large, STATE, None)
         with pytest.raises(OSError, match="the last checkpoint could not be saved"):
             saver.close()
+        # The record waits until there is space again; a checkpoint that counts on it has failed until then.
+        record = Record(disk / "metrics.jsonl")
+        record.open(None)
+        with contextlib.suppress(OSError):
+            (disk / "more").write_bytes(b"0" * 2_000_000)
+        for step in range(1, 400):
+            record.write({"step": step, "train/loss": 1 / step})
+        assert caplog.text.count("its rows wait") == 1 and len([*record.rows()]) < 399
+        saver = Saver(disk / "checkpoints", keep=2, max_failures=2)
+        saver.save(9, small, STATE, None, record.sync)
+        assert saver.failures == 1 and newest_good(disk / "checkpoints").name == "step_00000004"
+        (disk / "more").unlink()
+        saver.save(10, small, STATE, None, record.sync)
+        saver.close()
+        assert [row["step"] for row in record.rows()] == list(range(1, 400))
+        record.close()
     finally:
         subprocess.run(["umount", disk], check=True)
 

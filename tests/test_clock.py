@@ -1,6 +1,7 @@
 """Where time goes: operations against closed forms, a slow rank that is named, a trace that opens."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -21,6 +22,13 @@ def test_operations_of_a_dense_and_of_a_convolutional_network():
     norm = nn.BatchNorm1d(4).train()
     flops_per_sample(norm, torch.randn(8, 4), 8)
     assert norm.training and norm.num_batches_tracked == 0, "left as it was"
+
+
+def test_shares_of_a_run_that_came_back_for_its_evaluation_alone():
+    clock = Clock(7, torch.device("cpu"), find_ranks({}))
+    with clock.during("evaluating"):
+        time.sleep(0.01)
+    assert 0 < clock.totals(7, plan_batch(100, 10, 1, None, None))["time_shares"]["evaluating"] <= 1
 
 
 @pytest.mark.parametrize(

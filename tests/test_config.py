@@ -195,14 +195,17 @@ def test_a_launch_that_begins_again_finds_its_run_and_another_does_not(tmp_path,
         composed = compose("epochs=1")
         OmegaConf.set_readonly(composed.hydra, False)
         composed.hydra.run.dir = str(tmp_path / name)
-        found = open_run_directory(composed)
+        found = open_run_directory(composed, 10)
         found.close()
         return found.path.name, found.resumed
 
     assert begin("first", SLURM_JOB_ID="7") == ("first", False)
     assert begin("second", SLURM_JOB_ID="7") == ("second", False)
-    (tmp_path / "second/summary.json").write_text("{}")  # finished
+    (tmp_path / "first/summary.json").write_text('{"status": "stopped"}')  # and killed before it said how to go on
+    (tmp_path / "second/summary.json").write_text('{"status": "finished"}')
     assert begin("third", SLURM_JOB_ID="7", SLURM_RESTART_COUNT="1") == ("first", True)
+    (tmp_path / "first/.lock").write_text("{}")
+    assert begin("third", SLURM_JOB_ID="7", SLURM_RESTART_COUNT="1") == ("second", True)  # failed after its end
     assert begin("fourth", SLURM_JOB_ID="8", SLURM_RESTART_COUNT="1") == ("fourth", False)
     assert begin("fifth", SLURM_JOB_ID="9", TORCHELASTIC_RUN_ID="x") == ("fifth", False)
     assert begin("sixth", SLURM_JOB_ID="9", TORCHELASTIC_RUN_ID="x") == ("fifth", True)

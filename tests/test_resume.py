@@ -110,7 +110,11 @@ def test_a_finished_run_may_be_prolonged_where_the_schedule_allows_it(tmp_path):
     directory = place(tmp_path)
     words = [*(w for w in RUN if not w.startswith(("epochs", "scheduler"))), "scheduler=constant"]
     train([*words, "epochs=2"], directory).ok()
-    assert "finished already" in train([*words, "epochs=2"], directory, name="io1").ok().out()
+    before = {name: (directory / "run" / name).read_bytes() for name in (".hydra/config.yaml", "provenance.json")}
+    assert "finished already" in train([*words, "epochs=2", "log_every=7"], directory, name="io1").ok().out()
+    shorter = train([*words, "epochs=1", "log_every=7"], directory, name="io1b").wait()
+    assert shorter.status == [2] and "this run has done" in shorter.err()
+    assert {name: (directory / "run" / name).read_bytes() for name in before} == before
     train([*words, "epochs=4"], directory, name="io2").ok()
     whole = place(tmp_path / "whole")
     train([*words, "epochs=4"], whole).ok()

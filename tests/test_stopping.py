@@ -75,7 +75,7 @@ def _signal_one(seed, directory):
     assert time.monotonic() - asked < 15
     stopped = json.loads((directory / "run/stopped.json").read_text())
     assert stopped["step"] == int(newest(directory).name[5:]) == summary(directory / "run")["step"]
-    assert rows(directory / "run")[-1]["step"] <= stopped["step"]
+    assert rows(directory / "run")[-1]["step"] <= stopped["step"] and stopped["reason"] == number.name
     assert "everything is saved" in run.out()
 
 
@@ -371,6 +371,29 @@ def same_bits_of_weights(one, other):
 
     first, second = (load_file(newest(d) / "model.safetensors") for d in (one, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.soak
+def test_ranks_do_not_wait_for_pictures_and_uploads(tmp_path):
+    """Rank 0 may take longer for them than `timeout`, in which a rank has to come to a meeting."""
+    slow = (
+        "import time\nfrom launcher.reporter import Reporter\nshow = Reporter.show\n"
+        "def late(*arguments):\n    time.sleep(12)\n    show(*arguments)\nReporter.show = late\n"
+    )
+    run = train([*RUN, "timeout=4"], place(tmp_path, OWN + slow), 2).ok()
+    assert "finished  " in run.out() and (tmp_path / "run/report.html").exists()
+
+
+def test_the_checkpoint_that_is_being_written_is_not_lost(tmp_path):
+    code = (
+        "import pathlib, threading, time\nfrom launcher import stopping\n"
+        "def write():\n    time.sleep(1)\n    pathlib.Path('saved').touch()\n"
+        "threading.Thread(target=write, name='checkpoint').start()\nstopping.leave(3, saving={})\n"
+    )
+    for seconds, there in ((0, False), (60, True)):
+        done = subprocess.run([sys.executable, "-c", code.format(seconds)], cwd=tmp_path, env=os.environ | {
+            "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
+        assert done.returncode == 3 and (tmp_path / "saved").exists() is there
 
 
 @pytest.mark.soak

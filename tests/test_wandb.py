@@ -141,8 +141,10 @@ def test_a_stopped_run_has_the_histograms_of_one_that_went_through(tmp_path):
     train(words, stopped, environment=home, name="io1").ok()
     assert (calm / "run/histograms.jsonl").read_text() == (stopped / "run/histograms.jsonl").read_text()
     (segment,) = segments(stopped / "run")
-    watched = [item["_step"] for item in history(inspect(segment)) if "gradients/layers.1.bias.bins" in item]
+    items = history(inspect(segment))
+    watched = [item["_step"] for item in items if "gradients/layers.1.bias.bins" in item]
     assert watched == list(range(3, 61, 3))
+    assert all("time/steps_per_second" in item for item in items if "train/loss" in item)  # also of the first start
 
 
 def _artifact(records, kind):
