@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from launcher.errors import ConfigError
 
+MORE_TO_EVALUATE = 4  # micro-batches that an evaluation takes at once
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -30,6 +32,14 @@ class BatchPlan:
     def per_device_size(self) -> int:
         """Largest share of one device in a full global batch, in samples."""
         return math.ceil(self.global_size / self.shards) * (self.shards // self.world_size)
+
+    def evaluation_size(self, tokens: int | None) -> int:
+        """Samples that a device sees at once in an evaluation: more than in a step, since no gradient waits for them.
+
+        Args:
+            tokens: Of a sample; None where the task is no language, whose scores are most of what an evaluation needs.
+        """
+        return self.micro_size * (MORE_TO_EVALUATE if tokens is None else 1)
 
     def capped(self, max_per_device: int) -> "BatchPlan":
         """The same plan with smaller micro-batches."""

@@ -65,8 +65,8 @@ def check(composed: Composed) -> int:
 
     # As train.py builds it, but for the model: of fake tensors, which have no memory.
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
-    init_from = None if run_directory.holds_checkpoint(composed) else settings.init_from
-    built = parts.build(settings, ranks, devices, init_from, lambda make: memory.fake_model(make, fake))
+    resumed = run_directory.holds_checkpoint(composed)
+    built = parts.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake))
     data, plan, model, total_steps = built.data, built.plan, built.model, built.total_steps
     most, parameters = settings.batch.max_per_device, sum(parameter.numel() for parameter in model.parameters())
     loss = losses.build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
@@ -76,6 +76,7 @@ def check(composed: Composed) -> int:
     need = memory.count_need(
         model, loss, built.optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
         settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,
+        plan.evaluation_size(data.tokens) // plan.micro_size,
     )  # fmt: skip
     there = psutil.virtual_memory().available // here if on_cpu else torch.cuda.mem_get_info()[0]
     copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
@@ -114,7 +115,7 @@ def check(composed: Composed) -> int:
     if copies:
         lines[-1] = ("memory", f"{lines[-1][1]}; the copy that a save writes {copies / MB:,.1f}")
     if need.peak is not None:
-        most_at_once = f"{plan.micro_size} samples in a step, {4 * plan.micro_size} in an evaluation"
+        most_at_once = f"{plan.micro_size} samples in a step, {plan.evaluation_size(data.tokens)} in an evaluation"
         lines.append(("", f"{(need.peak + copies) / MB:,.1f} MB at most, activations included ({most_at_once})"))
         if (fits := need.fits(there)) is not None:
             lines.append(("", f"{fits:,} samples at once would fit into the {there / MB:,.0f} MB that are free"))

@@ -47,8 +47,15 @@ def accepted_names(function: Callable[..., Any]) -> set[str] | None:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a builtin without a signature
         return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else named(function)
+
+
+def named(function: Callable[..., Any]) -> set[str]:
+    """Names of the keyword arguments that a callable names, whatever else it takes."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return set()
     return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
@@ -83,7 +90,7 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
     names = accepted_names(function)
     given = {str(key): value for key, value in settings.items()}
     given = {k: v for k, v in given.items() if not (v is None and k in facts)}
-    given |= {k: v for k, v in facts.items() if k not in given and names is not None and k in names}
+    given |= {k: v for k, v in facts.items() if k not in given and k in named(function)}
     fixed = {k: v for k, v in given.items() if k not in facts}
     if names is not None:
         for key in fixed:

@@ -8,6 +8,11 @@ class BrokenFile(ValueError):
         message: Names the file and says what is wrong with it, in one line.
     """
 
+    def in_short(self) -> str:
+        """The message, without the traceback that a process that loads sends before it, and what to do."""
+        last = str(self).strip().splitlines()[-1]
+        return f"{last.rpartition('BrokenFile: ')[2]}. Mend it, or take it out."
+
 
 class ConfigError(ValueError):
     """The user's input is wrong: the run ends with exit status 2 and this message alone, no traceback.

@@ -18,6 +18,8 @@ if __name__ == "__main__":  # as in train.py
     sys.path[0] = os.getcwd()
     sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
+from omegaconf import OmegaConf
+
 from launcher import config, distributed, provenance, saved
 from launcher.errors import ConfigError
 from launcher.watch import guarded
@@ -106,7 +108,9 @@ def export(settings: dict[str, Any]) -> int:
             print(f"{name:<12} {file}, {size:,} bytes: differs by at most {difference:.3g} on {samples} samples")
         figures = measure(model, data, part, settings["batch_size"], settings["num_workers"]) if labelled else {}
         told = "input" if settings["input"] is not None else part
-        shutil.copy(path / ".hydra" / "config.yaml", making / "config.yaml")
+        whole: Any = OmegaConf.load(path / ".hydra" / "config.yaml")
+        whole.model = saved.without_file(run["model"])  # what is exported has its weights with it
+        OmegaConf.save(whole, making / "config.yaml")
         metadata = describe(path, run, record, model, chosen.name) | {
             "input_dtype": str(example.dtype).removeprefix("torch."),
             "files": files,

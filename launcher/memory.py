@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from launcher import layout
+from launcher.batch import MORE_TO_EVALUATE
 from launcher.losses import PerSample
 
 aten = torch.ops.aten
@@ -130,6 +131,7 @@ def count_need(
     precision: str,
     channels_last: bool,
     on_cpu: bool,
+    evaluates: int = MORE_TO_EVALUATE,
 ) -> Need:
     """Do two updates and an evaluation on fake tensors, and count.
 
@@ -139,12 +141,13 @@ def count_need(
         optimizer: Over the model's parameters; afterwards its state is fake too.
         fake: The mode that the model was made in.
         sample: Inputs and targets of one sample, [1, ...] each, as the model gets them.
-        micro_size: Samples that a device sees at once in training; an evaluation takes four times as many.
+        micro_size: Samples that a device sees at once in training.
         accumulates: Whether an update has several micro-batches: gradients then wait beside the next one's activations.
         averages: Whether a moving average of the weights is kept.
         precision: no, bf16 or fp16.
         channels_last: As the setting.
         on_cpu: Whether the run will be on one.
+        evaluates: Micro-batches that an evaluation takes at once.
     """
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -165,7 +168,7 @@ def count_need(
                 _train(model, loss, sample, size, 1 + accumulates, precision, channels_last)
                 if not fused:  # which makes nothing but the states
                     optimizer.step()
-                _evaluate(model, loss, sample, 4 * size, precision, channels_last)
+                _evaluate(model, loss, sample, evaluates * size, precision, channels_last)
                 optimizer.zero_grad(set_to_none=True)
             peaks.append(meter.peak)
     except Exception:  # as above

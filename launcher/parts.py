@@ -16,6 +16,7 @@ from launcher import (
     losses,
     mixup,
     optimizers,
+    saved,
     schedulers,
     sharded,
     stream,
@@ -68,7 +69,7 @@ def build(
     settings: Any,
     ranks: Ranks,
     devices: int,
-    init_from: str | None,
+    resumed: bool,
     build_model: Callable[[Callable[[], nn.Module]], nn.Module],
 ) -> Parts:
     """Build everything that a run is made of, and check that it fits together.
@@ -77,7 +78,7 @@ def build(
         settings: The checked config.
         ranks: Of this run.
         devices: That share a global batch.
-        init_from: Weights to begin with; None where a checkpoint brings them, or for the model's own.
+        resumed: Whether a checkpoint brings the weights: no other file needs to be there.
         build_model: Given what makes the model, makes it where its weights shall be.
 
     Raises:
@@ -88,8 +89,9 @@ def build(
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = batch.plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    model = build_model(lambda: components.build("model", settings.model, **data.facts()))
-    begun = finetune.begin(model, init_from, settings.freeze)
+    described = saved.without_file(settings.model) if resumed else settings.model
+    model = build_model(lambda: components.build("model", described, **data.facts()))
+    begun = finetune.begin(model, None if resumed else settings.init_from, settings.freeze)
     kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = optimizers.build_optimizer(

@@ -107,7 +107,7 @@ def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -
     from launcher.components import build
 
     given = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
-    model: nn.Module = build("model", run["model"], **given)
+    model: nn.Module = build("model", without_file(run["model"]), **given)
     try:
         model.load_state_dict(load_file(chosen / "model.safetensors"))
     except RuntimeError as error:
@@ -116,6 +116,12 @@ def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -
             f"model: its code has changed since {chosen.name} was saved, whose weights no longer fit it ({what})."
         ) from error
     return model
+
+
+def without_file(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a model that shall not begin with the weights in a file, since a checkpoint brings all of them."""
+    ours = str(model.get("_target_")).startswith("launcher.models.")
+    return {**model, "checkpoint": None} if ours and "checkpoint" in model else dict(model)
 
 
 def read_others(record: Mapping[str, Any], path: Any) -> "Others":
@@ -149,8 +155,7 @@ def reading() -> Iterator[None]:
     try:
         yield
     except BrokenFile as error:
-        last = str(error).strip().splitlines()[-1]  # a process that loads sends its traceback, which ends so
-        raise ConfigError(f"{last.rpartition('BrokenFile: ')[2]}. Mend it, or take it out.") from error
+        raise ConfigError(error.in_short()) from error
 
 
 def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping[str, Any]) -> "Data":

@@ -197,7 +197,7 @@ def build_schedule(
             )
     lrs = [group["lr"] for group in optimizer.param_groups]
     facts = {key: length for key in LENGTHS} | {
-        "step_size": max(1, length // 3),
+        "step_size": -(-length // 3),
         "max_lr": lrs[0] if len(set(lrs)) == 1 else lrs,
     }
     try:

@@ -401,7 +401,7 @@ def in_order(
             yield to_device((inputs, part.targets[start:stop]), device)
         return
     samplers: Sequence[list[int]] = [list(range(*cut)) for cut in cuts]
-    yield from _load(part, part.dataset, samplers, min(workers, len(cuts)), device)
+    yield from _load(part, part.plain or part.dataset, samplers, min(workers, len(cuts)), device)
 
 
 def first_sample(part: TensorPart | DatasetPart) -> tuple[Any, Any]:

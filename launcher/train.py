@@ -68,9 +68,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     from launcher import sharded
     from launcher.parts import build
 
-    init_from = None if run_directory.holds_checkpoint(composed) else settings.init_from
+    resumed = run_directory.holds_checkpoint(composed)
     build_model = partial(sharded.build_model, settings.strategy, ranks)
-    parts = build(settings, ranks, ranks.world_size, init_from, build_model)
+    parts = build(settings, ranks, ranks.world_size, resumed, build_model)
     data, plan, model, loss, total_steps = parts.data, parts.plan, parts.model, parts.loss, parts.total_steps
 
     import torch
@@ -152,7 +152,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         trainer.settle()
         return engine.evaluate(
             Mirrored(trainer.measured) if flip else trainer.measured, loss, part, data, accelerator, ranks,
-            4 * plan.micro_size, settings.num_workers, settings.metrics, parts.shards, lambda: bool(stop),
+            plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, parts.shards, lambda: bool(stop),
             parts.sharding is not None,
         )  # fmt: skip
 
@@ -198,7 +198,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     if evaluation is not None and settings.wandb.tables:
         predictions = gallery.columns(
             Mirrored(trainer.measured) if settings.test_time_flip else trainer.measured, data.test, data,
-            settings.loss, settings.wandb.tables, 4 * plan.micro_size, accelerator,
+            settings.loss, settings.wandb.tables, plan.evaluation_size(data.tokens), accelerator,
         )  # fmt: skip
     status = "finished" if evaluation is not None else "stopped"
     reasons = distributed.at_rank_0(stop.reason, ranks.world_size, ranks.rank)  # one of them has heard the signal

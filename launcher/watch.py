@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launcher.distributed import Ranks, from_rank_0
-from launcher.errors import ConfigError
+from launcher.errors import BrokenFile, ConfigError
 from launcher.stopping import leave
 
 BEAT = 1.0  # seconds between two heartbeats
@@ -241,6 +241,8 @@ def _state(pid: int) -> str:
 def describe_failure() -> str:
     """The exception being handled, as its traceback with a last line `failed: Type: message`."""
     kind, value, _ = sys.exc_info()
+    if isinstance(value, BrokenFile):  # nobody needs to know who read it
+        return f"failed: {value.in_short()}"
     return f"{traceback.format_exc()}failed: {kind.__name__ if kind else ''}: {value}".rstrip()
 
 

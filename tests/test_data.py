@@ -44,6 +44,25 @@ def parts(data: Data) -> list:
 
 
 @pytest.mark.parametrize("name", NAMES)
+class Open(torch.nn.Linear):
+    """A constructor that names facts and takes anything else as well."""
+
+    def __init__(self, in_features, num_classes, width=8, **others):
+        super().__init__(in_features, num_classes)
+
+
+def test_facts_reach_what_names_them_whatever_else_it_takes():
+    model = build("model", {"_target_": f"{__name__}.Open", "depth": 3}, in_features=4, num_classes=2, in_channels=1)
+    assert model.weight.shape == (2, 4)
+
+
+@pytest.mark.parametrize("targets", [[1, 2, 3], [-1, 0, 1], [[0.0, 1.0]] * 3, [0.0, 1.0, 2.0]])
+def test_targets_that_are_no_classes_are_refused_in_a_sentence(targets):
+    part = TensorPart(torch.zeros(3, 2), torch.tensor(targets))
+    with pytest.raises(ConfigError, match="none of its 3 classes: give int64 labels"):
+        Data("own", "classification", (2,), 3, part, part, part).class_counts  # noqa: B018
+
+
 def test_first_line_of_each_option_says_how_to_pick_it(name):
     first = (CONF / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ") and f": data={name}" in first

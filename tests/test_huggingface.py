@@ -16,6 +16,7 @@ from launcher.components import build
 from launcher.data import Data
 from launcher.data.huggingface import Images
 from launcher.errors import ConfigError
+from launcher.losses import build_loss
 from launcher.stream import in_order
 
 datasets = pytest.importorskip("datasets")
@@ -160,6 +161,36 @@ def test_splits_by_name(tmp_path):
     splits = {"train": "validation", "validation": "test", "test": "train"}
     data = load(tmp_path / "d", input="x", target="y", splits=splits)
     assert [len(data.train), len(data.validation), len(data.test)] == [6, 5, 20]
+
+
+def test_no_row_is_in_two_parts(tmp_path):
+    """A split that is named for one part is not taken for another because of its own name."""
+    saved(tmp_path / "photos")
+    splits = {"train": "test", "validation": None, "test": None}
+    data = load(tmp_path / "photos", input="image", target="label", splits=splits)
+    assert len(data.train) + len(data.validation) + len(data.test) == 11
+    with pytest.raises(ConfigError, match=r"data\.splits\.test: 'train' is what train takes"):
+        load(tmp_path / "photos", input="image", target="label", splits=splits | {"train": "train", "test": "train"})
+
+
+def test_things_that_may_occur_together_stay_0_and_1(tmp_path):
+    inputs, several = table()[0], np.arange(90).reshape(30, 3) % 2
+    datasets.Dataset.from_dict({"x": inputs.tolist(), "y": several.tolist()}).to_parquet(tmp_path / "several.parquet")
+    data = load(tmp_path / "several.parquet", input="x", target="y", task="regression")
+    assert data.target_mean is None and set(data.train.targets.unique().tolist()) == {0.0, 1.0}
+    build_loss({"_target_": "launcher.losses.BinaryCrossEntropy", "pos_weight": None}, data)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"), [([1.0, None, 3.0], "missing or not finite"), ([1.0, 2.0], "a row has 2 numbers, and the first")]
+)
+def test_a_row_that_cannot_be_a_sample_is_named_in_a_line(row, words, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"x": row if i == 7 else [i, 2.0, 3.0], "y": i % 2}) + "\n" for i in range(40))
+    )
+    words_of_run = ["data=huggingface", "data.path=rows.jsonl", "data.input=x", "data.target=y", "model.hidden=[4]"]
+    run = train([*words_of_run, "batch.global_size=40", "epochs=1", "hydra.run.dir=run"], tmp_path).wait()
+    assert run.status == [1] and words in run.err() and "Traceback" not in run.err(), run.err()
 
 
 def test_a_cached_dataset_is_found_by_its_name(tmp_path):

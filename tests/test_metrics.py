@@ -62,6 +62,18 @@ def test_classification_is_that_of_sklearn_and_torchmetrics(k, labels):
             assert share is None
 
 
+def test_a_named_metric_does_not_depend_on_the_batches():
+    """Scores that all lie between 0 and 1 are scores in every batch, not probabilities in some."""
+    generator = torch.Generator().manual_seed(0)
+    outputs, targets = 1.5 * torch.rand(90, 3, generator=generator), torch.arange(90) % 3
+    expected = torchmetrics.AUROC(task="multiclass", num_classes=3)(outputs.softmax(1), targets)
+    for size in (90, 7, 1):
+        metrics = make_metrics(["AUROC"], data("classification", 3))
+        for x, y in zip(outputs.split(size), targets.split(size), strict=True):
+            update_metrics(metrics, x, y)
+        assert float(metrics["AUROC"].compute()) == pytest.approx(float(expected), abs=1e-6)
+
+
 def test_classification_of_half_precision_and_of_nothing():
     outputs, targets = scored(7)
     sums = ClassificationSums(7, "cpu")

@@ -62,7 +62,7 @@ def one_cycle_rate(k: int, length: int, pct: float = 0.3) -> float:
 # Rate at clock k of a main schedule that is `length` long.
 CLOSED = {
     "constant": lambda k, length: LR,
-    "step": lambda k, length: LR * 0.1 ** (k // max(1, length // 3)),
+    "step": lambda k, length: LR * 0.1 ** (k // math.ceil(length / 3)),
     "cosine": lambda k, length: LR * (1 + math.cos(math.pi * k / length)) / 2,
     "linear": lambda k, length: LR * (1 - k / length),
     "one_cycle": one_cycle_rate,

@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from processes import REPOSITORY, rows, start, summary, train
+from processes import REPOSITORY, command, rows, start, summary, train
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from launcher.components import build
 from launcher.data import Data
+from launcher.data.image_folder import FolderImages
 from launcher.data.images import Erase, FlipAndShift, Together, augmentation
-from launcher.errors import ConfigError
+from launcher.errors import BrokenFile, ConfigError
 from launcher.models.mirrored import Mirrored
-from launcher.stream import AUGMENT, _Seeded, derive
+from launcher.stream import AUGMENT, _Seeded, derive, in_order
 
 transforms = pytest.importorskip("torchvision.transforms.v2")
 CONF = REPOSITORY / "conf"
+CPU = torch.device("cpu")
 LIBRARIES = ("timm", "torchvision")
 SMALL = "resnet18"
 
@@ -247,6 +249,48 @@ def folder(root, parts=("train",), side=24):
 
 def pictures(root, **changes) -> Data:
     return build("data", option("data", "image_folder") | {"root": str(root), "image_size": 16} | changes)
+
+
+def test_deep_images_keep_their_shades(tmp_path):
+    """Pillow alone would make all of a 16-bit image white; nobody knows the range of one of floats."""
+    from PIL import Image
+
+    from launcher.data.image_folder import read_image
+
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for suffix in ("png", "tiff"):
+        Image.fromarray(ramp).save(tmp_path / f"deep.{suffix}")
+        np.testing.assert_array_equal(np.asarray(read_image(str(tmp_path / f"deep.{suffix}")))[..., 1], ramp >> 8)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
+    dataset = FolderImages([(str(tmp_path / "float.tiff"), 0)], read_image, lambda image: image)
+    with pytest.raises(BrokenFile, match=r"float\.tiff .*: its pixels are floats; save it with 8 or 16 bits"):
+        dataset[0]
+
+
+def test_training_images_are_measured_without_augmentation(tmp_path):
+    data = pictures(folder(tmp_path), augment="trivial", random_erasing=0.5, min_scale=0.2)
+    for workers in (0, 1):
+        first, second = (torch.cat([x for x, _ in in_order(data.train, 0, 1, size, CPU, workers)]) for size in (3, 5))
+        assert torch.equal(first, second) and len(first) == len(data.train)
+    assert not torch.equal(torch.stack([data.train.dataset[i][0] for i in range(len(first))]).float(), first)
+
+
+@pytest.mark.soak
+def test_a_run_does_not_need_the_file_it_began_with_any_more(tmp_path):
+    """Its own checkpoint has every weight: to go on, to predict, and in what is exported."""
+    folder(tmp_path / "images")
+    save_file(theirs("torchvision", num_classes=2).state_dict(), tmp_path / "begin.safetensors")
+    words = ["data=image_folder", "data.root=images", "data.image_size=32", "model=torchvision", "num_workers=0"]
+    words += ["model.checkpoint=begin.safetensors", f"model.name={SMALL}", "batch.global_size=8", "threads=1"]
+    words += ["scheduler=constant", "hydra.run.dir=run"]
+    train([*words, "epochs=1"], tmp_path).ok()
+    (tmp_path / "begin.safetensors").unlink()
+    train([*words, "epochs=2"], tmp_path, name="io1").ok()
+    command("predict", ["run_dir=run", "num_workers=0", "part=test"], tmp_path).ok()
+    command("export", ["run_dir=run", "num_workers=0", "output=out"], tmp_path).ok()
+    assert OmegaConf.load(tmp_path / "out/config.yaml").model.checkpoint is None
+    refused = train([*words[:-1], "hydra.run.dir=other"], tmp_path, name="io2").wait()
+    assert refused.status == [2] and "there is no file begin.safetensors" in refused.err()
 
 
 def test_imagenet_keeps_its_validation_images_for_the_end(tmp_path):

@@ -52,12 +52,14 @@ class DatasetPart:
         prepare: Inputs of a batch, as the DataLoader put them together, to what the model gets; deterministic, row
             by row, on the device: images cross over as uint8, a quarter of the bytes.
         batched: The dataset draws nothing at random, and gives a list of indices at once by `__getitems__`.
+        plain: The same samples without anything random, for what measures them; None where `dataset` is so itself.
     """
 
     dataset: Any
     targets: Tensor | None = None
     prepare: Callable[[Any], Any] | None = None
     batched: bool = False
+    plain: Any = None
 
     def __len__(self) -> int:
         assert isinstance(self.dataset, Sized)
@@ -128,7 +130,16 @@ class Data:
             raise ConfigError(
                 f"data={self.name} does not tell its labels, and its classes cannot be counted; give weights."
             )
-        return torch.bincount(self.train.targets, minlength=self.num_outputs)
+        try:
+            counts = torch.bincount(self.train.targets, minlength=self.num_outputs)
+        except RuntimeError:  # negative ones, or no whole numbers
+            counts = torch.empty(0)
+        if len(counts) != self.num_outputs:
+            raise ConfigError(
+                f"data={self.name} has targets that are none of its {self.num_outputs} classes: give int64 labels [n] "
+                f"of 0..{self.num_outputs - 1}. Numbers, and classes that may occur together, are a regression."
+            )
+        return counts
 
     def move_to(self, device: torch.device) -> None:
         """Let data that lies in memory live on a GPU, where all of it fits into a quarter of what is free there.

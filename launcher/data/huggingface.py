@@ -1,5 +1,6 @@
 """A dataset in Hugging Face's format on this machine: images or numbers in one column, the target in another."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.data import Data, DatasetPart, check_flag, check_fraction, check_seed, split
-from launcher.data.images import StandardiseChannels
+from launcher.data.images import StandardiseChannels, converted
 from launcher.data.table import statistics
-from launcher.errors import ConfigError
+from launcher.errors import BrokenFile, ConfigError
 
 FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 NAMES = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
@@ -38,7 +39,7 @@ class Images:
         """The images as [n, channels, height, width] uint8.
 
         Raises:
-            ValueError: One is missing, or has another size.
+            BrokenFile: One is missing, has another size, or pixels that are no colours.
         """
         return torch.stack([self.pixels(image) for image in images])
 
@@ -48,13 +49,13 @@ class Images:
         from PIL.Image import Resampling
 
         if image is None:
-            raise ValueError("data.input: a row has no image.")
-        image = image.convert(self.mode)
+            raise BrokenFile("data.input: a row has no image")
+        image = converted(image, self.mode)
         if image.size != self.size:
             if not self.fit:
-                raise ValueError(
+                raise BrokenFile(
                     f"data.input: an image has {image.size[0]} x {image.size[1]} pixels, and the first one "
-                    f"{self.size[0]} x {self.size[1]}; set data.image_size to bring all to one size."
+                    f"{self.size[0]} x {self.size[1]}; set data.image_size to bring all to one size"
                 )
             image = ImageOps.fit(image, self.size, Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).view(*self.size[::-1], -1).permute(2, 0, 1).contiguous()
@@ -74,9 +75,17 @@ class Numbers:
         """The rows as [n, *shape] float32.
 
         Raises:
-            ValueError: One has another shape.
+            BrokenFile: One has another shape, or a value that is missing or not finite.
         """
-        return torch.from_numpy(np.array([np.asarray(row, np.float32).reshape(self.shape) for row in rows]))
+        samples = [np.asarray(row, np.float32).reshape(-1) for row in rows]
+        for sample in samples:
+            if sample.size != math.prod(self.shape):
+                raise BrokenFile(
+                    f"data.input: a row has {sample.size} numbers, and the first one {math.prod(self.shape)}"
+                )
+            if not np.isfinite(sample).all():
+                raise BrokenFile("data.input: a row has a value that is missing or not finite")
+        return torch.from_numpy(np.array(samples)).view(-1, *self.shape)
 
 
 class Rows(Dataset):
@@ -122,7 +131,8 @@ def load(
     """Open a dataset, choose two of its columns and part it.
 
     Images are decoded by the workers, as bytes, and standardised a batch at a time. Numbers reach the model as they
-    are. The target of a regression is standardised by its training part, as `Data.target_mean` and `target_std` say.
+    are. The target of a regression is standardised by its training part, as `Data.target_mean` and `target_std` say,
+    but for vectors of 0 and 1: several classes that may occur together.
 
     Args:
         path: A directory written by save_to_disk; a parquet, csv or json file, or a directory of such files; or the
@@ -170,7 +180,9 @@ def load(
     if isinstance(decode, Numbers):
         found = {part: dataset.with_format("numpy") for part, dataset in found.items()}
     target_mean = target_std = None
-    if classes is None:
+    # A vector of nothing but 0 and 1 says which of several things are there, as binary_cross_entropy takes it.
+    several = classes is None and values["train"].shape[1] > 1 and np.isin(values["train"], (0, 1)).all()
+    if classes is None and not several:
         centre, spread = statistics(values["train"])
         if (np.ptp(values["train"], axis=0) == 0).any():
             raise ConfigError(f"data.target: {target!r} is the same in all training rows; there is nothing to predict.")
@@ -235,19 +247,24 @@ def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
 
 
 def choose(sets: Mapping[str, Any], splits: Any, path: str) -> dict[str, Any]:
-    """The splits that become `train`, `validation` and `test`; the latter two only where they are there.
+    """The splits that become `train`, `validation` and `test`; the latter two only where they are there and not taken.
 
     Raises:
-        ConfigError: A split is named that is not there or is empty, or none is there to train on.
+        ConfigError: A split is named that is not there or is empty, or twice, or none is there to train on.
     """
     known = ", ".join(sets)
     if not isinstance(splits, Mapping) or set(splits) != set(NAMES):
         raise ConfigError(f"data.splits: {splits!r} must name a split, or null, for each of {', '.join(NAMES)}.")
-    found = {}
+    found: dict[str, Any] = {}
+    taken: dict[str, str] = {}
     for part, wanted in splits.items():
         if wanted is not None and wanted not in sets:
             raise ConfigError(f"data.splits.{part}: {path} has no split {wanted!r}; it has: {known}.")
-        chosen = wanted or next((name for name in NAMES[part] if name in sets), None)
+        if wanted is not None and wanted in taken:
+            raise ConfigError(f"data.splits.{part}: {wanted!r} is what {taken[wanted]} takes; null splits off a share.")
+        taken |= {wanted: part} if wanted is not None else {}
+    for part, wanted in splits.items():
+        chosen = wanted or next((name for name in NAMES[part] if name in sets and name not in taken), None)
         if chosen is not None:
             found[part] = sets[chosen]
             if len(found[part]) == 0:
@@ -321,7 +338,7 @@ def decoding(
             ) from error
         if first is None:
             raise ConfigError(f"data.input: the first row has no image in {column!r}.")
-        mode = "L" if first.mode in ("1", "L") else "RGB"
+        mode = "L" if first.mode in ("1", "L") or first.mode.startswith("I;16") else "RGB"
         size = first.size if image_size is None else (image_size, image_size)
         channels = len(mode)
         standardise = StandardiseChannels(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.data import Data, DatasetPart, Others, check_flag, check_fraction, check_seed, split
-from launcher.data.images import StandardiseChannels, check_erasing
+from launcher.data.images import StandardiseChannels, check_erasing, converted
 from launcher.errors import BrokenFile, ConfigError
 
 AUGMENTS = ("none", "light", "randaugment", "trivial")
@@ -41,7 +41,7 @@ class FolderImages(Dataset):
         path, label = self.samples[index]
         try:
             image = self.loader(path)
-        except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as a SyntaxError
+        except Exception as error:  # Pillow raises a dozen kinds, of which some tell of a valid but huge image
             raise BrokenFile(f"{path} is no image that can be read: {error}") from error
         return self.transform(image), label
 
@@ -178,8 +178,8 @@ def load(
     centre = [*centre, transforms.PILToTensor()]
 
     def part(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetPart:
-        dataset = FolderImages(samples, read_image, transforms.Compose(steps))
-        return DatasetPart(dataset, torch.tensor([label for _, label in samples]), standardise)
+        dataset, plain = (FolderImages(samples, read_image, transforms.Compose(some)) for some in (steps, centre))
+        return DatasetPart(dataset, torch.tensor([label for _, label in samples]), standardise, plain=plain)
 
     return Data(
         name="image_folder",
@@ -267,4 +267,4 @@ def read_image(path: str) -> Any:
     from PIL import Image
 
     with Image.open(path) as image:
-        return image.convert("RGB")
+        return converted(image, "RGB")

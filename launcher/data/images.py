@@ -10,7 +10,27 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from launcher.data import check_flag
-from launcher.errors import ConfigError
+from launcher.errors import BrokenFile, ConfigError
+
+
+def converted(image: Any, mode: str) -> Any:
+    """An image of Pillow's in another mode; 16 bits come down to 8, where Pillow would cut off what is above 255.
+
+    Args:
+        image: In any mode.
+        mode: `L` or `RGB`.
+
+    Raises:
+        BrokenFile: Its pixels are 32-bit integers or floats, of which nobody knows the range.
+    """
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floats"
+        raise BrokenFile(f"its pixels are {kind}; save it with 8 or 16 bits")
+    return image.convert(mode)
 
 
 @dataclass
