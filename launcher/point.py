@@ -58,7 +58,7 @@ def main() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(moved(place, task["trees"]) for place in places)
     if task["commit"]:
         os.environ["LAUNCHER_COMMIT"] = task["commit"]  # that of the working directory may be another by now
-    sys.argv = task["started"]  # for the command that goes on with this run alone
+    sys.argv = task.get("started", sys.argv)  # for the command that goes on with this run alone
     sys.exit(train_composed(task["settings"], task["hydra"], task["overrides"]))
 
 

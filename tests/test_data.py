@@ -43,7 +43,6 @@ def parts(data: Data) -> list:
     return [data.train, data.validation, data.test]
 
 
-@pytest.mark.parametrize("name", NAMES)
 class Open(torch.nn.Linear):
     """A constructor that names facts and takes anything else as well."""
 
@@ -63,6 +62,7 @@ def test_targets_that_are_no_classes_are_refused_in_a_sentence(targets):
         Data("own", "classification", (2,), 3, part, part, part).class_counts  # noqa: B018
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_first_line_of_each_option_says_how_to_pick_it(name):
     first = (CONF / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ") and f": data={name}" in first

@@ -165,6 +165,7 @@ def test_a_resumed_run_keeps_its_first_record_and_notes_what_differs(copied):
     first = json.loads((copied / "run/provenance.json").read_text())
     own = (copied / "own.py").read_text()
     (copied / "own.py").write_text(own.replace("manual_seed(0)", "manual_seed(1)"))
+    (copied / "run/summary.json").unlink()  # as if it had been killed just before its end
     out = train([*RUN, "+data.classes=3"], copied, environment={"OMP_PLACES": "cores"}).ok().out()
     assert "changed    data, train part" in out
     record = json.loads((copied / "run/provenance.json").read_text())
