@@ -169,7 +169,8 @@ def newest_good(directory: Path) -> Path | None:
 def take_up(directory: Path) -> Path | None:
     """The checkpoint to go on from, for who writes new ones: `newest_good`, with the directory put in order.
 
-    Damaged ones that are newer get another name: as the newest they would be kept, and the fresh ones be pruned.
+    Damaged ones that are newer get another name: as the newest they would be kept, and the fresh ones be pruned. Not so
+    those that a disk could not read now.
 
     Raises:
         DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
@@ -179,6 +180,12 @@ def take_up(directory: Path) -> Path | None:
     for damaged in checkpoints(directory)[::-1]:
         if damaged == good:
             break
+        try:
+            verify(damaged)
+            continue
+        except DamagedCheckpoint as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                continue
         aside = damaged.with_name(f".damaged-{damaged.name}")
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(damaged, aside)

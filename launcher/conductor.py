@@ -36,7 +36,7 @@ log = logging.getLogger("launcher")
 
 CONTEXT = multiprocessing.get_context("forkserver")
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other grids
-PEERS = 15.0  # seconds in which the ranks of a point end after the first of them did; they need 2 (launcher/watch.py)
+PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (launcher/watch.py), or a minute to save
 LOST = 255  # what multiprocessing says of a process whose parent, the one of all points, is dead
 STOPPING = 60.0  # seconds in which a point that was asked to stop saves and ends
 
@@ -167,7 +167,7 @@ class Running:
     leases: list[devices.Lease]
     offset: int  # in its output, where this attempt begins
     started: float = field(default_factory=time.monotonic)
-    first_end: float | None = None
+    first_failure: float | None = None  # of one of its ranks
     asked: float | None = None  # when it was asked to stop
     killed: str = ""  # why it was
     order: list[int] = field(default_factory=list)  # of the ranks as they ended
@@ -314,7 +314,8 @@ class Grid:
             for number, rank in enumerate(run.ranks):
                 if number not in run.order and _has_ended(rank):
                     run.order.append(number)
-                    run.first_end = run.first_end or now
+                    if rank.exitcode != 0 and run.first_failure is None:
+                        run.first_failure = now  # after a good end rank 0 may take its time, to send to W&B
             if len(run.order) == len(run.ranks):
                 self.running.remove(run)
                 self._ended(run, stopping)
@@ -325,8 +326,8 @@ class Grid:
                 run.send(signal.SIGTERM)
             elif run.asked is not None and now - run.asked > STOPPING:
                 run.kill(f"did not stop within {STOPPING:.0f} s of being asked to")
-            elif run.first_end is not None and now - run.first_end > PEERS:
-                run.kill(f"{len(run.ranks) - len(run.order)} of its ranks did not end with the others")
+            elif run.first_failure is not None and now - run.first_failure > PEERS:
+                run.send(signal.SIGKILL)  # for the reason that the first one gave
             elif self.max_time is not None and run.asked is None and now - run.started > self.max_time:
                 run.asked, run.killed = now, f"took longer than hydra.launcher.max_time_per_run ({self.max_time:g} s)"
                 run.send(signal.SIGTERM)

@@ -10,8 +10,7 @@ class BrokenFile(ValueError):
 
     def in_short(self) -> str:
         """The message, without the traceback that a process that loads sends before it, and what to do."""
-        last = str(self).strip().splitlines()[-1]
-        return f"{last.rpartition('BrokenFile: ')[2]}. Mend it, or take it out."
+        return f"{' '.join(str(self).rpartition('BrokenFile: ')[2].split())}. Mend it, or take it out."
 
 
 class ConfigError(ValueError):

@@ -243,8 +243,8 @@ def update_metrics(metrics: Mapping[str, Any], outputs: Tensor, targets: Tensor)
     if targets.dim() == 2 and targets.shape[1] == 1:
         outputs, targets = outputs.reshape(-1), targets.reshape(-1)
     if outputs.dim() == 2 and not targets.is_floating_point():
-        # torchmetrics would do so itself, but for a batch whose scores all happen to lie between 0 and 1.
-        outputs = outputs.softmax(1)
+        # torchmetrics takes the softmax itself, but for a batch whose scores all happen to lie between 0 and 1.
+        outputs = outputs.log_softmax(1)
     for metric in metrics.values():
         metric.update(outputs, targets)
 

@@ -89,8 +89,9 @@ def key_of(override: str) -> str:
 
 
 def _is_free(key: str) -> bool:
-    lasting = {"epochs", "max_steps"}  # a longer run is another point of a comparison
-    return key not in lasting and any(key == free or key.startswith(free + ".") for free in config.FREE_ON_RESUME)
+    # A longer run is another point of a comparison, and so is one that goes back where another ends.
+    lasting = key in ("epochs", "max_steps") or key.startswith("divergence.")
+    return not lasting and any(key == free or key.startswith(free + ".") for free in config.FREE_ON_RESUME)
 
 
 def state_of(path: Path) -> str:

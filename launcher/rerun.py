@@ -67,8 +67,10 @@ def new_settings(run: dict[str, Any]) -> dict[str, Any]:
     for key in config.SCHEMA:
         group, _, leaf = key.partition(".")
         there, default = run.get(group), defaults.get(group)
-        if not isinstance(there, dict) or not isinstance(default, dict) or "_target_" in there:
-            continue  # an option that names its class has settings of its own
+        if not isinstance(there, dict) or not isinstance(default, dict):
+            continue
+        if "_target_" in there or (group == "strategy" and there["name"] != default["name"]):
+            continue  # another option of its group has settings of its own
         if leaf in default and leaf not in there:
             found[key] = default[leaf]
     return found

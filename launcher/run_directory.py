@@ -184,7 +184,7 @@ def _of_this_launch(path: Path, composed: Composed) -> Path | None:
     """
     names = set(launch_names())
     requeued, restarted = (int(os.environ.get(f"{by}_RESTART_COUNT") or 0) for by in ("SLURM", "TORCHELASTIC"))
-    if not requeued:  # what else this job or allocation runs is another run
+    if not (requeued or restarted):  # what else this job or allocation runs is another run
         names = {name for name in names if not name.startswith("slurm ")}
     found: dict[bool, Path] = {}
     for lock in [*path.parent.glob(f"*/{LOCK}"), *path.parent.parent.glob(f"*/*/{LOCK}")] if names else ():

@@ -140,6 +140,10 @@ class Record:
     def close(self) -> None:
         """Close the file. The record can be opened again."""
         if self._file is not None:
+            try:
+                self._hand_over()
+            except OSError as error:
+                log.warning("%s lacks its last rows: %s", self.path, error.strerror)
             self._file.close()
             self._file = None
 

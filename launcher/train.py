@@ -107,7 +107,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     if parts.sharding is None:  # else it goes there block by block
         model.to(device)
     loss.to(device)
-    found = checkpoint.take_up(path / "checkpoints") if directory is not None else None
+    found = None
+    if directory is not None:
+        found = (checkpoint.newest_good if directory.complete else checkpoint.take_up)(path / "checkpoints")
     found = distributed.from_rank_0(found, ranks.world_size)
     saved = checkpoint.read_checkpoint(found) if found is not None else None
     progress = checkpoint.Progress() if saved is None else checkpoint.Progress(**saved[1]["progress"])

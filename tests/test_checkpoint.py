@@ -144,7 +144,8 @@ def test_damaged_checkpoints_do_not_take_the_place_of_new_ones(tmp_path):
         write(tmp_path, step)
         checkpoint.prune(tmp_path, keep=2, best=None)
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [4, 5]
-    assert (tmp_path / ".damaged-step_00000009").is_dir() and checkpoint.take_up(tmp_path).name == "step_00000005"
+    assert (tmp_path / ".damaged-step_00000009").is_dir() and (tmp_path / ".damaged-step_00000008").is_dir()
+    assert checkpoint.take_up(tmp_path).name == "step_00000005"
 
 
 def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):

@@ -35,6 +35,10 @@ class Net(torch.nn.Module):
         self.layer = torch.nn.Linear(in_features, num_classes)
         self.mode, self.delay, self.steps = mode, delay, 0
         self.note("begin")
+        if mode == "late":
+            from launcher.reporter import Reporter
+            show = Reporter.show
+            Reporter.show = lambda *given: (time.sleep(17), show(*given))
     def note(self, what):
         if "NOTES" in os.environ:
             line = f"{time.time()} {what} {os.getpid()} {os.environ['LAUNCHER_DEVICES']}\\n"
@@ -514,6 +518,13 @@ def test_two_ranks_a_point_under_every_launcher(how, place):
     assert len(found) == 4 and all(summary(path)["world_size"] == 2 for path in found.values())
     assert len({weights(path) for path in found.values()}) == 4
     assert out.count("4 points to compose") == 1
+
+
+@pytest.mark.soak
+def test_rank_0_may_take_its_time_for_pictures_and_uploads(place):
+    words = ["+model.mode=late", *OWN_MODEL, "hydra.launcher.devices_per_run=2", "device=cpu"]
+    status, out, err = end(start(words, place))
+    assert status == 0 and "finished in" in out and not list(place.glob("grid/*/failed.json")), (out, err)
 
 
 @pytest.mark.soak

@@ -66,6 +66,7 @@ def test_a_named_metric_does_not_depend_on_the_batches():
     """Scores that all lie between 0 and 1 are scores in every batch, not probabilities in some."""
     generator = torch.Generator().manual_seed(0)
     outputs, targets = 1.5 * torch.rand(90, 3, generator=generator), torch.arange(90) % 3
+    outputs[0] = torch.tensor([200.0, 1.0, 2.0])  # of which the softmax in float32 is 1, 0, 0
     expected = torchmetrics.AUROC(task="multiclass", num_classes=3)(outputs.softmax(1), targets)
     for size in (90, 7, 1):
         metrics = make_metrics(["AUROC"], data("classification", 3))
