@@ -223,7 +223,7 @@ def test_a_grid_of_six_points(slurm, project):
 
     *good, bad = (project / "grid" / name for name in names)
     goes_on = re.search(r"To go on:\n  (.*)", (good[slow] / "output.log").read_text())[1]
-    assert re.fullmatch(r"python \S*launcher/train\.py \+model\.mode=slow .*hydra\.run\.dir=\S+", goes_on), goes_on
+    assert re.fullmatch(r"python \S*launcher/train\.py .*\+model\.mode=slow .*hydra\.run\.dir=.+", goes_on), goes_on
     assert [json.loads((path / "summary.json").read_text())["status"] for path in good] == ["finished"] * 5
     assert len({weights(path) for path in good}) == 1  # the mode changes nothing else, the preemption neither
     failed = json.loads((bad / "failed.json").read_text())
