@@ -38,7 +38,7 @@ def of_launcher(root: str, recipe: bool) -> tuple[Data, Callable[[], object]]:
         settings = config.compose(hydra, name, words).settings
     ranks = find_ranks({})
     accelerator = start(ranks, True, settings.mixed_precision, 1, 60, False, {}, "highest")
-    parts = build(settings, ranks, 1, None, lambda make: make())
+    parts = build(settings, ranks, 1, False, lambda make: make())
     trainer = Trainer(
         parts.model, parts.loss, parts.optimizer, parts.schedule, accelerator, ranks, 0, None, None, False,
         settings.channels_last, Rollbacks(Path("-"), False),

@@ -43,29 +43,27 @@ def locate(target: str, group: str) -> Callable[..., Any]:
 
 def accepted_names(function: Callable[..., Any]) -> set[str] | None:
     """Names of the keyword arguments that a callable takes; None where it takes any (`**kwargs`)."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a builtin without a signature
-        return None
-    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else named(function)
+    parameters = _parameters(function)
+    return None if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters) else named(function)
 
 
 def named(function: Callable[..., Any]) -> set[str]:
     """Names of the keyword arguments that a callable names, whatever else it takes."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:
-        return set()
+    parameters = _parameters(function) or ()
     return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def required_names(function: Callable[..., Any]) -> list[str]:
     """Names of the arguments that a callable must be given, in their order."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:
-        return []
+    parameters = _parameters(function) or ()
     return [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError:  # a builtin without a signature
+        return None
 
 
 def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any) -> Any:

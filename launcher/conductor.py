@@ -31,6 +31,7 @@ from launcher.points import (
     state_of,
 )
 from launcher.stopping import StopRequest
+from launcher.watch import exists
 
 log = logging.getLogger("launcher")
 
@@ -399,12 +400,7 @@ def _reason(statuses: Sequence[int | None], order: Sequence[int], text: str) -> 
 
 def _has_ended(rank: Any) -> bool:
     """Whether a process is gone; that of a parent that died is asked for itself, since nobody else knows any more."""
-    if rank.exitcode != LOST:
-        return rank.exitcode is not None
-    try:
-        return Path(f"/proc/{rank.pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
+    return rank.exitcode is not None and (rank.exitcode != LOST or not exists(rank.pid))
 
 
 def _cpu_seconds(pid: int | None) -> float:

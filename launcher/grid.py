@@ -31,7 +31,8 @@ from launcher.board import figure_of
 from launcher.direction import direction
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT
-from launcher.points import key_of, read_json, state_of
+from launcher.points import key_of, state_of
+from launcher.run_directory import read_json
 from launcher.tracking import Record
 
 SEED = "seed"  # the setting whose values are repetitions of the same thing

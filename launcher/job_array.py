@@ -25,7 +25,6 @@ from launcher.points import (
     compose_points,
     key_of,
     lock_grid,
-    read_json,
     remember,
     state_of,
 )
@@ -173,7 +172,7 @@ def in_queue(path: Path) -> dict[str, str]:
     """
     tasks: dict[str, str] = {}
     for file in sorted(path.glob(f"{SUBMISSIONS}/*/job.json")):
-        known = read_json(file)
+        known = run_directory.read_json(file)
         tasks |= {f"{known['job']}_{index}": name for index, name in enumerate(known["points"])}
     active = _active({task.partition("_")[0] for task in tasks})
     return {tasks[task]: "queued" if state == "PENDING" else "running" for task, state in active.items()}
@@ -341,7 +340,7 @@ def _wait(task: config.Task, path: Path, points: Sequence[Point]) -> None:
                     if was == "queued":
                         display.say(point, "runs")
                 elif now is None:
-                    reason = read_json(point.path / FAILED).get("reason", "")
+                    reason = run_directory.read_json(point.path / FAILED).get("reason", "")
                     point.reason = str(reason) if point.state == "failed" else ""
                     if point.state != "finished":  # cancelled, or out of time without a requeue
                         point.reason, point.state = point.reason or f"{point.state}: its job ended", "failed"

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from launcher import config, run_directory
 from launcher.errors import ConfigError
 from launcher.failure import FAILED
+from launcher.run_directory import read_json
 
 LOCK = "grid.lock"
 LONGEST = 150  # characters of a point's directory name; file systems take 255 bytes
@@ -104,15 +105,6 @@ def state_of(path: Path) -> str:
     if (path / FAILED).exists():
         return "failed"
     return "stopped" if status == "stopped" or (path / "stopped.json").exists() else "interrupted"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def check_count(count: int, most: int) -> None:

@@ -86,7 +86,7 @@ class Reporter:
         row = {"step": step, "epoch": step / self.steps_per_epoch, **figures}
         self.record.write(row)
         self.timings.write(timing)
-        shown = of_time(timing) | row
+        shown = row | of_time(timing)
         self.bar.update(row | dict(timing))
         if self.tracker is not None:
             self.tracker.log(shown)

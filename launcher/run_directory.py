@@ -5,7 +5,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import shlex
 import shutil
 import socket
@@ -20,6 +19,7 @@ from launcher.config import Composed, check_writable, differences, directory_ove
 from launcher.distributed import parent_command
 from launcher.errors import ConfigError
 from launcher.schedulers import depends_on_length
+from launcher.slurm import last_step
 
 log = logging.getLogger("launcher")
 
@@ -49,7 +49,7 @@ class RunDirectory:
 
     def is_complete(self, step: int) -> bool:
         """Whether a run ended here at this step, with everything measured and written."""
-        summary = read_summary(self.path)
+        summary = read_json(self.path / "summary.json")
         return summary.get("status") == "finished" and summary["step"] == step
 
     def resume_command(self, overrides: list[str]) -> str:
@@ -97,25 +97,14 @@ def open_run_directory(composed: Composed, total_steps: int) -> RunDirectory:
         path, resumed = before, True
     else:
         path = _make_new(path)
-    found = (re.fullmatch(r"step_(\d+)", one.name) for one in (path / "checkpoints").glob("step_*"))
-    done = max((int(name[1]) for name in found if name), default=0)
-    if done > total_steps:
+    if (done := last_step(path)) > total_steps:
         raise ConfigError(f"epochs, max_steps: {total_steps} updates, but this run has done {done} already.")
     lock = _lock(path)
-    summary = read_summary(path)
+    summary = read_json(path / "summary.json")
     complete = summary.get("status") == "finished" and (summary.get("step") == total_steps or "reason" in summary)
     if not complete:
         _write_config(path, composed)
     return RunDirectory(path, resumed, lock, complete)
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a run; empty where it has none (yet)."""
-    try:
-        found: dict[str, Any] = json.loads((path / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
 
 
 def holds_checkpoint(composed: Composed) -> bool:
@@ -191,7 +180,7 @@ def _of_this_launch(path: Path, composed: Composed) -> Path | None:
         with contextlib.suppress(OSError, ValueError, ConfigError):
             if names & set(json.loads(lock.read_text()).get("launches") or ()):
                 check_same(lock.parent, composed)
-                found[read_summary(lock.parent).get("status") == "finished"] = lock.parent
+                found[read_json(lock.parent / "summary.json").get("status") == "finished"] = lock.parent
     return found.get(False) or (found.get(True) if requeued or restarted else None)
 
 
@@ -282,6 +271,15 @@ def config_options(words: list[str]) -> list[str]:
         if name in options:
             found += [word] if given else words[i : i + 2]
     return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_text(path: Path, text: str) -> None:

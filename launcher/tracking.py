@@ -149,9 +149,8 @@ class Record:
 
 
 def of_time(timing: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of timings.jsonl as trackers show it."""
-    names = {name: f"time/{name}" for name in timing if name not in ("step", "time")}
-    return {"step": timing["step"]} | {shown: timing[name] for name, shown in names.items()}
+    """The figures of a row of timings.jsonl by the names that trackers show them under."""
+    return {f"time/{name}": value for name, value in timing.items() if name not in ("step", "time")}
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -604,8 +603,10 @@ class _View:
             self.run.log_code(place, name=f"source-{self.run.project}")
 
     def _follow(self) -> None:
-        replayed = [Record(self.run_dir / name).rows() for name in ("metrics.jsonl", HISTOGRAMS)]
-        replayed.insert(1, map(of_time, Record(self.run_dir / "timings.jsonl").rows()))
+        metrics, timings, histograms = (
+            Record(self.run_dir / name).rows() for name in ("metrics.jsonl", "timings.jsonl", HISTOGRAMS)
+        )
+        replayed = (metrics, ({"step": row["step"]} | of_time(row) for row in timings), histograms)
         for count, row in enumerate(heapq.merge(*replayed, key=lambda row: row["step"])):
             self._log(row)
             if count % 1000 == 0:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 if __name__ == "__main__":  # started as a file, with -P: this directory's modules would hide packages
     sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
-from launcher.tracking import NON_FINITE
+from launcher.tracking import NON_FINITE, of_time
 
 log = logging.getLogger("launcher")
 
@@ -100,8 +100,7 @@ class TensorBoard:
     def row(self, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """See View."""
         self._time = timing.get("time", self._time)
-        times = {f"time/{name}": value for name, value in timing.items() if name not in ("step", "time")}
-        self._add(row["step"], {name: value for name, value in row.items() if name != "step"} | times)
+        self._add(row["step"], {name: value for name, value in row.items() if name != "step"} | of_time(timing))
 
     def flush(self) -> None:
         """See View."""

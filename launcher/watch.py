@@ -164,7 +164,7 @@ class Watch:
     def _gone(self) -> dict[str, Any] | None:
         """The first rank whose process is there no more, found by a neighbour on its machine."""
         for rank, pid in self._here().items():
-            if rank != self.ranks.rank and not _exists(pid) and not self._get("leaving", rank):
+            if rank != self.ranks.rank and not exists(pid) and not self._get("leaving", rank):
                 self._store.compare_set("gone", "", json.dumps({"rank": rank, "pid": pid, "host": self._host}))
         return json.loads(self._store.get("gone")) if self._store.check(["gone"]) else None
 
@@ -216,7 +216,8 @@ def _is_echo(text: str) -> bool:
     return any(word in text for word in words)
 
 
-def _exists(pid: int) -> bool:
+def exists(pid: int) -> bool:
+    """Whether a process of this machine is there, and not only as one that nobody has waited for."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -15,7 +15,7 @@ from processes import rows, summary, train
 from test_resume import FAULTY, RUN_FAULTY
 
 from launcher.views import Views
-from launcher.watch import _exists
+from launcher.watch import exists
 
 VIEWED = [*RUN_FAULTY, "trackers=[tensorboard,csv]"]
 
@@ -150,7 +150,7 @@ def test_the_views_end_with_a_trainer_whose_pipe_is_still_held(tmp_path):
     try:
         pid = int(child.stdout.readline())
         deadline = time.monotonic() + 20
-        while _exists(pid):
+        while exists(pid):
             assert time.monotonic() < deadline, "it outlives its trainer"
             time.sleep(0.05)
         assert len(table(tmp_path)) == 4
