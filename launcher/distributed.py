@@ -222,8 +222,9 @@ def sum_over_shards(tensors: list["torch.Tensor"], world_size: int) -> list["tor
     for tensor in tensors:
         every = [tensor]
         if world_size > 1:
+            tensor = tensor.contiguous()
             every = [torch.empty_like(tensor) for _ in range(world_size)]
-            dist.all_gather(every, tensor.contiguous())
+            dist.all_gather(every, tensor)
         first, *others = torch.cat(every).unbind()
         for other in others:
             first = first + other

@@ -147,6 +147,8 @@ class Trainer:
         self._carried: nn.Parameter | None = None
         self._rounded = False  # whether what rides on the gradients travels in half precision, as they do
         self.forward = self._wrap(torch.compile(model) if compiled else model, accelerator)
+        if optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
+            layout.load_optimizer_state(optimizer, optimizer.state_dict())
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
         self._losses = loss.forward  # of our own wrapper, which nobody hooks
         self._update = lean_step(optimizer)
@@ -293,7 +295,7 @@ class Trainer:
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """Put what `optimizer_state` gave into the optimizer."""
-        self.optimizer.load_state_dict(dict(state))
+        layout.load_optimizer_state(self.optimizer, state)
 
     def _norm(self) -> Tensor:
         """Norm of the whole gradient."""
@@ -582,7 +584,7 @@ class ExactTrainer(Trainer):
             summed += other
         *gradient, total, weight_sum, vote = summed.split([*(p.numel() for p in self._parameters), 1, 1, 1])
         for parameter, part in zip(self._parameters, gradient, strict=True):
-            parameter.grad = part.view_as(parameter)
+            parameter.grad = layout.like(parameter, part.view(parameter.shape))
         self._stop = vote.item() > 0
         return total[0], weight_sum[0] if weighted else None
 

@@ -1,11 +1,44 @@
-"""Channels last: how images lie in memory, and on a CPU also the gradients that come back to them."""
+"""How tensors lie in memory: images with their channels last, and whatever belongs to a parameter as that does."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
+
+
+def like(pattern: Tensor, value: Tensor) -> Tensor:
+    """A tensor with the strides of the one that it stands for: its gradient, momentum or average.
+
+    Fused optimizer kernels pair the elements of storages and not indices: on a CPU a momentum of other strides than its
+    parameter is permuted in silence, CUDA's kernels raise.
+
+    Args:
+        pattern: A parameter.
+        value: Of any type, on any device; the same where its strides are right, or its shape is another.
+    """
+    if value.shape != pattern.shape or value.stride() == pattern.stride():
+        return value
+    return torch.empty_like(pattern, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
+
+
+def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load what `state_dict` gave, on the devices and with the strides of the parameters.
+
+    Args:
+        optimizer: Of the same parameters, in the same order.
+        state: Its tensors may be contiguous and on the host, as a checkpoint keeps them.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    laid_out = {
+        i: torch.utils._pytree.tree_map_only(Tensor, partial(like, parameters[i]), of_one)
+        for i, of_one in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": laid_out})
 
 
 def channels_last(value: Any) -> Any:

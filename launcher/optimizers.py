@@ -185,7 +185,7 @@ def build_optimizer(
     decay_bias_and_norm: bool,
     layer_decay: float | None = None,
 ) -> Optimizer:
-    """Build the optimizer that conf/optimizer describes, before or after model.to(device).
+    """Build the optimizer that conf/optimizer describes.
 
     Args:
         settings: `_target_` and the constructor's arguments. Both `fused` and `foreach` null: fused where
@@ -237,8 +237,6 @@ def build_optimizer(
         group["lr"] *= lr_scale * group.pop("layer_scale", 1.0)
     if "lr" in optimizer.defaults:
         optimizer.defaults["lr"] *= lr_scale
-    if optimizer.state:
-        _follow_device(optimizer)
     return optimizer
 
 
@@ -362,21 +360,3 @@ def _weight_decay(kind: Callable[..., Any], settings: Mapping[str, Any]) -> floa
     except ValueError:
         return 0.0
     return parameter.default if parameter is not None and isinstance(parameter.default, int | float) else 0.0
-
-
-def _follow_device(optimizer: Optimizer) -> None:
-    """Let state made by the constructor (Adagrad's) go where its parameters have gone by the first step."""
-    first = True
-
-    def move(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        nonlocal first
-        if first:
-            first = False
-            if any(
-                isinstance(value, Tensor) and value.dim() > 0 and value.device != p.device
-                for p, state in optimizer.state.items()
-                for value in state.values()
-            ):
-                optimizer.load_state_dict(optimizer.state_dict())  # torch's own rules for what goes where
-
-    optimizer.register_step_pre_hook(move)

@@ -311,7 +311,7 @@ class ShardedTrainer(Trainer):
             i: {name: self._cut(value, part) for name, value in state["state"][i].items()}
             for i, part in self._numbered(state["state"])
         }
-        self.optimizer.load_state_dict({**state, "state": cut})
+        super().load_optimizer_state({**state, "state": cut})
 
     def _numbered(self, state: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
         """The parameters that have a state, by the numbers that the optimizer gives them."""

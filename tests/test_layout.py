@@ -72,3 +72,50 @@ def test_what_is_no_image_stays_as_it_is():
     torch.testing.assert_close(one.grad, torch.full((3, 4, 4), 0.25))
     for value in (torch.ones(3, 4), "word", {"a": 1}):
         assert layout.channels_last(value) is value
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "Adagrad"])
+def test_a_fused_optimizer_goes_on_with_the_state_that_a_checkpoint_kept(kind):
+    """Contiguous state, loaded beside filters with their channels last: the update of a loop over plain elements."""
+
+    def made(fused):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3, 5, 2))
+        options = {"SGD": {"momentum": 0.9}, "Adagrad": {"initial_accumulator_value": 0.1}}.get(kind, {})
+        optimizer = getattr(torch.optim, kind)([weight], lr=0.1, fused=fused, foreach=False, **options)
+        if fused:
+            weight.data = layout.channels_last(weight.data)
+            layout.load_optimizer_state(optimizer, optimizer.state_dict())
+        return weight, optimizer
+
+    def stepped(weight, optimizer, seed):
+        gradient = torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(seed))
+        weight.grad = layout.like(weight, gradient)
+        optimizer.step()
+
+    (plain, by_element), (first, before) = made(False), made(True)
+    for seed in (1, 2):
+        stepped(plain, by_element, seed)
+        stepped(first, before, seed)
+    resumed, after = made(True)
+    resumed.data.copy_(first.data)
+    kept = torch.utils._pytree.tree_map_only(torch.Tensor, lambda one: one.contiguous(), before.state_dict())
+    layout.load_optimizer_state(after, copy.deepcopy(kept))
+    for seed in (3, 4):
+        for weight, optimizer in ((plain, by_element), (first, before), (resumed, after)):
+            stepped(weight, optimizer, seed)
+    torch.testing.assert_close(resumed.data, plain.data)
+    assert torch.equal(resumed.data, first.data)
+    for values in after.state.values():
+        assert {v.stride() for v in values.values() if v.dim()} == {resumed.stride()}
+
+
+def test_a_tensor_takes_the_strides_of_the_one_that_it_stands_for():
+    pattern = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    value = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    laid_out = layout.like(pattern, value)
+    assert laid_out.stride() == pattern.stride() and torch.equal(laid_out, value) and laid_out.dtype == torch.float64
+    assert layout.like(pattern, laid_out) is laid_out
+    assert layout.like(pattern, value[0]).stride() == value[0].stride(), "another shape stands for something else"
+    transposed = torch.nn.Parameter(torch.randn(3, 4).t())
+    assert layout.like(transposed, torch.randn(4, 3)).stride() == (1, 4)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from launcher import layout
 from launcher.errors import ConfigError
 from launcher.optimizers import Lion, Muon, build_optimizer, lean_step
 
@@ -257,6 +258,7 @@ def test_model_may_move_after_the_optimizer_is_built(name):
     before, after = net(), net().cuda()
     early = build_optimizer(option(name), before, 1.0, True)
     before.cuda()
+    layout.load_optimizer_state(early, early.state_dict())  # as the trainer does: Adagrad has a state already
     late = build_optimizer(option(name), after, 1.0, True)
     torch.manual_seed(0)
     for model, optimizer in ((before, early), (after, late)):
