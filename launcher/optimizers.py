@@ -335,7 +335,8 @@ def _spare_the_compiler() -> None:
 def _input_and_output(model: nn.Module) -> set[int]:
     """Ids of the 2-d weights that are not hidden: embeddings, and the last one, the output layer's."""
     kept = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    matrices = [id(p) for p in model.parameters() if p.dim() == 2]
+    # An output layer that is tied to the embedding comes first as that and last as itself.
+    matrices = [id(p) for _, p in model.named_parameters(remove_duplicate=False) if p.dim() == 2]
     return kept | set(matrices[-1:])
 
 

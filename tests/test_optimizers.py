@@ -268,6 +268,15 @@ def test_model_may_move_after_the_optimizer_is_built(name):
     assert_same(before, after)
 
 
+def test_the_output_layer_that_muon_leaves_alone_may_be_tied_to_the_embedding():
+    """The last hidden matrix is hidden all the same."""
+    model = net()
+    model.hidden, model.out = nn.Linear(6, 6), nn.Linear(6, 11, bias=False)
+    model.out.weight = model.embed.weight
+    optimizer = build_optimizer(option("muon"), model, 1.0, True)
+    assert [p.shape for p in optimizer.inner[0].param_groups[0]["params"]] == [(6, 6)]
+
+
 class Own(torch.optim.Optimizer):
     """Plain gradient descent that also wants to know the model."""
 
