@@ -81,6 +81,7 @@ class Window:
         self.steps.clear()
         self.losses.clear()
         self.weights.clear()
+        self.grad_norm = None  # else a window whose batches were all left out would show that of the one before
 
 
 class Trainer:

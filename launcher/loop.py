@@ -112,6 +112,8 @@ class Loop:
             progress.seen = self._look()
             if not progress.seen or self.over():
                 return self._save()
+        if progress.step == 0 and self.max_rollbacks:  # else what diverges early would have nothing to go back to
+            self._save()
         batches = self.samples.batches(progress.step, progress.step if self.over() else self.total_steps)
         for batch in self.clock.waiting(batches):
             self.trainer.wants_to_stop = bool(self.stop)

@@ -329,6 +329,15 @@ def test_a_poisoned_batch_is_left_out_by_choice(world, tmp_path):
     assert run.status == [1] * world and "training diverged" in run.err(0)
 
 
+def test_what_diverges_before_the_first_save_goes_back_to_the_start(tmp_path):
+    """Every batch has the bad sample, and none of them is trained on; nor is the norm of another one shown for them."""
+    words = [*RUN, "epochs=3", "batch.global_size=60", "checkpoint.every=null", "log_every=1", "scheduler.warmup=0"]
+    train([*words, "divergence.action=rollback"], place(tmp_path, NAN)).ok()
+    found = json.loads((tmp_path / "run/rollbacks.json").read_text())
+    assert found["skipped"] == [0, 1, 2]
+    assert not any({"train/loss", "train/grad_norm"} & row.keys() for row in rows(tmp_path / "run"))
+
+
 OOM = (
     OWN
     + """
