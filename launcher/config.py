@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from launcher.accelerate_flags import adopt, parent_command
 from launcher.direction import direction
 from launcher.errors import ConfigError
 
@@ -345,11 +346,13 @@ class Composed:
         settings: Everything but Hydra's own node; plain values, struct mode on.
         hydra: Hydra's node.
         overrides: The command line's overrides.
+        adopted: Those of them that `accelerate launch` asked for.
     """
 
     settings: DictConfig
     hydra: DictConfig
     overrides: list[str]
+    adopted: list[str] = field(default_factory=list)
 
     @property
     def chose_directory(self) -> bool:
@@ -410,7 +413,10 @@ def compose(hydra: Hydra, config_name: str, overrides: list[str], schema: Mappin
     assert isinstance(settings, dict)
     if settings.get("mixed_precision") is False:  # an unquoted `no` in somebody's YAML
         settings["mixed_precision"] = "no"
-    check_settings({str(key): value for key, value in settings.items()}, schema)
+    plain = {str(key): value for key, value in settings.items()}
+    check_settings(plain, schema)
+    if "mixed_precision" in schema and (more := adopt(plain, overrides, os.environ, parent_command())):
+        return replace(compose(hydra, config_name, [*overrides, *more], schema), adopted=more)
     resolved = OmegaConf.create(settings)
     OmegaConf.set_struct(resolved, True)
     return Composed(resolved, own, list(overrides))
@@ -488,7 +494,7 @@ class Task:
     """
 
     def __init__(self, hydra: Hydra, config_name: str) -> None:
-        self._hydra, self._config_name = hydra, config_name
+        self._hydra, self._config_name, self._said = hydra, config_name, False
         self.failed: list[str] = []
         self.stop: Any = None
         self.swept: frozenset[str] = frozenset()
@@ -504,6 +510,9 @@ class Task:
     def compose(self, overrides: list[str]) -> Composed:
         """Compose and check a point of the grid."""
         point = compose(self._hydra, self._config_name, overrides)
+        if point.adopted and not self._said:
+            self._said = True
+            print(f"adopted    {' '.join(point.adopted)}, as accelerate launch was asked to", flush=True)
         if point.settings.get("check"):
             raise ConfigError(f"check={_show(point.settings.check)}: checks one run; leave out -m.")
         return point

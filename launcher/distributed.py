@@ -1,20 +1,20 @@
 """Which rank am I: the processes of a run, checked against what was asked for, and agreement among them."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import slurm
+from launcher import accelerate_flags, slurm
 from launcher.config import FP16_ON_CPU
 from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+
+parent_command = accelerate_flags.parent_command
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = (
     Raises:
         ConfigError: Fewer or more processes came up than were asked for, or the variables contradict each other.
     """
-    asked = asked_processes(parent_command)
+    asked = accelerate_flags.asked_processes(parent_command)
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         # `accelerate launch --num_processes 2` without --multi_gpu, and with --cpu, sets an address for two
         # processes and then starts one.
@@ -80,27 +80,6 @@ def join_slurm() -> None:
     os.environ.update(slurm.ranks(os.environ) or {})
 
 
-def asked_processes(command: Sequence[str]) -> int | None:
-    """The number behind --num_processes in the command line of `accelerate launch`; None where there is none."""
-    if not any(Path(word).name.startswith("accelerate") for word in command[:3]):
-        return None
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        if match := re.fullmatch(r"--num[_-]processes(?:=(\d+))?", word):
-            number = match[1] or following
-            return int(number) if number.isdigit() else None
-        if word.endswith(".py"):
-            return None
-    return None
-
-
-def parent_command() -> list[str]:
-    """Command line of the parent process; empty where the system does not tell."""
-    try:
-        return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
-
-
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -119,7 +98,7 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that ends is told by us, in a line
     import torch
 
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    on_cpu = device == "cpu" or accelerate_flags.asks_for_cpu(os.environ) or not torch.cuda.is_available()
     if on_cpu and mixed_precision == "fp16":
         raise ConfigError(FP16_ON_CPU)
     if not on_cpu and ranks.local_world_size > torch.cuda.device_count():
@@ -170,6 +149,7 @@ def start(
     # Accelerate reads these again and would follow a saved config against ours.
     os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
     os.environ["ACCELERATE_MIXED_PRECISION"] = mixed_precision
+    accelerate_flags.leave_nothing()
     count = choose_threads(threads, ranks)
     os.environ["OMP_NUM_THREADS"] = str(count)
     hook = DDPCommunicationHookType(strategy.get("compress") or "no")

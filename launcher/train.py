@@ -94,6 +94,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     if directory is not None:
         reporter.log_to(path)
         log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
+        if composed.adopted:
+            log.info("adopted    %s, as accelerate launch was asked to", " ".join(composed.adopted))
         log.info("data       %s", data)
         if not directory.complete:
             for line in provenance.write(path, composed.plain(), data, ranks.world_size, device):
