@@ -93,6 +93,12 @@ def list_of(rule: Rule, what: str) -> Rule:
     return Rule(lambda v: isinstance(v, list) and all(rule.fits(item) for item in v), f"a list of {what}")
 
 
+def text_without(characters: str, longest: int) -> Rule:
+    """A text that W&B takes as a name."""
+    words = f"a text of at most {longest} characters, without any of {' '.join(characters)}"
+    return Rule(lambda v: isinstance(v, str) and 0 < len(v) <= longest and not set(v) & set(characters), words)
+
+
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a text")
 WATCHED = ("gradients", "parameters", "all")
@@ -178,11 +184,12 @@ SCHEMA: dict[str, Rule] = {
     "model.drop_rate": between(0, 1),
     "trackers": list_of(one_of("wandb", "tensorboard", "csv"), "wandb, tensorboard, csv, such as trackers=[wandb,csv]"),
     "wandb.mode": one_of("auto", "online", "offline", "disabled"),
-    "wandb.project": TEXT,
+    "wandb.project": text_without("/\\#?%:", 128).or_null(),
     "wandb.entity": TEXT.or_null(),
+    "wandb.id": text_without(":;,#?/' ", 128).or_null(),
     "wandb.name": TEXT.or_null(),
     "wandb.group": TEXT.or_null(),
-    "wandb.tags": list_of(TEXT, "texts"),
+    "wandb.tags": list_of(text_without("", 64), "texts of at most 64 characters"),
     "wandb.artifacts": Rule(lambda v: v is False or v in ("best", "all"), "false, best or all"),
     "wandb.watch": Rule(lambda v: v is False or v in WATCHED, f"false, {', '.join(WATCHED[:-1])} or {WATCHED[-1]}"),
     "wandb.watch_every": whole(1),
@@ -275,6 +282,10 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCH
             hint = " Quote a text that YAML reads as something else: '\"no\"'." if isinstance(value, bool) else ""
             raise ConfigError(f"{key}={_show(value)}: must be {rule.words}.{hint if rule is not FLAG else ''}")
     parse_duration(settings.get("max_time"))
+    if "wandb.project" in schema and settings["wandb"]["mode"] != "disabled":
+        for variable, key in (("WANDB_PROJECT", "wandb.project"), ("WANDB_RUN_ID", "wandb.id")):
+            if (value := os.environ.get(variable)) and not schema[key].fits(value):
+                raise ConfigError(f"{variable}={value} in the environment: must be {schema[key].words}.")
     if "epochs" in schema:
         _check_together(settings)
     if settings.get("device") == "cpu" and settings.get("mixed_precision") == "fp16":

@@ -196,11 +196,17 @@ def _point(
     if threads != settings.threads:
         words.append(f"threads={threads}")
     plain["threads"] = threads
-    if plain["wandb"]["mode"] != "disabled":
-        plain["wandb"]["group"] = plain["wandb"]["group"] or "/".join(
-            path.parts[-3:] if _is_clock(path) else path.parts[-1:]
-        )
-        plain["wandb"]["name"] = plain["wandb"]["name"] or label[:120]
+    wandb = plain["wandb"]
+    if wandb["mode"] != "disabled":
+        names = {
+            "group": ("WANDB_RUN_GROUP", "/".join(path.parts[-3:] if _is_clock(path) else path.parts[-1:])),
+            "name": ("WANDB_NAME", label[:120]),
+        }
+        for key, (variable, name) in names.items():
+            wandb[key] = wandb[key] or (None if os.environ.get(variable) else name)
+        if (wandb["id"] and "wandb.id" not in varying) or os.environ.get("WANDB_RUN_ID"):
+            given = "wandb.id" if wandb["id"] else "WANDB_RUN_ID"
+            raise ConfigError(f"{given}: every trial of a sweep is a W&B run of its own. Leave it out.")
     hydra: Any = OmegaConf.to_container(whole.hydra, resolve=False)
     hydra["run"]["dir"] = str(directory)
     return Point(

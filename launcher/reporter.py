@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,8 @@ class Reporter:
         if "wandb" in trackers and wandb["mode"] != "disabled":
             own = {name: wandb[name] for name in ("mode", "project", "entity", "name", "group", "tags")}
             code = provenance.own_files() if wandb["code"] else None
-            self.tracker = WandbTracker(self.path, dict(settings), run_id=directory.run_id, code=code, **own)
+            run_id = directory.run_id(wandb["id"] or os.environ.get("WANDB_RUN_ID") or None)
+            self.tracker = WandbTracker(self.path, dict(settings), run_id=run_id, code=code, **own)
         self._artifacts = wandb["artifacts"]
         self._watched: str | None = wandb["watch"] or None if self.tracker is not None else None
         self.histograms = Record(self.path / HISTOGRAMS)

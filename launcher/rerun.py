@@ -107,6 +107,8 @@ def compose_again(path: Path, run: dict[str, Any], output: str | None) -> Compos
         output: The new directory, resumed where a run is in it; None: as `beside` says.
     """
     settings = OmegaConf.create(run)
+    if "wandb" in settings:
+        settings.wandb.id = None  # the repetition is a run of its own
     OmegaConf.set_struct(settings, True)
     config.check_settings(run)
     hydra: Any = OmegaConf.load(path / ".hydra" / "hydra.yaml")

@@ -39,12 +39,15 @@ class RunDirectory:
     def __init__(self, path: Path, resumed: bool, lock: int, complete: bool = False) -> None:
         self.path, self.resumed, self._lock, self.complete = path, resumed, lock, complete
 
-    @property
-    def run_id(self) -> str:
-        """A name that the run keeps over every resume, for trackers that know runs by an id."""
+    def run_id(self, wanted: str | None) -> str:
+        """A name that the run keeps over every resume, for trackers that know runs by an id.
+
+        Args:
+            wanted: What a person calls it; None: as before, or a new name.
+        """
         file = self.path / ".hydra" / "run_id"
-        if not file.exists():
-            write_text(file, uuid.uuid4().hex[:12])
+        if wanted is not None or not file.exists():
+            write_text(file, wanted or uuid.uuid4().hex[:12])
         return file.read_text().strip()
 
     def is_complete(self, step: int) -> bool:

@@ -200,7 +200,8 @@ class WandbTracker:
         config: The composed config, shown as the run's config.
         mode: `auto` (WANDB_MODE where set; else online where W&B finds an API key, offline without),
             `online`, `offline` or `disabled`.
-        project: W&B project; None leaves it to W&B's own settings, as with the next four.
+        project: W&B project; None leaves it to W&B's own variables and settings, as with the next four, and is
+            "launcher" where they name none.
         entity: User or team.
         name: Display name.
         group: Runs shown together.
@@ -371,12 +372,19 @@ def _encode(message: Mapping[str, Any]) -> bytes:
 # What follows runs in the tracker's own process only.
 
 
+def _is_in_environment(setting: str) -> bool:
+    """Whether a variable sets one of W&B's settings, which reads it by itself."""
+    name = f"_{setting[2:]}" if setting.startswith("x_") else setting
+    return f"WANDB_{name.upper()}" in os.environ and setting != "silent"  # which is set for it in `_serve`
+
+
 class _View:
     """W&B's side of the pipe: one W&B run that shows the record, online as long as the server plays along."""
 
     def __init__(self, settings: dict[str, Any], messages: BinaryIO, events: TextIO) -> None:
         self.settings = settings
         self.run_dir = Path(settings["run_dir"])
+        self.place = Path(os.environ.get("WANDB_DIR") or self.run_dir)  # of W&B's own files
         self.events = events
         self.rows: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         # Unless told otherwise
@@ -401,7 +409,7 @@ class _View:
         for attempts_left in (2, 1, 0):
             self._set_older_segments_aside()
             try:
-                self._within(INIT, self._start)
+                self._within(float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT), self._start)
                 if self.mode == "online":
                     self._tell(info=f"W&B: {self.run.url}")
                 self._follow()
@@ -474,8 +482,8 @@ class _View:
         # W&B ignores `resume` offline, and a kill takes the last seconds of a segment. So each start replays the
         # whole record into a new segment, and `wandb sync RUN_DIR/wandb/offline-run-*` uploads one complete
         # series. All that the older segments have besides is system metrics: superseded/ may be deleted.
-        aside = self.run_dir / "wandb" / "superseded"
-        for old in [*aside.parent.glob("offline-run-*"), *aside.parent.glob("run-*")]:
+        aside, own = self.place / "wandb" / "superseded", self.settings["init"]["id"]
+        for old in [*aside.parent.glob(f"offline-run-*-{own}"), *aside.parent.glob(f"run-*-{own}")]:
             aside.mkdir(exist_ok=True)
             with contextlib.suppress(OSError):
                 old.rename(aside / f"{old.name}-{time.time_ns()}")
@@ -580,13 +588,15 @@ class _View:
             "x_transaction_log_flush_interval": 2.0,
         }
         known = self.wandb.Settings.model_fields
+        chosen = {name: value for name, value in wanted.items() if name in known and not _is_in_environment(name)}
+        named = self.settings["init"]["project"] or self.wandb.setup().settings.project or "launcher"
         self.run = self.wandb.init(
-            **self.settings["init"],
+            **self.settings["init"] | {"project": named},
             mode=self.mode,
-            dir=str(self.run_dir),
-            resume="allow" if self.mode == "online" else None,
+            dir=str(self.place),
+            resume="allow" if self.mode == "online" and not _is_in_environment("resume") else None,
             reinit="create_new",
-            settings=self.wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
+            settings=self.wandb.Settings(**chosen),
         )
         self.first, self.last = self.run.step, self.run.step - 1  # the server would drop rows that it has already
         if self.settings["code"]:
