@@ -15,7 +15,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from launcher import config, devices, failure, run_directory, sockets
+from launcher import children, config, devices, failure, run_directory
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT, said, tail
 from launcher.points import (
@@ -30,7 +30,7 @@ from launcher.points import (
     remember,
     state_of,
 )
-from launcher.stopping import StopRequest
+from launcher.stopping import SIGNALS, StopRequest
 from launcher.watch import exists
 
 log = logging.getLogger("launcher")
@@ -61,6 +61,7 @@ def _rank(
     _end_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -100,22 +101,14 @@ def _compare(path: str, metric: str | None, mode: str | None) -> None:
 
 def warm_up() -> None:
     """Start the parent of all points, which imports torch while the conductor goes on."""
-    sockets.keep_paths_short()
-    CONTEXT.set_forkserver_preload(["launcher.warm"])
-    before = os.environ.get("PYTHONPATH")
-    here = str(Path(__file__).resolve().parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [before])])  # for its preload alone
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    children.start_fork_server(["launcher.warm"])
 
 
 def cool_down() -> None:
     """End the parent of all points, where one was started."""
     server = forkserver._forkserver
     if (pid := getattr(server, "_forkserver_pid", None)) is not None:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL)  # it does not take another
         server._stop()  # type: ignore[attr-defined]
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import accelerate_flags, slurm
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 parent_command = accelerate_flags.parent_command
+
+LAUNCHERS = {
+    "accelerate", "accelerate-launch", "accelerate.commands.launch",
+    "torchrun", "torch.distributed.run", "torch.distributed.launch",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,17 @@ def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = (
 def join_slurm() -> None:
     """Inside a SLURM step (`srun python launcher/train.py`) tell torch.distributed its ranks; else do nothing."""
     os.environ.update(slurm.ranks(os.environ) or {})
+
+
+def is_launcher(command: Sequence[str]) -> bool:
+    """Whether a command line is one of torchrun or `accelerate launch`."""
+    words = iter(command[1:] if command and Path(command[0]).name.startswith("python") else command)
+    for word in words:
+        if word in ("-X", "-W"):  # of Python, with a value
+            next(words, None)
+        elif not word.startswith("-"):
+            return Path(word).name in LAUNCHERS
+    return False
 
 
 def cores() -> int:

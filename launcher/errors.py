@@ -13,6 +13,14 @@ class BrokenFile(ValueError):
         return f"{' '.join(str(self).rpartition('BrokenFile: ')[2].split())}. Mend it, or take it out."
 
 
+class LostWorker(RuntimeError):
+    """A process that loads samples cannot go on, for what the machine lacks: no traceback tells more.
+
+    Args:
+        message: Says what happened and what to do.
+    """
+
+
 class ConfigError(ValueError):
     """The user's input is wrong: the run ends with exit status 2 and this message alone, no traceback.
 

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from launcher.config import Composed, check_writable, differences, directory_override, make_directory
-from launcher.distributed import parent_command
+from launcher.distributed import is_launcher, parent_command
 from launcher.errors import ConfigError
 from launcher.schedulers import depends_on_length
 from launcher.slurm import last_step
@@ -253,15 +253,16 @@ def launch_words() -> list[str]:
     """How this process was started: the launcher's command line where there is one."""
     parent = parent_command()
     script = started_script()
-    if any(Path(word).name in ("accelerate", "torchrun") for word in parent[:3]):
+    if is_launcher(parent):
+        if Path(parent[0]).name.startswith("python"):
+            parent[:2] = ["python", parent[1]] if parent[1].startswith("-") else [Path(parent[1]).name]
         name = Path(script).name
         names = (name, name.replace("train", "rerun"))  # which goes on as train.py
         own = next((i for i, word in enumerate(parent) if Path(word).name in names), len(parent))
         for i, word in enumerate(parent[:-1]):
             if word in ("-m", "--module") and parent[i + 1] in [f"launcher.{Path(one).stem}" for one in names]:
                 own, script = i + 1, f"launcher.{Path(script).stem}"
-        words = [Path(parent[1]).name if Path(parent[0]).name.startswith("python") else parent[0], *parent[2:own]]
-        return [*words, script]
+        return [*parent[:own], script]
     return [script] if not script.endswith(".py") else ["python", script]
 
 

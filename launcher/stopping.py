@@ -1,16 +1,21 @@
-"""When a run stops before its end: signals, a vanished parent, a time limit."""
+"""When a run stops before its end: signals, a vanished launcher, a time limit."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from launcher.distributed import is_launcher, parent_command
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+LEFT_ALONE = (signal.SIGINT, signal.SIGHUP)  # where they were ignored at the start: nohup, and `&` in a script, do that
 GRACE = 0.5  # seconds in which a repeated signal is the echo of the first (launchers and shells both forward)
 
 
@@ -39,6 +44,21 @@ def leave(status: int, saving: float = 60.0) -> NoReturn:
     os._exit(status)
 
 
+def watch_launcher() -> Callable[[], bool]:
+    """A question: whether the launcher that started this process is there no more.
+
+    That is torchrun, `accelerate launch`, or the process that conducts a sweep. Anything else may end while a run goes
+    on: a shell from which its user has logged out, cron, ssh, make.
+    """
+    conductor = multiprocessing.parent_process()
+    if conductor is not None and "LAUNCHER_DEVICES" in os.environ:
+        return lambda: not conductor.is_alive()
+    parent = os.getppid()
+    if not is_launcher(parent_command()):
+        return lambda: False
+    return lambda: os.getppid() != parent
+
+
 class StopRequest:
     """Whether this process was asked to stop, and why.
 
@@ -58,13 +78,14 @@ class StopRequest:
         self.reason: str | None = None
         self.reserve = reserve
         self._deadline = None if max_time is None else time.monotonic() + max_time - seconds_since_start()
-        self._parent = os.getppid()
+        self._launcher_is_gone = watch_launcher()
         self._first = 0.0
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         # They stay to the end of the process: a late echo of the signal must not kill it while it says goodbye.
         for number in SIGNALS:
-            signal.signal(number, self._handle)
+            if not (number in LEFT_ALONE and signal.getsignal(number) == signal.SIG_IGN):
+                signal.signal(number, self._handle)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
@@ -84,8 +105,8 @@ class StopRequest:
             for number in received:
                 if number in SIGNALS:
                     self._signalled(signal.Signals(number).name)
-            if os.getppid() != self._parent:
-                self.reason = self.reason or "the launching process vanished"
+            if self.reason is None and self._launcher_is_gone():
+                self.reason = "the launching process vanished"
             if self._deadline is not None and time.monotonic() + self.reserve >= self._deadline:
                 self.reason = self.reason or "max_time"
 
@@ -94,7 +115,10 @@ class StopRequest:
         if self.reason is None:
             self.reason, self._first = name, now
         elif self._first and now - self._first > GRACE:
-            os.write(2, f"{name} again: ending at once, without saving\n".encode())
+            with contextlib.suppress(Exception):  # the terminal may be gone; the main thread may use the list
+                for child in multiprocessing.active_children():
+                    child.kill()
+                os.write(2, f"{name} again: ending at once, without saving\n".encode())
             leave(128 + signal.Signals[name].value, saving=0)
         elif not self._first:
             self._first = now

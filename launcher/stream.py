@@ -3,10 +3,11 @@
 Nothing here has a state to save: to continue at any step is to ask for that step.
 """
 
-import multiprocessing
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from launcher import sockets
+from launcher import children
 from launcher.batch import BatchPlan
 from launcher.data import DatasetPart, TensorPart
 from launcher.distributed import Ranks
@@ -415,18 +416,17 @@ def _load(
 ) -> Iterator[tuple[Any, Any]]:
     """Prepared inputs and targets of each batch that the samplers name, on the device."""
     if workers:  # a worker that finds what it needs imported is there in a tenth of the time
-        sockets.keep_paths_short()
-        forkserver = multiprocessing.get_context("forkserver")
         needed = getattr(part.dataset, "preload", ())
-        forkserver.set_forkserver_preload(["__main__", __name__, type(part.dataset).__module__, *needed])
+        children.start_fork_server(["__main__", __name__, type(part.dataset).__module__, *needed])
     loader = DataLoader(
         dataset,
         batch_sampler=samplers,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=partial(children.serve_trainer, dict(os.environ)) if workers else None,
     )
-    for loaded in loader:
+    for loaded in children.loaded(loader):
         inputs, targets = to_device(loaded, device)
         yield inputs if part.prepare is None else part.prepare(inputs), targets
 

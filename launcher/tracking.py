@@ -316,14 +316,17 @@ class WandbTracker:
         environment["WANDB_SILENT"] = "true"  # else login asks the server for a name, and waits
         # What it copies for an upload, such as the images of a table, stays with the run and not in the home directory.
         environment.setdefault("WANDB_DATA_DIR", f"{self._settings['run_dir']}/wandb/staging")
-        child = subprocess.Popen(
-            [sys.executable, "-P", __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env=environment,
-        )
+        from launcher.children import sheltered  # not at the top: this file is a script, too
+
+        with sheltered():
+            child = subprocess.Popen(
+                [sys.executable, "-P", __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                env=environment,
+            )
         self._child = child
         assert child.stdin is not None and child.stdout is not None
         listener = threading.Thread(target=self._listen, args=(child.stdout,), daemon=True)

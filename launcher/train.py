@@ -126,6 +126,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         divergence.Rollbacks(path / "rollbacks.json", directory is not None),
         settings.clip_grad_value, settings.log_grad_norm,
     )  # fmt: skip
+    # Until here a signal simply ends the process: nothing is lost. From here on it starts others, that load samples
+    stop = StopRequest(config.parse_duration(settings.max_time), REPORT_SECONDS)
     samples = stream.of_rank(
         data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.balanced, parts.kind
     )
@@ -163,8 +165,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     def interval(every: int | str | None) -> int:
         return plan.steps_per_epoch if every == "epoch" else int(every or 0)
 
-    # 5. Train. Until here a signal simply ends the process: nothing is lost
-    stop = StopRequest(config.parse_duration(settings.max_time), REPORT_SECONDS)
+    # 5. Train
     loop = Loop(
         trainer=trainer,
         samples=samples,

@@ -37,13 +37,16 @@ class Views:
     """
 
     def __init__(self, run_dir: Path, names: list[str]) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(run_dir), str(os.getpid()), *names],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the trainer, which then calls close
-        )
+        from launcher.children import sheltered  # not at the top: this file is a script, too
+
+        with sheltered():
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(run_dir), str(os.getpid()), *names],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the trainer, which then calls close
+            )
         assert self._child.stdin is not None
         self._pipe = self._child.stdin.fileno()
         os.set_blocking(self._pipe, False)

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 from launcher.distributed import Ranks, from_rank_0
-from launcher.errors import BrokenFile, ConfigError
-from launcher.stopping import leave
+from launcher.errors import BrokenFile, ConfigError, LostWorker
+from launcher.stopping import leave, watch_launcher
 
 BEAT = 1.0  # seconds between two heartbeats
 NEIGHBOURS = 4  # ranks that each one looks at; if it were all, rank 0 would serve the square of their number
@@ -55,7 +55,7 @@ class Watch:
         self._store = PrefixStore(f"launcher/{from_rank_0(uuid.uuid4().hex, ranks.world_size)}", store.clone())
         self._done = threading.Event()
         self._leaving = False
-        self._parent = os.getppid()
+        self._launcher_is_gone = watch_launcher()
         self._host = socket.gethostname()
         self._store.append(f"host/{self._host}", f"{ranks.rank} {os.getpid()}\n")  # type: ignore[attr-defined]
         after = range(ranks.rank + 1, ranks.rank + 1 + min(NEIGHBOURS, ranks.world_size - 1))
@@ -156,7 +156,7 @@ class Watch:
                     self._end(self._say_gone(gone))
             except Exception as error:  # the store is gone: with it rank 0, or the launcher that held it
                 self._done.wait(0.5)
-                if self._leaving or os.getppid() != self._parent:
+                if self._leaving or self._launcher_is_gone():
                     return  # rank 0 has left; or torchrun was killed and its store with it: the ranks stop, and save
                 if not self._done.is_set():
                     self._end(f"rank {self.ranks.rank} ends: rank 0 or its launcher is gone ({type(error).__name__}).")
@@ -244,6 +244,8 @@ def describe_failure() -> str:
     kind, value, _ = sys.exc_info()
     if isinstance(value, BrokenFile):  # nobody needs to know who read it
         return f"failed: {value.in_short()}"
+    if isinstance(value, LostWorker):
+        return f"failed: {value}"
     return f"{traceback.format_exc()}failed: {kind.__name__ if kind else ''}: {value}".rstrip()
 
 

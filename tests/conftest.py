@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # for the parent of the tests' proc
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 os.environ["OMP_NUM_THREADS"] = "1"  # the tests' own arithmetic is small, and runs beside processes they start
+for number in (
+    signal.SIGINT,
+    signal.SIGHUP,
+):  # which `pytest &` in a script, and nohup, ignore: so would what is tested
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "RANK", "WORLD_SIZE"):
     os.environ.pop(variable, None)
 

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from kill_loop import OWN, RUN, newest, place, same_bits
 from processes import REPOSITORY, free_port, rows, summary, train
+
+from launcher import distributed
 
 LONG = [*(w for w in RUN if not w.startswith(("epochs", "eval_every", "checkpoint.every"))), "epochs=4000",
         "eval_every=500", "checkpoint.every=500"]  # fmt: skip
@@ -121,22 +122,45 @@ def test_max_time_stops_early_enough(tmp_path):
     assert time.monotonic() - run.started < 10
 
 
-def test_a_vanished_parent_counts_as_a_request_to_stop(tmp_path):
+def test_a_vanished_launcher_counts_as_a_request_to_stop(tmp_path):
+    """`accelerate launch` of one process, killed: nobody is left who would pass on a signal."""
     place(tmp_path)
-    words = [sys.executable, str(REPOSITORY / "launcher/train.py"), *LONG, "wandb.mode=disabled"]
-    code = f"import subprocess, time; p = subprocess.Popen({words!r}); print(p.pid, flush=True); time.sleep(1000)"
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    pid = int(parent.stdout.readline())
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+    launcher = subprocess.Popen(
+        [*words, str(REPOSITORY / "launcher/train.py"), *LONG, "wandb.mode=disabled"],
+        cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "1"}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / "run/metrics.jsonl").exists() or not (tmp_path / "run/metrics.jsonl").stat().st_size:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    while os.path.exists(f"/proc/{pid}") and "zombie" not in Path(f"/proc/{pid}/status").read_text():
+    launcher.kill()
+    launcher.wait()
+    while not (tmp_path / "run/stopped.json").exists():
         assert time.monotonic() < deadline, "the trainer goes on without its launcher"
         time.sleep(0.05)
     assert "vanished" in json.loads((tmp_path / "run/stopped.json").read_text())["reason"]
+
+
+@pytest.mark.parametrize(
+    ("command", "is_one"),
+    [
+        ("/env/bin/python /env/bin/torchrun --nproc_per_node 2 launcher/train.py", True),
+        ("python -m torch.distributed.run --nnodes 2 launcher/train.py", True),
+        ("python -u -m torch.distributed.launch launcher/train.py", True),
+        ("/env/bin/python3.12 /env/bin/accelerate launch launcher/train.py", True),
+        ("/env/bin/python /env/bin/accelerate-launch launcher/train.py", True),
+        ("python -m accelerate.commands.launch launcher/train.py", True),
+        *((words, False) for words in (
+            "-bash", "sh -c python launcher/train.py", "make train", "tmux new-session -d", "SCREEN -S train",
+            "/usr/sbin/cron -f", "sshd: me@notty", "/usr/lib/systemd/systemd --user", "slurmstepd: [12.0]", "",
+            "python sweep_of_mine.py", "python -m pytest", "timeout 1h python launcher/train.py",
+            "bash /home/me/torchrun.sh", "python train.py --with accelerate",
+        )),
+    ],
+)  # fmt: skip
+def test_which_parents_are_launchers(command, is_one):
+    assert distributed.is_launcher(command.split()) == is_one
 
 
 @pytest.mark.parametrize("victim", [0, 1])
