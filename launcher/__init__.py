@@ -1,3 +1,33 @@
 """Distributed multi-GPU training with Hydra, Accelerate and Weights & Biases."""
 
+import os
+import sys
+
 __version__ = "0.1.0"
+
+
+def order_path(added: int) -> None:
+    """Let a person's own modules be found in the working directory, after Python's own and the installed ones.
+
+    A file of theirs that is called random.py is then no other module's random. Ends with a sentence, and exit status 2,
+    where there is no working directory.
+
+    Args:
+        added: Places that this start has put first on the path: a script's directory, or the working directory.
+    """
+    try:
+        here = os.getcwd()
+    except OSError:
+        print("error: the working directory is gone: it was deleted or unmounted. Change to another.", file=sys.stderr)
+        sys.exit(2)
+    del sys.path[:added]
+    for place in (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), here):
+        if place not in sys.path:
+            sys.path.append(place)
+
+
+_started = getattr(sys.modules["__main__"], "__file__", None)
+if sys.argv[:1] == ["-m"] and any(word.startswith("launcher.") for word in sys.orig_argv):  # python -m launcher.train
+    order_path(1 - sys.flags.safe_path)
+elif _started and os.path.dirname(os.path.realpath(_started)) == os.path.dirname(os.path.realpath(__file__)):
+    order_path(2 - sys.flags.safe_path)  # started as a file, which has put the place of this package there

@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -33,12 +35,22 @@ def locate(target: str, group: str) -> Callable[..., Any]:
     except Exception as error:
         cause = error.__cause__ or error
         raise ConfigError(
-            f"{group}._target_: cannot import {target!r}: {cause}. "
-            "Give the dotted path of a class or function that Python can import from the working directory."
+            f"{group}._target_: cannot import {target!r}: {cause}. Give the dotted path of a class or function that "
+            f"Python can import from the working directory.{_hidden(target)}"
         ) from error
     if not callable(found):
         raise ConfigError(f"{group}._target_: {target!r} is a {type(found).__name__}, not a class or function.")
     return found
+
+
+def _hidden(target: str) -> str:
+    """What to say of a file in the working directory that has the name of an installed module, which comes first."""
+    name = target.partition(".")[0]
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    own = next((path for path in (f"{name}.py", f"{name}/") if os.path.exists(path)), None)
+    if own is None or not file or os.path.abspath(file).startswith(os.path.abspath(name)):
+        return ""
+    return f" ({own} here is hidden by {file}: give it another name.)"
 
 
 def accepted_names(function: Callable[..., Any]) -> set[str] | None:

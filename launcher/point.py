@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # as in train.py
-    sys.path[0] = os.getcwd()
-    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def moved(place: str, trees: Mapping[str, str]) -> str:
@@ -51,8 +50,6 @@ def main() -> None:
     # The working directory stays: data and relative paths are found there. Only code comes from the snapshot, also
     # for processes started from here.
     sys.path[:] = [moved(place, task["trees"]) for place in sys.path]
-    if task["trees"]:
-        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     if "PYTHONPATH" in os.environ:
         places = os.environ["PYTHONPATH"].split(os.pathsep)
         os.environ["PYTHONPATH"] = os.pathsep.join(moved(place, task["trees"]) for place in places)

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":  # as in train.py
-    sys.path[0] = os.getcwd()
-    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launcher import config, distributed, provenance, saved
 from launcher.errors import ConfigError

@@ -7,14 +7,12 @@ that are still being written.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # as in train.py
-    sys.path[0] = os.getcwd()
-    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launcher.points import state_of
 from launcher.run_directory import is_held

@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # started as a file: launcher/ itself stands first on the path and would hide modules
-    sys.path[0] = os.getcwd()
-    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launcher import check, config, distributed, run_directory
 from launcher.config import Composed

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-if __name__ == "__main__":  # started as a file, with -P: this directory's modules would hide packages
-    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launcher.tracking import NON_FINITE, of_time
 
