@@ -101,7 +101,9 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
     batches = None
     try:
         batches = iter(loader)
-        workers = set(multiprocessing.active_children()) - others
+        workers = set(multiprocessing.active_children()) - others or getattr(loader, "workers_that_stay", set())
+        if getattr(loader, "persistent_workers", False):
+            loader.workers_that_stay = workers  # type: ignore[attr-defined]
         while True:
             try:
                 batch = next(batches)

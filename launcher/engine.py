@@ -23,11 +23,12 @@ from launcher.data import Data, DatasetPart, TensorPart
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.divergence import Diverged, Rollbacks
 from launcher.errors import ConfigError
+from launcher.keys import MODEL, derive
 from launcher.losses import PerSample
 from launcher.metrics import ClassificationSums, LanguageSums, RegressionSums, make_metrics, update_metrics
 from launcher.optimizers import lean_step
 from launcher.schedulers import Schedule
-from launcher.stream import MODEL, Batch, ShardedStream, Stream, derive, first_sample, in_order
+from launcher.stream import Batch, ShardedStream, Stream, first_sample, in_order
 
 ALWAYS: AbstractContextManager[None] = nullcontext()
 VOTE_LAG = 8  # steps until a vote is read on a GPU: by then its copy to the host has long arrived

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from launcher.data import Data
 from launcher.errors import ConfigError
+from launcher.keys import MIX, derive
 from launcher.losses import PerSample
-from launcher.stream import MIX, Batch, MicroBatch, Stream, derive, first_sample
+from launcher.stream import Batch, MicroBatch, Stream, first_sample
 
 Box = tuple[slice, slice]  # rows and columns
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from launcher.data import Data
 from launcher.errors import ConfigError
-from launcher.stream import derive, derive_each, permute, permute_each
+from launcher.keys import derive, derive_each
+from launcher.stream import permute, permute_each
 
 CLASSES = 16  # beside the purposes in stream.py
 

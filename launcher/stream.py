@@ -3,9 +3,8 @@
 Nothing here has a state to save: to continue at any step is to ask for that step.
 """
 
-import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,40 +12,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from launcher import children
+from launcher import loading
 from launcher.batch import BatchPlan
 from launcher.data import DatasetPart, TensorPart
 from launcher.distributed import Ranks
+from launcher.keys import AUGMENT, ORDER, derive, derive_each, mix
+from launcher.loading import to_device
 
 if TYPE_CHECKING:
     from launcher.sampling import Balanced
 
-ORDER, AUGMENT, MODEL, MIX = 1, 2, 3, 4  # what a random number is for: each purpose has numbers of its own
 # In-memory data is gathered this much at a time. Memory of a megabyte is used again at once, where the pages of eight
 # come new from the kernel each time: half the time of a small model's batch. A GPU likes fewer and larger copies.
 GATHER_BYTES = {"cpu": 1 << 20, "cuda": 8 << 20}
 NUMBER_BYTES = 1 << 18  # and numbered, with their uniform numbers, so much at a time
+NUMBERED = 1 << 12  # samples of a Dataset, which have no uniform numbers
 ROUNDS = 8
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele et al. 2014), over uint64 with wrap-around."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def derive(*numbers: int) -> int:
-    """A 64-bit key that is a function of all the numbers and of their order."""
-    key = 0
-    for number in numbers:
-        key = (key + (number & 0xFFFFFFFFFFFFFFFF) + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        key ^= key >> 31
-    return key
 
 
 def seed_generators(seed: int) -> None:
@@ -83,20 +65,13 @@ def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
         left, right = moving >> low_bits, moving & ((np.uint64(1) << low_bits) - np.uint64(1))
         for round_key in keys:
             mask = (np.uint64(1) << left_bits) - np.uint64(1)
-            left, right = right, left ^ (_mix(right + round_key) & mask)
+            left, right = right, left ^ (mix(right + round_key) & mask)
             left_bits, right_bits = right_bits, left_bits
         moving = (left << right_bits) | right
         values[outside] = moving
         still = moving >= size
         outside, moving = outside[still], moving[still]
     return values.astype(np.int64)
-
-
-def derive_each(keys: np.ndarray, *numbers: np.ndarray | int) -> np.ndarray:
-    """[n] uint64 keys, each followed by one of each of the numbers: derive(*before, a, b) of keys derive(*before)."""
-    for number in numbers:
-        keys = _mix(keys + np.asarray(number).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-    return keys
 
 
 def permute_each(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -122,7 +97,7 @@ def permute_each(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> 
         moving = values[outside]
         left, right = moving >> right_bits, moving & ((one << right_bits) - one)
         for of_round in round_keys:
-            left, right = right, left ^ (_mix(right + of_round[outside]) & ((one << left_bits) - one))
+            left, right = right, left ^ (mix(right + of_round[outside]) & ((one << left_bits) - one))
             left_bits, right_bits = right_bits, left_bits
         values[outside] = (left << right_bits) | right
         outside = outside[values[outside] >= sizes[outside].astype(np.uint64)]
@@ -141,7 +116,7 @@ def uniforms(samples: np.ndarray, draws: int, key: int) -> np.ndarray:
         [n, draws] float32 in [0, 1), multiples of 2**-24.
     """
     counters = np.asarray(samples).astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
-    bits = _mix(_mix(counters + np.uint64(key)) + np.uint64(key))
+    bits = mix(mix(counters + np.uint64(key)) + np.uint64(key))
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
@@ -284,8 +259,8 @@ class Stream:
 
     def _from_loader(self, part: DatasetPart, first_step: int, last_step: int) -> Iterator[Batch]:
         """One DataLoader for the rest of the run, so that no epoch begins with idle workers."""
-        dataset = _Batched(part.dataset) if part.batched else _Seeded(part.dataset, self.seed)
-        loaded = _load(part, dataset, _MicroBatches(self, first_step, last_step), self.workers, self.device)
+        numbered = self._numbered(first_step, last_step)
+        loaded = loading.drawn(part, numbered, partial(derive, self.seed, AUGMENT), self.workers, self.device)
         for step in range(first_step, last_step):
             size = self.plan.size_of(step % self.plan.steps_per_epoch)
             micros = []
@@ -293,6 +268,20 @@ class Stream:
                 inputs, targets = next(loaded)
                 micros.append(MicroBatch(inputs, targets, micro_size, self.rank))
             yield Batch(step, size, micros)
+
+    def _numbered(self, step: int, last_step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The epoch and the sample numbers of each micro-batch, many of them numbered at once."""
+        while step < last_step:
+            epoch, position = divmod(step, self.plan.steps_per_epoch)
+            at_once = max(1, NUMBERED // self.plan.micro_size)
+            steps = min(at_once, self.plan.steps_per_epoch - position, last_step - step)
+            cut = [self._positions(at) for at in range(position, position + steps)]
+            numbers = self._order(epoch, np.concatenate([positions for positions, _ in cut]))
+            at = 0
+            for size in (size for _, sizes in cut for size in sizes):
+                yield epoch, numbers[at : at + max(size, 1)]
+                at += max(size, 1)
+            step += steps
 
 
 class ShardedStream:
@@ -337,48 +326,6 @@ def of_rank(
     return ShardedStream([stream(ranks.rank * count + i) for i in range(count)])
 
 
-class _MicroBatches:
-    """Batch sampler: for each micro-batch of a rank the list of (epoch, sample) to load."""
-
-    def __init__(self, stream: Stream, first_step: int, last_step: int) -> None:
-        self.stream, self.first_step, self.last_step = stream, first_step, last_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first_step, self.last_step):
-            epoch, position = divmod(step, self.stream.plan.steps_per_epoch)
-            positions, sizes = self.stream._positions(position)
-            numbers = self.stream._order(epoch, positions).tolist()
-            at = 0
-            for size in sizes:
-                yield [(epoch, number) for number in numbers[at : at + max(size, 1)]]
-                at += max(size, 1)
-
-
-class _Batched(Dataset):
-    """A dataset that draws nothing at random, asked for a whole batch at once."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, items: list[tuple[int, int]]) -> Any:
-        return self.dataset.__getitems__([number % len(self.dataset) for _, number in items])
-
-
-class _Seeded(Dataset):
-    """A dataset whose random augmentation is a function of (seed, epoch, sample)."""
-
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed, self.size = dataset, seed, len(dataset)
-
-    def __getitem__(self, item: tuple[int, int]) -> Any:
-        epoch, number = item
-        key = derive(self.seed, AUGMENT, epoch, number)
-        torch.default_generator.manual_seed(key >> 1)
-        random.seed(key)
-        np.random.seed(key & 0xFFFFFFFF)
-        return self.dataset[number % self.size]
-
-
 def in_order(
     part: TensorPart | DatasetPart, rank: int, world_size: int, batch_size: int, device: torch.device, workers: int
 ) -> Iterator[tuple[Any, Any]]:
@@ -401,40 +348,10 @@ def in_order(
             inputs = inputs.clone() if part.prepare is None else part.prepare(inputs)
             yield to_device((inputs, part.targets[start:stop]), device)
         return
-    samplers: Sequence[list[int]] = [list(range(*cut)) for cut in cuts]
-    yield from _load(part, part.plain or part.dataset, samplers, min(workers, len(cuts)), device)
+    yield from loading.in_order(part, cuts, workers, device)
 
 
 def first_sample(part: TensorPart | DatasetPart) -> tuple[Any, Any]:
     """Inputs and targets of the first sample, as a batch of one on the CPU; leaves the generator of torch as it is."""
     with torch.random.fork_rng(devices=[]):
         return next(in_order(part, 0, len(part), 1, torch.device("cpu"), 0))
-
-
-def _load(
-    part: DatasetPart, dataset: Dataset, samplers: Iterable[list[Any]], workers: int, device: torch.device
-) -> Iterator[tuple[Any, Any]]:
-    """Prepared inputs and targets of each batch that the samplers name, on the device."""
-    if workers:  # a worker that finds what it needs imported is there in a tenth of the time
-        needed = getattr(part.dataset, "preload", ())
-        children.start_fork_server(["__main__", __name__, type(part.dataset).__module__, *needed])
-    loader = DataLoader(
-        dataset,
-        batch_sampler=samplers,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=partial(children.serve_trainer, dict(os.environ)) if workers else None,
-    )
-    for loaded in children.loaded(loader):
-        inputs, targets = to_device(loaded, device)
-        yield inputs if part.prepare is None else part.prepare(inputs), targets
-
-
-def to_device(tree: Any, device: torch.device) -> Any:
-    """Put every tensor of a pytree on the device; from pinned memory the copy runs beside the computation."""
-    if isinstance(tree, Tensor):
-        if device.type == "cuda" and tree.device.type == "cpu" and not tree.is_pinned():
-            tree = tree.pin_memory()
-        return tree.to(device, non_blocking=True)
-    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: to_device(tensor, device), tree)

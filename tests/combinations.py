@@ -279,19 +279,28 @@ class Generator:
             limits: Factors to the values that they may have; a factor that is left out may have any.
         """
         fitting = [pair for pair in self.open if all(value in limits.get(factor, (value,)) for factor, value in pair)]
-        for _ in range(1000):
-            chosen = dict(self.random.choice(sorted(fitting))) if fitting else {}
-            factors = [factor for factor in FACTORS if factor not in chosen]
-            self.random.shuffle(factors)
-            for factor in factors:
-                values = [v for v in limits.get(factor, FACTORS[factor]) if self._fits(chosen, factor, v)]
-                if not values:
-                    break
-                self.random.shuffle(values)
-                chosen[factor] = max(values, key=lambda value: self._new(chosen, factor, value))
-            else:
-                return {factor: chosen[factor] for factor in FACTORS}
+        for _ in range(100):
+            pair = self.random.choice(sorted(fitting)) if fitting else ()
+            for _ in range(20):
+                if (found := self._complete(dict(pair), limits)) is not None:
+                    return found
+            fitting.remove(pair)  # a third value keeps the two apart
+            if not limits:
+                self.open.discard(pair)
+                self.all.discard(pair)
         raise AssertionError(f"nothing goes together with {sorted(fitting)[:3]}")
+
+    def _complete(self, chosen: Combination, limits: Mapping[str, Sequence[str]]) -> Combination | None:
+        """A combination with these values, or None where the others did not fit this time."""
+        factors = [factor for factor in FACTORS if factor not in chosen]
+        self.random.shuffle(factors)
+        for factor in factors:
+            values = [v for v in limits.get(factor, FACTORS[factor]) if self._fits(chosen, factor, v)]
+            if not values:
+                return None
+            self.random.shuffle(values)
+            chosen[factor] = max(values, key=lambda value: self._new(chosen, factor, value))
+        return {factor: chosen[factor] for factor in FACTORS}
 
     def ran(self, combination: Combination) -> None:
         """Count the pairs of a combination that was not refused."""

@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 from launcher.batch import plan_batch
 from launcher.data import Data, DatasetPart, TensorPart
 from launcher.errors import ConfigError
+from launcher.keys import derive, derive_each
 from launcher.sampling import Balanced
-from launcher.stream import Stream, derive, derive_each, permute, permute_each
+from launcher.stream import Stream, permute, permute_each
 
 CPU = torch.device("cpu")
 

@@ -141,6 +141,8 @@ def test_a_signal_to_all_processes_stops_a_run_of_any_kind_of_data(kind, number,
 def test_while_the_workers_start(count, here):
     """As soon as the process that they are forked from is there, which imports torch for seconds; or one, or both."""
     run = train([*LONG, *KINDS["workers"]], here)
+    log = here / "run/train.log"  # until that line it forks for git as well
+    wait_for(lambda: log.exists() and " batch " in log.read_text(), message=run.err)
     wait_for(lambda: len(forked(run.processes[0].pid)) >= count, message=run.err)
     asked(run, here, signal.SIGTERM)
 

@@ -5,7 +5,8 @@ from torch.utils.data import Dataset
 
 from launcher.batch import plan_batch
 from launcher.data import DatasetPart, TensorPart
-from launcher.stream import Stream, derive, in_order, permute, uniforms
+from launcher.keys import derive
+from launcher.stream import Stream, in_order, permute, uniforms
 
 CPU = torch.device("cpu")
 

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+from functools import partial
 from hashlib import md5
 
 import numpy as np
@@ -21,8 +22,10 @@ from launcher.data import Data
 from launcher.data.image_folder import FolderImages
 from launcher.data.images import Erase, FlipAndShift, Together, augmentation
 from launcher.errors import BrokenFile, ConfigError
+from launcher.keys import AUGMENT, derive
+from launcher.loading import SeededDataset
 from launcher.models.mirrored import Mirrored
-from launcher.stream import AUGMENT, _Seeded, derive, in_order
+from launcher.stream import in_order
 
 transforms = pytest.importorskip("torchvision.transforms.v2")
 CONF = REPOSITORY / "conf"
@@ -323,16 +326,16 @@ def test_augmentation_is_torchvisions_and_belongs_to_the_sample(augment, erasing
     reference += [*LIBRARY[augment](), transforms.PILToTensor()]
     if erasing:
         reference += [transforms.RandomErasing(1.0, value=[255 * m for m in (0.485, 0.456, 0.406)])]
-    seeded = _Seeded(data.train.dataset, 3)
+    seeded = SeededDataset(data.train.dataset, partial(derive, 3, AUGMENT))
     plain = transforms.Compose(reference)
     from PIL import Image
 
     seen = []
     for number in (0, 5):
         for epoch in (0, 1):
-            ours = seeded[epoch, number][0]
+            ours = seeded.__getitems__((epoch, np.array([number])))[0][0]
             torch.randn(7), random.random()  # whatever was drawn before
-            assert torch.equal(ours, seeded[epoch, number][0])
+            assert torch.equal(ours, seeded.__getitems__((epoch, np.array([number])))[0][0])
             torch.manual_seed(derive(3, AUGMENT, epoch, number) >> 1)
             assert torch.equal(ours, plain(Image.open(data.train.dataset.samples[number][0])))
             assert ours.dtype == torch.uint8 and ours.shape == (3, 16, 16)

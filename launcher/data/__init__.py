@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable, Sized
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class DatasetPart:
     prepare: Callable[[Any], Any] | None = None
     batched: bool = False
     plain: Any = None
+    loader: Any = field(default=None, init=False, repr=False, compare=False)  # see launcher/loading.py
 
     def __len__(self) -> int:
         assert isinstance(self.dataset, Sized)

@@ -1,0 +1,122 @@
+"""Samples read one by one: what they draw is their own, and the processes that load them stay."""
+
+import multiprocessing
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from launcher.batch import BatchPlan
+from launcher.data import DatasetPart
+from launcher.keys import AUGMENT, derive
+from launcher.loading import SeededDataset
+from launcher.stream import Stream, in_order
+
+CPU = torch.device("cpu")
+DRAWS = {
+    "torch": lambda: torch.rand(()).item(),
+    "python": random.random,
+    "numpy": np.random.rand,
+}
+
+
+class Drawing(Dataset):
+    """Draws from some generators, the last of them at one sample alone; counts what it was asked."""
+
+    def __init__(self, names, rare=None, size=20):
+        self.names, self.rare, self.size, self.asked = names, rare, size, []
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        found = [DRAWS[name]() for name in self.names]
+        found.append(DRAWS[self.rare]() if self.rare and index == 7 else float(index))
+        return torch.tensor(found, dtype=torch.float64), index
+
+
+def _expected(dataset, epoch, number):
+    """The draws of generators that are all seeded for this sample, as a person would write it."""
+    key = derive(3, AUGMENT, epoch, number)
+    torch.manual_seed(key >> 1)
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+    return dataset[number % len(dataset)][0]
+
+
+@pytest.mark.parametrize("rare", [None, *DRAWS])
+@pytest.mark.parametrize("names", [(), ("torch",), ("python",), ("numpy",), ("torch", "python", "numpy")], ids=str)
+def test_each_sample_draws_what_it_would_draw_alone(names, rare):
+    """Also where a generator is first drawn from in the middle of the third batch, and in whatever batches they are."""
+    for cut in (4, 5, 20):
+        seeded = SeededDataset(Drawing(names, rare), partial(derive, 3, AUGMENT))
+        for epoch in (0, 1):
+            order = np.random.RandomState(epoch).permutation(20) + 20 * epoch  # a number above the size comes again
+            for at in range(0, 20, cut):
+                torch.rand(3), random.random(), np.random.rand()  # whatever else a process draws
+                found = seeded.__getitems__((epoch, order[at : at + cut]))
+                for (values, index), number in zip(found, order[at : at + cut], strict=True):
+                    assert index == number % 20
+                    assert torch.equal(values, _expected(seeded.dataset, epoch, int(number)))
+
+
+def test_what_draws_nothing_is_read_once_and_whole_where_it_can_be():
+    plain = SeededDataset(Drawing(()), partial(derive, 3, AUGMENT))
+    for _ in range(3):
+        plain.__getitems__((0, np.arange(5)))
+    assert plain.dataset.asked == [*range(5)] * 3 and plain.drawing == []
+    drawing = SeededDataset(Drawing(("torch",)), partial(derive, 3, AUGMENT))
+    for _ in range(3):
+        drawing.__getitems__((0, np.arange(5)))
+    assert drawing.dataset.asked == [*range(5)] * 4, "the first batch once more"
+
+    class Whole(Drawing):
+        def __getitems__(self, indices):
+            return [("whole", index) for index in indices]
+
+    assert SeededDataset(Whole(()), partial(derive, 3, AUGMENT)).__getitems__((0, np.arange(2)))[1] == ("whole", 1)
+
+
+class Asking(Drawing):
+    """Seeds a generator of its own by torch.initial_seed(), as many do."""
+
+    def __getitem__(self, index):
+        return torch.rand((), generator=torch.Generator().manual_seed(torch.initial_seed() % 2**32 + index)), index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_generator_seeded_by_initial_seed_does_not_depend_on_the_devices(workers):
+    part = DatasetPart(Asking(()))
+    found = []
+    for world in (1, 2, 3):
+        plan = BatchPlan(20, 10, world, world, 10, 1)
+        streams = [Stream(part, plan, 3, rank, CPU, workers) for rank in range(world)]
+        every = [micro for stream in streams for batch in stream.batches(0, 2) for micro in batch.micros]
+        found.append({int(t): float(x) for micro in every for x, t in zip(micro.inputs, micro.targets, strict=True)})
+    assert len(found[0]) == 20 and found[0] == found[1] == found[2]
+
+
+def _workers():
+    return {child.pid for child in multiprocessing.active_children() if child.daemon}
+
+
+def test_the_processes_of_an_evaluation_stay_for_the_next_one():
+    """Also after one that was broken off; another number of batches, or of shares, needs no others."""
+    part, before = DatasetPart(Drawing(())), _workers()
+    first = list(in_order(part, 0, 1, 4, CPU, 2))
+    assert [t.tolist() for _, t in first] == [[*range(at, at + 4)] for at in range(0, 20, 4)]
+    stayed = _workers() - before
+    assert len(stayed) == 2
+    for inputs, targets in in_order(part, 0, 1, 4, CPU, 2):
+        assert torch.equal(inputs, first[0][0]) and targets.tolist() == [0, 1, 2, 3]
+        break
+    for rank, share in ((0, range(10)), (1, range(10, 20))):
+        found = [t for _, targets in in_order(part, rank, 2, 3, CPU, 2) for t in targets.tolist()]
+        assert found == [*share]
+    assert _workers() - before == stayed
+    part.loader = None
+    assert not _workers() & stayed, "they end with the part that they read"
