@@ -1,10 +1,9 @@
 """Epochs over a person's own Dataset beside those of a tuned DataLoader loop: python benchmarks/dataset.py.
 
 Both loops stand in one process and take turns, an epoch each with its evaluation, so that they meet the same
-neighbours. The loop by hand does what torch's documentation advises: workers that stay, pinned to nothing on a CPU, a fused
-optimizer, gradients set to none. Samples that take 5 us are a row of a tensor; the others hash bytes for as long as it
-takes. Prints, for each cost of a sample and number of workers, the median ratio of neighbouring epochs and its 95 %
-interval.
+neighbours. The loop by hand does what torch's documentation advises: workers that stay, a fused optimizer, gradients
+set to none. Samples of 5 us are a row of a tensor; the others hash bytes for as long as it takes. Prints, for each cost
+of a sample and number of workers, the median ratio of neighbouring epochs and its 95 % interval.
 """
 
 import argparse
