@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins import basic_sweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -68,6 +69,7 @@ class LocalLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra with what `launch` will need."""
         self.config, self.task = config, task_function
+        HydraConfig.instance().set_config(config)  # for what refers to `hydra` in the grid's own config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Check every point, then run them.

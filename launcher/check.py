@@ -40,7 +40,7 @@ def check(composed: Composed) -> int:
     Returns:
         0, or 1 where the run could not go through: too little memory or disk, or a step that fails.
     """
-    settings = composed.settings
+    settings = composed.used()
     distributed.join_slurm()
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     if ranks.rank != 0:
@@ -58,6 +58,7 @@ def check(composed: Composed) -> int:
     here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
     devices = here if settings.check is True else int(settings.check)
     path = Path(str(composed.hydra.run.dir)).resolve()
+    config.publish(composed.hydra, path)
     config.check_writable(path)
     resumes = composed.chose_directory and (path / run_directory.CONFIG).is_file()
     if resumes:
@@ -191,7 +192,7 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
     alone = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     with tempfile.TemporaryDirectory(prefix="launcher-check-") as place:
         run = Path(place, "run")
-        hydra: Any = OmegaConf.to_container(OmegaConf.create({"hydra": composed.hydra}))
+        hydra: Any = OmegaConf.to_container(OmegaConf.create({"hydra": composed.hydra}), enum_to_str=True)
         hydra["hydra"]["run"]["dir"] = str(run)
         task = {"settings": settings, "hydra": hydra["hydra"], "overrides": [config.directory_override(run)],
                 "trees": {}, "commit": None}  # fmt: skip

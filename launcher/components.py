@@ -1,8 +1,10 @@
 """Components by name: from a config group with a `_target_` to the object it names."""
 
+import errno
 import inspect
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -12,7 +14,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
+from launcher.config import SCHEMA, UNSTATED
 from launcher.errors import ConfigError
+from launcher.messages import short
 
 if TYPE_CHECKING:
     from launcher.data import Data
@@ -60,15 +64,32 @@ def accepted_names(function: Callable[..., Any]) -> set[str] | None:
 
 
 def named(function: Callable[..., Any]) -> set[str]:
-    """Names of the keyword arguments that a callable names, whatever else it takes."""
-    parameters = _parameters(function) or ()
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    """Names of the keyword arguments that a callable names, whatever else it takes.
+
+    Those of a class include the ones that its bases name, as far as `**kwargs` hands arguments on to them.
+    """
+    names: set[str] = set()
+    steps: list[Any] = [function]
+    if isinstance(function, type):
+        steps += [vars(base)["__init__"] for base in function.__mro__ if "__init__" in vars(base)]
+    for step in steps:
+        parameters = _parameters(step) or []
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names - {"self"}
 
 
 def required_names(function: Callable[..., Any]) -> list[str]:
     """Names of the arguments that a callable must be given, in their order."""
     parameters = _parameters(function) or ()
     return [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def default_of(function: Callable[..., Any], name: str, absent: Any) -> Any:
+    """The default of an argument that a callable names; `absent` where it has none."""
+    found = [p.default for p in _parameters(function) or () if p.name == name and p.default is not p.empty]
+    return found[0] if found else absent
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
@@ -108,6 +129,10 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
                 known = ", ".join(sorted(names - {"self", "params", "optimizer"}))
                 raise ConfigError(f"{group}.{key}: {target} has no argument {key!r}. It takes: {known}.")
     missing = [name for name in required_names(function)[len(arguments) :] if name not in given]
+    for name in list(missing):  # of a run that was made before there was this argument
+        if (rule := SCHEMA.get(f"{group}.{name}")) is not None and rule.absent is not UNSTATED:
+            given[name] = fixed[name] = rule.absent
+            missing.remove(name)
     if missing and facts and "_args_" not in given:
         raise ConfigError(
             f"{group}: {target} needs {', '.join(missing)}, which the settings do not give and this run does not have "
@@ -118,9 +143,19 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
         return partial(*arguments, **{k: v for k, v in given.items() if k in facts})
     except ConfigError:
         raise
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ConfigError(f"{group}: {error.strerror}: {short(str(error.filename))}. Name a shorter one.") from error
     except (TypeError, ValueError, AssertionError, InstantiationException) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         frame = traceback.extract_tb(cause.__traceback__)[-1]
+        if isinstance(cause, InstantiationException) and frame.filename.endswith("target_policy.py"):
+            refused = re.search(r"'([\w.]+)'", str(cause))
+            raise ConfigError(
+                f"{group}: Hydra does not call {refused[1] if refused else target} for a config, since it could do "
+                f"anything. Name a class or a function that makes the {group}."
+            ) from error
         values = ", ".join(f"{k}={v!r}" for k, v in fixed.items() if not k.startswith("_"))
         raise ConfigError(
             f"{group}: {target} refuses ({values}): {cause} [{frame.name}, line {frame.lineno} of {frame.filename}]"

@@ -23,7 +23,6 @@ from launcher.points import (
     Point,
     again,
     base_of,
-    check_base,
     check_count,
     compose_points,
     lock_grid,
@@ -506,7 +505,7 @@ def conduct(
     lock = lock_grid(path) if (path / LOCK).exists() else None
     print(f"grid       {len(job_overrides)} points to compose and check", flush=True)
     try:
-        check_base(path, base := base_of(task, master))
+        base = base_of(task, master, path)
         points = []
         for point in compose_points(task, master, job_overrides, first, options, path):
             points.append(point)

@@ -1,11 +1,13 @@
 """Which rank am I: the processes of a run, checked against what was asked for, and agreement among them."""
 
 import os
-from collections.abc import Mapping, Sequence
+import pickle
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import accelerate_flags, slurm
 from launcher.config import FP16_ON_CPU
@@ -21,6 +23,10 @@ LAUNCHERS = {
     "accelerate", "accelerate-launch", "accelerate.commands.launch",
     "torchrun", "torch.distributed.run", "torch.distributed.launch",
 }  # fmt: skip
+
+
+T = TypeVar("T")
+_stores: list[Any] = []  # that `told_by_rank_0` opened
 
 
 @dataclass(frozen=True)
@@ -227,6 +233,42 @@ def sum_over_shards(tensors: list["torch.Tensor"], world_size: int) -> list["tor
             first = first + other
         summed.append(first)
     return summed
+
+
+def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
+    """What rank 0 makes, on every rank, before they are a process group and touch a device. Anything that pickles.
+
+    Args:
+        make: Called on rank 0 alone.
+        ranks: What find_ranks found.
+        timeout: Seconds that the others wait for it.
+
+    Raises:
+        ConfigError: It did on rank 0, so it does on every rank.
+    """
+    if ranks.world_size == 1:
+        return make()
+    import torch.distributed as dist
+
+    # With multi_tenant the process group, which is made later at the same address, finds this store and shares it.
+    leads = ranks.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
+    store = dist.TCPStore(*address, ranks.world_size, leads, wait, wait_for_workers=False, multi_tenant=True)
+    _stores.append(store)  # or it would be gone before the process group is there
+    own = dist.PrefixStore(f"told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if ranks.rank == 0:
+        said: tuple[str | None, Any] = (None, None)
+        try:
+            said = None, make()
+        except ConfigError as error:
+            said = str(error), None
+        own.set("said", pickle.dumps(said))  # type: ignore[arg-type]  # its stub knows texts alone
+        if said[0] is not None:
+            time.sleep(1)  # the store may go with this process
+    problem, thing = pickle.loads(own.get("said"))
+    if problem is not None:
+        raise ConfigError(problem)
+    return thing
 
 
 def from_rank_0(thing: Any, world_size: int) -> Any:

@@ -19,8 +19,6 @@ from typing import Any
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from omegaconf import OmegaConf
-
 from launcher import config, watch
 from launcher.config import Composed
 from launcher.errors import ConfigError
@@ -101,7 +99,7 @@ def find_lr(composed: Composed) -> int:
     from launcher.divergence import Diverged
 
     try:
-        train(Composed(_swept(settings, low, factor, steps), composed.hydra, composed.overrides), sweep)
+        train(composed.having(_swept(settings, low, factor, steps)), sweep)
         return 0  # stopped on request, and it has said so
     except (Enough, Diverged):  # on every rank at the same step
         watch.finish(watch.current)
@@ -110,12 +108,12 @@ def find_lr(composed: Composed) -> int:
     return 0
 
 
-def _swept(settings: dict[str, Any], low: float, factor: float, steps: int) -> Any:
+def _swept(settings: dict[str, Any], low: float, factor: float, steps: int) -> dict[str, Any]:
     """The training run's settings with the schedule of a sweep, and without what a sweep does not need."""
     optimizer = dict(settings["optimizer"])
     if optimizer.get("adamw_lr"):  # Muon's second rate keeps its ratio to the first
         optimizer["adamw_lr"] *= low / optimizer["lr"]
-    swept = settings | {
+    return settings | {
         "optimizer": optimizer | {"lr": low},
         "scheduler": {
             "_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": factor, "interval": "step", "warmup": 0
@@ -126,9 +124,6 @@ def _swept(settings: dict[str, Any], low: float, factor: float, steps: int) -> A
         "divergence": settings["divergence"] | {"action": "stop"},
         "wandb": settings["wandb"] | {"mode": "disabled"},
     }  # fmt: skip
-    resolved = OmegaConf.create(swept)
-    OmegaConf.set_struct(resolved, True)
-    return resolved
 
 
 def smooth(losses: Sequence[float]) -> list[float]:

@@ -27,10 +27,11 @@ from omegaconf import OmegaConf
 
 from launcher import job_array, report
 from launcher.board import figure_of
+from launcher.config import check_length, filled, key_of, leaves
 from launcher.direction import direction
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT
-from launcher.points import key_of, state_of
+from launcher.points import state_of
 from launcher.run_directory import read_json
 from launcher.tracking import Record
 
@@ -144,7 +145,7 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
         place = path / name
         overrides, config = planned.get(name, []), {}
         if (place / ".hydra/config.yaml").is_file():
-            config = _leaves(_yaml(place / ".hydra/config.yaml"))
+            config = leaves(filled(_yaml(place / ".hydra/config.yaml")))
             overrides = list(_yaml(place / ".hydra/overrides.yaml") or overrides)
         state = state_of(place)
         state = active.get(name, state) if state != "finished" else state
@@ -208,6 +209,7 @@ def compare(path: Path, metric: str | None, mode: str | None) -> Comparison:
     Raises:
         ConfigError: As for `read_grid`.
     """
+    check_length(path, "")
     path = path.resolve()
     grid = read_grid(path, metric, mode)
     unwritten = None
@@ -228,13 +230,6 @@ def _yaml(path: Path) -> Any:
         return OmegaConf.to_container(OmegaConf.load(path))
     except OSError:
         return {}
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in node.items() if isinstance(node, dict) else ():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
 
 
 def _find_varied(entries: Sequence[Entry]) -> None:

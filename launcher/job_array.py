@@ -20,7 +20,6 @@ from launcher.points import (
     Point,
     again,
     base_of,
-    check_base,
     check_count,
     compose_points,
     key_of,
@@ -115,8 +114,7 @@ def submit(
     path = Path(str(master.hydra.sweep.dir)).resolve()
     config.check_writable(path, "hydra.sweep.dir")
     lock = lock_grid(path) if (path / LOCK).exists() else None
-    base = base_of(task, master)
-    check_base(path, base)
+    base = base_of(task, master, path)
     points = list(compose_points(task, master, job_overrides, first, options, path))
     try:
         active = in_queue(path)

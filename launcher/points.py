@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from launcher import config, run_directory
+from launcher.config import key_of
 from launcher.errors import ConfigError
 from launcher.failure import FAILED
 from launcher.run_directory import read_json
@@ -65,28 +66,27 @@ class Point:
         return unpacked
 
 
-def name_of(overrides: Sequence[str], varying: frozenset[str]) -> str:
+def name_of(overrides: Sequence[str], varying: frozenset[str], form: Any = None) -> str:
     """The directory name of a point: made from what it is.
 
     Args:
         overrides: `key=value` each. Those that do not change the result are left out, unless they vary in the grid.
         varying: Keys with more than one value in the grid.
+        form: hydra.job.config.override_dirname: its exclude_keys are left out, kv_sep and item_sep stand in between.
 
     Returns:
         A name of letters, digits and `.,_=+-`. Where characters had to go, or the name would be too long, it ends in
         eight letters of a hash of the full text: different points never share a name.
     """
-    kept = [o for o in overrides if key_of(o) in varying or not _is_free(key_of(o))]
+    left_out = set(form.exclude_keys) if form is not None else set()
+    kept = [o for o in overrides if (key_of(o) in varying or not _is_free(key_of(o))) and key_of(o) not in left_out]
     text = ",".join(sorted(kept)) or "defaults"
+    if form is not None and (form.kv_sep, form.item_sep) != ("=", ","):
+        text = form.item_sep.join(sorted(kept)).replace("=", form.kv_sep) or "defaults"
     safe = re.sub(r"[^\w.,=+-]+", "", text, flags=re.ASCII).lstrip(".-")
     if safe == text and len(text) <= LONGEST:
         return text
     return f"{safe[: LONGEST - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
-
-
-def key_of(override: str) -> str:
-    """The setting that an override sets."""
-    return override.partition("=")[0].lstrip("+~")
 
 
 def _is_free(key: str) -> bool:
@@ -156,9 +156,16 @@ def compose_points(
     names: dict[str, int] = {}
     for index, overrides in enumerate(job_overrides, first):
         try:
-            point = _point(task, own, list(overrides), index, varying, options, path)
+            form = master.hydra.job.config.override_dirname
+            point = _point(task, own, list(overrides), index, varying, form, options, path)
             if (name := str(point.path.relative_to(path))) in names:
-                raise ConfigError(f"it is the same as point {names[name]}.")
+                twin = names[name]
+                if sorted(job_overrides[twin - first]) == sorted(overrides):
+                    raise ConfigError(f"it is the same as point {twin}.")
+                raise ConfigError(
+                    f"hydra.sweep.subdir gives it the directory of point {twin}, {name}. Let it name what varies, as "
+                    "${hydra.job.override_dirname} and ${hydra.job.num} do."
+                )
         except ConfigError as error:
             raise ConfigError(f"point {index} ({' '.join(overrides) or 'defaults'}): {error}") from error
         names[name] = index
@@ -171,26 +178,24 @@ def _point(
     overrides: list[str],
     index: int,
     varying: frozenset[str],
+    form: Any,
     options: Any,
     path: Path,
 ) -> Point:
-    composed = task.compose([*own, *overrides])
-    settings, node = composed.settings, composed.hydra
+    job = {"num": index, "id": str(index), "override_dirname": name_of(overrides, varying, form)}
+    composed = task.compose([*own, *overrides], job)
     label = " ".join(o for o in overrides if key_of(o) in varying) or " ".join(overrides) or "defaults"
-    whole = OmegaConf.create({**composed.plain(), "hydra": node})  # what hydra.sweep.subdir may refer to
-    OmegaConf.set_struct(whole, False)
-    OmegaConf.set_readonly(whole.hydra, False)
-    whole.hydra.job.num, whole.hydra.job.id = index, str(index)
-    whole.hydra.job.override_dirname = name_of(overrides, varying)
-    subdirectory = str(whole.hydra.sweep.subdir)
+    subdirectory = str(composed.hydra.sweep.subdir)
     directory = path / subdirectory
-    plain = composed.plain()
     if directory == path or path not in directory.resolve().parents:
         raise ConfigError(f"hydra.sweep.subdir={subdirectory}: must name a directory inside of the grid's.")
+    config.check_length(directory, "hydra.sweep.subdir")
     state = state_of(directory)
     if state != "new" and (directory / run_directory.CONFIG).is_file():
-        before: Any = OmegaConf.to_container(OmegaConf.load(directory / run_directory.CONFIG))
-        _refuse_mixing(path, before, plain)
+        before = run_directory.read_config(directory)
+        composed = composed.as_begun(before)
+        _refuse_mixing(path, before, composed.plain())
+    settings, plain = composed.settings, composed.plain()
     words = [*overrides, config.directory_override(directory)]
     kind, threads = options.place(settings)
     if threads != settings.threads:
@@ -207,7 +212,7 @@ def _point(
         if (wandb["id"] and "wandb.id" not in varying) or os.environ.get("WANDB_RUN_ID"):
             given = "wandb.id" if wandb["id"] else "WANDB_RUN_ID"
             raise ConfigError(f"{given}: every trial of a sweep is a W&B run of its own. Leave it out.")
-    hydra: Any = OmegaConf.to_container(whole.hydra, resolve=False)
+    hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
     hydra["run"]["dir"] = str(directory)
     return Point(
         index=index,
@@ -236,7 +241,8 @@ def _is_clock(path: Path) -> bool:
 
 def _refuse_mixing(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     lines = config.differences(before, now)
-    lines += [f"{k}: {before.get(k)} -> {now.get(k)}" for k in ("epochs", "max_steps") if before.get(k) != now.get(k)]
+    old, new = config.filled(before), config.filled(now)
+    lines += [f"{k}: {old.get(k)} -> {new.get(k)}" for k in ("epochs", "max_steps") if old.get(k) != new.get(k)]
     if lines:
         raise ConfigError(
             f"hydra.sweep.dir={path} was made with another config:\n  "
@@ -245,23 +251,25 @@ def _refuse_mixing(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]
         )
 
 
-def base_of(task: config.Task, master: Any) -> dict[str, Any]:
-    """The config under the overrides; empty where it is not complete without them."""
-    try:
-        return task.compose(_hydra_overrides(master)).plain()
-    except ConfigError:
-        return {}
+def base_of(task: config.Task, master: Any, path: Path) -> dict[str, Any]:
+    """The config under the overrides; empty where it is not complete without them.
 
-
-def check_base(path: Path, base: Mapping[str, Any]) -> None:
-    """Refuse a directory whose grid was made with another config under its points.
+    Args:
+        task: Composes it.
+        master: The grid's own config, as Hydra composed it.
+        path: Of the grid.
 
     Raises:
-        ConfigError: It was, and how they differ.
+        ConfigError: The grid in this directory was made with another config under its points.
     """
-    before = read_json(path / "grid.json").get("base")
-    if before and base:
-        _refuse_mixing(path, before, json.loads(json.dumps(base)))
+    try:
+        composed = task.compose(_hydra_overrides(master), {})
+    except ConfigError:
+        return {}
+    if before := read_json(path / "grid.json").get("base"):
+        composed = composed.as_begun(before)
+        _refuse_mixing(path, before, json.loads(json.dumps(composed.plain())))
+    return composed.plain()
 
 
 def lock_grid(path: Path) -> int:

@@ -10,13 +10,15 @@ import shutil
 import socket
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from launcher import config, distributed
 from launcher.config import Composed, check_writable, differences, directory_override, make_directory
-from launcher.distributed import is_launcher, parent_command
+from launcher.distributed import Ranks, is_launcher, parent_command
 from launcher.errors import ConfigError
 from launcher.schedulers import depends_on_length
 from launcher.slurm import last_step
@@ -71,6 +73,45 @@ class RunDirectory:
     def close(self) -> None:
         """Let go of the lock; the kernel does it for a process that is killed."""
         os.close(self._lock)
+
+
+@contextlib.contextmanager
+def settled(composed: Composed, ranks: Ranks) -> Iterator[Composed]:
+    """The settings as rank 0 has them, on every rank; where they refer to the run directory, it is there.
+
+    As Hydra's users expect, what is built finds it; what refuses to be built takes it away again. What settings take
+    from the clock and from Hydra stays what it was when the run began.
+
+    Raises:
+        ConfigError: The directory cannot be made.
+    """
+    made: list[Path] = []
+
+    def settle() -> tuple[dict[str, Any], str]:
+        path = Path(str(composed.hydra.run.dir)).resolve()
+        before = path if composed.chose_directory else _of_this_launch(path, composed)
+        found = composed
+        if before is not None and (before / CONFIG).is_file():
+            found = composed.as_begun(read_config(before))
+        if composed.names_directory:
+            check_writable(path)
+            missing = [place for place in path.parents if not place.exists()]
+            new = before is None or not before.exists()
+            path = before or _make_new(path)
+            make_directory(path, "hydra.run.dir")
+            made.extend([path, *missing] if new else [])
+        return found.plain(), str(path)
+
+    if composed.local or composed.names_directory:
+        composed = composed.told_by(*distributed.told_by_rank_0(settle, ranks, float(composed.settings.timeout)))
+    config.publish(composed.hydra, composed.hydra.run.dir if composed.chose_directory else None)
+    try:
+        yield composed
+    except BaseException:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise
 
 
 def open_run_directory(composed: Composed, total_steps: int) -> RunDirectory:
@@ -134,10 +175,10 @@ def check_same(path: Path, composed: Composed) -> None:
     Raises:
         ConfigError: It belongs to a run with another one.
     """
-    old: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
-    new: Any = OmegaConf.to_container(composed.settings)
+    old = config.filled(read_config(path))
+    new = composed.as_begun(old).plain()
     lines = differences(old, new)
-    longer = [f"{key}: {old[key]} -> {new[key]}" for key in ("epochs", "max_steps") if old[key] != new[key]]
+    longer = [f"{key}: {old.get(key)} -> {new[key]}" for key in ("epochs", "max_steps") if old.get(key) != new[key]]
     hint = ""
     if longer and depends_on_length(new["scheduler"]):
         lines += longer
@@ -152,6 +193,12 @@ def check_same(path: Path, composed: Composed) -> None:
             + hint
             + "\nUse the settings it was made with to resume it, or another directory for a new run."
         )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings that a run directory was made with, as they are written."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
+    return settings
 
 
 def launch_names() -> list[str]:

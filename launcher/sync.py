@@ -7,6 +7,7 @@ that are still being written.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="also runs that have failed or were stopped")
     parser.add_argument("--dry-run", action="store_true", help="only list them")
     arguments = parser.parse_args()
-    if not arguments.directory.is_dir():
+    if not os.path.isdir(arguments.directory):
         print(f"error: {arguments.directory}: there is no such directory.", file=sys.stderr)
         sys.exit(2)
     ready, later = find(arguments.directory, arguments.all)

@@ -35,12 +35,12 @@ def command(argv: list[str]) -> int:
     if config.show(arguments, "train"):
         return 0
     with config.opened(arguments, "train") as (hydra, name):
-        if arguments.multirun:
+        composed = config.compose_run(hydra, name, arguments)
+        if composed is None:
             distributed.join_slurm()
             if os.environ.get("RANK", "0") != "0":
                 return 0  # rank 0 conducts the grid and gives each point processes of its own
             return config.sweep(hydra, name, arguments.overrides)
-        composed = config.compose(hydra, name, arguments.overrides)
     return train(composed)
 
 
@@ -55,6 +55,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         Exit status.
     """
     settings = composed.settings
+    os.environ.update(composed.hydra.job.env_set)
     if settings.check:
         return check.check(composed)
 
@@ -67,9 +68,11 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     from launcher import sharded
     from launcher.parts import build
 
-    resumed = run_directory.holds_checkpoint(composed)
-    build_model = partial(sharded.build_model, settings.strategy, ranks)
-    parts = build(settings, ranks, ranks.world_size, resumed, build_model)
+    with run_directory.settled(composed, ranks) as composed:
+        settings = composed.used()
+        resumed = run_directory.holds_checkpoint(composed)
+        build_model = partial(sharded.build_model, settings.strategy, ranks)
+        parts = build(settings, ranks, ranks.world_size, resumed, build_model)
     data, plan, model, loss, total_steps = parts.data, parts.plan, parts.model, parts.loss, parts.total_steps
 
     import torch
@@ -90,6 +93,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     data.move_to(device)
     watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
     path = distributed.from_rank_0(directory and directory.path, ranks.world_size)
+    config.publish(composed.hydra, path)
     if directory is not None:
         reporter.log_to(path)
         log.info("run        %s%s", path, ", resumed" if directory.resumed else "")

@@ -195,6 +195,8 @@ NOT_A_FACTOR = {
     "divergence.max_rollbacks": "when a run gives up: test_stopping.py",
     "early_stopping.mode": "which way a metric is better: test_early_stopping.py",
     "strategy.name": "the factor strategy",
+    "strategy.bucket_cap_mb": "how DDP cuts what travels",
+    "strategy.broadcast_buffers": "DDP's own: BatchNorm's buffers are rank 0's",
     "strategy.block": "names what is found by itself here: test_sharded.py",
     "optimizer.eps": "a number in a formula of torch's",
     "loss.gamma": "part of the factor loss",
