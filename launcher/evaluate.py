@@ -13,7 +13,7 @@ from typing import Any
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launcher import config, distributed, provenance, saved
+from launcher import config, distributed, saved
 from launcher.errors import ConfigError
 from launcher.watch import Watch, finish, guarded
 
@@ -51,7 +51,7 @@ def evaluate(settings: dict[str, Any]) -> int:
     from launcher.stream import seed_generators
 
     seed_generators(run["seed"])
-    record, part = provenance.read_data(path), settings["part"]
+    record, part = saved.read_record(path, run), settings["part"]
     if settings["input"] is None:
         data = saved.own_data(run, settings["data"], record)
     else:

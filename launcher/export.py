@@ -66,7 +66,7 @@ def export(settings: dict[str, Any]) -> int:
     if "onnx" in formats:
         _need_onnx()
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
-    record, part = provenance.read_data(path), settings["part"]
+    record, part = saved.read_record(path, run), settings["part"]
     if settings["input"] is None:
         data, labelled = saved.own_data(run, settings["data"], record), True
     else:
@@ -107,9 +107,8 @@ def export(settings: dict[str, Any]) -> int:
             print(f"{name:<12} {file}, {size:,} bytes: differs by at most {difference:.3g} on {samples} samples")
         figures = measure(model, data, part, settings["batch_size"], settings["num_workers"]) if labelled else {}
         told = "input" if settings["input"] is not None else part
-        whole: Any = OmegaConf.load(path / ".hydra" / "config.yaml")
-        whole.model = saved.without_file(run["model"])  # what is exported has its weights with it
-        OmegaConf.save(whole, making / "config.yaml")
+        whole = run | {"model": saved.without_file(run["model"])}  # what is exported has its weights with it
+        OmegaConf.save(OmegaConf.create(whole), making / "config.yaml")
         metadata = describe(path, run, record, model, chosen.name) | {
             "input_dtype": str(example.dtype).removeprefix("torch."),
             "files": files,

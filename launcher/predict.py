@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launcher import config, distributed, provenance, saved
+from launcher import config, distributed, saved
 from launcher.errors import ConfigError
 from launcher.watch import guarded
 
@@ -58,7 +58,7 @@ def predict(settings: dict[str, Any]) -> int:
         raise ConfigError(f"launcher/predict.py is one process, and {ranks.world_size} were started: use python alone.")
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
-    record = provenance.read_data(path)
+    record = saved.read_record(path, run)
     if record["task"] not in ("classification", "regression"):
         raise ConfigError(f"run_dir={path}: predictions of the task {record['task']} have no table.")
     if settings["input"] is not None:

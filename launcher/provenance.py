@@ -10,12 +10,13 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher import trust
 from launcher.errors import ConfigError
 from launcher.run_directory import launch_words, write_json
 
@@ -137,7 +138,7 @@ def changes(repository: Path) -> bytes:
 def sources(settings: Any) -> dict[str, str]:
     """File to SHA-256 of each module outside of installed packages that a `_target_` names."""
     found = {}
-    for target in targets(settings):
+    for _, target in trust.targets(settings):
         words = target.split(".")
         for count in range(len(words) - 1, 0, -1):
             module = sys.modules.get(".".join(words[:count]))
@@ -170,19 +171,6 @@ def own_files() -> dict[str, str]:
         elif not installed and here in path.parents:
             found[str(path.relative_to(here))] = str(path)
     return found
-
-
-def targets(node: Any) -> Iterator[str]:
-    """Every `_target_` in settings."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_" and isinstance(value, str):
-                yield value
-            else:
-                yield from targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from targets(value)
 
 
 def packages() -> dict[str, str]:

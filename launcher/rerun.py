@@ -16,10 +16,13 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from launcher import config, distributed, provenance, saved
+from launcher import config, distributed, provenance, saved, trust
 from launcher.config import Composed
-from launcher.run_directory import config_options
+from launcher.errors import ConfigError
+from launcher.run_directory import config_options, read_config
 from launcher.watch import guarded
 
 
@@ -35,13 +38,12 @@ def command(argv: list[str]) -> int:
         return 0
     settings = asked.plain()
     path, run = saved.open_run(settings["run_dir"])
-    new = new_settings(run)
-    run = with_settings(run, new)
-    composed = compose_again(path, run, settings["output"])
+    composed = compose_again(path, settings["output"])
+    then, now = (config.leaves(one) for one in (read_config(path), composed.plain()))
     distributed.join_slurm()
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     if ranks.rank == 0:
-        lines = [f"{key}: no such setting then, {value} now" for key, value in new.items()]
+        lines = [f"{key}: no such setting then, {value} now" for key, value in now.items() if key not in then]
         lines += say_differences(path, run, ranks)
         for line in lines:
             print(f"differs    {line}")
@@ -58,32 +60,6 @@ def command(argv: list[str]) -> int:
     return train(composed)
 
 
-def new_settings(run: dict[str, Any]) -> dict[str, Any]:
-    """Settings that conf/train.yaml has by now and a run was made without, by their dotted names, at their defaults."""
-    with config.opened(config.parse_arguments([]), "train") as (hydra, name):
-        defaults = config.compose(hydra, name, []).plain()
-    found = {key: value for key, value in defaults.items() if key not in run}
-    for key in config.SCHEMA:
-        group, _, leaf = key.partition(".")
-        there, default = run.get(group), defaults.get(group)
-        if not isinstance(there, dict) or not isinstance(default, dict):
-            continue
-        if "_target_" in there or (group == "strategy" and there["name"] != default["name"]):
-            continue  # another option of its group has settings of its own
-        if leaf in default and leaf not in there:
-            found[key] = default[leaf]
-    return found
-
-
-def with_settings(run: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, and others by their names."""
-    whole = dict(run)
-    for key, value in new.items():
-        group, _, leaf = key.partition(".")
-        whole[group] = {**whole[group], leaf: value} if leaf else value
-    return whole
-
-
 def config_words(path: Path) -> list[str]:
     """Where a run had its config from, as options for here: for the command that goes on with its repetition."""
     record = provenance.read(path)
@@ -97,28 +73,35 @@ def config_words(path: Path) -> list[str]:
     return words
 
 
-def compose_again(path: Path, run: dict[str, Any], output: str | None) -> Composed:
-    """The config of a run, for a directory of its own.
+def compose_again(path: Path, output: str | None) -> Composed:
+    """The config of a run, for a directory of its own; settings that it was made without have their neutral values.
 
     Args:
         path: Run directory.
-        run: Its settings.
         output: The new directory, resumed where a run is in it; None: as `beside` says.
+
+    Raises:
+        ConfigError: A setting is wrong by now, or what Hydra wrote of the run cannot be read.
     """
-    settings = OmegaConf.create(run)
-    if "wandb" in settings:
-        settings.wandb.id = None  # the repetition is a run of its own
-    OmegaConf.set_struct(settings, True)
+    run = config.filled(read_config(path))
+    run["wandb"]["id"] = None  # the repetition is a run of its own
     config.check_settings(run)
-    hydra: Any = OmegaConf.load(path / ".hydra" / "hydra.yaml")
-    hydra = hydra.hydra
-    overrides: Any = OmegaConf.to_container(OmegaConf.load(path / ".hydra" / "overrides.yaml"))
+    try:
+        node: Any = OmegaConf.load(path / ".hydra" / "hydra.yaml")
+        hydra = config.hydra_node(node.hydra)
+        overrides: Any = OmegaConf.to_container(OmegaConf.load(path / ".hydra" / "overrides.yaml"))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        what = " ".join(str(error).split())
+        raise ConfigError(f"run_dir={path}: what Hydra wrote in .hydra cannot be read ({what}).") from error
+    if trust.is_foreign(path):
+        hydra.job.env_set = {}
     overrides = [word for word in overrides if not word.lstrip("+").startswith("hydra.run.dir=")]
     place = Path(output).expanduser() if output is not None else beside(path.resolve())
+    config.check_length(place, "output")
     hydra.run.dir = str(place)
     if output is not None:
         overrides.append(config.directory_override(place))
-    return Composed(settings, hydra, overrides)
+    return Composed(OmegaConf.create(), hydra, overrides).having(run)
 
 
 def beside(path: Path) -> Path:
@@ -147,15 +130,15 @@ def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -
     from launcher.components import build, locate
     from launcher.stream import seed_generators
 
-    then = provenance.read(path)
+    then, record = provenance.read(path), saved.read_record(path, run)
     on_cpu = distributed.choose_device(run["device"], "no", ranks)  # what says the differences trains nothing
     torch.set_num_threads(distributed.choose_threads(run["threads"], ranks))
     seed_generators(run["seed"])
     data = json.loads(json.dumps(build("data", run["data"]).record(), default=str))
-    for target in provenance.targets(run):
-        locate(target, "run_dir")  # a person's own file is known once it is imported
+    for key, target in trust.targets(run):
+        locate(target, key)  # a person's own file is known once it is imported
     now = provenance.collect(run, ranks.world_size, torch.device("cpu" if on_cpu else f"cuda:{ranks.local_rank}"))
-    return [*provenance.differences(then, now), *provenance.data_differences(provenance.read_data(path), data)]
+    return [*provenance.differences(then, now), *provenance.data_differences(record, data)]
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from launcher import distributed, provenance
+from launcher import config, distributed, provenance, trust
 from launcher.errors import BrokenFile, ConfigError
-from launcher.run_directory import CONFIG
+from launcher.run_directory import CONFIG, read_config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,13 +32,37 @@ def open_run(run_dir: str) -> tuple[Path, dict[str, Any]]:
         why = f"it has no {CONFIG}" if path.is_dir() else "there is no such directory"
         raise ConfigError(f"run_dir={run_dir}: no run is there ({why}). Name a directory that launcher/train.py made.")
     try:
-        settings: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
+        settings: Any = read_config(path)
     except (OSError, ValueError, YAMLError) as error:
         what = " ".join(str(error).split())
         raise ConfigError(f"run_dir={run_dir}: {CONFIG} cannot be read ({what}); the run wrote it.") from error
-    if not isinstance(settings, dict) or "model" not in settings:
+    if not isinstance(settings, dict) or not set(config.COMPONENTS) & settings.keys():
         raise ConfigError(f"run_dir={run_dir}: {CONFIG} does not hold the settings of a run; the run wrote it.")
-    return path, settings
+    settings = config.filled(settings)
+    if absent := [key for key in config.FOUNDING if not _holds(settings, key)]:
+        raise ConfigError(f"run_dir={run_dir}: {CONFIG} has no {absent[0]}, which every run has; the run wrote it.")
+    trust.check_names(settings, path)
+    return path, config.at(settings, path.resolve())
+
+
+def _holds(settings: Mapping[str, Any], key: str) -> bool:
+    group, _, leaf = key.partition(".")
+    return group in settings and (not leaf or (isinstance(settings[group], dict) and leaf in settings[group]))
+
+
+def read_record(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run wrote of its data, where that and its settings name nothing that a run is not made of.
+
+    Args:
+        path: Run directory.
+        run: Its settings.
+
+    Raises:
+        ConfigError: They do, or it cannot be read.
+    """
+    record = provenance.read_data(path)
+    trust.check_targets({**run, "reader": record.get("reader")}, path)
+    return record
 
 
 def choose_device(run: Mapping[str, Any], device: str, ranks: distributed.Ranks) -> tuple[bool, str]:
@@ -134,14 +157,13 @@ def read_others(record: Mapping[str, Any], path: Any) -> "Others":
     Raises:
         ConfigError: The run's data source reads nothing else, or there is nothing fit to read.
     """
-    from launcher.components import locate
+    from launcher.components import build
 
     if record["reader"] is None:
         raise ConfigError(
             f"input={path}: data={record['name']} reads nothing but its own parts; use part=test, validation or train."
         )
-    arguments = dict(record["reader"])
-    others: Others = locate(arguments.pop("_target_"), "reader")(path, **arguments)
+    others: Others = build("reader", record["reader"], path)
     return others
 
 
