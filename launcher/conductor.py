@@ -25,6 +25,7 @@ from launcher.points import (
     base_of,
     check_count,
     compose_points,
+    directory_of,
     lock_grid,
     remember,
     state_of,
@@ -500,8 +501,7 @@ def conduct(
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     if ranks.local_world_size != ranks.world_size:
         raise ConfigError("A grid with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array.")
-    path = Path(str(master.hydra.sweep.dir)).resolve()
-    config.check_writable(path, "hydra.sweep.dir")
+    path = directory_of(master)
     lock = lock_grid(path) if (path / LOCK).exists() else None
     print(f"grid       {len(job_overrides)} points to compose and check", flush=True)
     try:

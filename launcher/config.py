@@ -668,6 +668,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         if "--version" in action.option_strings:
             action.version = _versions()  # type: ignore[attr-defined]
     arguments = parser.parse_intermixed_args(argv)
+    for option, given in (("--resolve", arguments.resolve), ("--package", arguments.package)):
+        if given and not (arguments.cfg or (arguments.help and option == "--resolve")):
+            raise ConfigError(f"{option}: says how --cfg shows a config. Add --cfg job.")
     if arguments.experimental_rerun is not None:
         place = Path(arguments.experimental_rerun).parent
         run = place.parent if place.name == ".hydra" else Path("RUN_DIR")
@@ -804,6 +807,11 @@ def compose(
         HydraConfig.instance().cfg = before
     if RUN_DIR in directory:
         raise ConfigError(f"{key}={directory}: refers to itself.")
+    if not directory:
+        raise ConfigError(f"{key}: names no directory; {key}=. is the one that you are in.")
+    for name, value in leaves(plain).items():
+        if any("${" in text.replace(RUN_DIR, "") for text in texts([value])):
+            raise ConfigError(f"{name}={_show(value)}: a text here cannot hold ${{, which begins a reference.")
     check_length(Path(directory), key)
     if own.job.chdir:
         raise ConfigError(
@@ -812,7 +820,7 @@ def compose(
         )
     if own.output_subdir != ".hydra":
         raise ConfigError(f"hydra.output_subdir={_show(own.output_subdir)}: must be .hydra, by which a run is known.")
-    if own.callbacks and trial is None:
+    if own.callbacks:
         raise ConfigError("hydra.callbacks: a run calls none. Put what they do into a class of your own.")
     if plain.get("mixed_precision") is False:  # an unquoted `no` in somebody's YAML
         plain["mixed_precision"] = "no"
@@ -881,6 +889,8 @@ def compose_tool(config_name: str, argv: list[str], schema: Mapping[str, Rule]) 
     arguments = parse_arguments(argv)
     if show(arguments, config_name):
         return None
+    if arguments.multirun:
+        raise ConfigError(f"-m: launcher/{config_name}.py takes up one run. Call it for each.")
     overrides = []
     for word in arguments.overrides:
         key, _, value = word.partition("=")

@@ -22,6 +22,7 @@ from launcher.points import (
     base_of,
     check_count,
     compose_points,
+    directory_of,
     key_of,
     lock_grid,
     remember,
@@ -111,8 +112,7 @@ def submit(
     for key in sorted(key for key in keys if key == "cluster" or key.startswith("cluster.")):
         if len({o for overrides in job_overrides for o in overrides if key_of(o) == key}) > 1:
             raise ConfigError(f"{key}: cannot be swept, since all points of a job array have the same options.")
-    path = Path(str(master.hydra.sweep.dir)).resolve()
-    config.check_writable(path, "hydra.sweep.dir")
+    path = directory_of(master)
     lock = lock_grid(path) if (path / LOCK).exists() else None
     base = base_of(task, master, path)
     points = list(compose_points(task, master, job_overrides, first, options, path))

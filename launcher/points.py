@@ -107,6 +107,19 @@ def state_of(path: Path) -> str:
     return "stopped" if status == "stopped" or (path / "stopped.json").exists() else "interrupted"
 
 
+def directory_of(master: Any) -> Path:
+    """The directory of a grid, by its own config.
+
+    Raises:
+        ConfigError: It is none, or cannot be made.
+    """
+    if not (name := str(master.hydra.sweep.dir)):
+        raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
+    path = Path(name).resolve()
+    config.check_writable(path, "hydra.sweep.dir")
+    return path
+
+
 def check_count(count: int, most: int) -> None:
     """Ask for consent where a grid is large.
 

@@ -32,6 +32,11 @@ class Net(torch.nn.Module):
             print("asked", asked.output_dir, asked.choices.optimizer, flush=True)
         return self.layer(x.flatten(1))
 """
+ONCE = """
+        self.steps = getattr(self, "steps", 0) + self.training
+        if self.steps > 12 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            raise RuntimeError("once")
+        return self.layer"""
 OWN = ["model._target_=net.Net", *SHORT]
 
 
@@ -220,6 +225,7 @@ def test_a_trial_that_has_no_directory_of_its_own_is_told_from_one_that_is_there
     answer = sweep(["-m", "seed=1,2", "hydra.sweep.subdir=x"], place, 2).stderr
     assert "hydra.sweep.subdir gives it the directory of point 0, x" in answer
     assert "it is the same as point 0" in sweep(["-m", "seed=1,1"], place, 2).stderr
+    assert "hydra.sweep.dir: names no directory" in sweep(["-m", "seed=1,2", "hydra.sweep.dir="], place, 2).stderr
     assert [path.name for path in place.iterdir()] == ["net.py"]
 
 
@@ -318,6 +324,7 @@ ANSWERS = {
     "hydra.run.dir=x/${hydra:runtime.output_dir}": ["hydra.run.dir", "itself"],
     "hydra.run.dir=x/${hydra.runtime.output_dir}": ["hydra.run.dir", "itself"],
     "hydra.run.dir=null": ["hydra.run.dir=null"],
+    "hydra.run.dir=": ["hydra.run.dir", "names no directory"],
     "hydra.nothing=1": ["hydra.nothing", "--cfg hydra"],
     "hydra.job.chdir=true": ["hydra.job.chdir=true", "${hydra:runtime.output_dir}"],
     "hydra.output_subdir=null": ["hydra.output_subdir=null", ".hydra"],
@@ -337,6 +344,9 @@ ANSWERS = {
     "+foo=1": ["foo", "no such setting"],
     "+foo={bar: 1}": ["foo", "no such setting"],
     "model.foo=1": ["model.foo", "+model.foo=1"],
+    "wandb.name='\\${x}'": ["wandb.name=${x}", "a reference"],
+    "--resolve": ["--resolve", "--cfg job"],
+    "--package=optimizer": ["--package", "--cfg job"],
     "sgd": ["sgd", "key=value", "optimizer=sgd"],
     "lr": ["lr", "optimizer.lr=VALUE"],
     "=3": ["=3", "key=value"],
@@ -448,6 +458,28 @@ def test_a_name_that_gets_too_long_where_it_is_resolved(tmp_path):
     done = sweep(["-m", "seed=1,2", f"wandb.name={long}", "hydra.sweep.subdir='${seed}${wandb.name}${wandb.name}'"],
                  tmp_path, 2)  # fmt: skip
     assert "point 0" in done.stderr and "hydra.sweep.subdir" in done.stderr and not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("program", ["evaluate", "predict", "export", "rerun", "find_lr"])
+def test_a_command_that_takes_one_run_takes_no_sweep(program):
+    with pytest.raises(ConfigError, match=r"^-m: "):
+        __import__(f"launcher.{program}", fromlist=["command"]).command(["-m", "run_dir=x"])
+
+
+def test_a_group_that_starts_again_goes_on_in_the_directory_of_its_settings(place):
+    """torchrun starts the ranks anew: the run, its directory and what the clock said are those of the first start."""
+    failing = NET.replace("return self.layer", ONCE)
+    (place / "once.py").write_text(failing)
+    torchrun = os.path.join(os.path.dirname(sys.executable), "torchrun")
+    command = [torchrun, "--nproc_per_node", "2", "--max_restarts", "1", "--master_port", str(free_port()),
+               str(REPOSITORY / "launcher/train.py"), "model._target_=once.Net", "+model.told=${now:%f}",
+               "+model.place=${hydra:runtime.output_dir}", "wandb.mode=disabled", "threads=1", "max_steps=15",
+               "checkpoint.every=2", "eval_every=null"]  # fmt: skip
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    told = [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("told")]
+    assert len(told) == 4 and len({tuple(one) for one in told}) == 1 and "resumed" in done.stdout
+    assert len(list((place / "outputs").glob("*/*"))) == 1
 
 
 # --- A class in the place of an option's -----------------------------------------------------------------------------
