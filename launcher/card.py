@@ -7,7 +7,8 @@ from typing import Any
 
 from launcher import provenance
 from launcher.components import accepted_names, locate
-from launcher.report import _figure, _json
+from launcher.files import read_json
+from launcher.report import _figure
 
 # The settings that a reader compares runs by; the rest is in config.yaml.
 TOLD = (
@@ -60,7 +61,7 @@ def write_card(
         record: data.json of the run.
         metadata: What metadata.json holds.
     """
-    summary = _json(path / "summary.json")
+    summary = read_json(path / "summary.json")
     made = provenance.read(path)
     classes = record["class_names"] or []
     parts = ", ".join(f"{part['samples']:,} {name}" for name, part in record["parts"].items())

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks
+from launcher.files import flush
 
 if TYPE_CHECKING:
     from launcher.engine import Trainer
@@ -82,20 +83,28 @@ def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], st
     for stale in directory.glob(".making-*"):  # of a process that was killed while it saved
         shutil.rmtree(stale)
     making.mkdir()
-    save_file(dict(model), making / "model.safetensors")
+    save_weights(making / "model.safetensors", model)
     torch.save(dict(state), making / "state.pt")
     files = {path.name: _flushed_digest(path) for path in sorted(making.iterdir())}
     manifest = making / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
-    _flush(manifest)
-    _flush(making)
+    flush(manifest)
+    flush(making)
     replaced = directory / f".replaced-{final.name}"
     if final.exists():  # the same step again: after a resume from an older one, or of one not evaluated yet
         os.rename(final, replaced)
     os.rename(making, final)
-    _flush(directory)
+    flush(directory)
     shutil.rmtree(replaced, ignore_errors=True)
     return final
+
+
+def save_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file that those may read who may read the other files: safetensors lets the owner alone."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file)
+    file.chmod(mode)
 
 
 def put_back(directory: Path) -> None:
@@ -108,16 +117,8 @@ def put_back(directory: Path) -> None:
             os.rename(replaced, final)
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _flushed_digest(path: Path) -> dict[str, Any]:
-    _flush(path)
+    flush(path)
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.run_directory import write_json
+from launcher.files import write_json
 
 
 class Diverged(RuntimeError):

@@ -46,8 +46,8 @@ def evaluate(settings: dict[str, Any]) -> int:
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 
     from launcher import engine, losses
+    from launcher.files import write_json
     from launcher.models.mirrored import Mirrored, check_mirror
-    from launcher.run_directory import write_json
     from launcher.stream import seed_generators
 
     seed_generators(run["seed"])

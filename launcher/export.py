@@ -77,7 +77,7 @@ def export(settings: dict[str, Any]) -> int:
     import torch
 
     from launcher import card
-    from launcher.run_directory import write_json
+    from launcher.files import write_json
 
     torch.set_num_threads(distributed.choose_threads(settings["threads"], ranks))
     example = _example(data, part, settings["num_workers"])
@@ -220,10 +220,12 @@ def describe(
 def _write_safetensors(model: "nn.Module", example: "Tensor", file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
     """The weights alone, for who has the model's class: a new model that loads them must give the same."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
+
+    from launcher.checkpoint import save_weights
 
     # Untied copies, as checkpoints have them.
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}, file)
+    save_weights(file, {name: one.detach().clone().contiguous() for name, one in model.state_dict().items()})
     fresh = rebuild()
     with torch.no_grad():
         for tensor in fresh.state_dict().values():

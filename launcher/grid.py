@@ -30,8 +30,8 @@ from launcher.board import figure_of
 from launcher.direction import direction
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT
+from launcher.files import read_json, replacing, write_text
 from launcher.points import key_of, state_of
-from launcher.run_directory import read_json
 from launcher.tracking import Record
 
 SEED = "seed"  # the setting whose values are repetitions of the same thing
@@ -323,7 +323,7 @@ def write_csv(grid: Comparison) -> Path:
             + [*map(entry.summary.get, facts), entry.reason]
         )
     path = grid.path / "grid.csv"
-    _write(path, text.getvalue())
+    write_text(path, text.getvalue())
     return path
 
 
@@ -377,7 +377,8 @@ def draw(grid: Comparison) -> Path | None:
         for place, panel in enumerate(panels, start=1):
             panel(figure.add_subplot(rows, columns, place))
         path = grid.path / "grid.png"
-        figure.savefig(path, dpi=130)
+        with replacing(path, "wb") as file:
+            figure.savefig(file, dpi=130)
     return path
 
 
@@ -477,7 +478,9 @@ def write_page(grid: Comparison) -> Path:
         "details { margin: .4rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }\n"
     )
     path = grid.path / "grid.html"
-    _write(path, report.PAGE.format(title=escape(name), style=style, body="\n".join(part for part in parts if part)))
+    write_text(
+        path, report.PAGE.format(title=escape(name), style=style, body="\n".join(part for part in parts if part))
+    )
     return path
 
 
@@ -586,12 +589,6 @@ def _failures(grid: Comparison) -> str:
                 f"<pre>{escape(output[-3000:])}</pre>{link}</details>"
             )
     return "".join(parts)
-
-
-def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
 
 
 def main() -> None:

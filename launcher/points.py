@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from launcher import config, run_directory
 from launcher.errors import ConfigError
 from launcher.failure import FAILED
-from launcher.run_directory import read_json
+from launcher.files import read_json, write_json, write_text
 
 LOCK = "grid.lock"
 LONGEST = 150  # characters of a point's directory name; file systems take 255 bytes
@@ -270,7 +270,7 @@ def lock_grid(path: Path) -> int:
     Raises:
         ConfigError: Another one is in it.
     """
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -295,8 +295,8 @@ def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str
         "base": known.get("base") or base,
         "points": named,
     }
-    run_directory.write_json(path / "grid.json", content)
-    run_directory.write_text(path / "multirun.yaml", OmegaConf.to_yaml(master))
+    write_json(path / "grid.json", content)
+    write_text(path / "multirun.yaml", OmegaConf.to_yaml(master))
 
 
 def again(path: Path, world: int = 1) -> str:

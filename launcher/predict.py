@@ -10,6 +10,7 @@ import csv
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import config, distributed, provenance, saved
 from launcher.errors import ConfigError
+from launcher.files import replacing
 from launcher.watch import guarded
 
 if TYPE_CHECKING:
@@ -83,25 +85,21 @@ def predict(settings: dict[str, Any]) -> int:
     )  # fmt: skip
     model.to(accelerator.device).eval()
     head, rows_of = _table(record, run, labelled)
-    fresh = output.with_name(f".{output.name}.new")
-    try:
-        fresh.touch()
-    except OSError as error:
-        raise ConfigError(f"output={output}: cannot be written: {error.strerror}. Name another file.") from error
     batches = in_order(part, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
-    try:
-        with fresh.open("w", newline="", encoding="utf-8") as file, torch.no_grad():
-            writer = csv.writer(file)
-            writer.writerow(["sample", *head])
-            named = iter(names)
-            for inputs, targets in batches:
-                with accelerator.autocast():
-                    outputs = model(inputs)
-                for row in rows_of(outputs.float().cpu(), targets.cpu()):
-                    writer.writerow([next(named), *row])
-        os.replace(fresh, output)
-    finally:
-        fresh.unlink(missing_ok=True)  # where a sample could not be read
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        try:
+            file = stack.enter_context(replacing(output, newline=""))
+        except OSError as error:
+            raise ConfigError(f"output={output}: cannot be written: {error.strerror}. Name another file.") from error
+        writer = csv.writer(file)
+        writer.writerow(["sample", *head])
+        named = iter(names)
+        for inputs, targets in batches:
+            with accelerator.autocast():
+                outputs = model(inputs)
+            for row in rows_of(outputs.float().cpu(), targets.cpu()):
+                writer.writerow([next(named), *row])
     print(f"{len(names)} samples, {chosen.name}: {output}")
     return 0
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ConfigError
-from launcher.run_directory import launch_words, write_json
+from launcher.files import plain, replacing, write_json
+from launcher.run_directory import launch_words
 
 if TYPE_CHECKING:
     import torch
@@ -248,7 +249,7 @@ def write(path: Path, settings: Mapping[str, Any], data: "Data", world_size: int
     """
     now = collect(settings, world_size, device)
     _keep_changes(path, now["code"])
-    record = json.loads(json.dumps(data.record(), default=str))
+    record = record_of(data)
     if (path / FILE).is_file() and (path / DATA).is_file():
         first = read(path)
         later = {key: value for key, value in now.items() if first.get(key) != value}
@@ -259,6 +260,12 @@ def write(path: Path, settings: Mapping[str, Any], data: "Data", world_size: int
     return []
 
 
+def record_of(data: "Data") -> dict[str, Any]:
+    """What there is to know of the data, as data.json gives it back: two of them can be compared."""
+    found: dict[str, Any] = json.loads(json.dumps(plain(data.record()), default=str))
+    return found
+
+
 def _keep_changes(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     for name, tree in found.items():
         if tree["changes"] is None:
@@ -266,7 +273,8 @@ def _keep_changes(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
         patch = changes(Path.cwd() if name == "working directory" else PACKAGE)
         file = path / f"changes-{tree['changes'][:12]}.patch"
         if len(patch) <= LARGEST_PATCH and not file.exists():
-            file.write_bytes(patch)
+            with replacing(file, "wb") as place:
+                place.write(patch)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from launcher import gallery, histograms, provenance
 from launcher.checkpoint import Progress, checkpoints, step_of
 from launcher.engine import Evaluation
-from launcher.run_directory import RunDirectory, write_json
+from launcher.files import write_json
+from launcher.run_directory import RunDirectory
 from launcher.tracking import HISTOGRAMS, Record, WandbTracker, of_time
 from launcher.views import Views
 

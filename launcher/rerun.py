@@ -140,8 +140,6 @@ def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -
     Raises:
         ConfigError: The run has no record, or its data is not there.
     """
-    import json
-
     import torch
 
     from launcher.components import build, locate
@@ -151,7 +149,7 @@ def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -
     on_cpu = distributed.choose_device(run["device"], "no", ranks)  # what says the differences trains nothing
     torch.set_num_threads(distributed.choose_threads(run["threads"], ranks))
     seed_generators(run["seed"])
-    data = json.loads(json.dumps(build("data", run["data"]).record(), default=str))
+    data = provenance.record_of(build("data", run["data"]))
     for target in provenance.targets(run):
         locate(target, "run_dir")  # a person's own file is known once it is imported
     now = provenance.collect(run, ranks.world_size, torch.device("cpu" if on_cpu else f"cuda:{ranks.local_rank}"))

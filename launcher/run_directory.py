@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from launcher.config import Composed, check_writable, differences, directory_override, make_directory
 from launcher.distributed import is_launcher, parent_command
 from launcher.errors import ConfigError
+from launcher.files import read_json, write_json, write_text
 from launcher.schedulers import depends_on_length
 from launcher.slurm import last_step
 
@@ -208,7 +209,7 @@ def is_held(path: Path) -> bool:
 
 
 def _lock(path: Path) -> int:
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -275,24 +276,3 @@ def config_options(words: list[str]) -> list[str]:
         if name in options:
             found += [word] if given else words[i : i + 2]
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one go: a reader sees the old one or the new one."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
-    os.replace(fresh, path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file in one go."""
-    write_text(path, json.dumps(content, indent=1, default=str) + "\n")

@@ -12,6 +12,7 @@ from yaml import YAMLError
 
 from launcher import distributed, provenance
 from launcher.errors import BrokenFile, ConfigError
+from launcher.files import number
 from launcher.run_directory import CONFIG
 
 if TYPE_CHECKING:
@@ -169,12 +170,10 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
     Raises:
         ConfigError: What is read now is prepared by other numbers, or has other classes.
     """
-    import json
-
     from launcher.components import build_data
 
     data = build_data({**run["data"], **changes})
-    now = json.loads(json.dumps(data.record(), default=str))
+    now = provenance.record_of(data)
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
         if now[key] != record[key]:
             raise ConfigError(
@@ -226,4 +225,4 @@ def tensor(numbers: list[float] | None) -> "Tensor | None":
     """Numbers of a record as float64."""
     import torch
 
-    return None if numbers is None else torch.tensor(numbers, dtype=torch.float64)
+    return None if numbers is None else torch.tensor([number(one) for one in numbers], dtype=torch.float64)

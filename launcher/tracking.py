@@ -31,10 +31,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
+if __name__ == "__main__":  # started as a file, with -P: this directory's modules would hide packages
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+from launcher.files import numbers, plain, replacing
+
 log = logging.getLogger("launcher")
 
 HISTOGRAMS = "histograms.jsonl"  # in a run directory: rows whose values are lists, an end, an end, counts of bins
-NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 # Seconds. Once training waits for its end, a server that is silent costs SILENT + PROBE / 2 and an offline run,
 # 2 to 3 s in all (measured); one that answers but is slow is given the time that it needs, up to PATIENT.
@@ -80,12 +84,8 @@ class Record:
                 break
             end = begin
         if end < len(old):
-            beside = self.path.with_name(self.path.name + ".new")
-            with beside.open("wb") as file:
+            with replacing(self.path, "wb", durable=True) as file:
                 file.write(old[:end])
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
         self._file, self._left = self.path.open("ab", buffering=0), b""
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ class Record:
         step = row["step"]
         if step <= self._last:
             raise ValueError(f"{self.path.name}: a row for step {step} after the row for step {self._last}")
-        ordered = {"step": step} | {name: _writable(value) for name, value in row.items()}
+        ordered = {"step": step} | plain(row)
         waited, self._left = bool(self._left), self._left + json.dumps(ordered, allow_nan=False).encode() + b"\n"
         self._last = step
         try:
@@ -135,7 +135,7 @@ class Record:
         with self.path.open("rb") as file:
             for line in file:
                 if (row := _parse(line)) is not None:
-                    yield {k: NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+                    yield numbers(row)
 
     def close(self) -> None:
         """Close the file. The record can be opened again."""
@@ -162,12 +162,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def _writable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def wanted_mode(mode: str) -> str:

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, Protocol
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launcher.tracking import NON_FINITE, of_time
+from launcher.files import number, read_json
+from launcher.tracking import of_time
 
 log = logging.getLogger("launcher")
 
@@ -116,12 +117,7 @@ class TensorBoard:
         self._writer.close()
 
     def _add(self, step: int, figures: Mapping[str, Any]) -> None:
-        values = [
-            self._summary.Value(
-                tag=name, simple_value=NON_FINITE.get(value, value) if isinstance(value, str) else value
-            )
-            for name, value in figures.items()
-        ]
+        values = [self._summary.Value(tag=name, simple_value=number(value)) for name, value in figures.items()]
         if values:
             self._writer.add_event(self._event(step=step, wall_time=self._time, summary=self._summary(value=values)))
 
@@ -220,10 +216,8 @@ def serve(run_dir: Path, trainer: int, views: list[View]) -> None:
             if select.select([0], [], [], 1.0)[0]:
                 ended = not os.read(0, 65536)
             ended = ended or os.getppid() != trainer
-    summary = run_dir / "summary.json"
-    content = json.loads(summary.read_text()) if summary.exists() else {}
     for view in views:
-        view.close(content)
+        view.close(read_json(run_dir / "summary.json"))
 
 
 def main() -> None:
