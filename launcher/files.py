@@ -72,6 +72,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def ends(path: Path, mark: bytes) -> bool:
+    """Whether a file is there and ends in some bytes."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(mark), os.SEEK_END)
+            return file.read() == mark
+    except OSError:
+        return False
+
+
 def plain(tree: Any) -> Any:
     """A tree of dicts and lists in which NaN and the infinities, which JSON lacks, are "nan", "inf" and "-inf"."""
     if isinstance(tree, float) and not math.isfinite(tree):

@@ -7,13 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from launcher import distributed, provenance
 from launcher.errors import BrokenFile, ConfigError
 from launcher.files import number
-from launcher.run_directory import CONFIG
+from launcher.run_directory import CONFIG, read_config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,14 +30,7 @@ def open_run(run_dir: str) -> tuple[Path, dict[str, Any]]:
     if not (path / CONFIG).is_file():
         why = f"it has no {CONFIG}" if path.is_dir() else "there is no such directory"
         raise ConfigError(f"run_dir={run_dir}: no run is there ({why}). Name a directory that launcher/train.py made.")
-    try:
-        settings: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
-    except (OSError, ValueError, YAMLError) as error:
-        what = " ".join(str(error).split())
-        raise ConfigError(f"run_dir={run_dir}: {CONFIG} cannot be read ({what}); the run wrote it.") from error
-    if not isinstance(settings, dict) or "model" not in settings:
-        raise ConfigError(f"run_dir={run_dir}: {CONFIG} does not hold the settings of a run; the run wrote it.")
-    return path, settings
+    return path, read_config(path, "run_dir")
 
 
 def choose_device(run: Mapping[str, Any], device: str, ranks: distributed.Ranks) -> tuple[bool, str]:

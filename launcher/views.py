@@ -57,16 +57,17 @@ class Views:
         with contextlib.suppress(OSError):  # full: it has been told often enough; broken: close says so
             os.write(self._pipe, b"\n")
 
-    def close(self) -> None:
-        """There is nothing more to come: wait until everything is written."""
+    def close(self) -> bool:
+        """There is nothing more to come: wait until everything is written; whether it was."""
         try:
             said, _ = self._child.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             log.warning("tensorboard, csv: not through after %.0f s; they go on by themselves.", PATIENCE)
-            return
+            return False
         if self._child.returncode:
             lines = said.decode(errors="replace").strip().splitlines() or [f"status {self._child.returncode}"]
             log.warning("tensorboard, csv: %s (metrics.jsonl holds every row).", lines[-1].rstrip("."))
+        return not self._child.returncode
 
 
 # What follows runs in the process of the views only.
