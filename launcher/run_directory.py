@@ -148,10 +148,10 @@ def look_into(
         ConfigError: As for `open_run_directory`.
     """
     summary, saved = read_json(path / "summary.json"), _has_checkpoint(path)
-    damaged = any((path / "checkpoints").glob(".damaged-*"))
+    aside = any(any((path / "checkpoints").glob(name)) for name in (".damaged-*", ".replaced-*"))
     done = max(last_step(path), summary.get("step", 0))
     if not (path / CONFIG).is_file():
-        if done or saved or (path / "metrics.jsonl").exists():
+        if saved or done or (path / "metrics.jsonl").exists():
             raise ConfigError(
                 f"hydra.run.dir={path}: files of a run are in it, but not {CONFIG}, which says of which. Put it back, "
                 "or choose another directory."
@@ -161,7 +161,7 @@ def look_into(
         if (path / name).exists() and not os.access(path / name, os.W_OK):
             raise ConfigError(f"hydra.run.dir={path}: no permission to write {name} in it. Choose another directory.")
     old = read_config(path, "hydra.run.dir")
-    something = bool(done or saved or damaged)
+    something = bool(done or aside)  # a checkpoint of step 0, which rollback wants, is none
     try:
         notes = check_same(path, old, composed, parts, strictly=not something)
     except ConfigError:
@@ -173,24 +173,23 @@ def look_into(
     as_before = old.get("early_stopping") == composed.plain().get("early_stopping")
     finished = summary.get("status") == "finished"
     ended = done == total_steps or ("reason" in summary and as_before)
-    if not saved and (done or damaged) and not (finished and ended):
+    if not saved and something and not (finished and ended):
         raise ConfigError(
             f"hydra.run.dir={path}: this run has done {done} updates, and its checkpoints are not there any more. Put "
             "them back, or choose another directory."
         )
     if not saved:
         notes.append("its checkpoints have been removed" if done else "nothing was saved before: it begins again")
-    elif parts is not None:
-        ended, more = _check_state(path, composed, total_steps, parts)
-        ended, notes = ended or done == total_steps, notes + more
+    elif parts is not None and (glanced := _check_state(path, composed, total_steps, parts)) is not None:
+        ended, notes = glanced[0] or done == total_steps, notes + glanced[1]
     return Found(True, finished and ended, notes=tuple(notes))
 
 
-def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts") -> tuple[bool, list[str]]:
+def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts") -> tuple[bool, list[str]] | None:
     """Check that the newest checkpoint fits, before it is read as a whole.
 
     Returns:
-        Whether early stopping has ended its run, and lines for the log.
+        Whether early stopping has ended its run, and lines for the log; None where it is damaged.
 
     Raises:
         ConfigError: It does not.
@@ -198,7 +197,7 @@ def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts
     from launcher import checkpoint
 
     if (found := checkpoint.glance(path / "checkpoints")) is None:
-        return False, []
+        return None
     state, shapes = found
     for name, tensor in parts.model.state_dict().items():
         if shapes.get(name) != list(getattr(tensor, "shape", ())):

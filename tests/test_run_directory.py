@@ -302,12 +302,13 @@ def test_images_that_were_moved(tmp_path):
 # --- A first start that failed -------------------------------------------------------------------------------------
 
 
-def test_what_failed_before_it_saved_anything_makes_room_for_the_corrected_command(tmp_path):
-    """A first start fails in step 3: the corrected one begins anew in its directory, and nothing is lost."""
+@pytest.mark.parametrize("rollback", [[], ["divergence.action=rollback"]])
+def test_what_failed_before_it_saved_anything_makes_room_for_the_corrected_command(rollback, tmp_path):
+    """A first start diverges at once: the corrected one begins anew in its directory, and nothing is lost."""
     directory, calm = place(tmp_path / "failed"), place(tmp_path / "calm")
     words = [word for word in FEW if not word.startswith(("optimizer", "checkpoint.every", "log_every", "eval_every"))]
     words += ["checkpoint.every=null", "log_every=1", "eval_every=null", "trackers=[csv]"]
-    failed = train([*words, "optimizer=sgd", "optimizer.lr=1e30"], directory).wait()
+    failed = train([*words, "optimizer=sgd", "optimizer.lr=1e30", *rollback], directory).wait()
     assert failed.status == [1] and "diverged" in failed.err()
     before = {name: (directory / "run" / name).read_bytes() for name in ("train.log", "metrics.jsonl", "data.json")}
     config = (directory / "run/.hydra/config.yaml").read_bytes()
