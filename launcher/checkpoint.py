@@ -207,8 +207,13 @@ def best_good(directory: Path) -> Path | None:
         DamagedCheckpoint: It is damaged, or all of them are.
     """
     newest = newest_good(directory)
-    step = None if newest is None else best_step(newest)
-    if newest is None or step is None:
+    return None if newest is None else best_of(newest)
+
+
+def best_of(newest: Path) -> Path | None:
+    """The same, given the newest good one."""
+    step = best_step(newest)
+    if step is None:
         return None
     best = newest.with_name(f"step_{step:08d}")
     if not best.exists():
@@ -477,7 +482,9 @@ def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | Non
         try:
             verify(best)
         except DamagedCheckpoint as error:
-            log.warning("The best checkpoint cannot be measured on the test part: %s", error)
+            why = error if best.exists() else "it was not saved"
+            log.warning("The test part is measured by the last model alone, not by the best, of step %d: %s.",
+                        progress.best_step, why)  # fmt: skip
             best = None
     return from_rank_0(best, ranks.world_size)
 

@@ -72,7 +72,7 @@ def export(settings: dict[str, Any]) -> int:
     else:
         others = saved.read_others(record, settings["input"])
         data, part, labelled = saved.data_of_others(record, others), "test", others.labelled
-    model = saved.load_model(run, record["facts"], chosen).eval()
+    model = saved.load_model(run, record["facts"], chosen.path).eval()
 
     import torch
 
@@ -93,7 +93,9 @@ def export(settings: dict[str, Any]) -> int:
         files = {}
         for name in formats:
             file, write = WRITERS[name]
-            loaded = write(model, example, making / file, lambda: saved.load_model(run, record["facts"], chosen).eval())
+            loaded = write(
+                model, example, making / file, lambda: saved.load_model(run, record["facts"], chosen.path).eval()
+            )
             difference, scale, samples = compare(
                 model, loaded, data, part, settings["batch_size"], settings["num_workers"]
             )
@@ -110,7 +112,7 @@ def export(settings: dict[str, Any]) -> int:
         whole: Any = OmegaConf.load(path / ".hydra" / "config.yaml")
         whole.model = saved.without_file(run["model"])  # what is exported has its weights with it
         OmegaConf.save(whole, making / "config.yaml")
-        metadata = describe(path, run, record, model, chosen.name) | {
+        metadata = describe(path, run, record, model, chosen) | {
             "input_dtype": str(example.dtype).removeprefix("torch."),
             "files": files,
             "compared_on": {"part": told, "input": settings["input"], "samples": samples},
@@ -187,7 +189,7 @@ def measure(model: "nn.Module", data: "Data", part: str, batch_size: int, worker
 
 
 def describe(
-    path: Path, run: dict[str, Any], record: dict[str, Any], model: "nn.Module", checkpoint: str
+    path: Path, run: dict[str, Any], record: dict[str, Any], model: "nn.Module", chosen: saved.Chosen
 ) -> dict[str, Any]:
     """What one must know to use the model: metadata.json."""
     normalisation: dict[str, Any] = {}
@@ -197,7 +199,7 @@ def describe(
         normalisation = dict(record["prepare"])
     return {
         "run": path.resolve().name,
-        "checkpoint": checkpoint,
+        **chosen.record(),
         "moving_average": run["ema_decay"] is not None,
         "task": record["task"],
         "data": record["name"],

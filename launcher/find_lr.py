@@ -178,7 +178,8 @@ def _report(directory: Path, composed: Composed, low: float, factor: float) -> N
     with replacing(directory / "lr_range.csv", newline="") as file:
         csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     _draw(directory / "lr_range.png", rates, losses, smoothed, found)
-    log.info("sweep      optimizer.lr from %.3g to %.3g, see %s", rates[0], rates[-1], directory / "lr_range.png")
+    span = f"optimizer.lr from {rates[0]:.3g} at step 1 to {rates[-1]:.3g} at step {rows[-1]['step']}"
+    log.info("sweep      %s, see %s", span, directory / "lr_range.png")
     if found is None:
         log.info(
             "suggestion none: the loss did not fall. Widen find_lr.min and find_lr.max, or give more find_lr.steps."

@@ -313,7 +313,7 @@ def write_csv(grid: Comparison) -> Path:
     facts = ["step", "epoch", "world_size", "training_seconds", "samples_per_second", "peak_memory_mb"]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    best = [f"best/{name}" for name in metrics if name.startswith("eval/")]
+    best = [f"best/{name}" for name in metrics if name.startswith(("eval/", "test/"))]
     table.writerow(["point", "state", *grid.varied, grid.metric + " (compared)", *metrics, *best, *facts, "reason"])
     for entry in grid.entries:
         final, kept = entry.summary.get("final") or {}, entry.summary.get("best") or {}

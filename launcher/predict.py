@@ -1,7 +1,7 @@
 """What a trained model says of other samples, as a table: one row per sample, its class and probabilities, or a number.
 
     python launcher/predict.py run_dir=outputs/2026-01-31/12-00-00 input=new.csv output=predictions.csv
-    python launcher/predict.py run_dir=outputs/2026-01-31/12-00-00 part=test checkpoint=best
+    python launcher/predict.py run_dir=outputs/2026-01-31/12-00-00 part=test checkpoint=last
 
 One process, on one device.
 """
@@ -51,8 +51,7 @@ def predict(settings: dict[str, Any]) -> int:
     """
     path, run = saved.open_run(settings["run_dir"])
     output = Path(settings["output"]).expanduser()
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"output={output}: name a file in a directory that is there, such as predictions.csv.")
+    config.check_file(output, "output")
     if (settings["input"] is None) == (settings["part"] is None):
         raise ConfigError("input, part: give one of them: input=FILE_OR_FOLDER, or part=test for the run's own data.")
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
@@ -69,7 +68,7 @@ def predict(settings: dict[str, Any]) -> int:
     else:
         part = getattr(saved.own_data(run, settings["data"], record), settings["part"])
         names, labelled = [str(number) for number in range(len(part))], True
-    model = saved.load_model(run, record["facts"], chosen)
+    model = saved.load_model(run, record["facts"], chosen.path)
 
     import torch
 
@@ -100,7 +99,7 @@ def predict(settings: dict[str, Any]) -> int:
                 outputs = model(inputs)
             for row in rows_of(outputs.float().cpu(), targets.cpu()):
                 writer.writerow([next(named), *row])
-    print(f"{len(names)} samples, {chosen.name}: {output}")
+    print(f"{len(names)} samples, {chosen}: {output}")
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.files import numbers, read_json, replacing, write_text
+from launcher.terminal import headings_of
 from launcher.tracking import Record
 
 POINTS = 1500  # of one line; a longer series is drawn by its envelope: more cannot be told apart at this size
@@ -67,8 +68,8 @@ def write_report(run_dir: Path) -> Path:
         _tiles(summary, evaluation),
         _section("Curves", _curves(run_dir)),
         _section("Metrics", _metrics(summary, evaluation)),
-        _section("Classes", _classes(evaluation)),
-        _section("Confusion", _confusion(evaluation)),
+        _section(f"Classes{_whose(evaluation)}", _classes(evaluation)),
+        _section(f"Confusion{_whose(evaluation)}", _confusion(evaluation)),
         _section("Run", _facts(summary)),
         _section("Configuration", f"<pre>{escape(config)}</pre>" if config else ""),
     ]
@@ -222,7 +223,7 @@ def _curves(run_dir: Path) -> str:
 
 
 def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -236,7 +237,8 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 def _tiles(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """The few figures that one looks for first."""
     part = str(evaluation.get("part", "test"))
-    figures = {f"{part} {name}": value for name, value in _dict(evaluation, "metrics").items()}
+    whose = _whose(evaluation)
+    figures = {f"{part} {name}{whose}": value for name, value in numbers(evaluation.get("metrics")).items()}
     final = _dict(summary, "final")
     if not figures:
         figures = {name.replace("/", " "): final[name] for name in final if name.startswith(("test/", "eval/"))}
@@ -250,6 +252,11 @@ def _tiles(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
 
 
+def _whose(evaluation: Mapping[str, Any]) -> str:
+    """Which model was measured."""
+    return f" ({evaluation.get('which', '')}, step {evaluation['step']})" if "step" in evaluation else ""
+
+
 def _metrics(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     final, best = numbers(summary.get("final")), numbers(summary.get("best"))
     part = str(evaluation.get("part", "test"))
@@ -259,7 +266,7 @@ def _metrics(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         if f"{part}/{name}" not in final
     }
     names = list({**final, **best})
-    return _table(("metric", "final", "best"), ((n, final.get(n), best.get(n)) for n in names)) if names else ""
+    return _table(("metric", *headings_of(summary)), ((n, final.get(n), best.get(n)) for n in names)) if names else ""
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher import distributed, provenance
 from launcher.errors import BrokenFile, ConfigError
@@ -46,8 +46,27 @@ def choose_device(run: Mapping[str, Any], device: str, ranks: distributed.Ranks)
     return on_cpu, precision
 
 
-def choose_checkpoint(path: Path, wanted: str | int) -> Path:
-    """The checkpoint that `last`, `best` or a step names, verified.
+class Chosen(NamedTuple):
+    """A checkpoint that a command takes.
+
+    Attributes:
+        path: Its directory.
+        which: `best`, `last`, `best and last`, or nothing where it is neither.
+    """
+
+    path: Path
+    which: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name} ({self.which})" if self.which else self.path.name
+
+    def record(self) -> dict[str, Any]:
+        """What a file says of it."""
+        return {"checkpoint": self.path.name, "step": int(self.path.name.rpartition("_")[2]), "which": self.which}
+
+
+def choose_checkpoint(path: Path, wanted: str | int) -> Chosen:
+    """The checkpoint that `auto` (the best where one is kept, else the last), `best`, `last` or a step names, verified.
 
     Args:
         path: Run directory.
@@ -62,24 +81,25 @@ def choose_checkpoint(path: Path, wanted: str | int) -> Path:
     if not saved:
         raise ConfigError(f"run_dir={path}: no checkpoint is there.")
     steps = [checkpoint.step_of(one) for one in saved]
+    if isinstance(wanted, int) and wanted not in steps:
+        raise ConfigError(f"checkpoint={wanted}: no such checkpoint. There are: last, {', '.join(map(str, steps))}.")
     try:
-        if wanted == "last":
-            found = checkpoint.newest_good(path / "checkpoints")
-            assert found is not None
-            return found
-        if wanted == "best":
-            found = checkpoint.best_good(path / "checkpoints")
-            if found is None:
+        last = checkpoint.newest_good(path / "checkpoints")
+        assert last is not None
+        found = last
+        if wanted in ("auto", "best"):
+            best = checkpoint.best_of(last)
+            if best is None and wanted == "best":
                 raise ConfigError("checkpoint=best: this run has measured none as its best; use checkpoint=last.")
-            return found
-        if wanted not in steps:
-            known = f"last, {', '.join(map(str, steps))}"
-            raise ConfigError(f"checkpoint={wanted}: no such checkpoint. There are: {known}.")
-        found = saved[steps.index(int(wanted))]
-        checkpoint.verify(found)
+            found = best or last
+        elif isinstance(wanted, int):
+            found = saved[steps.index(wanted)]
+            checkpoint.verify(found)
+        best_step = checkpoint.best_step(last)
     except checkpoint.DamagedCheckpoint as error:
         raise ConfigError(f"checkpoint={wanted}: {error}.") from error
-    return found
+    words = {"best": checkpoint.step_of(found) == best_step, "last": found == saved[-1]}
+    return Chosen(found, " and ".join(word for word, true in words.items() if true))
 
 
 def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -> "nn.Module":

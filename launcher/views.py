@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launcher.files import number, read_json
+from launcher.files import number, numbers, read_json
 from launcher.tracking import of_time
 
 log = logging.getLogger("launcher")
@@ -113,8 +113,10 @@ class TensorBoard:
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """See View."""
-        final = summary.get("final", {})
-        self._add(summary.get("step", 0), {name: v for name, v in final.items() if name.startswith("test/")})
+        for group, at, prefix in (("best", "best_step", "best/"), ("final", "step", "")):
+            found = numbers(summary.get(group))
+            measured = {f"{prefix}{name}": value for name, value in found.items() if name.startswith("test/")}
+            self._add(summary.get(at) or 0, measured)
         self._writer.close()
 
     def _add(self, step: int, figures: Mapping[str, Any]) -> None:
