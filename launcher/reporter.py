@@ -12,7 +12,7 @@ from launcher import gallery, histograms, provenance
 from launcher.checkpoint import Progress, checkpoints, step_of
 from launcher.engine import Evaluation
 from launcher.files import ends, numbers, read_json, write_json, write_text
-from launcher.run_directory import RunDirectory
+from launcher.run_directory import UNSHOWN, RunDirectory
 from launcher.tracking import HISTOGRAMS, Record, WandbTracker, of_time
 from launcher.views import Views
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("launcher")
 
 TABLE = "wandb/predictions.npz"
-UNSHOWN = ".hydra/unshown"  # there from the summary of a run to the end of its trackers
 VIEWED = {"tensorboard": "tb", "csv": "metrics.csv"}
 # How a whole one ends.
 PICTURES = {"curves.png": b"IEND\xaeB`\x82", "report.html": b"</html>\n"}

@@ -32,6 +32,8 @@ log = logging.getLogger("launcher")
 
 CONFIG = ".hydra/config.yaml"
 LOCK = ".lock"
+UNSHOWN = ".hydra/unshown"  # there from the summary of a run to the end of its trackers
+LEAST = 1 << 20  # bytes that must be free for a run to start
 MOVABLE = ("data.path", "data.root", "data.tokenizer")  # where the same data may lie in another place
 RECORDS = ("train.log", "metrics.jsonl", "timings.jsonl", "histograms.jsonl")  # what is appended to
 # What else a run that has saved nothing may have left; W&B's own files are set aside by their tracker.
@@ -114,6 +116,9 @@ def open_run_directory(composed: Composed, total_steps: int, parts: "Parts | Non
     """
     path = Path(str(composed.hydra.run.dir)).resolve()
     check_writable(path)
+    existing = next(place for place in (path, *path.parents) if place.is_dir())
+    if (free := shutil.disk_usage(existing).free) < LEAST:
+        raise ConfigError(f"hydra.run.dir={path}: {existing} has {free:,} bytes free. Make room, or choose another.")
     before = path if composed.chose_directory else _of_this_launch(path, composed)
     if before is None:
         path, found = _make_new(path), Found()
