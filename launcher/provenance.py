@@ -252,14 +252,17 @@ def write(path: Path, settings: Mapping[str, Any], data: "Data", world_size: int
     now = collect(settings, world_size, device)
     _keep_changes(path, now["code"])
     record = record_of(data)
-    if (path / FILE).is_file() and (path / DATA).is_file():
+    lines = []
+    if (path / DATA).is_file():
+        lines = data_differences(read_data(path), record)
+    else:
+        write_json(path / DATA, record, durable=True)
+    if (path / FILE).is_file():
         first = read(path)
         later = {key: value for key, value in now.items() if first.get(key) != value}
-        write_json(path / FILE, first | {"later_starts": [*first.get("later_starts", ()), later]})
-        return data_differences(read_data(path), record)
+        now = first | {"later_starts": [*first.get("later_starts", ()), later]}
     write_json(path / FILE, now)
-    write_json(path / DATA, record)
-    return []
+    return lines
 
 
 def record_of(data: "Data") -> dict[str, Any]:

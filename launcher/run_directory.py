@@ -284,6 +284,8 @@ def check_same(
     lines = [line for line in differences(old, new) if not line.startswith("early_stopping.")]  # see checkpoint.rejoin
     moved = [line for line in lines if line.partition(": ")[0] in MOVABLE]
     reasons: list[str] = []
+    if (path / provenance.FILE).is_file():
+        provenance.read(path)  # what is broken is said now
     if parts is not None and (path / provenance.DATA).is_file():
         then, now = provenance.read_data(path), provenance.record_of(parts.data)
         reasons = provenance.unlike(then, now, strictly or bool(moved))
