@@ -41,6 +41,10 @@ class BatchPlan:
         """
         return self.micro_size * (MORE_TO_EVALUATE if tokens is None else 1)
 
+    def interval(self, every: int | str | None) -> int:
+        """Updates that a setting such as `eval_every` names: a number, `epoch`, or None, which is 0."""
+        return self.steps_per_epoch if every == "epoch" else int(every or 0)
+
     def capped(self, max_per_device: int) -> "BatchPlan":
         """The same plan with smaller micro-batches."""
         return plan_batch(

@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.files import number, numbers, read_json
+
 if TYPE_CHECKING:
     from launcher.conductor import Grid, Running
     from launcher.points import Point
@@ -124,7 +126,7 @@ def how_far(run: "Running") -> str:
     row = last_row(run.point.path / "metrics.jsonl")
     if "epoch" in row:
         parts.append(f"epoch {row['epoch']:.3g}/{run.point.epochs}")
-    if isinstance(loss := row.get("train/loss", row.get("eval/loss")), float):
+    if isinstance(loss := number(row.get("train/loss", row.get("eval/loss"))), float):
         parts.append(f"loss {loss:.4g}")
     return "  ".join([*parts, f"{time.monotonic() - run.started:.0f} s"])
 
@@ -143,13 +145,9 @@ def last_row(record: Path) -> dict[str, Any]:
 
 def figure_of(path: Path, metric: str | None) -> float | None:
     """A metric of a finished run: of its best evaluation where that is kept, else of its last."""
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        best, final = summary.get("best") or {}, summary.get("final") or {}
-        value = best.get(metric, final.get(metric))
-        return None if value is None or isinstance(value, bool) else float(value)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+    summary = read_json(path / "summary.json")
+    value = (numbers(summary.get("final")) | numbers(summary.get("best"))).get(str(metric))
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _near(path: Path) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from launcher import provenance
 from launcher.components import accepted_names, locate
-from launcher.report import _figure, _json
+from launcher.files import numbers, read_json
+from launcher.report import _figure
 
 # The settings that a reader compares runs by; the rest is in config.yaml.
 TOLD = (
@@ -60,7 +61,7 @@ def write_card(
         record: data.json of the run.
         metadata: What metadata.json holds.
     """
-    summary = _json(path / "summary.json")
+    summary = read_json(path / "summary.json")
     made = provenance.read(path)
     classes = record["class_names"] or []
     parts = ", ".join(f"{part['samples']:,} {name}" for name, part in record["parts"].items())
@@ -74,7 +75,7 @@ def write_card(
                 ("", _arguments(run["model"])),
                 (
                     "weights",
-                    f"{metadata['checkpoint']} of the run {metadata['run']}"
+                    f"{metadata['checkpoint']}{_which(metadata)} of the run {metadata['run']}"
                     + (", moving average" if metadata["moving_average"] else ""),
                 ),
             ]
@@ -105,17 +106,23 @@ def write_card(
     (directory / "README.md").write_text("\n\n".join(section for section in sections if section) + "\n", "utf-8")
 
 
+def _which(metadata: Mapping[str, Any]) -> str:
+    return f" ({metadata['which']})" if metadata["which"] else ""
+
+
 def _figures(metadata: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """Those measured on these very weights, and those of the run's end where they are other weights."""
     rows = [(name, _figure(value)) for name, value in metadata["measured"].items()]
     samples = metadata["compared_on"]["samples"]
     text = f"Measured at the export, in float32, on {samples:,} samples.\n\n{_table(rows)}" if rows else ""
-    final = {name: value for name, value in (summary.get("final") or {}).items() if name.startswith("test/")}
-    step = int(metadata["checkpoint"].rpartition("_")[2])
-    if final:
-        whose = "these weights" if summary.get("step") == step else f"the run's last weights, of step {summary['step']}"
-        table = _table([(name, _figure(value)) for name, value in final.items()])
-        text += f"\n\nMeasured by the run on its test part, {whose}.\n\n{table}"
+    steps = {"best": summary.get("best_step"), "final": summary.get("step")}
+    by_run = {step: {n: v for n, v in numbers(summary.get(group)).items() if n.startswith("test/")}
+              for group, step in steps.items()}  # fmt: skip
+    for step, figures in by_run.items():
+        if figures and (step == metadata["step"] or not by_run.get(metadata["step"])):
+            whose = "these weights" if step == metadata["step"] else f"its weights of step {step}"
+            table = _table([(name, _figure(value)) for name, value in figures.items()])
+            text += f"\n\nMeasured by the run on its test part, {whose}.\n\n{table}"
     return text.strip() or "None was measured."
 
 

@@ -60,15 +60,15 @@ def check(composed: Composed) -> int:
     path = Path(str(composed.hydra.run.dir)).resolve()
     config.publish(composed.hydra, path)
     config.check_writable(path)
-    resumes = composed.chose_directory and (path / run_directory.CONFIG).is_file()
-    if resumes:
-        run_directory.check_same(path, composed)
 
     # As train.py builds it, but for the model: of fake tensors, which have no memory.
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)
     built = parts.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake))
     data, plan, model, total_steps = built.data, built.plan, built.model, built.total_steps
+    found = run_directory.Found()
+    if composed.chose_directory:
+        found = run_directory.look_into(path, composed, total_steps, built)
     most, parameters = settings.batch.max_per_device, sum(parameter.numel() for parameter in model.parameters())
     loss = losses.build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
 
@@ -103,7 +103,8 @@ def check(composed: Composed) -> int:
 
     sharding = "" if settings.strategy.name == "ddp" else f", before {settings.strategy.name} shards them"
     lines = [
-        ("directory", f"{path}{', resumed' if resumes else ''}"),
+        ("directory", f"{path}{', resumed' if found.resumed else ''}"),
+        *(("", note) for note in found.notes),
         ("data", str(data)),
         ("model", f"{type(model).__name__}, {parameters:,} parameters"),
         *((line[:11].strip(), line[11:]) for line in built.begun),

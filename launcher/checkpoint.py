@@ -15,26 +15,33 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks
+from launcher.errors import ConfigError
+from launcher.files import flush
 
 if TYPE_CHECKING:
-    from launcher.engine import Trainer
+    from launcher.engine import Trainer, Window
+    from launcher.tracking import Record
 
 log = logging.getLogger("launcher")
 
 NAME = re.compile(r"step_(\d{8,})")
 MANIFEST = "manifest.json"
+
+
+# What evaluations decide: keyword arguments of Progress.note (`best`) and of Progress.watch (`patience`).
+Rules = Mapping[str, Mapping[str, Any]]
 
 
 class DamagedCheckpoint(ValueError):
@@ -82,20 +89,28 @@ def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], st
     for stale in directory.glob(".making-*"):  # of a process that was killed while it saved
         shutil.rmtree(stale)
     making.mkdir()
-    save_file(dict(model), making / "model.safetensors")
+    save_weights(making / "model.safetensors", model)
     torch.save(dict(state), making / "state.pt")
     files = {path.name: _flushed_digest(path) for path in sorted(making.iterdir())}
     manifest = making / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
-    _flush(manifest)
-    _flush(making)
+    flush(manifest)
+    flush(making)
     replaced = directory / f".replaced-{final.name}"
     if final.exists():  # the same step again: after a resume from an older one, or of one not evaluated yet
         os.rename(final, replaced)
     os.rename(making, final)
-    _flush(directory)
+    flush(directory)
     shutil.rmtree(replaced, ignore_errors=True)
     return final
+
+
+def save_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file that those may read who may read the other files: safetensors lets the owner alone."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file)
+    file.chmod(mode)
 
 
 def put_back(directory: Path) -> None:
@@ -108,16 +123,8 @@ def put_back(directory: Path) -> None:
             os.rename(replaced, final)
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _flushed_digest(path: Path) -> dict[str, Any]:
-    _flush(path)
+    flush(path)
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
 
@@ -200,8 +207,13 @@ def best_good(directory: Path) -> Path | None:
         DamagedCheckpoint: It is damaged, or all of them are.
     """
     newest = newest_good(directory)
-    step = None if newest is None else best_step(newest)
-    if newest is None or step is None:
+    return None if newest is None else best_of(newest)
+
+
+def best_of(newest: Path) -> Path | None:
+    """The same, given the newest good one."""
+    step = best_step(newest)
+    if step is None:
         return None
     best = newest.with_name(f"step_{step:08d}")
     if not best.exists():
@@ -213,15 +225,41 @@ def best_good(directory: Path) -> Path | None:
 
 def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and state of a checkpoint; nothing in the files is executed."""
-    model = load_file(checkpoint / "model.safetensors")
-    state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-    return model, state
+    return load_weights(checkpoint), read_state(checkpoint)
 
 
-def prune(directory: Path, keep: int, best: int | None) -> None:
-    """Remove old checkpoints, but for the `keep` newest and the one of step `best`."""
+def load_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The measured weights of a checkpoint by name, in host memory."""
+    return load_file(checkpoint / "model.safetensors")
+
+
+def read_state(checkpoint: Path, lazily: bool = False) -> dict[str, Any]:
+    """The state of a checkpoint; nothing in the file is executed. Lazily, its tensors are left in the file."""
+    state: dict[str, Any] = torch.load(
+        checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=lazily or None
+    )
+    return state
+
+
+def glance(directory: Path) -> tuple[dict[str, Any], dict[str, list[int]]] | None:
+    """The state in the newest checkpoint and the shapes of its weights, within milliseconds, before it is believed.
+
+    Returns:
+        None where there is no checkpoint, or its files cannot be read, which `newest_good` will say.
+    """
+    try:
+        newest = checkpoints(directory)[-1]
+        with safe_open(newest / "model.safetensors", "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
+        return read_state(newest, lazily=True), shapes
+    except Exception:  # the readers raise whatever a damaged file leads them to
+        return None
+
+
+def prune(directory: Path, keep: int, best: Collection[int]) -> None:
+    """Remove old checkpoints, but for the `keep` newest and those of the steps in `best`."""
     for checkpoint in checkpoints(directory)[:-keep]:
-        if step_of(checkpoint) != best:
+        if step_of(checkpoint) not in best:
             removed = checkpoint.with_name(f".removing-{checkpoint.name}")
             os.rename(checkpoint, removed)  # one that is removed half must not look damaged
             shutil.rmtree(removed)
@@ -293,6 +331,30 @@ class Progress:
             best = f"no better than {sign * self.lowest:.6g}"
             self.ended = f"early stopping: {metric} was {best} in {self.waited} evaluations in a row"
 
+    def judged(self, rows: Iterable[Mapping[str, Any]], rules: Rules) -> "Progress":
+        """The same progress by other rules for its evaluations.
+
+        Args:
+            rows: Of the record, those of the evaluations so far.
+            rules: See `Rules`.
+
+        Raises:
+            ConfigError: By these rules the run would have ended before.
+        """
+        fresh = replace(self, best_step=None, best={}, lowest=math.inf, waited=0, ended=None)
+        for row in rows:
+            fresh.step = row["step"]
+            fresh.note(row, **rules["best"])
+            fresh.watch(row, **rules["patience"])
+            if fresh.ended is not None:
+                break
+        if fresh.ended is not None and fresh.step < self.step:
+            raise ConfigError(
+                f"early_stopping: with these settings the run would have ended at step {fresh.step}, and it has done "
+                f"{self.step} updates already. Use a longer patience, or another directory."
+            )
+        return replace(fresh, step=self.step)
+
 
 def best_step(path: Path) -> int | None:
     """The step of the best checkpoint so far, as a checkpoint has it; None where none was measured as such.
@@ -300,22 +362,40 @@ def best_step(path: Path) -> int | None:
     Raises:
         DamagedCheckpoint: Its files are not what was written.
     """
-    step: int | None = read_checkpoint(path)[1]["progress"]["best_step"]
+    step: int | None = read_state(path, lazily=True)["progress"]["best_step"]
     return step
 
 
-def gather_state(trainer: "Trainer", progress: Progress, ranks: Ranks) -> dict[str, Any]:
+def look(trainer: "Trainer", progress: Progress) -> dict[str, Any]:
+    """What an evaluation and a log line change, as it is before them; for `gather_state`."""
+    now = trainer.window
+    window = replace(now, steps=list(now.steps), losses=list(now.losses), weights=list(now.weights))
+    return {
+        "progress": asdict(replace(progress, seen=False)),
+        "schedule": trainer.schedule.state_dict(),
+        "window": window,
+    }
+
+
+def gather_state(
+    trainer: "Trainer", progress: Progress, ranks: Ranks, before: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Everything but the measured weights that the next step depends on; whole on rank 0.
 
     The losses since the last log boundary are summed over the ranks, in the order in which the log would do it, and
     belong to rank 0 after a resume: the sum comes out the same, at any number of ranks.
+
+    Args:
+        trainer: Of this rank.
+        progress: How far the run is.
+        ranks: Which rank this is.
+        before: What `look` gave where this step was evaluated or logged: a run that ends elsewhere goes on from there.
 
     Raises:
         Diverged: A loss or a weight is NaN or infinite: nothing of the kind is ever saved.
     """
     trainer.check()
     trainer.settle()
-    losses, weights = sum_over_ranks(trainer.window.tensors(trainer.device), ranks.world_size)
     random_states = at_rank_0({"python": random.getstate(), "numpy": _numpy_state()}, ranks.world_size, ranks.rank)
     return {
         "model": trainer.weights(trainer.model) if trainer.measured is not trainer.model else None,
@@ -324,14 +404,89 @@ def gather_state(trainer: "Trainer", progress: Progress, ranks: Ranks) -> dict[s
         "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
         "progress": asdict(progress),
         "lr": trainer.lr,
-        "window": {
-            "steps": list(trainer.window.steps),
-            "losses": losses,
-            "weights": weights,
-            "grad_norm": trainer.window.grad_norm,
-        },
+        "window": _window_state(trainer.window, trainer, ranks),
         "random": random_states,
+        "before": before and before | {"window": _window_state(before["window"], trainer, ranks)},
     }
+
+
+def _window_state(window: "Window", trainer: "Trainer", ranks: Ranks) -> dict[str, Any]:
+    losses, weights = sum_over_ranks(window.tensors(trainer.device), ranks.world_size)
+    return {"steps": list(window.steps), "losses": losses, "weights": weights, "grad_norm": window.grad_norm}
+
+
+def rules_of(settings: Any) -> Rules:
+    """What a run's evaluations are judged by."""
+    best = {"metric": settings.checkpoint.best, "mode": settings.checkpoint.best_mode}
+    return {"best": best, "patience": dict(settings.early_stopping)}
+
+
+def rejoin(state: Mapping[str, Any], total_steps: int, rules: Rules, record: "Record", every: int) -> dict[str, Any]:
+    """What of a state is another where its run shall now end elsewhere, or be judged by other rules.
+
+    The last update of a run is evaluated and logged whatever its number. A run that goes on from there does so from
+    before that, as one of the full length that never had it; one that shall end here now has it still to come.
+
+    Args:
+        state: Of a checkpoint.
+        total_steps: Updates that the run is to have.
+        rules: By which its evaluations are judged now.
+        record: Of the run: the evaluations so far.
+        every: Updates from one of them to the next.
+
+    Returns:
+        Entries in the place of those in the state.
+
+    Raises:
+        ConfigError: By these rules the run would have ended before, or the record of its evaluations is not complete.
+    """
+    progress, before = Progress(**state["progress"]), state.get("before")
+    changed = state.get("rules", rules) != rules
+    rows: list[dict[str, Any]] = []
+    if changed:
+        if not record.holds(state["record"]):
+            raise ConfigError(
+                "early_stopping, checkpoint.best: to change them takes all evaluations so far, and "
+                f"{record.path} has been changed or removed. Restore it, or use the settings as they were."
+            )
+        rows = [
+            row for row in record.rows() if row["step"] <= progress.step and any(n.startswith("eval/") for n in row)
+        ]
+        rows = [row for row in rows if row["step"] % every == 0 or row["step"] == total_steps]
+    now = progress.judged(rows, rules) if changed else progress
+    over = progress.step == total_steps or now.ended is not None
+    if not progress.seen or state.get("over", over) == over:
+        return {"progress": asdict(now)}
+    if before is None:  # nothing was due at this step
+        return {"progress": asdict(replace(now, seen=False))}
+    earlier = Progress(**before["progress"])
+    if changed:
+        earlier = earlier.judged([row for row in rows if row["step"] < progress.step], rules)
+    return before | {"progress": asdict(earlier)}
+
+
+def resume(
+    found: Path, total_steps: int, rules: Rules, record: "Record", every: int, ranks: Ranks
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and state of a checkpoint, as a run goes on from them, on every rank; see `rejoin`."""
+    weights, state = read_checkpoint(found)
+    entries = rejoin(state, total_steps, rules, record, every) if ranks.rank == 0 else None
+    return weights, state | from_rank_0(entries, ranks.world_size)
+
+
+def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | None:
+    """The checkpoint of the best evaluation where that was not the last update's, on every rank."""
+    best = None
+    if ranks.rank == 0 and progress.best_step not in (None, progress.step):
+        best = directory / f"step_{progress.best_step:08d}"
+        try:
+            verify(best)
+        except DamagedCheckpoint as error:
+            why = error if best.exists() else "it was not saved"
+            log.warning("The test part is measured by the last model alone, not by the best, of step %d: %s.",
+                        progress.best_step, why)  # fmt: skip
+            best = None
+    return from_rank_0(best, ranks.world_size)
 
 
 def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "Trainer", ranks: Ranks) -> Progress:
@@ -415,7 +570,7 @@ class Saver:
         step: int,
         model: Mapping[str, Tensor],
         state: Mapping[str, Any],
-        best: int | None,
+        best: Collection[int],
         sync: Callable[[], None] = lambda: None,
     ) -> None:
         """Copy the state out of device memory and write it in the background.
@@ -424,7 +579,7 @@ class Saver:
             step: Updates done.
             model: The measured weights by name.
             state: Everything else.
-            best: Step of the checkpoint that is kept whatever its age.
+            best: Steps of the checkpoints that are kept whatever their age.
             sync: Brings to the disk what the checkpoint counts on; where it raises OSError the save has failed.
 
         Raises:
@@ -463,7 +618,7 @@ class Saver:
         if self.failures:
             raise OSError("the last checkpoint could not be saved. The same command goes on from the one before it.")
 
-    def _write(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], best: int | None) -> None:
+    def _write(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], best: Collection[int]) -> None:
         begun = time.perf_counter()
         try:
             write_checkpoint(self.directory, step, model, state)

@@ -137,7 +137,7 @@ class Clock:
         row: dict[str, float] = {
             "step": step,
             "time": time.time(),
-            **self._rates(rate, plan),
+            **(self._rates(rate, plan) if steps else {}),  # none where a run goes on with an evaluation put off
             **spent,
             "computing": max(0.0, training - spent["data_wait"] - spent["communication"]),
             "memory_mb": self.memory_mb(),

@@ -272,7 +272,7 @@ FIND_LR_SCHEMA: dict[str, Rule] = SCHEMA | {
 # What the commands have in common that take up a run.
 SAVED_SCHEMA: dict[str, Rule] = {
     "run_dir": TEXT,
-    "checkpoint": whole(0).or_word("last", "best"),
+    "checkpoint": whole(0).or_word("auto", "best", "last"),
     "input": Rule(lambda v: TEXT.fits(v) or (list_of(TEXT, "").fits(v) and v), "a file or a folder").or_null(),
     "part": one_of("train", "validation", "test"),
     "data": Rule(lambda v: isinstance(v, dict), "settings of the data source, such as data.root=/other/place"),
@@ -281,6 +281,7 @@ SAVED_SCHEMA: dict[str, Rule] = {
     "num_workers": SCHEMA["num_workers"],
 }
 EVALUATE_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
+    "output": TEXT.or_null(),
     "metrics": SCHEMA["metrics"],
     "test_time_flip": FLAG.or_null(),
     "device": SCHEMA["device"],
@@ -1175,3 +1176,15 @@ def check_writable(directory: Path, setting: str = "hydra.run.dir") -> None:
             if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
                 raise ConfigError(f"{setting}={directory}: no permission to write in {place}. Choose another.")
             return
+
+
+def check_file(file: Path, setting: str) -> None:
+    """Check that a file could be written.
+
+    Raises:
+        ConfigError: It is a directory, its directory is not there, or the permission is missing.
+    """
+    parent = file.absolute().parent
+    if file.is_dir() or not parent.is_dir():
+        raise ConfigError(f"{setting}={file}: name a file in a directory that is there.")
+    check_writable(parent, setting)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.run_directory import write_json
+from launcher.errors import ConfigError
+from launcher.files import write_json
 
 
 class Diverged(RuntimeError):
@@ -45,7 +46,14 @@ class Rollbacks:
 
     def __init__(self, file: Path, writes: bool) -> None:
         self._file, self._writes = file, writes
-        kept = json.loads(file.read_text()) if file.exists() else {}
+        kept = {}
+        if file.exists():
+            try:
+                kept = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:  # the run would be another without what it says
+                raise ConfigError(
+                    f"{file} cannot be read ({error}): it names the batches left out. Restore it."
+                ) from error
         self.count: int = kept.get("count", 0)
         self.skipped: list[int] = kept.get("skipped", [])
         self.careful_until: int = kept.get("careful_until", 0)

@@ -1,7 +1,7 @@
 """A checkpoint of a finished run, measured on any part of its data, or on other samples.
 
 python launcher/evaluate.py run_dir=outputs/2026-01-31/12-00-00
-torchrun --nproc_per_node 2 launcher/evaluate.py run_dir=... part=validation checkpoint=best
+torchrun --nproc_per_node 2 launcher/evaluate.py run_dir=... part=validation checkpoint=last
 python launcher/evaluate.py run_dir=... input=other.csv
 """
 
@@ -40,14 +40,17 @@ def evaluate(settings: dict[str, Any]) -> int:
         Exit status.
     """
     path, run = saved.open_run(settings["run_dir"])
+    output = None if settings["output"] is None else Path(settings["output"]).expanduser()
+    if output is not None:
+        config.check_file(output, "output")
     distributed.join_slurm()
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 
     from launcher import engine, losses
+    from launcher.files import write_json
     from launcher.models.mirrored import Mirrored, check_mirror
-    from launcher.run_directory import write_json
     from launcher.stream import seed_generators
 
     seed_generators(run["seed"])
@@ -61,7 +64,7 @@ def evaluate(settings: dict[str, Any]) -> int:
                 f"input={settings['input']}: has no true targets to measure by; launcher/predict.py needs none."
             )
         data, part = saved.data_of_others(record, others), "test"
-    model = saved.load_model(run, record["facts"], chosen)
+    model = saved.load_model(run, record["facts"], chosen.path)
     loss = losses.build_loss(run["loss"], data)
     flip = settings["test_time_flip"]
     if run.get("test_time_flip", False) if flip is None else flip:
@@ -89,17 +92,20 @@ def evaluate(settings: dict[str, Any]) -> int:
         name, what = settings["part"], f"{settings['part']} part"
         if settings["input"] is not None:
             name, what = "input", str(settings["input"])
-        content = found.as_dict(name, data.class_names) | {"checkpoint": chosen.name}
+        content = found.as_dict(name, data.class_names) | chosen.record()
         content |= {"input": settings["input"]} if settings["input"] is not None else {}
-        print(f"{what}, {found.samples} samples, {chosen.name}")
+        print(f"{what}, {found.samples} samples, {chosen}")
         for figure, value in found.figures.items():
             print(f"  {figure:<16} {value:.4g}")
+        file = path / f"evaluation_{name}.json" if output is None else output
         try:
-            write_json(path / f"evaluation_{name}.json", content)
+            write_json(file, content)
         except OSError as error:
-            raise ConfigError(
-                f"run_dir={path}: evaluation_{name}.json cannot be written ({error.strerror})."
-            ) from error
+            if output is not None:
+                raise ConfigError(
+                    f"output={output}: cannot be written: {error.strerror}. Name another file."
+                ) from error
+            print(f"not written: {file} ({error.strerror}). Name another file by output=FILE.")
     finish(watch)
     return 0
 

@@ -72,12 +72,12 @@ def export(settings: dict[str, Any]) -> int:
     else:
         others = saved.read_others(record, settings["input"])
         data, part, labelled = saved.data_of_others(record, others), "test", others.labelled
-    model = saved.load_model(run, record["facts"], chosen).eval()
+    model = saved.load_model(run, record["facts"], chosen.path).eval()
 
     import torch
 
     from launcher import card
-    from launcher.run_directory import write_json
+    from launcher.files import write_json
 
     torch.set_num_threads(distributed.choose_threads(settings["threads"], ranks))
     example = _example(data, part, settings["num_workers"])
@@ -93,7 +93,9 @@ def export(settings: dict[str, Any]) -> int:
         files = {}
         for name in formats:
             file, write = WRITERS[name]
-            loaded = write(model, example, making / file, lambda: saved.load_model(run, record["facts"], chosen).eval())
+            loaded = write(
+                model, example, making / file, lambda: saved.load_model(run, record["facts"], chosen.path).eval()
+            )
             difference, scale, samples = compare(
                 model, loaded, data, part, settings["batch_size"], settings["num_workers"]
             )
@@ -109,7 +111,7 @@ def export(settings: dict[str, Any]) -> int:
         told = "input" if settings["input"] is not None else part
         whole = run | {"model": saved.without_file(run["model"])}  # what is exported has its weights with it
         OmegaConf.save(OmegaConf.create(whole), making / "config.yaml")
-        metadata = describe(path, run, record, model, chosen.name) | {
+        metadata = describe(path, run, record, model, chosen) | {
             "input_dtype": str(example.dtype).removeprefix("torch."),
             "files": files,
             "compared_on": {"part": told, "input": settings["input"], "samples": samples},
@@ -186,7 +188,7 @@ def measure(model: "nn.Module", data: "Data", part: str, batch_size: int, worker
 
 
 def describe(
-    path: Path, run: dict[str, Any], record: dict[str, Any], model: "nn.Module", checkpoint: str
+    path: Path, run: dict[str, Any], record: dict[str, Any], model: "nn.Module", chosen: saved.Chosen
 ) -> dict[str, Any]:
     """What one must know to use the model: metadata.json."""
     normalisation: dict[str, Any] = {}
@@ -196,7 +198,7 @@ def describe(
         normalisation = dict(record["prepare"])
     return {
         "run": path.resolve().name,
-        "checkpoint": checkpoint,
+        **chosen.record(),
         "moving_average": run["ema_decay"] is not None,
         "task": record["task"],
         "data": record["name"],
@@ -219,10 +221,12 @@ def describe(
 def _write_safetensors(model: "nn.Module", example: "Tensor", file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
     """The weights alone, for who has the model's class: a new model that loads them must give the same."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
+
+    from launcher.checkpoint import save_weights
 
     # Untied copies, as checkpoints have them.
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}, file)
+    save_weights(file, {name: one.detach().clone().contiguous() for name, one in model.state_dict().items()})
     fresh = rebuild()
     with torch.no_grad():
         for tensor in fresh.state_dict().values():

@@ -1,12 +1,12 @@
 """How a point of a grid failed: failed.json beside its output. Needs the standard library alone, for batch scripts."""
 
-import json
-import os
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from launcher.files import write_json
 
 FAILED, OUTPUT = "failed.json", "output.log"
 
@@ -38,6 +38,4 @@ def write(path: Path, reason: str, statuses: Sequence[int | None], text: str, **
         **more: Anything else.
     """
     content = {"reason": reason, "exit_status": list(statuses), "time": time.time(), **more, "output": text[-8000:]}
-    fresh = path / f".{FAILED}.new"
-    fresh.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-    os.replace(fresh, path / FAILED)
+    write_json(path / FAILED, content)

@@ -22,6 +22,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 from launcher import config, watch
 from launcher.config import Composed
 from launcher.errors import ConfigError
+from launcher.files import replacing, write_json
 from launcher.train import train
 
 log = logging.getLogger("launcher")
@@ -156,7 +157,7 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
 
 def _report(directory: Path, composed: Composed, low: float, factor: float) -> None:
     """Write what the sweep found, and say it."""
-    from launcher.run_directory import config_options, launch_words, write_json
+    from launcher.run_directory import config_options, launch_words
     from launcher.tracking import Record
 
     rows = [row for row in Record(directory / "metrics.jsonl").rows() if math.isfinite(row.get("train/loss", math.nan))]
@@ -169,10 +170,11 @@ def _report(directory: Path, composed: Composed, low: float, factor: float) -> N
     best = rates[smoothed.index(min(smoothed))]
     columns = {"optimizer.lr": rates, "loss": losses, "smoothed": smoothed}
     write_json(directory / "lr_range.json", {"suggestion": found, "smallest_loss_at": best, **columns})
-    with (directory / "lr_range.csv").open("w", newline="") as file:
+    with replacing(directory / "lr_range.csv", newline="") as file:
         csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     _draw(directory / "lr_range.png", rates, losses, smoothed, found)
-    log.info("sweep      optimizer.lr from %.3g to %.3g, see %s", rates[0], rates[-1], directory / "lr_range.png")
+    span = f"optimizer.lr from {rates[0]:.3g} at step 1 to {rates[-1]:.3g} at step {rows[-1]['step']}"
+    log.info("sweep      %s, see %s", span, directory / "lr_range.png")
     if found is None:
         log.info(
             "suggestion none: the loss did not fall. Widen find_lr.min and find_lr.max, or give more find_lr.steps."
@@ -201,7 +203,8 @@ def _draw(
     axes.set_ylim(top=min(max(losses), GROWTH * max(losses[0], min(smoothed))))
     axes.grid(alpha=0.2)
     axes.legend()
-    figure.savefig(path, dpi=130)
+    with replacing(path, "wb") as file:
+        figure.savefig(file, dpi=130)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from launcher.data import Data, Part, TensorPart
 from launcher.errors import ConfigError
+from launcher.files import replacing
 from launcher.losses import probabilities
 
 COLOURS = (1, 3)  # channels of what can be shown as an image
@@ -101,5 +102,6 @@ def _pixels(images: Tensor) -> np.ndarray:
 def write(file: Path, table: Mapping[str, np.ndarray]) -> Path:
     """Keep a table for the tracker's process, which reads it with NumPy."""
     file.parent.mkdir(exist_ok=True)
-    np.savez(file, **table)  # type: ignore[arg-type]  # numpy declares its own option among the arrays
+    with replacing(file, "wb") as place:
+        np.savez(place, **table)  # type: ignore[arg-type]  # numpy declares its own option among the arrays
     return file

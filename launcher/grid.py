@@ -31,8 +31,8 @@ from launcher.config import check_length, filled, key_of, leaves
 from launcher.direction import direction
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT
+from launcher.files import read_json, replacing, write_text
 from launcher.points import state_of
-from launcher.run_directory import read_json
 from launcher.tracking import Record
 
 SEED = "seed"  # the setting whose values are repetitions of the same thing
@@ -308,7 +308,7 @@ def write_csv(grid: Comparison) -> Path:
     facts = ["step", "epoch", "world_size", "training_seconds", "samples_per_second", "peak_memory_mb"]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    best = [f"best/{name}" for name in metrics if name.startswith("eval/")]
+    best = [f"best/{name}" for name in metrics if name.startswith(("eval/", "test/"))]
     table.writerow(["point", "state", *grid.varied, grid.metric + " (compared)", *metrics, *best, *facts, "reason"])
     for entry in grid.entries:
         final, kept = entry.summary.get("final") or {}, entry.summary.get("best") or {}
@@ -318,7 +318,7 @@ def write_csv(grid: Comparison) -> Path:
             + [*map(entry.summary.get, facts), entry.reason]
         )
     path = grid.path / "grid.csv"
-    _write(path, text.getvalue())
+    write_text(path, text.getvalue())
     return path
 
 
@@ -372,7 +372,8 @@ def draw(grid: Comparison) -> Path | None:
         for place, panel in enumerate(panels, start=1):
             panel(figure.add_subplot(rows, columns, place))
         path = grid.path / "grid.png"
-        figure.savefig(path, dpi=130)
+        with replacing(path, "wb") as file:
+            figure.savefig(file, dpi=130)
     return path
 
 
@@ -472,7 +473,9 @@ def write_page(grid: Comparison) -> Path:
         "details { margin: .4rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }\n"
     )
     path = grid.path / "grid.html"
-    _write(path, report.PAGE.format(title=escape(name), style=style, body="\n".join(part for part in parts if part)))
+    write_text(
+        path, report.PAGE.format(title=escape(name), style=style, body="\n".join(part for part in parts if part))
+    )
     return path
 
 
@@ -581,12 +584,6 @@ def _failures(grid: Comparison) -> str:
                 f"<pre>{escape(output[-3000:])}</pre>{link}</details>"
             )
     return "".join(parts)
-
-
-def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from launcher import config, run_directory, slurm, snapshot
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT
+from launcher.files import read_json, write_json
 from launcher.points import (
     LOCK,
     Point,
@@ -170,7 +171,7 @@ def in_queue(path: Path) -> dict[str, str]:
     """
     tasks: dict[str, str] = {}
     for file in sorted(path.glob(f"{SUBMISSIONS}/*/job.json")):
-        known = run_directory.read_json(file)
+        known = read_json(file)
         tasks |= {f"{known['job']}_{index}": name for index, name in enumerate(known["points"])}
     active = _active({task.partition("_")[0] for task in tasks})
     return {tasks[task]: "queued" if state == "PENDING" else "running" for task, state in active.items()}
@@ -279,18 +280,18 @@ def _submit(
                 "trees": code.trees,
                 "commit": code.commit if code.trees else None,
             }
-            run_directory.write_json(submission / "tasks" / f"{number}.json", content)
+            write_json(submission / "tasks" / f"{number}.json", content)
         environment = slurm.submission_environment(os.environ)
         job = slurm.ask(*command, environment=environment).strip().partition(";")[0]
     except BaseException:
         shutil.rmtree(submission, ignore_errors=True)
         raise
     # At once: from here on the same command must not submit these points again.
-    run_directory.write_json(submission / "job.json", {"job": job, "points": [_name(point, path) for point in todo]})
+    write_json(submission / "job.json", {"job": job, "points": [_name(point, path) for point in todo]})
     for number, point in enumerate(todo):
         point.state = "queued"
         record = {"job": f"{job}_{number}", "submission": str(submission), "snapshot": bool(code.trees), **asdict(code)}
-        run_directory.write_json(point.path / SUBMITTED, record | {"left_out": left_out})
+        write_json(point.path / SUBMITTED, record | {"left_out": left_out})
     limit = f", at most {options.max_parallel} at once" if options.max_parallel else ""
     _say(f"submitted  {len(todo)} points as job array {job}{limit} (squeue --jobs {job}; scancel {job})")
     if code.trees:
@@ -338,7 +339,7 @@ def _wait(task: config.Task, path: Path, points: Sequence[Point]) -> None:
                     if was == "queued":
                         display.say(point, "runs")
                 elif now is None:
-                    reason = run_directory.read_json(point.path / FAILED).get("reason", "")
+                    reason = read_json(point.path / FAILED).get("reason", "")
                     point.reason = str(reason) if point.state == "failed" else ""
                     if point.state != "finished":  # cancelled, or out of time without a requeue
                         point.reason, point.state = point.reason or f"{point.state}: its job ended", "failed"

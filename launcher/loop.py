@@ -22,7 +22,9 @@ REPORT_SECONDS = 5.0  # what the end of a stopped run takes beside the save: its
 
 
 class Every(NamedTuple):
-    """Updates between two of a kind, counted from the run's start; 0: never. The last update counts for each kind.
+    """Updates between two of a kind, counted from the run's start; 0: never.
+
+    The last update of a run counts for each kind but `watch`, of which nothing could be taken back by a longer run.
 
     Plain numbers: reading them from the config in each step takes longer than a small model's kernels.
     """
@@ -45,8 +47,7 @@ class Loop:
         total_steps: Updates of the whole run.
         every: When to evaluate, log, save, and look at gradients and weights.
         evaluate: Measures the validation part; None where it was interrupted.
-        best: Keyword arguments of `Progress.note`: which checkpoint is the best.
-        patience: Keyword arguments of `Progress.watch`: how long to wait for an improvement.
+        rules: Which checkpoint is the best, and how long to wait for an improvement.
         max_rollbacks: How often the run may go back to a checkpoint; 0: it stops where it diverges.
         clock: Of this rank.
         stop: True once the run was asked to stop.
@@ -65,8 +66,7 @@ class Loop:
     total_steps: int
     every: Every
     evaluate: Callable[[], Evaluation | None]
-    best: Mapping[str, Any]
-    patience: Mapping[str, Any]
+    rules: checkpoint.Rules
     max_rollbacks: int
     clock: Clock
     stop: StopRequest
@@ -76,6 +76,7 @@ class Loop:
     saver: checkpoint.Saver | None
     keeper: Reporter | None
     after_row: Callable[[int, Mapping[str, float]], None] | None
+    before: dict[str, Any] | None = None  # what the evaluation and the log line of this step have changed
 
     def run(self) -> None:
         """Go on until the run is over or was asked to stop; either way everything is saved then.
@@ -106,6 +107,30 @@ class Loop:
         """Whether no update is left to do."""
         return self.progress.step == self.total_steps or self.progress.ended is not None
 
+    def test(self, measure: Callable[..., Evaluation | None]) -> dict[int, Evaluation]:
+        """Measure the test part once the run is over: by the last model and, where that is another, by the best.
+
+        From then on the trainer has the weights of the best.
+
+        Args:
+            measure: Measures the model as it is; with `settled`, without a look at the training before.
+
+        Returns:
+            Step to evaluation, the best first; empty where the run was stopped before its end, or in here.
+        """
+        with self.clock.during("evaluating"):
+            last = measure() if self.over() and self.progress.seen else None
+            if self.saver is not None:
+                self.saver.close()
+            if last is None:
+                return {}
+            best = checkpoint.best_beside(self.checkpoints, self.progress, self.trainer.ranks)
+            if best is None:
+                return {self.progress.step: last}
+            self.trainer.load_weights(self.trainer.measured, checkpoint.load_weights(best))
+            found = measure(settled=True)
+            return {} if found is None else {checkpoint.step_of(best): found, self.progress.step: last}
+
     def _go(self) -> None:
         progress = self.progress
         if not progress.seen:  # what the run before this one had no time for
@@ -119,11 +144,12 @@ class Loop:
             self.trainer.wants_to_stop = bool(self.stop)
             stopping = self.trainer.step(batch)
             progress.step += 1
+            self.before = None
             if self.watch is not None:
                 self.watch.step = progress.step
             if self.profiler is not None:
                 self.profiler.step()
-            if self._due(self.every.watch) and self.keeper is not None:
+            if self.every.watch and progress.step % self.every.watch == 0 and self.keeper is not None:
                 self.keeper.watch(progress.step, self.trainer.model)
             progress.seen = not (stopping and self._due(self.every.evaluate)) and self._look()
             stopping = stopping or not progress.seen
@@ -140,14 +166,16 @@ class Loop:
         """Evaluate and log where it is due, as one row of the record. False where it was interrupted, with no row."""
         progress, schedule = self.progress, self.trainer.schedule
         figures: dict[str, float] = {}
+        if self._due(self.every.evaluate) or self._due(self.every.log):
+            self.before = checkpoint.look(self.trainer, progress)
         if self._due(self.every.evaluate):
             with self.clock.during("evaluating"):
                 evaluation = self.evaluate()
             if evaluation is None:
                 return False
             figures = {f"eval/{name}": value for name, value in evaluation.figures.items()}
-            progress.note(figures, **self.best)
-            progress.watch(figures, **self.patience)
+            progress.note(figures, **self.rules["best"])
+            progress.watch(figures, **self.rules["patience"])
             if schedule.metric is not None:
                 schedule.observe(figures[schedule.metric])
         if self._due(self.every.log):
@@ -162,9 +190,16 @@ class Loop:
 
     def _save(self) -> None:
         with self.clock.during("saving"):
-            state = checkpoint.gather_state(self.trainer, self.progress, self.trainer.ranks)
+            state = checkpoint.gather_state(self.trainer, self.progress, self.trainer.ranks, self.before)
             weights = self.trainer.weights(self.trainer.measured)
             if self.saver is not None and self.keeper is not None:
-                sync = self.keeper.record.sync
-                self.saver.save(self.progress.step, weights, state, self.progress.best_step, sync)
+                record = self.keeper.record
+                state |= {"over": self.over(), "rules": self.rules, "record": record.mark()}
+                best = [step for step in (self.progress.best_step, self._best_before()) if step is not None]
+                self.saver.save(self.progress.step, weights, state, best, record.sync)
                 self.stop.reserve = REPORT_SECONDS + 2 * self.saver.seconds
+
+    def _best_before(self) -> int | None:
+        """The best checkpoint of a run that is prolonged, to which its last evaluation does not count."""
+        step: int | None = self.before["progress"]["best_step"] if self.before is not None and self.over() else None
+        return step

@@ -20,7 +20,7 @@ from launcher import config, run_directory
 from launcher.config import key_of
 from launcher.errors import ConfigError
 from launcher.failure import FAILED
-from launcher.run_directory import read_json
+from launcher.files import read_json, write_json, write_text
 
 LOCK = "grid.lock"
 LONGEST = 150  # characters of a point's directory name; file systems take 255 bytes
@@ -205,7 +205,7 @@ def _point(
     config.check_length(directory, "hydra.sweep.subdir")
     state = state_of(directory)
     if state != "new" and (directory / run_directory.CONFIG).is_file():
-        before = run_directory.read_config(directory)
+        before = run_directory.read_config(directory, "hydra.sweep.dir")
         composed = composed.as_begun(before)
         _refuse_mixing(path, before, composed.plain())
     settings, plain = composed.settings, composed.plain()
@@ -276,7 +276,7 @@ def base_of(task: config.Task, master: Any, path: Path) -> dict[str, Any]:
         ConfigError: The grid in this directory was made with another config under its points.
     """
     try:
-        composed = task.compose(_hydra_overrides(master), {})
+        composed = task.compose(_hydra_overrides(master), {"override_dirname": "base"})  # its directory is not made
     except ConfigError:
         return {}
     if before := read_json(path / "grid.json").get("base"):
@@ -291,7 +291,7 @@ def lock_grid(path: Path) -> int:
     Raises:
         ConfigError: Another one is in it.
     """
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -316,8 +316,8 @@ def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str
         "base": known.get("base") or base,
         "points": named,
     }
-    run_directory.write_json(path / "grid.json", content)
-    run_directory.write_text(path / "multirun.yaml", OmegaConf.to_yaml(master))
+    write_json(path / "grid.json", content)
+    write_text(path / "multirun.yaml", OmegaConf.to_yaml(master))
 
 
 def again(path: Path, world: int = 1) -> str:

@@ -1,7 +1,7 @@
 """What a trained model says of other samples, as a table: one row per sample, its class and probabilities, or a number.
 
     python launcher/predict.py run_dir=outputs/2026-01-31/12-00-00 input=new.csv output=predictions.csv
-    python launcher/predict.py run_dir=outputs/2026-01-31/12-00-00 part=test checkpoint=best
+    python launcher/predict.py run_dir=outputs/2026-01-31/12-00-00 part=test checkpoint=last
 
 One process, on one device.
 """
@@ -10,6 +10,7 @@ import csv
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import config, distributed, saved
 from launcher.errors import ConfigError
+from launcher.files import replacing
 from launcher.watch import guarded
 
 if TYPE_CHECKING:
@@ -49,8 +51,7 @@ def predict(settings: dict[str, Any]) -> int:
     """
     path, run = saved.open_run(settings["run_dir"])
     output = Path(settings["output"]).expanduser()
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"output={output}: name a file in a directory that is there, such as predictions.csv.")
+    config.check_file(output, "output")
     if (settings["input"] is None) == (settings["part"] is None):
         raise ConfigError("input, part: give one of them: input=FILE_OR_FOLDER, or part=test for the run's own data.")
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
@@ -67,7 +68,7 @@ def predict(settings: dict[str, Any]) -> int:
     else:
         part = getattr(saved.own_data(run, settings["data"], record), settings["part"])
         names, labelled = [str(number) for number in range(len(part))], True
-    model = saved.load_model(run, record["facts"], chosen)
+    model = saved.load_model(run, record["facts"], chosen.path)
 
     import torch
 
@@ -83,26 +84,22 @@ def predict(settings: dict[str, Any]) -> int:
     )  # fmt: skip
     model.to(accelerator.device).eval()
     head, rows_of = _table(record, run, labelled)
-    fresh = output.with_name(f".{output.name}.new")
-    try:
-        fresh.touch()
-    except OSError as error:
-        raise ConfigError(f"output={output}: cannot be written: {error.strerror}. Name another file.") from error
     batches = in_order(part, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
-    try:
-        with fresh.open("w", newline="", encoding="utf-8") as file, torch.no_grad():
-            writer = csv.writer(file)
-            writer.writerow(["sample", *head])
-            named = iter(names)
-            for inputs, targets in batches:
-                with accelerator.autocast():
-                    outputs = model(inputs)
-                for row in rows_of(outputs.float().cpu(), targets.cpu()):
-                    writer.writerow([next(named), *row])
-        os.replace(fresh, output)
-    finally:
-        fresh.unlink(missing_ok=True)  # where a sample could not be read
-    print(f"{len(names)} samples, {chosen.name}: {output}")
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        try:
+            file = stack.enter_context(replacing(output, newline=""))
+        except OSError as error:
+            raise ConfigError(f"output={output}: cannot be written: {error.strerror}. Name another file.") from error
+        writer = csv.writer(file)
+        writer.writerow(["sample", *head])
+        named = iter(names)
+        for inputs, targets in batches:
+            with accelerator.autocast():
+                outputs = model(inputs)
+            for row in rows_of(outputs.float().cpu(), targets.cpu()):
+                writer.writerow([next(named), *row])
+    print(f"{len(names)} samples, {chosen}: {output}")
     return 0
 
 

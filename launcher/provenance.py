@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import trust
 from launcher.errors import ConfigError
-from launcher.run_directory import launch_words, write_json
+from launcher.files import plain, replacing, write_json
+from launcher.run_directory import launch_words
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 FILE, DATA = "provenance.json", "data.json"
 PACKAGE = Path(__file__).resolve().parent
+LOOKED_AT = 500  # files of a part at most, at equal distances, by which it is known again
 LARGEST_PATCH = 1 << 20  # bytes of uncommitted changes that a run directory keeps
 # Variables by prefix that are kept; every other one stays out of the record.
 KEPT = (
@@ -236,15 +239,36 @@ def write(path: Path, settings: Mapping[str, Any], data: "Data", world_size: int
     """
     now = collect(settings, world_size, device)
     _keep_changes(path, now["code"])
-    record = json.loads(json.dumps(data.record(), default=str))
-    if (path / FILE).is_file() and (path / DATA).is_file():
+    record = record_of(data)
+    lines = []
+    if (path / DATA).is_file():
+        lines = data_differences(read_data(path), record)
+    else:
+        write_json(path / DATA, record, durable=True)
+    if (path / FILE).is_file():
         first = read(path)
         later = {key: value for key, value in now.items() if first.get(key) != value}
-        write_json(path / FILE, first | {"later_starts": [*first.get("later_starts", ()), later]})
-        return data_differences(read_data(path), record)
+        now = first | {"later_starts": [*first.get("later_starts", ()), later]}
     write_json(path / FILE, now)
-    write_json(path / DATA, record)
-    return []
+    return lines
+
+
+def record_of(data: "Data") -> dict[str, Any]:
+    """What there is to know of the data, as data.json gives it back: two of them can be compared."""
+    found: dict[str, Any] = json.loads(json.dumps(plain(data.record()), default=str))
+    for name, part in found["parts"].items():
+        if files := getattr(getattr(getattr(data, name), "dataset", None), "samples", None):
+            part["files"] = _print_of_files([str(file) for file, *_ in files[:: -(-len(files) // LOOKED_AT)]])
+    return found
+
+
+def _print_of_files(files: Sequence[str]) -> int:
+    """A checksum of the names of files, with the folder that each is in, and of their sizes."""
+    checksum = 0
+    for file in files:
+        size = os.path.getsize(file) if os.path.exists(file) else -1
+        checksum = zlib.crc32(f"{Path(*Path(file).parts[-2:])} {size}\n".encode(), checksum)
+    return checksum
 
 
 def _keep_changes(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -254,7 +278,8 @@ def _keep_changes(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
         patch = changes(Path.cwd() if name == "working directory" else PACKAGE)
         file = path / f"changes-{tree['changes'][:12]}.patch"
         if len(patch) <= LARGEST_PATCH and not file.exists():
-            file.write_bytes(patch)
+            with replacing(file, "wb") as place:
+                place.write(patch)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -321,6 +346,33 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def unlike(then: Mapping[str, Any], now: Mapping[str, Any], strictly: bool) -> list[str]:
+    """What keeps a run from going on with the data that is there now, one line for each difference.
+
+    Args:
+        then: What the run wrote, from data.json.
+        now: What `record_of` gives.
+        strictly: Whether all that is known must be the same, as where it was read from another place: else the kind
+            and the number of the samples, since checksums of prepared numbers may be others on another machine.
+    """
+    kind = ("task", "input_shape", "num_outputs", "class_names")
+    other = [key for key in then if strictly and key not in (*kind, "parts", "facts")]
+    counts = [(part, one["samples"], now["parts"][part]["samples"]) for part, one in then["parts"].items()]
+    lines = [f"{part} part: {before} samples then, {after} now" for part, before, after in counts if before != after]
+    for keys in (kind, other):
+        lines = lines or [
+            f"{key.replace('_', ' ')}: {_short(then[key])} then, {_short(now.get(key))} now"
+            for key in keys
+            if then[key] != now.get(key)
+        ]
+    return lines or (data_differences(then, now) if strictly else [])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def data_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is no longer the data that a run learned from, one line for each part.
 
@@ -331,7 +383,7 @@ def data_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     lines = []
     for part, before in then["parts"].items():
         after = now["parts"].get(part)
-        if after != before:
+        if after is None or any(after.get(key) != value for key, value in before.items()):
             same = after is not None and after["samples"] == before["samples"]
             count = f"{before['samples']} samples then, {after['samples'] if after else 'none'} now"
             lines.append(

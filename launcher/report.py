@@ -4,13 +4,14 @@ Every file may be missing (a run that was stopped, or failed): what there is, is
 """
 
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from launcher.files import numbers, read_json, replacing, write_text
+from launcher.terminal import headings_of
 from launcher.tracking import Record
 
 POINTS = 1500  # of one line; a longer series is drawn by its envelope: more cannot be told apart at this size
@@ -41,7 +42,8 @@ def draw_curves(run_dir: Path) -> Path | None:
         for place, (title, lines) in enumerate(panels.items(), start=1):
             _draw(figure.add_subplot(rows, columns, place), title, lines, _extent(panels))
         path = Path(run_dir) / "curves.png"
-        figure.savefig(path, dpi=130)
+        with replacing(path, "wb") as file:
+            figure.savefig(file, dpi=130)
     return path
 
 
@@ -55,8 +57,8 @@ def write_report(run_dir: Path) -> Path:
         The page.
     """
     run_dir = Path(run_dir)
-    summary = _json(run_dir / "summary.json")
-    evaluation = _json(run_dir / "evaluation.json")
+    summary = read_json(run_dir / "summary.json")
+    evaluation = read_json(run_dir / "evaluation.json")
     config = _text(run_dir / ".hydra" / "config.yaml")
     name = run_dir.resolve().name
     status = str(summary.get("status", "not finished"))
@@ -66,14 +68,14 @@ def write_report(run_dir: Path) -> Path:
         _tiles(summary, evaluation),
         _section("Curves", _curves(run_dir)),
         _section("Metrics", _metrics(summary, evaluation)),
-        _section("Classes", _classes(evaluation)),
-        _section("Confusion", _confusion(evaluation)),
+        _section(f"Classes{_whose(evaluation)}", _classes(evaluation)),
+        _section(f"Confusion{_whose(evaluation)}", _confusion(evaluation)),
         _section("Run", _facts(summary)),
         _section("Configuration", f"<pre>{escape(config)}</pre>" if config else ""),
     ]
     body = "\n".join(part for part in parts if part)
     path = run_dir / "report.html"
-    path.write_text(PAGE.format(title=escape(name), style=STYLE, body=body), encoding="utf-8")
+    write_text(path, PAGE.format(title=escape(name), style=STYLE, body=body))
     return path
 
 
@@ -221,7 +223,7 @@ def _curves(run_dir: Path) -> str:
 
 
 def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -235,7 +237,8 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 def _tiles(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """The few figures that one looks for first."""
     part = str(evaluation.get("part", "test"))
-    figures = {f"{part} {name}": value for name, value in _dict(evaluation, "metrics").items()}
+    whose = _whose(evaluation)
+    figures = {f"{part} {name}{whose}": value for name, value in numbers(evaluation.get("metrics")).items()}
     final = _dict(summary, "final")
     if not figures:
         figures = {name.replace("/", " "): final[name] for name in final if name.startswith(("test/", "eval/"))}
@@ -249,14 +252,21 @@ def _tiles(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
 
 
+def _whose(evaluation: Mapping[str, Any]) -> str:
+    """Which model was measured."""
+    return f" ({evaluation.get('which', '')}, step {evaluation['step']})" if "step" in evaluation else ""
+
+
 def _metrics(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    final, best = _dict(summary, "final"), _dict(summary, "best")
+    final, best = numbers(summary.get("final")), numbers(summary.get("best"))
     part = str(evaluation.get("part", "test"))
     final = final | {
-        f"{part}/{name}": value for name, value in _dict(evaluation, "metrics").items() if f"{part}/{name}" not in final
+        f"{part}/{name}": value
+        for name, value in numbers(evaluation.get("metrics")).items()
+        if f"{part}/{name}" not in final
     }
     names = list({**final, **best})
-    return _table(("metric", "final", "best"), ((n, final.get(n), best.get(n)) for n in names)) if names else ""
+    return _table(("metric", *headings_of(summary)), ((n, final.get(n), best.get(n)) for n in names)) if names else ""
 
 
 def _facts(summary: Mapping[str, Any]) -> str:
@@ -340,14 +350,6 @@ def _dict(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_text(path) or "{}")
-    except ValueError:  # torn by a kill
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 PAGE = """<!doctype html>

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from launcher import gallery, histograms, provenance
 from launcher.checkpoint import Progress, checkpoints, step_of
 from launcher.engine import Evaluation
-from launcher.run_directory import RunDirectory, write_json
+from launcher.files import ends, numbers, read_json, write_json, write_text
+from launcher.run_directory import UNSHOWN, RunDirectory
 from launcher.tracking import HISTOGRAMS, Record, WandbTracker, of_time
 from launcher.views import Views
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger("launcher")
+
+TABLE = "wandb/predictions.npz"
+VIEWED = {"tensorboard": "tb", "csv": "metrics.csv"}
+# How a whole one ends.
+PICTURES = {"curves.png": b"IEND\xaeB`\x82", "report.html": b"</html>\n"}
 
 
 def log_to(directory: Path) -> None:
@@ -65,18 +71,13 @@ class Reporter:
         self.record.open(recorded or None)
         self.timings = Record(self.path / "timings.jsonl")
         self.timings.open(recorded or None)
-        self.tracker = None
-        if "wandb" in trackers and wandb["mode"] != "disabled":
-            own = {name: wandb[name] for name in ("mode", "project", "entity", "name", "group", "tags")}
-            code = provenance.own_files() if wandb["code"] else None
-            run_id = directory.run_id(wandb["id"] or os.environ.get("WANDB_RUN_ID") or None)
-            self.tracker = WandbTracker(self.path, dict(settings), run_id=run_id, code=code, **own)
+        self.tracker = tracker_of(directory, settings, trackers, wandb)
         self._artifacts = wandb["artifacts"]
         self._watched: str | None = wandb["watch"] or None if self.tracker is not None else None
         self.histograms = Record(self.path / HISTOGRAMS)
         if self._watched or self.histograms.path.exists():
             self.histograms.open(step or None)
-        for stale in ("stopped.json", "summary.json", "evaluation.json"):
+        for stale in ("stopped.json", "summary.json", "evaluation.json", TABLE, UNSHOWN):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / stale).unlink()
         self._viewed = [name for name in trackers if name != "wandb"]
@@ -114,61 +115,116 @@ class Reporter:
             self.views = Views(self.path, self._viewed)
 
     def close(
-        self, summary: dict[str, Any], progress: Progress, evaluation: Evaluation | None, names: list[str] | None
-    ) -> dict[str, Any]:
+        self,
+        summary: dict[str, Any],
+        progress: Progress,
+        tested: Mapping[int, Evaluation],
+        names: list[str] | None,
+        predictions: "Mapping[str, np.ndarray] | None",
+    ) -> None:
         """Write the summary and end the record: from here on the run is done, whatever becomes of its pictures.
 
         Args:
             summary: What summary.json holds beside the figures.
             progress: For the best figures.
-            evaluation: Of the test part; None where the run was stopped before its end.
+            tested: Step to evaluation of the test part, the best first; empty where the run was stopped before its end.
             names: Of the classes.
-
-        Returns:
-            All of summary.json.
+            predictions: Columns of a table for W&B.
         """
         final: dict[str, Any] = {}
         for row in self.record.rows():
             final |= {name: value for name, value in row.items() if name not in ("step", "epoch")}
-        if evaluation is not None:
-            final |= {f"test/{name}": value for name, value in evaluation.figures.items()}
-            write_json(self.path / "evaluation.json", evaluation.as_dict("test", names))
-        summary = summary | {"final": final, "best": progress.best}
-        write_json(self.path / "summary.json", summary)
+        figures: dict[int | None, dict[str, float]] = {
+            step: {f"test/{name}": value for name, value in found.figures.items()} for step, found in tested.items()
+        }
+        best = progress.best | figures.get(progress.best_step, {})
+        summary = summary | {"final": final | figures.get(progress.step, {}), "best": best}
+        details = [
+            found.as_dict("test", names) | {"step": step, "which": "best" if step == progress.best_step else "last"}
+            for step, found in tested.items()
+        ]
+        if details:
+            others = {"last": details[1]} if len(details) > 1 else {}
+            write_json(self.path / "evaluation.json", details[0] | others, durable=True)
+        if predictions is not None:
+            gallery.write(self.path / TABLE, predictions)
+        write_text(self.path / UNSHOWN, "")
+        write_json(self.path / "summary.json", summary, durable=True)
         self.record.sync()
         self.record.close()
         self.timings.close()
         self.histograms.close()
         self.bar.close()
         self.bar.final_table(summary)
-        return summary
 
-    def show(
-        self, summary: Mapping[str, Any], best_step: int | None, predictions: "Mapping[str, np.ndarray] | None"
-    ) -> None:
-        """Draw the pictures and the page, and end the trackers, which may take their time.
+    def show(self) -> None:
+        """Draw the pictures and the page, and end the trackers, which may take their time."""
+        show(self.path, self.tracker, self.views, self._artifacts)
 
-        Args:
-            summary: What `close` returned.
-            best_step: Of the best checkpoint.
-            predictions: Columns of a table for W&B.
-        """
-        from launcher import report
 
-        report.draw_curves(self.path)
-        report.write_report(self.path)
-        if self.views is not None:
-            self.views.close()
-        if self.tracker is not None:
-            table = None if predictions is None else gallery.write(self.path / "wandb" / "predictions.npz", predictions)
-            chosen = self._chosen(best_step)
-            self.tracker.finish(dict(summary), {"curves": self.path / "curves.png"}, chosen, table)
+def show_again(
+    directory: RunDirectory, settings: Mapping[str, Any], trackers: list[str], wandb: Mapping[str, Any]
+) -> None:
+    """What the end of a finished run had no time for, and pictures that are missing or broken since.
 
-    def _chosen(self, best: int | None) -> dict[Path, list[str]]:
-        """The checkpoints that W&B is to have, oldest first, and what it is to call them; the last is its `latest`."""
-        aliases = {path: [path.name] for path in checkpoints(self.path / "checkpoints")}
-        for path, names in aliases.items():
-            if step_of(path) == best:
-                names.append("best")
-        wanted = {False: (), "best": ("best",), "all": ("step",)}[self._artifacts]
-        return {path: names for path, names in aliases.items() if any(name.startswith(wanted) for name in names)}
+    Args:
+        directory: Of the run.
+        settings: The config as plain values, for the trackers.
+        trackers: Where the figures are shown.
+        wandb: The settings of conf's wandb node.
+    """
+    path = directory.path
+    cut_short = (path / UNSHOWN).exists()
+    viewed = [name for name, place in VIEWED.items() if name in trackers and (cut_short or not (path / place).exists())]
+    if cut_short or viewed or not all(ends(path / name, mark) for name, mark in PICTURES.items()):
+        views = Views(path, viewed) if viewed else None
+        show(path, tracker_of(directory, settings, trackers, wandb) if cut_short else None, views, wandb["artifacts"])
+
+
+def tracker_of(
+    directory: RunDirectory, settings: Mapping[str, Any], trackers: list[str], wandb: Mapping[str, Any]
+) -> WandbTracker | None:
+    """W&B where it is wanted."""
+    if "wandb" not in trackers or wandb["mode"] == "disabled":
+        return None
+    own = {name: wandb[name] for name in ("mode", "project", "entity", "name", "group", "tags")}
+    code = provenance.own_files() if wandb["code"] else None
+    run_id = directory.run_id(wandb["id"] or os.environ.get("WANDB_RUN_ID") or None)
+    return WandbTracker(directory.path, dict(settings), run_id=run_id, code=code, **own)
+
+
+def show(path: Path, tracker: WandbTracker | None, views: Views | None, artifacts: str | bool) -> None:
+    """Draw the pictures and the page from the files of a run, and end its trackers.
+
+    Args:
+        path: Run directory.
+        tracker: W&B, which has been told all rows, or reads them.
+        views: The same of TensorBoard and the table.
+        artifacts: Which checkpoints W&B is to have.
+    """
+    from launcher import report
+
+    for name, draw in (("curves.png", report.draw_curves), ("report.html", report.write_report)):
+        try:
+            draw(path)
+        except Exception as error:  # a full disk, or a matplotlib of somebody's own: the result is written
+            log.warning("%s is not drawn (%s: %s); the same command tries again.", name, type(error).__name__, error)
+    ended = views is None or views.close()
+    if tracker is not None:
+        summary = read_json(path / "summary.json")
+        summary |= {name: numbers(summary.get(name)) for name in ("final", "best")}
+        table = path / TABLE if (path / TABLE).exists() else None
+        chosen = _chosen(path, artifacts, summary.get("best_step"))
+        ended = tracker.finish(summary, {"curves": path / "curves.png"}, chosen, table) and ended
+    if ended:
+        (path / UNSHOWN).unlink(missing_ok=True)
+
+
+def _chosen(path: Path, artifacts: str | bool, best: int | None) -> dict[Path, list[str]]:
+    """The checkpoints that W&B is to have, oldest first, and what it is to call them; the last is its `latest`."""
+    aliases = {place: [place.name] for place in checkpoints(path / "checkpoints")}
+    for place, names in aliases.items():
+        if step_of(place) == best:
+            names.append("best")
+    wanted = {False: (), "best": ("best",), "all": ("step",)}[artifacts]
+    return {place: names for place, names in aliases.items() if any(name.startswith(wanted) for name in names)}

@@ -39,7 +39,7 @@ def command(argv: list[str]) -> int:
     settings = asked.plain()
     path, run = saved.open_run(settings["run_dir"])
     composed = compose_again(path, settings["output"])
-    then, now = (config.leaves(one) for one in (read_config(path), composed.plain()))
+    then, now = (config.leaves(one) for one in (read_config(path, "run_dir"), composed.plain()))
     distributed.join_slurm()
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     if ranks.rank == 0:
@@ -83,7 +83,7 @@ def compose_again(path: Path, output: str | None) -> Composed:
     Raises:
         ConfigError: A setting is wrong by now, or what Hydra wrote of the run cannot be read.
     """
-    run = config.filled(read_config(path))
+    run = config.filled(read_config(path, "run_dir"))
     run["wandb"]["id"] = None  # the repetition is a run of its own
     config.check_settings(run)
     try:
@@ -123,8 +123,6 @@ def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -
     Raises:
         ConfigError: The run has no record, or its data is not there.
     """
-    import json
-
     import torch
 
     from launcher.components import build, locate
@@ -134,7 +132,7 @@ def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -
     on_cpu = distributed.choose_device(run["device"], "no", ranks)  # what says the differences trains nothing
     torch.set_num_threads(distributed.choose_threads(run["threads"], ranks))
     seed_generators(run["seed"])
-    data = json.loads(json.dumps(build("data", run["data"]).record(), default=str))
+    data = provenance.record_of(build("data", run["data"]))
     for key, target in trust.targets(run):
         locate(target, key)  # a person's own file is known once it is imported
     now = provenance.collect(run, ranks.world_size, torch.device("cpu" if on_cpu else f"cuda:{ranks.local_rank}"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -12,21 +13,49 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from launcher import config, distributed
 from launcher.config import Composed, check_writable, differences, directory_override, make_directory
 from launcher.distributed import Ranks, is_launcher, parent_command
 from launcher.errors import ConfigError
+from launcher.files import read_json, write_json, write_text
 from launcher.schedulers import depends_on_length
 from launcher.slurm import last_step
+from launcher.tracking import Record
+
+if TYPE_CHECKING:
+    from launcher.parts import Parts
 
 log = logging.getLogger("launcher")
 
 CONFIG = ".hydra/config.yaml"
 LOCK = ".lock"
+UNSHOWN = ".hydra/unshown"  # there from the summary of a run to the end of its trackers
+LEAST = 1 << 20  # bytes that must be free for a run to start
+MOVABLE = ("data.path", "data.root", "data.tokenizer")  # where the same data may lie in another place
+RECORDS = ("train.log", "metrics.jsonl", "timings.jsonl", "histograms.jsonl")  # what is appended to
+# What else a run that has saved nothing may have left; W&B's own files are set aside by their tracker.
+LEFT = ("*.json", "changes-*.patch", "metrics.csv", "tb", "*.png", "report.html", "lr_range.csv", "checkpoints")
+
+
+class Found(NamedTuple):
+    """What is in the directory that a start was given.
+
+    Attributes:
+        resumed: A run.
+        complete: One that has ended, with everything measured and written.
+        other: One of other settings or other data that has saved nothing: its files make room.
+        notes: Lines for the log.
+    """
+
+    resumed: bool = False
+    complete: bool = False
+    other: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class RunDirectory:
@@ -36,10 +65,12 @@ class RunDirectory:
         path: Absolute.
         resumed: True where a run was in it before.
         complete: True where that has ended and nothing is left to do: what is in it stays as it is.
+        notes: Lines for the log about what was found in it.
     """
 
-    def __init__(self, path: Path, resumed: bool, lock: int, complete: bool = False) -> None:
-        self.path, self.resumed, self._lock, self.complete = path, resumed, lock, complete
+    def __init__(self, path: Path, lock: int, found: Found) -> None:
+        self.path, self._lock = path, lock
+        self.resumed, self.complete, self.notes = found.resumed, found.complete, found.notes
 
     def run_id(self, wanted: str | None) -> str:
         """A name that the run keeps over every resume, for trackers that know runs by an id.
@@ -51,11 +82,6 @@ class RunDirectory:
         if wanted is not None or not file.exists():
             write_text(file, wanted or uuid.uuid4().hex[:12])
         return file.read_text().strip()
-
-    def is_complete(self, step: int) -> bool:
-        """Whether a run ended here at this step, with everything measured and written."""
-        summary = read_json(self.path / "summary.json")
-        return summary.get("status") == "finished" and summary["step"] == step
 
     def resume_command(self, overrides: list[str]) -> str:
         """The command that goes on with this run: the one that started it, with the directory named."""
@@ -92,7 +118,7 @@ def settled(composed: Composed, ranks: Ranks) -> Iterator[Composed]:
         before = path if composed.chose_directory else _of_this_launch(path, composed)
         found = composed
         if before is not None and (before / CONFIG).is_file():
-            found = composed.as_begun(read_config(before))
+            found = composed.as_begun(read_config(before, "hydra.run.dir"))
         if composed.names_directory:
             check_writable(path)
             missing = [place for place in path.parents if not place.exists()]
@@ -114,7 +140,7 @@ def settled(composed: Composed, ranks: Ranks) -> Iterator[Composed]:
         raise
 
 
-def open_run_directory(composed: Composed, total_steps: int) -> RunDirectory:
+def open_run_directory(composed: Composed, total_steps: int, parts: "Parts | None" = None) -> RunDirectory:
     """Make a new run directory, or take up one that a run was in before. For rank 0 alone.
 
     A directory that the person named is resumed where a run was in it. So is the unfinished one of the same launch,
@@ -124,38 +150,124 @@ def open_run_directory(composed: Composed, total_steps: int) -> RunDirectory:
     Args:
         composed: The config of the run.
         total_steps: Updates that it is to have.
+        parts: What the run is made of, which must fit what is there.
 
     Raises:
         ConfigError: Another run is in it, it belongs to another config or has gone further, or it cannot be written.
     """
     path = Path(str(composed.hydra.run.dir)).resolve()
     check_writable(path)
-    resumed = False
-    before = None if composed.chose_directory else _of_this_launch(path, composed)
-    if composed.chose_directory:
-        resumed = (path / CONFIG).is_file()
-        if resumed:
-            check_same(path, composed)
-        make_directory(path, "hydra.run.dir")
-    elif before is not None:
-        path, resumed = before, True
+    existing = next(place for place in (path, *path.parents) if place.is_dir())
+    if (free := shutil.disk_usage(existing).free) < LEAST:
+        raise ConfigError(f"hydra.run.dir={path}: {existing} has {free:,} bytes free. Make room, or choose another.")
+    before = path if composed.chose_directory else _of_this_launch(path, composed)
+    if before is None:
+        path, found = _make_new(path), Found()
+        lock = _lock(path)
     else:
-        path = _make_new(path)
-    if (done := last_step(path)) > total_steps:
-        raise ConfigError(f"epochs, max_steps: {total_steps} updates, but this run has done {done} already.")
-    lock = _lock(path)
-    summary = read_json(path / "summary.json")
-    complete = summary.get("status") == "finished" and (summary.get("step") == total_steps or "reason" in summary)
-    if not complete:
+        path = before
+        look_into(path, composed, total_steps, parts)
+        make_directory(path, "hydra.run.dir")
+        lock = _lock(path)
+        found = look_into(path, composed, total_steps, parts, ours=True)  # another start may have been in it meanwhile
+    if found.other:
+        aside = _make_room(path)
+        found = Found(notes=(f"begun anew: what was begun here by other settings had saved nothing, see {aside}",))
+    if not found.complete:
         _write_config(path, composed)
-    return RunDirectory(path, resumed, lock, complete)
+    return RunDirectory(path, lock, found)
+
+
+def look_into(
+    path: Path, composed: Composed, total_steps: int, parts: "Parts | None" = None, ours: bool = False
+) -> Found:
+    """What a start finds in a directory, which stays as it is.
+
+    Args:
+        path: The directory; need not exist.
+        composed: The config of the run.
+        total_steps: Updates that it is to have.
+        parts: As for `open_run_directory`.
+        ours: Whether this process holds its lock.
+
+    Raises:
+        ConfigError: As for `open_run_directory`.
+    """
+    summary, saved = read_json(path / "summary.json"), _has_checkpoint(path)
+    aside = any(any((path / "checkpoints").glob(name)) for name in (".damaged-*", ".replaced-*"))
+    done = max(last_step(path), summary.get("step", 0))
+    if not (path / CONFIG).is_file():
+        if saved or done or (path / "metrics.jsonl").exists():
+            raise ConfigError(
+                f"hydra.run.dir={path}: files of a run are in it, but not {CONFIG}, which says of which. Put it back, "
+                "or choose another directory."
+            )
+        return Found()
+    for name in (".hydra", "checkpoints", LOCK, *RECORDS):
+        if (path / name).exists() and not os.access(path / name, os.W_OK):
+            raise ConfigError(f"hydra.run.dir={path}: no permission to write {name} in it. Choose another directory.")
+    old = read_config(path, "hydra.run.dir")
+    something = bool(done or aside)  # a checkpoint of step 0, which rollback wants, is none
+    try:
+        notes = check_same(path, old, composed, parts, strictly=not something)
+    except ConfigError:
+        if something or (not ours and is_held(path)):
+            raise
+        return Found(other=True)
+    if done > total_steps:
+        raise ConfigError(f"epochs, max_steps: {total_steps} updates, but this run has done {done} already.")
+    as_before = config.filled(old)["early_stopping"] == composed.plain()["early_stopping"]
+    finished = summary.get("status") == "finished"
+    ended = done == total_steps or ("reason" in summary and as_before)
+    if not saved and something and not (finished and ended):
+        raise ConfigError(
+            f"hydra.run.dir={path}: this run has done {done} updates, and its checkpoints are not there any more. Put "
+            "them back, or choose another directory."
+        )
+    if not saved:
+        notes.append("its checkpoints have been removed" if done else "nothing was saved before: it begins again")
+    elif parts is not None and (glanced := _check_state(path, composed, total_steps, parts)) is not None:
+        ended, notes = glanced[0] or done == total_steps, notes + glanced[1]
+    return Found(True, finished and ended, notes=tuple(notes))
+
+
+def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts") -> tuple[bool, list[str]] | None:
+    """Check that the newest checkpoint fits, before it is read as a whole.
+
+    Returns:
+        Whether early stopping has ended its run, and lines for the log; None where it is damaged.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    from launcher import checkpoint
+
+    if (found := checkpoint.glance(path / "checkpoints")) is None:
+        return None
+    state, shapes = found
+    for name, tensor in parts.model.state_dict().items():
+        if shapes.get(name) != list(getattr(tensor, "shape", ())):
+            raise ConfigError(
+                f"hydra.run.dir={path}: its checkpoints do not fit the model, whose {name} is {list(tensor.shape)} now "
+                f"and was {shapes.get(name, 'absent')}: its code has changed. Restore it, or choose another directory."
+            )
+    rules, record = checkpoint.rules_of(composed.settings), Record(path / "metrics.jsonl")
+    every = parts.plan.interval(composed.settings.eval_every)
+    ended = checkpoint.rejoin(state, total_steps, rules, record, every)["progress"]["ended"] is not None
+    if "record" in state and not record.holds(state["record"]):
+        return ended, ["metrics.jsonl has been changed or removed: it goes on without the rows that are not there"]
+    return ended, []
 
 
 def holds_checkpoint(composed: Composed) -> bool:
     """Whether this start will go on from a checkpoint, as any rank can see it, before anything is made."""
     path = Path(str(composed.hydra.run.dir)).resolve()
     before = path if composed.chose_directory else _of_this_launch(path, composed)
-    return before is not None and any((before / "checkpoints").glob("step_*"))
+    return before is not None and _has_checkpoint(before)
+
+
+def _has_checkpoint(path: Path) -> bool:
+    return any(any((path / "checkpoints").glob(name)) for name in ("step_*", ".replaced-step_*"))
 
 
 def _make_new(path: Path) -> Path:
@@ -169,15 +281,57 @@ def _make_new(path: Path) -> Path:
     raise ConfigError(f"hydra.run.dir={path}: taken a thousand times over. Name a directory of your own.")
 
 
-def check_same(path: Path, composed: Composed) -> None:
-    """Check that a run directory can be resumed with a config.
+def read_config(path: Path, setting: str) -> dict[str, Any]:
+    """The settings that a run was made with.
+
+    Args:
+        path: Run directory.
+        setting: That names it, for messages.
 
     Raises:
-        ConfigError: It belongs to a run with another one.
+        ConfigError: They cannot be read.
     """
-    old = config.filled(read_config(path))
+    try:
+        settings: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
+    except (OSError, ValueError, YAMLError) as error:
+        what = " ".join(str(error).split())
+        raise ConfigError(f"{setting}={path}: {CONFIG} cannot be read ({what}); the run wrote it.") from error
+    if not isinstance(settings, dict) or not set(config.COMPONENTS) & settings.keys():
+        raise ConfigError(f"{setting}={path}: {CONFIG} does not hold the settings of a run; the run wrote it.")
+    return settings
+
+
+def check_same(
+    path: Path, old: dict[str, Any], composed: Composed, parts: "Parts | None" = None, strictly: bool = False
+) -> list[str]:
+    """Check that a run directory can be resumed with a config, and with the data that this names.
+
+    Args:
+        path: Run directory.
+        old: The settings that it was made with.
+        composed: The config now.
+        parts: With the data; None leaves that aside.
+        strictly: Whether all that is known of the data must be the same, as it must where it was moved.
+
+    Returns:
+        Lines about what is in another place now.
+
+    Raises:
+        ConfigError: It belongs to a run with another config, or has learned from other data.
+    """
+    from launcher import provenance
+
+    old = config.filled(old)
     new = composed.as_begun(old).plain()
-    lines = differences(old, new)
+    lines = [line for line in differences(old, new) if not line.startswith("early_stopping.")]  # see checkpoint.rejoin
+    moved = [line for line in lines if line.partition(": ")[0] in MOVABLE]
+    reasons: list[str] = []
+    if (path / provenance.FILE).is_file():
+        provenance.read(path)  # what is broken is said now
+    if parts is not None and (path / provenance.DATA).is_file():
+        then, now = provenance.read_data(path), provenance.record_of(parts.data)
+        reasons = provenance.unlike(then, now, strictly or bool(moved))
+        lines = [line for line in lines if line not in moved] if moved and not reasons else lines
     longer = [f"{key}: {old.get(key)} -> {new[key]}" for key in ("epochs", "max_steps") if old.get(key) != new[key]]
     hint = ""
     if longer and depends_on_length(new["scheduler"]):
@@ -189,16 +343,17 @@ def check_same(path: Path, composed: Composed) -> None:
     if lines:
         raise ConfigError(
             f"hydra.run.dir={path} belongs to a run with another config:\n  "
-            + "\n  ".join(lines)
+            + "\n  ".join([*lines, *reasons])
             + hint
             + "\nUse the settings it was made with to resume it, or another directory for a new run."
         )
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings that a run directory was made with, as they are written."""
-    settings: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
-    return settings
+    if reasons:
+        raise ConfigError(
+            f"hydra.run.dir={path}: this is not the data that the run in it has learned from:\n  "
+            + "\n  ".join(reasons)
+            + "\nRestore it to resume the run, or use another directory for a new run."
+        )
+    return [f"moved {line}; by data.json these are the same samples" for line in moved]
 
 
 def launch_names() -> list[str]:
@@ -229,7 +384,7 @@ def _of_this_launch(path: Path, composed: Composed) -> Path | None:
     for lock in [*path.parent.glob(f"*/{LOCK}"), *path.parent.parent.glob(f"*/*/{LOCK}")] if names else ():
         with contextlib.suppress(OSError, ValueError, ConfigError):
             if names & set(json.loads(lock.read_text()).get("launches") or ()):
-                check_same(lock.parent, composed)
+                check_same(lock.parent, read_config(lock.parent, "hydra.run.dir"), composed)
                 found[read_json(lock.parent / "summary.json").get("status") == "finished"] = lock.parent
     return found.get(False) or (found.get(True) if requeued or restarted else None)
 
@@ -255,7 +410,7 @@ def is_held(path: Path) -> bool:
 
 
 def _lock(path: Path) -> int:
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -275,6 +430,16 @@ def _lock(path: Path) -> int:
     return handle
 
 
+def _make_room(path: Path) -> str:
+    """Set aside what a run has left that had saved nothing: files whose names others count as a run's get others."""
+    name = next(f"earlier-{number}" for number in itertools.count(1) if not (path / f"earlier-{number}").exists())
+    (path / name).mkdir()
+    for pattern in (*LEFT, *RECORDS, ".hydra"):  # the config last: one that is killed in here begins again
+        for place in path.glob(pattern):
+            os.rename(place, path / name / place.name.lstrip("."))
+    return name
+
+
 def _write_config(path: Path, composed: Composed) -> None:
     """The three files that Hydra leaves in a run directory."""
     (path / ".hydra").mkdir(exist_ok=True)
@@ -283,7 +448,7 @@ def _write_config(path: Path, composed: Composed) -> None:
         ("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(composed.overrides))),
         ("config.yaml", OmegaConf.to_yaml(composed.settings)),
     ):
-        write_text(path / ".hydra" / name, text)
+        write_text(path / ".hydra" / name, text, durable=True)
 
 
 def started_script() -> str:
@@ -298,7 +463,7 @@ def started_script() -> str:
 
 def launch_words() -> list[str]:
     """How this process was started: the launcher's command line where there is one."""
-    parent = parent_command()
+    parent = list(parent_command())
     script = started_script()
     if is_launcher(parent):
         if Path(parent[0]).name.startswith("python"):
@@ -322,24 +487,3 @@ def config_options(words: list[str]) -> list[str]:
         if name in options:
             found += [word] if given else words[i : i + 2]
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one go: a reader sees the old one or the new one."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
-    os.replace(fresh, path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file in one go."""
-    write_text(path, json.dumps(content, indent=1, default=str) + "\n")

@@ -5,12 +5,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from yaml import YAMLError
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher import config, distributed, provenance, trust
 from launcher.errors import BrokenFile, ConfigError
+from launcher.files import number
 from launcher.run_directory import CONFIG, read_config
 
 if TYPE_CHECKING:
@@ -31,14 +30,7 @@ def open_run(run_dir: str) -> tuple[Path, dict[str, Any]]:
     if not (path / CONFIG).is_file():
         why = f"it has no {CONFIG}" if path.is_dir() else "there is no such directory"
         raise ConfigError(f"run_dir={run_dir}: no run is there ({why}). Name a directory that launcher/train.py made.")
-    try:
-        settings: Any = read_config(path)
-    except (OSError, ValueError, YAMLError) as error:
-        what = " ".join(str(error).split())
-        raise ConfigError(f"run_dir={run_dir}: {CONFIG} cannot be read ({what}); the run wrote it.") from error
-    if not isinstance(settings, dict) or not set(config.COMPONENTS) & settings.keys():
-        raise ConfigError(f"run_dir={run_dir}: {CONFIG} does not hold the settings of a run; the run wrote it.")
-    settings = config.filled(settings)
+    settings = config.filled(read_config(path, "run_dir"))
     if absent := [key for key in config.FOUNDING if not _holds(settings, key)]:
         raise ConfigError(f"run_dir={run_dir}: {CONFIG} has no {absent[0]}, which every run has; the run wrote it.")
     trust.check_names(settings, path)
@@ -78,8 +70,27 @@ def choose_device(run: Mapping[str, Any], device: str, ranks: distributed.Ranks)
     return on_cpu, precision
 
 
-def choose_checkpoint(path: Path, wanted: str | int) -> Path:
-    """The checkpoint that `last`, `best` or a step names, verified.
+class Chosen(NamedTuple):
+    """A checkpoint that a command takes.
+
+    Attributes:
+        path: Its directory.
+        which: `best`, `last`, `best and last`, or nothing where it is neither.
+    """
+
+    path: Path
+    which: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name} ({self.which})" if self.which else self.path.name
+
+    def record(self) -> dict[str, Any]:
+        """What a file says of it."""
+        return {"checkpoint": self.path.name, "step": int(self.path.name.rpartition("_")[2]), "which": self.which}
+
+
+def choose_checkpoint(path: Path, wanted: str | int) -> Chosen:
+    """The checkpoint that `auto` (the best where one is kept, else the last), `best`, `last` or a step names, verified.
 
     Args:
         path: Run directory.
@@ -94,24 +105,25 @@ def choose_checkpoint(path: Path, wanted: str | int) -> Path:
     if not saved:
         raise ConfigError(f"run_dir={path}: no checkpoint is there.")
     steps = [checkpoint.step_of(one) for one in saved]
+    if isinstance(wanted, int) and wanted not in steps:
+        raise ConfigError(f"checkpoint={wanted}: no such checkpoint. There are: last, {', '.join(map(str, steps))}.")
     try:
-        if wanted == "last":
-            found = checkpoint.newest_good(path / "checkpoints")
-            assert found is not None
-            return found
-        if wanted == "best":
-            found = checkpoint.best_good(path / "checkpoints")
-            if found is None:
+        last = checkpoint.newest_good(path / "checkpoints")
+        assert last is not None
+        found = last
+        if wanted in ("auto", "best"):
+            best = checkpoint.best_of(last)
+            if best is None and wanted == "best":
                 raise ConfigError("checkpoint=best: this run has measured none as its best; use checkpoint=last.")
-            return found
-        if wanted not in steps:
-            known = f"last, {', '.join(map(str, steps))}"
-            raise ConfigError(f"checkpoint={wanted}: no such checkpoint. There are: {known}.")
-        found = saved[steps.index(int(wanted))]
-        checkpoint.verify(found)
+            found = best or last
+        elif isinstance(wanted, int):
+            found = saved[steps.index(wanted)]
+            checkpoint.verify(found)
+        best_step = checkpoint.best_step(last)
     except checkpoint.DamagedCheckpoint as error:
         raise ConfigError(f"checkpoint={wanted}: {error}.") from error
-    return found
+    words = {"best": checkpoint.step_of(found) == best_step, "last": found == saved[-1]}
+    return Chosen(found, " and ".join(word for word, true in words.items() if true))
 
 
 def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -> "nn.Module":
@@ -191,12 +203,10 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
     Raises:
         ConfigError: What is read now is prepared by other numbers, or has other classes.
     """
-    import json
-
     from launcher.components import build_data
 
     data = build_data({**run["data"], **changes})
-    now = json.loads(json.dumps(data.record(), default=str))
+    now = provenance.record_of(data)
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
         if now[key] != record[key]:
             raise ConfigError(
@@ -248,4 +258,4 @@ def tensor(numbers: list[float] | None) -> "Tensor | None":
     """Numbers of a record as float64."""
     import torch
 
-    return None if numbers is None else torch.tensor(numbers, dtype=torch.float64)
+    return None if numbers is None else torch.tensor([number(one) for one in numbers], dtype=torch.float64)

@@ -16,7 +16,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launcher.points import state_of
-from launcher.run_directory import is_held
+from launcher.run_directory import UNSHOWN, is_held
 
 PATIENCE = 600  # seconds for the upload of one run
 
@@ -37,6 +37,8 @@ def find(root: Path, also_unfinished: bool) -> tuple[list[Path], list[tuple[Path
         if not files or all(file.with_name(file.name + ".synced").exists() for file in files):
             continue  # `wandb sync` leaves that file beside what it has uploaded
         state = "running" if is_held(run) else state_of(run)
+        if state == "finished" and (run / UNSHOWN).exists():
+            state = "finished, but not its W&B run, whose end was cut short: start it again"
         if state == "finished" or (also_unfinished and state != "running"):
             ready.append(segment)
         else:

@@ -162,6 +162,13 @@ class _Above(io.TextIOBase):
         return len(text)
 
 
+def headings_of(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """Of the figures of the last model and of the best one: which steps they are of."""
+    steps = (("final", summary.get("step")), ("best", summary.get("best_step")))
+    last, best = (name if step is None else f"{name} (step {step})" for name, step in steps)
+    return last, best
+
+
 def final_table(summary: Mapping[str, Any]) -> None:
     """Print the end of a run: final and best figures, and what it took.
 
@@ -169,6 +176,7 @@ def final_table(summary: Mapping[str, Any]) -> None:
         summary: The content of summary.json.
     """
     final, best = summary.get("final") or {}, summary.get("best") or {}
+    headings = ("metric", *headings_of(summary))
     rows = [(name, _figure(final.get(name)), _figure(best.get(name))) for name in {**final, **best}]
     notes = [str(summary.get("status", "ended")), f"step {summary.get('step', '?')}"]
     if isinstance(epoch := summary.get("epoch"), int | float):
@@ -190,7 +198,7 @@ def final_table(summary: Mapping[str, Any]) -> None:
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD)
-        for heading in ("metric", "final", "best"):
+        for heading in headings:
             table.add_column(heading, justify="left" if heading == "metric" else "right", overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
@@ -199,7 +207,7 @@ def final_table(summary: Mapping[str, Any]) -> None:
             console.print(table)
         console.print(Text(caption))
         return
-    rows = [("metric", "final", "best"), *rows] if rows else []
+    rows = [headings, *rows] if rows else []
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     for name, end, top in rows:
         print(f"{name:<{widths[0]}}  {end:>{widths[1]}}  {top:>{widths[2]}}".rstrip())

@@ -27,14 +27,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
+
+if __name__ == "__main__":  # started as a file, with -P: this directory's modules would hide packages
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+from launcher.files import numbers, plain, replacing
 
 log = logging.getLogger("launcher")
 
 HISTOGRAMS = "histograms.jsonl"  # in a run directory: rows whose values are lists, an end, an end, counts of bins
-NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 # Seconds. Once training waits for its end, a server that is silent costs SILENT + PROBE / 2 and an offline run,
 # 2 to 3 s in all (measured); one that answers but is slow is given the time that it needs, up to PATIENT.
@@ -58,6 +63,7 @@ class Record:
         self._file: BinaryIO | None = None
         self._last = -1
         self._left = b""  # what a full disk has not taken yet
+        self._bytes = self._checksum = 0  # of all rows
 
     def open(self, resume_step: int | None) -> None:
         """Open for writing, with the rows up to `resume_step` and nothing else.
@@ -80,12 +86,9 @@ class Record:
                 break
             end = begin
         if end < len(old):
-            beside = self.path.with_name(self.path.name + ".new")
-            with beside.open("wb") as file:
+            with replacing(self.path, "wb", durable=True) as file:
                 file.write(old[:end])
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
+        self._bytes, self._checksum = end, zlib.crc32(memoryview(old)[:end])
         self._file, self._left = self.path.open("ab", buffering=0), b""
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -104,8 +107,10 @@ class Record:
         step = row["step"]
         if step <= self._last:
             raise ValueError(f"{self.path.name}: a row for step {step} after the row for step {self._last}")
-        ordered = {"step": step} | {name: _writable(value) for name, value in row.items()}
-        waited, self._left = bool(self._left), self._left + json.dumps(ordered, allow_nan=False).encode() + b"\n"
+        ordered = {"step": step} | plain(row)
+        line = json.dumps(ordered, allow_nan=False).encode() + b"\n"
+        waited, self._left = bool(self._left), self._left + line
+        self._bytes, self._checksum = self._bytes + len(line), zlib.crc32(line, self._checksum)
         self._last = step
         try:
             self._hand_over()
@@ -128,6 +133,19 @@ class Record:
             self._hand_over()
             os.fsync(self._file.fileno())
 
+    def mark(self) -> tuple[int, int]:
+        """Bytes and checksum of the rows so far, by which `holds` knows them again."""
+        return self._bytes, self._checksum
+
+    def holds(self, mark: Sequence[int]) -> bool:
+        """Whether the file begins with the rows of a mark: nobody has removed or changed one since."""
+        size, checksum = mark
+        try:
+            with self.path.open("rb") as file:
+                return zlib.crc32(file.read(size)) == checksum
+        except FileNotFoundError:
+            return size == 0
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows so far, non-finite numbers as floats again. A torn last line is left out."""
         if not self.path.exists():
@@ -135,7 +153,7 @@ class Record:
         with self.path.open("rb") as file:
             for line in file:
                 if (row := _parse(line)) is not None:
-                    yield {k: NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+                    yield numbers(row)
 
     def close(self) -> None:
         """Close the file. The record can be opened again."""
@@ -162,12 +180,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def _writable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def wanted_mode(mode: str) -> str:
@@ -265,7 +277,7 @@ class WandbTracker:
         pictures: Mapping[str, Path],
         artifacts: Mapping[Path, list[str]] | None = None,
         table: Path | None = None,
-    ) -> None:
+    ) -> bool:
         """End the run, and wait until it is uploaded, or safe on the disk: for seconds if the server is silent.
 
         Args:
@@ -275,6 +287,9 @@ class WandbTracker:
             artifacts: Checkpoint to its aliases; each becomes a version of the run's model. They are not copied:
                 an offline run needs them where they are until it is uploaded.
             table: File of NumPy with the columns of a table; one of more than one dimension has images.
+
+        Returns:
+            Whether it came to its end.
         """
         images = {name: str(Path(path).absolute()) for name, path in pictures.items()}
         models = {str(Path(path).absolute()): aliases for path, aliases in (artifacts or {}).items()}
@@ -287,15 +302,17 @@ class WandbTracker:
         self._messages.put(None)
         while self._thread.is_alive() and time.monotonic() < min(self._deadline, latest):
             self._thread.join(0.05)
-        if self._thread.is_alive():
-            self._warn("W&B did not end in time and was stopped")
-            self._finished = True
-            if self._child is not None:
-                self._child.kill()
-            if self._service is not None:  # it would notice by itself, up to 2 s later (measured)
-                with contextlib.suppress(OSError):
-                    os.kill(self._service, signal.SIGKILL)
-            self._thread.join(1)
+        if not self._thread.is_alive():
+            return self._finished or self._mode == "disabled"
+        self._warn("W&B did not end in time and was stopped")
+        self._finished = True
+        if self._child is not None:
+            self._child.kill()
+        if self._service is not None:  # it would notice by itself, up to 2 s later (measured)
+            with contextlib.suppress(OSError):
+                os.kill(self._service, signal.SIGKILL)
+        self._thread.join(1)
+        return False
 
     def _work(self) -> None:
         for attempt in (self._mode, "offline"):  # a process that was killed or crashed is replaced once

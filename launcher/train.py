@@ -77,14 +77,15 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     import torch
 
-    from launcher import checkpoint, divergence, engine, gallery, provenance, report, reporter, stream
+    from launcher import checkpoint, divergence, engine, gallery, provenance, reporter, stream
     from launcher.clock import Clock, Profiler
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
     from launcher.stopping import StopRequest
+    from launcher.tracking import Record
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
-    directory = run_directory.open_run_directory(composed, total_steps) if ranks.rank == 0 else None
+    directory = run_directory.open_run_directory(composed, total_steps, parts) if ranks.rank == 0 else None
     accelerator = distributed.start(
         ranks, on_cpu, settings.mixed_precision, settings.threads, settings.timeout, settings.deterministic,
         settings.strategy, settings.float32_matmul_precision,
@@ -92,7 +93,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     device = accelerator.device
     data.move_to(device)
     watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
-    path = distributed.from_rank_0(directory and directory.path, ranks.world_size)
+    path, complete = distributed.from_rank_0(directory and (directory.path, directory.complete), ranks.world_size)
     config.publish(composed.hydra, path)
     if directory is not None:
         reporter.log_to(path)
@@ -100,7 +101,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         if composed.adopted:
             log.info("adopted    %s, as accelerate launch was asked to", " ".join(composed.adopted))
         log.info("data       %s", data)
-        if not directory.complete:
+        for line in directory.notes:
+            log.warning("found      %s", line)
+        if not complete:
             for line in provenance.write(path, composed.plain(), data, ranks.world_size, device):
                 log.warning("changed    %s", line)
         count = sum(parameter.numel() for parameter in model.parameters())
@@ -108,16 +111,24 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         for line in parts.begun:
             log.info(line)
 
+    if complete:
+        finish(watch)
+        if directory is not None:
+            reporter.show_again(directory, composed.plain(), list(settings.trackers), settings.wandb)
+            log.info("finished already: nothing is left to do in %s", path)
+            directory.close()
+        return 0
+
     # 4. Wrap the model, and take up what a run in this directory has done before
     if parts.sharding is None:  # else it goes there block by block
         model.to(device)
     loss.to(device)
-    found = None
-    if directory is not None:
-        found = (checkpoint.newest_good if directory.complete else checkpoint.take_up)(path / "checkpoints")
-    found = distributed.from_rank_0(found, ranks.world_size)
-    saved = checkpoint.read_checkpoint(found) if found is not None else None
-    progress = checkpoint.Progress() if saved is None else checkpoint.Progress(**saved[1]["progress"])
+    found = distributed.from_rank_0(directory and checkpoint.take_up(path / "checkpoints"), ranks.world_size)
+    rules, every = checkpoint.rules_of(settings), plan.interval(settings.eval_every)
+    saved, progress = None, checkpoint.Progress()
+    if found is not None:
+        saved = checkpoint.resume(found, total_steps, rules, Record(path / "metrics.jsonl"), every, ranks)
+        progress = checkpoint.Progress(**saved[1]["progress"])
     if settings.batch.max_per_device == "auto":
         if progress.max_per_device is None:
             progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
@@ -140,14 +151,6 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         checkpoint.restore(*saved, trainer, ranks)
         saved = None  # whose tensors may be as large as the model and its optimizer once more
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
-        end = progress.step if progress.ended else total_steps
-        if distributed.from_rank_0(directory and directory.is_complete(end), ranks.world_size):
-            if directory is not None and not (path / "report.html").exists():  # killed between the two
-                report.draw_curves(path)
-                report.write_report(path)
-            log.info("finished already: nothing is left to do in %s", path)
-            finish(watch)
-            return 0
     saver = keeper = None
     if directory is not None:
         saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
@@ -156,17 +159,15 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             list(settings.trackers), settings.wandb,
         )  # fmt: skip
 
-    def measure(part: Any, flip: bool = False) -> engine.Evaluation | None:
-        trainer.check()
-        trainer.settle()
+    def measure(part: Any, flip: bool = False, settled: bool = False) -> engine.Evaluation | None:
+        if not settled:
+            trainer.check()
+            trainer.settle()
         return engine.evaluate(
             Mirrored(trainer.measured) if flip else trainer.measured, loss, part, data, accelerator, ranks,
             plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, parts.shards, lambda: bool(stop),
             parts.sharding is not None,
         )  # fmt: skip
-
-    def interval(every: int | str | None) -> int:
-        return plan.steps_per_epoch if every == "epoch" else int(every or 0)
 
     # 5. Train
     loop = Loop(
@@ -176,14 +177,13 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         progress=progress,
         total_steps=total_steps,
         every=Every(
-            evaluate=interval(settings.eval_every),
-            log=interval(settings.log_every),
-            save=interval(settings.checkpoint.every),
+            evaluate=every,
+            log=plan.interval(settings.log_every),
+            save=plan.interval(settings.checkpoint.every),
             watch=settings.wandb.watch_every if settings.wandb.watch else 0,
         ),
         evaluate=lambda: measure(data.validation),
-        best={"metric": settings.checkpoint.best, "mode": settings.checkpoint.best_mode},
-        patience=settings.early_stopping,
+        rules=rules,
         max_rollbacks=settings.divergence.max_rollbacks if settings.divergence.action == "rollback" else 0,
         clock=Clock(progress.step, device, ranks, trainer.forward, *trainer.operations(samples), data.tokens),
         stop=stop,
@@ -197,24 +197,22 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     with engine.memory_advice(plan):
         loop.run()
 
-    # 6. The end: everything saved; the test part is measured once, when the run is complete
+    # 6. The end: everything saved; the test part is measured when the run is complete, by the last model and the best
     progress = loop.progress
-    finished = loop.over() and progress.seen
-    with loop.clock.during("evaluating"):
-        evaluation = measure(data.test, settings.test_time_flip) if finished else None
+    tested = loop.test(partial(measure, data.test, settings.test_time_flip))
     predictions = None
-    if evaluation is not None and settings.wandb.tables:
+    if tested and settings.wandb.tables:
         predictions = gallery.columns(
             Mirrored(trainer.measured) if settings.test_time_flip else trainer.measured, data.test, data,
             settings.loss, settings.wandb.tables, plan.evaluation_size(data.tokens), accelerator,
         )  # fmt: skip
-    status = "finished" if evaluation is not None else "stopped"
+    status = "finished" if tested else "stopped"
     reasons = distributed.at_rank_0(stop.reason, ranks.world_size, ranks.rank)  # one of them has heard the signal
-    if directory is not None and keeper is not None and saver is not None:
-        saver.close()
+    if directory is not None and keeper is not None:
         summary = {
             "status": status,
             "step": progress.step,
+            "best_step": progress.best_step,
             "epoch": progress.step / plan.steps_per_epoch,
             "samples_seen": plan.samples_seen(progress.step),
             "world_size": ranks.world_size,
@@ -226,12 +224,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             **loop.clock.totals(progress.step, plan),
             **provenance.summary(),
         }
-        summary = keeper.close(summary, progress, evaluation, data.class_names)
+        keeper.close(summary, progress, tested, data.class_names, predictions)
         if status == "stopped":
             directory.stopped(progress.step, next(filter(None, reasons or ()), None), composed.overrides)
     finish(watch)
     if directory is not None and keeper is not None:  # what may take long: the other ranks have left
-        keeper.show(summary, progress.best_step, predictions)
+        keeper.show()
         if status == "finished":
             log.info("finished   %s%s", f"{progress.ended}; " if progress.ended else "", path / "report.html")
         directory.close()

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, Protocol
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launcher.tracking import NON_FINITE, of_time
+from launcher.files import number, numbers, read_json
+from launcher.tracking import of_time
 
 log = logging.getLogger("launcher")
 
@@ -56,16 +57,17 @@ class Views:
         with contextlib.suppress(OSError):  # full: it has been told often enough; broken: close says so
             os.write(self._pipe, b"\n")
 
-    def close(self) -> None:
-        """There is nothing more to come: wait until everything is written."""
+    def close(self) -> bool:
+        """There is nothing more to come: wait until everything is written; whether it was."""
         try:
             said, _ = self._child.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             log.warning("tensorboard, csv: not through after %.0f s; they go on by themselves.", PATIENCE)
-            return
+            return False
         if self._child.returncode:
             lines = said.decode(errors="replace").strip().splitlines() or [f"status {self._child.returncode}"]
             log.warning("tensorboard, csv: %s (metrics.jsonl holds every row).", lines[-1].rstrip("."))
+        return not self._child.returncode
 
 
 # What follows runs in the process of the views only.
@@ -111,17 +113,14 @@ class TensorBoard:
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """See View."""
-        final = summary.get("final", {})
-        self._add(summary.get("step", 0), {name: v for name, v in final.items() if name.startswith("test/")})
+        for group, at, prefix in (("best", "best_step", "best/"), ("final", "step", "")):
+            found = numbers(summary.get(group))
+            measured = {f"{prefix}{name}": value for name, value in found.items() if name.startswith("test/")}
+            self._add(summary.get(at) or 0, measured)
         self._writer.close()
 
     def _add(self, step: int, figures: Mapping[str, Any]) -> None:
-        values = [
-            self._summary.Value(
-                tag=name, simple_value=NON_FINITE.get(value, value) if isinstance(value, str) else value
-            )
-            for name, value in figures.items()
-        ]
+        values = [self._summary.Value(tag=name, simple_value=number(value)) for name, value in figures.items()]
         if values:
             self._writer.add_event(self._event(step=step, wall_time=self._time, summary=self._summary(value=values)))
 
@@ -220,10 +219,8 @@ def serve(run_dir: Path, trainer: int, views: list[View]) -> None:
             if select.select([0], [], [], 1.0)[0]:
                 ended = not os.read(0, 65536)
             ended = ended or os.getppid() != trainer
-    summary = run_dir / "summary.json"
-    content = json.loads(summary.read_text()) if summary.exists() else {}
     for view in views:
-        view.close(content)
+        view.close(read_json(run_dir / "summary.json"))
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python tests/kill_loop.py --kills 100 --signals 100
 
 For a person to run; test_resume.py runs shorter ones. Real processes, real signals, at random moments: while a run
-starts, trains, and writes a checkpoint. Prints its seed, and a row per number of ranks.
+starts, trains, writes a checkpoint, and comes to its end. Prints its seed, and a row per number of ranks.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def disturb(world, directory, seed, kills, signals=0):
     A kill takes a random rank, or all of them; the survivors are told to end as torchrun would, or left to find out.
 
     Returns:
-        How many kills and signals hit while the run was starting, training and saving, by (what, when).
+        How many kills and signals hit while the run was starting, training, saving and ending, by (what, when).
     """
     choose = random.Random(seed)
     bag = ["kill"] * kills + ["signal"] * signals
@@ -120,7 +120,9 @@ def disturb(world, directory, seed, kills, signals=0):
         if not bag:
             run.ok()
             return hits
-        what, when = bag[-1], choose.choice(("starting", "training", "saving"))
+        what, when = bag[-1], choose.choice(("starting", "training", "saving", "ending"))
+        if when == "ending" and _last(directory / "run").exists():
+            when = "starting"
         _wait_until(run, directory / "run", when, choose, stale)
         saving = _saves(directory / "run") - stale
         if what == "signal":
@@ -142,7 +144,7 @@ def disturb(world, directory, seed, kills, signals=0):
             return hits  # it was through before it was hit
         assert what == "signal" or -signal.SIGKILL in run.status, "".join(run.err(rank) for rank in range(world))
         bag.pop()
-        hits[what, "saving" if saving else when if when == "starting" else "training"] += 1
+        hits[what, when if when in ("starting", "ending") else "saving" if saving else "training"] += 1
 
 
 def _saves(directory):
@@ -154,8 +156,12 @@ def _saves(directory):
     return found
 
 
+def _last(directory):
+    return directory / f"checkpoints/step_{STEPS:08d}"
+
+
 def _wait_until(run, directory, when, choose, stale):
-    """Wait for a moment: some time after the start, after a few more rows, or when a checkpoint is being written."""
+    """Wait for a moment: after the start, after a few more rows, while a checkpoint is written, or after the last."""
 
     def lines():
         record = directory / "metrics.jsonl"
@@ -164,9 +170,12 @@ def _wait_until(run, directory, when, choose, stale):
     if when == "starting":
         time.sleep(choose.random() * 1.5)
         return
-    before = lines() + choose.randrange(1, 8)
+    before = STEPS if when == "ending" else lines() + choose.randrange(1, 8)
     deadline = time.monotonic() + 30
     while run.processes[0].exitcode is None and time.monotonic() < deadline:
+        if when == "ending" and _last(directory).exists():  # then come the test part, the summary, the pictures
+            time.sleep(choose.random() * 0.2)
+            return
         if when == "saving" and _saves(directory) - stale:
             return
         if when == "training" and lines() >= before:

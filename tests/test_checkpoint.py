@@ -50,7 +50,7 @@ def test_a_save_that_is_killed_at_any_point_loses_nothing(point, call, tmp_path)
 
         setattr(module, name, deadly)
         write(tmp_path, 2, 2.0), write(tmp_path, 3, 3.0)
-        checkpoint.prune(tmp_path, keep=1, best=None)
+        checkpoint.prune(tmp_path, keep=1, best=())
         os._exit(0)
     os.waitpid(child, 0)
     checkpoint.put_back(tmp_path)  # as a start does
@@ -122,7 +122,7 @@ def test_a_planted_pickle_is_refused(tmp_path, monkeypatch):
 def test_the_best_and_the_newest_are_kept(tmp_path):
     for step in range(1, 8):
         write(tmp_path, step)
-        checkpoint.prune(tmp_path, keep=2, best=3)
+        checkpoint.prune(tmp_path, keep=2, best=(3,))
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [3, 6, 7]
 
 
@@ -142,7 +142,7 @@ def test_damaged_checkpoints_do_not_take_the_place_of_new_ones(tmp_path):
     assert checkpoint.take_up(tmp_path).name == "step_00000002"
     for step in (3, 4, 5):
         write(tmp_path, step)
-        checkpoint.prune(tmp_path, keep=2, best=None)
+        checkpoint.prune(tmp_path, keep=2, best=())
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [4, 5]
     assert (tmp_path / ".damaged-step_00000009").is_dir() and (tmp_path / ".damaged-step_00000008").is_dir()
     assert checkpoint.take_up(tmp_path).name == "step_00000005"
@@ -156,22 +156,22 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):
     try:
         saver = Saver(disk / "checkpoints", keep=2, max_failures=2)
         small, large = {"w": torch.ones(1000)}, {"w": torch.ones(1_000_000)}
-        saver.save(1, small, STATE, None)
-        saver.save(2, large, STATE, None)
+        saver.save(1, small, STATE, ())
+        saver.save(2, large, STATE, ())
         saver.wait()
         assert "SAVING FAILED at step 2" in caplog.text and saver.failures == 1
         assert [path.name for path in (disk / "checkpoints").iterdir()] == ["step_00000001"]
         verify(newest_good(disk / "checkpoints"))
-        saver.save(3, large, STATE, None)
-        saver.save(4, small, STATE, None)
+        saver.save(3, large, STATE, ())
+        saver.save(4, small, STATE, ())
         saver.wait()
         assert saver.failures == 0 and newest_good(disk / "checkpoints").name == "step_00000004"
         for step in (5, 6, 7):
-            saver.save(step, large, STATE, None)
+            saver.save(step, large, STATE, ())
         with pytest.raises(OSError, match="3 saves in a row"):
             saver.wait()
         saver = Saver(disk / "checkpoints", keep=2, max_failures=2)
-        saver.save(8, large, STATE, None)
+        saver.save(8, large, STATE, ())
         with pytest.raises(OSError, match="the last checkpoint could not be saved"):
             saver.close()
         # The record waits until there is space again; a checkpoint that counts on it has failed until then.
@@ -183,10 +183,10 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):
             record.write({"step": step, "train/loss": 1 / step})
         assert caplog.text.count("its rows wait") == 1 and len([*record.rows()]) < 399
         saver = Saver(disk / "checkpoints", keep=2, max_failures=2)
-        saver.save(9, small, STATE, None, record.sync)
+        saver.save(9, small, STATE, (), record.sync)
         assert saver.failures == 1 and newest_good(disk / "checkpoints").name == "step_00000004"
         (disk / "more").unlink()
-        saver.save(10, small, STATE, None, record.sync)
+        saver.save(10, small, STATE, (), record.sync)
         saver.close()
         assert [row["step"] for row in record.rows()] == list(range(1, 400))
         record.close()
@@ -198,7 +198,7 @@ def test_a_snapshot_does_not_follow_training(tmp_path):
     """The state is copied before save returns: what training does to it afterwards is not saved."""
     weight = torch.ones(1000, 1000)
     saver = Saver(tmp_path, keep=1, max_failures=0)
-    saver.save(1, {"w": weight, "same": weight, "view": weight.t()}, STATE, None)
+    saver.save(1, {"w": weight, "same": weight, "view": weight.t()}, STATE, ())
     weight.zero_()
     saver.wait()
     model, _ = read_checkpoint(newest_good(tmp_path))

@@ -180,7 +180,10 @@ def test_figures_are_told_where_nothing_can_be_written(place, tmp_path):
     (tmp_path / "run/evaluation_test.json").unlink(missing_ok=True)
     (tmp_path / "run/.evaluation_test.json.new").mkdir()  # which not even root can write a file over
     run = command("evaluate", ["run"], tmp_path).wait()
-    assert run.status == [2] and "accuracy" in run.out() and "cannot be written" in run.err()
+    assert run.status == [0] and "accuracy" in run.out() and "not written: run/evaluation_test.json" in run.out()
+    assert "output=FILE" in run.out() and not run.err()
+    command("evaluate", ["run", "output=elsewhere.json"], tmp_path).ok()
+    assert json.loads((tmp_path / "elsewhere.json").read_text())["part"] == "test"
 
 
 def test_a_regression_is_told_in_the_unit_of_its_target(place):

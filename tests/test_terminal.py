@@ -153,7 +153,7 @@ def test_a_pipe_gets_plain_lines_without_control_characters(extra):
     ]
     assert "eval/accuracy 0.975" in lines[4] and "loss 0.025" in lines[4] and "epoch 4.00/4" in lines[4]
     table = [line.split() for line in lines[5:]]
-    assert ["metric", "final", "best"] in table and ["test/accuracy", "0.975"] in table
+    assert ["metric", "final", "(step", "40)", "best"] in table and ["test/accuracy", "0.975"] in table
     assert ["eval/loss", "0.0125"] in table
 
 

@@ -219,7 +219,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 files = [{"name": name, "uploadUrl": url + name} for name in query["variables"]["files"]]
                 answer = {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}}
         elif "file_stream" in self.path:
-            history = json.loads(body).get("files", {}).get("wandb-history.jsonl", {})
+            self.server.streams.append(json.loads(body))
+            history = self.server.streams[-1].get("files", {}).get("wandb-history.jsonl", {})
             self.server.rows += [json.loads(line) for line in history.get("content", [])]
             answer = {}
         elif self.path.startswith("/upload/"):
@@ -243,7 +244,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, behaviour, bucket=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.behaviour, self.bucket, self.closing = behaviour, bucket, threading.Event()
-        self.requests, self.rows, self.uploads = [], [], {}
+        self.requests, self.rows, self.uploads, self.streams = [], [], {}, []
 
     def handle_error(self, request, client_address):
         pass  # a client that was killed

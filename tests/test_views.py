@@ -46,7 +46,11 @@ def same(directory):
     found = board(directory)
     clock = {row["step"]: row["time"] for row in timings}
     for tag, points in found.items():
-        if tag.startswith("test/"):
+        if tag.startswith(("test/", "best/test/")):  # at the step of the last model, and of the best
+            group, at = ("best", "best_step") if tag.startswith("best/") else ("final", "step")
+            end = summary(directory)
+            assert [step for step, _, _ in points] == [end[at]]
+            assert points[0][1] == pytest.approx(end[group][tag.removeprefix("best/")], rel=1e-6)
             continue
         name, source = (tag[5:], timings) if tag.startswith("time/") else (tag, expected)
         wanted = [(row["step"], row[name]) for row in source if name in row]
