@@ -104,6 +104,7 @@ def check(composed: Composed) -> int:
     lines = [
         ("directory", f"{path}{', resumed' if resumes else ''}"),
         ("data", str(data)),
+        *(("note", note) for note in data.notes),
         ("model", f"{type(model).__name__}, {parameters:,} parameters"),
         *((line[:11].strip(), line[11:]) for line in built.begun),
         ("batch", str(plan)),

@@ -140,4 +140,5 @@ def build_data(settings: Mapping[str, Any]) -> "Data":
         raise ConfigError(
             f"data._target_: {settings['_target_']} gives a {type(data).__name__}, not a launcher.data.Data."
         )
+    data.check()
     return data

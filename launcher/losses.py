@@ -151,6 +151,8 @@ class PerSample(nn.Module):
                 f"loss: {type(self.loss).__name__} compares outputs {list(outputs.shape)} with targets "
                 f"{list(targets.shape)}: the model must give one number for each target."
             )
+        if targets.is_floating_point() and targets.dtype is not outputs.dtype:
+            targets = targets.to(outputs.dtype)
         samples = len(targets)
         if self.language:
             outputs, targets = outputs.flatten(0, 1), targets.flatten().long()

@@ -96,6 +96,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         if composed.adopted:
             log.info("adopted    %s, as accelerate launch was asked to", " ".join(composed.adopted))
         log.info("data       %s", data)
+        for note in data.notes:
+            log.warning("note       %s", note)
         if not directory.complete:
             for line in provenance.write(path, composed.plain(), data, ranks.world_size, device):
                 log.warning("changed    %s", line)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.data import Data, TensorPart, check_fraction
+from launcher.data import Data, TensorPart, as_indices, check_fraction
 from launcher.errors import ConfigError
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line
@@ -72,11 +72,6 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
         validation=part(rest - validated, rest),
         test=part(rest, samples),
     )
-
-
-def as_indices(raw: Tensor) -> Tensor:
-    """Tokens as an embedding takes them: int64."""
-    return raw.long()
 
 
 def find(setting: str, path: Any, what: str) -> Path:
