@@ -1,6 +1,7 @@
 """A run as it lies on the disk, taken up for other ends than training: to be measured, used, exported or repeated."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -176,7 +177,7 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
     data = build_data({**run["data"], **changes})
     now = json.loads(json.dumps(data.record(), default=str))
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
-        if now[key] != record[key]:
+        if not _same(record[key], now[key]):
             raise ConfigError(
                 f"data: this is not what the run learned from: its {key.replace('_', ' ')} would be another "
                 f"({_short(record[key])} then, {_short(now[key])} now). To take other samples as the run "
@@ -186,6 +187,17 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
         for line in provenance.data_differences(record, now):
             log.warning("changed    %s; samples that the run learned from may be in any part now", line)
     return data
+
+
+def _same(then: Any, now: Any) -> bool:
+    """Whether a value is what it was: numbers but for rounding, settings but for those that there were not yet."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return all(key in now and _same(value, now[key]) for key, value in then.items())
+    if isinstance(then, list) and isinstance(now, list):
+        return len(then) == len(now) and all(map(_same, then, now))
+    if isinstance(then, float) and isinstance(now, float):
+        return math.isclose(then, now, rel_tol=1e-9)
+    return bool(then == now)
 
 
 def _short(value: Any) -> str:

@@ -655,8 +655,12 @@ def test_image_folder_refuses_folders_that_do_not_fit(tmp_path):
     pytest.importorskip("torchvision")
     refused(r"data\.root: None is no directory", root=None)
     refused(r"data\.root: .* has no folder train")
+    refused(r"data\.root: there is no directory .*nowhere", root=str(tmp_path / "nowhere"))
     (tmp_path / "train").mkdir()
-    refused(r"data\.root: .*train: ")
+    refused(r"data\.root: .*train has no folder of a class")
+    (tmp_path / "train" / "bear").mkdir()
+    refused(r"data\.root: .*train/bear has no image \(\.jpg")
+    (tmp_path / "train" / "bear").rmdir()
     pictures(tmp_path / "train", {"ant": 6})
     refused(r"train has one class, 'ant'")
     pictures(tmp_path / "more", {"bee": 6})
@@ -685,7 +689,7 @@ def test_image_folder_without_torchvision_says_how_to_install_it(tmp_path):
     (tmp_path / "torchvision.py").write_text("raise ImportError('not here')")
     code = (
         "from launcher.data.image_folder import load\n"
-        "try: load('x', 8, 1.0, 1.0, True, 'none', 0.0, [0]*3, [1]*3, [], [], 0.1, 0.1, 0)\n"
+        "try: load('x', 8, 1.0, 1.0, True, 'none', 0.0, [0]*3, [1]*3, [], [], 0.1, 0.1, 0, None)\n"
         "except ValueError as error: print(type(error).__name__, error)"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
