@@ -161,7 +161,9 @@ def from_table(
     if labels is not None:
         values, task, outputs = labels, "classification", len(class_names or ())
     else:
-        values, target_mean, target_std = standardised_targets(targets, train)
+        mean, std = target_statistics(targets[train])
+        values = torch.from_numpy(standardise(targets, mean, std))
+        target_mean, target_std = torch.from_numpy(mean), torch.from_numpy(std)
         task, outputs = "regression", targets.shape[1]
     parts = [TensorPart(inputs[part], values[part]) for part in indices]
     return Data(
@@ -180,23 +182,19 @@ def from_table(
     )
 
 
-def standardised_targets(targets: np.ndarray, train: np.ndarray | slice) -> tuple[Tensor, Tensor, Tensor]:
-    """The targets of a regression by their own mean and deviation in training.
+def target_statistics(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the targets of a regression.
 
     Args:
-        targets: [n, d] float64.
-        train: The rows of the training part.
-
-    Returns:
-        [n, d], the mean [d] and the deviation [d], float64.
+        train: Of the training part, [n, d] float64.
 
     Raises:
-        ConfigError: One is constant over the training part.
+        ConfigError: One does not vary.
     """
-    mean, std = statistics([targets[train]])
+    mean, std = statistics([train])
     if (std == CONSTANT).any():
         raise ConfigError(
-            f"data.target: it is {mean.tolist()} in all {len(targets[train])} training rows; there is nothing to "
-            "predict. Name another one (or data.task=classification, where these are classes)."
+            f"data.target: it is {mean.tolist()} in all {len(train)} training rows; there is nothing to predict. "
+            "Name another one, or set data.task=classification where these are classes."
         )
-    return tuple(torch.from_numpy(array) for array in (standardise(targets, mean, std), mean, std))  # type: ignore[return-value]
+    return mean, std
