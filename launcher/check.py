@@ -66,7 +66,7 @@ def check(composed: Composed) -> int:
     # As train.py builds it, but for the model: of fake tensors, which have no memory.
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)
-    built = parts.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake))
+    built = parts.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
     data, plan, model, total_steps = built.data, built.plan, built.model, built.total_steps
     most, parameters = settings.batch.max_per_device, sum(parameter.numel() for parameter in model.parameters())
     loss = losses.build_loss(settings.loss, data)  # without the mixing, which takes targets of its own

@@ -82,7 +82,7 @@ def _open(
 def _prepared(part: DatasetPart, loader: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
     for batch in children.loaded(loader):
         inputs, targets = to_device(batch, device)
-        yield as_numbers(inputs if part.prepare is None else part.prepare(inputs), part.dtype), targets
+        yield as_numbers(inputs if part.prepare is None else part.prepare(inputs), part), targets
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

@@ -173,8 +173,9 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
     import json
 
     from launcher.components import build_data
+    from launcher.losses import fit_task
 
-    data = build_data({**run["data"], **changes})
+    data = fit_task(build_data({**run["data"], **changes}), run["loss"])
     now = json.loads(json.dumps(data.record(), default=str))
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
         if not _same(record[key], now[key]):

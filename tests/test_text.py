@@ -242,7 +242,7 @@ class OwnMean(nn.Module):
 def test_the_mean_over_all_tokens_is_that_of_torch_and_so_is_its_gradient(loss, plain):
     outputs, targets = scored()
     ours, theirs = outputs.clone().requires_grad_(), outputs.clone().requires_grad_()
-    language_loss = PerSample(loss, language=True)
+    language_loss = PerSample(loss, "language")
     values, weights = zip(
         *map(language_loss, ours.split([4, 3, 2]), targets.to(torch.uint8).split([4, 3, 2])), strict=True
     )
@@ -258,7 +258,7 @@ def test_the_mean_over_all_tokens_is_that_of_torch_and_so_is_its_gradient(loss, 
 
 def test_a_mean_of_ones_own_counts_by_samples():
     outputs, targets = scored()
-    values, weights = PerSample(OwnMean(), language=True)(outputs, targets)
+    values, weights = PerSample(OwnMean(), "language")(outputs, targets)
     assert weights is None and values.shape == (9,)
     torch.testing.assert_close(values.mean(), F.cross_entropy(outputs.transpose(1, 2), targets))
 

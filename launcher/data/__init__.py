@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import IterableDataset
 
 from launcher.errors import ConfigError
 
 PRINTED = 1 << 20  # bytes of a part that its checksum covers at most, in rows at equal distances
 LOOKED = 1 << 24  # numbers that are looked through at once
-AS_THEY_ARE = {torch.int32, torch.int64, torch.complex64, torch.complex128}  # inputs that may be meant so
+INDICES = {torch.int32, torch.int64}
 
 
 @dataclass
@@ -33,7 +33,8 @@ class TensorPart:
             depends on its own row alone.
         draws: Uniform numbers per sample that augment takes.
         mapped: Both lie in a file that is read where it is asked for, and never as a whole.
-        dtype: What the model takes; see `suit`.
+        dtype: Of the numbers that the model takes; see `suit`.
+        indices: Whether int32 and int64 are given as they are.
     """
 
     inputs: Tensor
@@ -43,6 +44,7 @@ class TensorPart:
     draws: int = 0
     mapped: bool = False
     dtype: torch.dtype = torch.float32
+    indices: bool = True
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
@@ -69,7 +71,8 @@ class DatasetPart:
             by row, on the device: images cross over as uint8, a quarter of the bytes.
         batched: The dataset draws nothing at random, and gives a list of indices at once by `__getitems__`.
         plain: The same samples without anything random, for what measures them; None where `dataset` is so itself.
-        dtype: What the model takes; see `suit`.
+        dtype: Of the numbers that the model takes; see `suit`.
+        indices: Whether int32 and int64 are given as they are.
     """
 
     dataset: Any
@@ -78,6 +81,7 @@ class DatasetPart:
     batched: bool = False
     plain: Any = None
     dtype: torch.dtype = torch.float32
+    indices: bool = True
     loader: Any = field(default=None, init=False, repr=False, compare=False)  # see launcher/loading.py
 
     def __post_init__(self) -> None:
@@ -201,9 +205,19 @@ class Data:
                     "sample, or take it out."
                 )
             if part.targets is not None:
-                self._check_targets(name, part.targets, len(part))
+                self.check_targets(name, part.targets, len(part))
 
-    def _check_targets(self, name: str, targets: Tensor, samples: int) -> None:
+    def check_targets(self, name: str, targets: Tensor, samples: int) -> None:
+        """Check that some targets of a part are what the task takes.
+
+        Args:
+            name: Of the part.
+            targets: Some of its targets, or all.
+            samples: How many it should be.
+
+        Raises:
+            ConfigError: They are not.
+        """
         place = f"data={self.name}: the targets of its {name} part"
         if len(targets) != samples:
             raise ConfigError(f"{place} are {len(targets)}, and its inputs {samples}.")
@@ -319,11 +333,12 @@ def as_indices(raw: Any) -> Any:
     return raw.long() if isinstance(raw, Tensor) else raw
 
 
-def as_numbers(inputs: Any, dtype: torch.dtype) -> Any:
-    """Inputs as layers take them: floating-point, but for int32 and int64, which may be indices."""
-    if isinstance(inputs, Tensor):
-        return inputs if inputs.dtype is dtype or inputs.dtype in AS_THEY_ARE else inputs.to(dtype)
-    return tree_map_only(Tensor, lambda tensor: as_numbers(tensor, dtype), inputs)
+def as_numbers(inputs: Any, part: Part) -> Any:
+    """Inputs of a part as layers take them: floating-point, but for int32 and int64 where these are indices."""
+    if not isinstance(inputs, Tensor):
+        return tree_map_only(Tensor, lambda tensor: as_numbers(tensor, part), inputs)
+    kept = inputs.dtype is part.dtype or inputs.is_complex() or (part.indices and inputs.dtype in INDICES)
+    return inputs if kept else inputs.to(part.dtype)
 
 
 def suit(model: nn.Module, *parts: Part) -> None:
@@ -335,9 +350,12 @@ def suit(model: nn.Module, *parts: Part) -> None:
             part.inputs = part.inputs.to(dtype)  # once, and not in each batch
 
 
-def first_infinite(numbers: Tensor) -> int | None:
-    """The first row of [n, ...] that holds NaN or infinity; None where all are finite."""
-    if not numbers.is_floating_point() or numbers.is_meta:
+def first_infinite(numbers: Any) -> int | None:
+    """The first row of [n, ...], or of any such tensor in a pytree, that holds NaN or infinity; None for none."""
+    if not isinstance(numbers, Tensor):
+        leaves = (first_infinite(leaf) for leaf in tree_leaves(numbers) if isinstance(leaf, Tensor))
+        return min((row for row in leaves if row is not None), default=None)
+    if not numbers.is_floating_point() or not len(numbers):
         return None
     at_once = max(1, LOOKED // max(1, numbers[0].numel()))
     for first in range(0, len(numbers), at_once):
