@@ -96,9 +96,12 @@ def build(
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = batch.plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    described = saved.without_file(settings.model) if resumed else settings.model
+    described = saved.without_file(settings.model)
     model = build_model(lambda: components.build("model", described, **data.facts()))
-    begun = finetune.begin(model, None if resumed else settings.init_from, settings.freeze)
+    sources = {"init_from": settings.init_from}
+    if len(described) < len(settings.model):
+        sources["model.checkpoint"] = settings.model["checkpoint"]
+    begun = finetune.begin(model, {} if resumed else sources, data.num_outputs, settings.freeze)
     kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = optimizers.build_optimizer(

@@ -120,9 +120,9 @@ def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -
 
 
 def without_file(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a model that shall not begin with the weights in a file, since a checkpoint brings all of them."""
+    """Settings of a model without the file that its weights begin with, which finetune.py reads."""
     ours = str(model.get("_target_")).startswith("launcher.models.")
-    return {**model, "checkpoint": None} if ours and "checkpoint" in model else dict(model)
+    return {key: value for key, value in model.items() if key != "checkpoint" or not ours}
 
 
 def read_others(record: Mapping[str, Any], path: Any) -> "Others":
