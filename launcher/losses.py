@@ -273,9 +273,12 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
         "language": (*REGRESSING, BinaryCrossEntropy),
     }
     if issubclass(kind, unfit.get(data.task, ())):
-        raise ConfigError(
-            f"loss: {kind.__name__} does not fit data of the task {data.task}. Losses that do: {FITTING[data.task]}."
+        other = {"classification": "regression", "regression": "classification"}.get(data.task)
+        hint = (
+            f" Or set data.task={other}, where that is meant." if other and data.name in ("csv", "huggingface") else ""
         )
+        words = f"does not fit data of the task {data.task}. Losses that do: {FITTING[data.task]}.{hint}"
+        raise ConfigError(f"loss: {kind.__name__} {words}")
     if settings.get("reduction") not in (None, "mean", "none"):
         raise ConfigError(
             f"loss.reduction is {settings['reduction']!r}: leave it out; the mean is over the global batch."

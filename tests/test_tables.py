@@ -15,6 +15,7 @@ from test_data import load, parts, table
 from launcher.data.csv import read_alike
 from launcher.data.table import CONSTANT, classes_of, standardise, statistics
 from launcher.errors import ConfigError
+from launcher.losses import build_loss
 
 RUN = ["data=csv", "threads=1", "hydra.run.dir=run"]
 
@@ -183,6 +184,17 @@ def test_what_a_header_looks_like(header, doubtful, tmp_path):
             load("csv", path=path, target=header[-1])
     else:
         assert len(load("csv", path=path, target=header[-1], drop=[h for h in header if h == ""]).train) == 22
+
+
+def test_a_refusal_about_the_target_names_the_task(tmp_path):
+    prices = table(tmp_path / "t.csv", ["a", "y"], [[i, 3 * i] for i in range(40)])
+    with pytest.raises(ConfigError, match=r"task regression\..*Or set data\.task=classification"):
+        build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, load("csv", path=prices, target="y"))
+    kinds = table(tmp_path / "u.csv", ["a", "y"], [[i, "ab"[i % 2]] for i in range(40)])
+    with pytest.raises(ConfigError, match=r"task classification\..*Or set data\.task=regression"):
+        build_loss({"_target_": "torch.nn.MSELoss"}, load("csv", path=kinds, target="y"))
+    with pytest.raises(ConfigError, match=r"column 'y': 'a' is no number; data\.task=classification takes each text"):
+        load("csv", path=kinds, target="y", task="regression")
 
 
 def test_an_index_of_pandas_is_no_input(tmp_path):

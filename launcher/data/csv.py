@@ -105,7 +105,8 @@ def load(
         task = guess_task(len(names), len(values), whole) if numeric else "classification"
         notes.append(told(target, len(names), task) if numeric else f"target {target!r} is text: {len(names)} classes")
     if task == "regression":
-        data = from_table("csv", features, table.numbers(target)[:, None], None, test, validation, split_seed)
+        numbers = table.numbers(target, "data.task=classification takes each text for a class")
+        data = from_table("csv", features, numbers[:, None], None, test, validation, split_seed)
     else:
         if len(names) < 2:
             raise ConfigError(
@@ -237,8 +238,12 @@ class Table:
         """A number as Python writes it; any other text stays none."""
         return text if self.decimal == "." else text.replace(".", " ").replace(",", ".")
 
-    def numbers(self, name: str) -> np.ndarray:
+    def numbers(self, name: str, otherwise: str | None = None) -> np.ndarray:
         """The values of a column as finite float64 [n].
+
+        Args:
+            name: Of the column.
+            otherwise: What to do where it holds text.
 
         Raises:
             ConfigError: One is missing, text, or not finite.
@@ -253,7 +258,8 @@ class Table:
             row = next(row for row, value in enumerate(values) if not NUMBER.fullmatch(value))
             if values[row].casefold() in MISSING:
                 raise self.refuse(name, row, "is no number; fill it in or remove the line.") from None
-            fault = f"is no number; encode the column as numbers or leave it out with data.drop=[{name}]."
+            words = otherwise or f"encode the column as numbers or leave it out with data.drop=[{name}]"
+            fault = f"is no number; {words}."
             if THOUSANDS.fullmatch(self.rows[row][self.header.index(name)]):
                 fault = "is no number; write thousands without separators, or set data.decimal to ',' or '.'."
             raise self.refuse(name, row, fault) from None
