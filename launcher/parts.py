@@ -24,7 +24,7 @@ from launcher import (
     tryout,
 )
 from launcher.batch import BatchPlan
-from launcher.data import Data
+from launcher.data import Data, TensorPart, suit
 from launcher.distributed import Ranks
 from launcher.errors import ConfigError
 from launcher.losses import PerSample
@@ -102,6 +102,11 @@ def build(
     if len(described) < len(settings.model):
         sources["model.checkpoint"] = settings.model["checkpoint"]
     begun = finetune.begin(model, {} if resumed else sources, data.num_outputs, settings.freeze)
+    suit(model, *data.parts().values())
+    if isinstance(data.train, TensorPart) and data.train.targets.is_floating_point():
+        data.train.targets = (
+            data.train.targets.float()
+        )  # once, and not in each batch; what is predicted keeps its digits
     kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = optimizers.build_optimizer(
@@ -127,7 +132,8 @@ def build(
     if tried:
         of_kind = partial(kind, balanced=balanced)
         cut = _cut(plan, devices, settings.batch.max_per_device)
-        outputs = tryout.try_out(model, loss, data, outputs, of_kind, plan, settings.num_workers, cut)
+        elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
+        outputs = tryout.try_out(model, loss, data, outputs, of_kind, plan, settings.num_workers, cut, elsewhere)
     engine.check_figures(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
     if settings.test_time_flip:
         check_mirror(data)

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -31,6 +32,7 @@ from launcher.stream import Stream, in_order
 FEW = 3  # samples of a training batch that is tried
 LARGE = 20_000_000  # parameters; of a larger model only the shapes of the outputs are found, which takes no time
 CPU = torch.device("cpu")
+Run = Callable[[Any], Any]  # from inputs to outputs; None where the model cannot be run here
 OF_A_DEVICE = re.compile("cuda|cpu|gpu|triton|device|backend", re.IGNORECASE)
 
 
@@ -43,6 +45,7 @@ def try_out(
     plan: BatchPlan,
     workers: int,
     cut: str | None,
+    shapes: bool = False,
 ) -> Outputs:
     """Try some training samples, and one of each part that is measured.
 
@@ -55,6 +58,7 @@ def try_out(
         plan: How a global batch is cut.
         workers: Processes per device that load samples.
         cut: The setting by which a loss sees a part of a global batch at once; None where it sees all of it.
+        shapes: Whether some rank has no weights: then none tries more than shapes, so that all say the same.
 
     Returns:
         The meaning, as the outputs are.
@@ -62,7 +66,7 @@ def try_out(
     Raises:
         ConfigError: Something does not fit.
     """
-    suit(model, *data.parts().values())
+    run = partial(_run, model, shapes or _is_large(model))
     parts = {name: _as_a_worker_gets_it(name, part, workers) for name, part in data.parts().items()}
     few = min(FEW, len(parts["train"]))
     with _no_trace(model):
@@ -70,13 +74,13 @@ def try_out(
         micro = _reading("train", lambda: next(stream.batches(0, 1)).micros[0])
         targets = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
         _check_sample(data, "train", micro.inputs, targets)
-        outputs = _run_as_it_is(model, micro.inputs, *parts.values(), *data.parts().values())
+        outputs = _run_as_it_is(run, micro.inputs, *parts.values(), *data.parts().values())
         if outputs is not None:
             meaning = meaning.fitted(outputs, few)
             if outputs.is_meta:
                 outputs = torch.randn(outputs.shape)
             else:
-                _try_loss(model, loss, outputs, micro.targets)
+                _try_loss(model, loss, outputs, micro.targets, meaning)
             if cut is not None and depends_on_batch(loss, outputs.detach(), targets):
                 raise ConfigError(
                     f"loss: what {type(loss.loss).__name__} says of a sample depends on which others it sees, and "
@@ -86,7 +90,7 @@ def try_out(
                 )
         model.eval()
         for name in ("validation", "test"):
-            meaning = _try_measuring(model, loss, data, name, parts[name], meaning)
+            meaning = _try_measuring(run, loss, data, name, parts[name], meaning)
     asked = meaning.task in ("classification", "multilabel") and meaning.given != "probabilities"
     if asked and isinstance(list(model.modules())[-1], nn.Sigmoid):
         data.notes.append("the model ends in a sigmoid, and its outputs are taken for logits, of which 0 is even odds")
@@ -107,7 +111,7 @@ def read_outputs(model: nn.Module, part: Part, meaning: Outputs) -> Outputs:
     suit(model, part)
     with _no_trace(model), torch.no_grad():
         inputs, targets = next(in_order(part, 0, len(part), 1, CPU, 0))
-        outputs = _run_as_it_is(model.eval(), inputs, part)
+        outputs = _run_as_it_is(partial(_run, model.eval(), _is_large(model)), inputs, part)
     meaning = _near(meaning, targets)
     return meaning if outputs is None else meaning.fitted(outputs, 1)
 
@@ -150,8 +154,13 @@ def depends_on_batch(loss: PerSample, outputs: Tensor, targets: Tensor) -> bool:
     return False
 
 
-def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any) -> None:
+def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any, meaning: Outputs) -> None:
     name, samples = type(loss.loss).__name__, len(outputs)
+    if meaning.one_logit and isinstance(loss.loss, CLASSIFYING):  # which would take it for the score of a first class
+        raise ConfigError(
+            f"loss: {name} takes a score for each of two classes, and the model gives {list(outputs.shape)} for "
+            f"{samples} samples, one logit. Use loss=binary_cross_entropy, or a model with two outputs."
+        )
     try:
         values, _ = copy.deepcopy(loss)(outputs, targets)
     except ConfigError:
@@ -171,11 +180,11 @@ def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any) 
 
 
 @torch.no_grad()
-def _try_measuring(model: nn.Module, loss: PerSample, data: Data, name: str, part: Part, meaning: Outputs) -> Outputs:
+def _try_measuring(run: Run, loss: PerSample, data: Data, name: str, part: Part, meaning: Outputs) -> Outputs:
     inputs, targets = _reading(name, lambda: next(in_order(part, 0, len(part), 1, CPU, 0)))
     _check_sample(data, name, inputs, targets)
     meaning = _near(meaning, targets)
-    outputs = _run(model, inputs)
+    outputs = run(inputs)
     if outputs is None:
         return meaning
     meaning = meaning.fitted(outputs, 1)
@@ -209,10 +218,10 @@ def _measure(loss: PerSample, name: str, outputs: Tensor, targets: Tensor, meani
         ) from error
 
 
-def _run_as_it_is(model: nn.Module, inputs: Any, *parts: Part) -> Any:
-    """As `_run`; whole numbers that the model does not take, but as floats, are from now on given so."""
+def _run_as_it_is(run: Run, inputs: Any, *parts: Part) -> Any:
+    """What `run` gives; whole numbers that the model does not take, but as floats, are from now on given so."""
     try:
-        outputs = _run(model, inputs)
+        outputs = run(inputs)
         if outputs is not None or not _has_indices(inputs):
             return outputs
         failed = None
@@ -221,7 +230,7 @@ def _run_as_it_is(model: nn.Module, inputs: Any, *parts: Part) -> Any:
             raise
         failed = error
     try:
-        outputs = _run(model, as_numbers(inputs, replace(parts[0], indices=False)))
+        outputs = run(as_numbers(inputs, replace(parts[0], indices=False)))
     except ConfigError:
         outputs = None
     if outputs is None and failed is not None:
@@ -235,13 +244,20 @@ def _has_indices(inputs: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.dtype in INDICES for leaf in tree_leaves(inputs))
 
 
-def _run(model: nn.Module, inputs: Any) -> Any:
+def _is_large(model: nn.Module) -> bool:
+    """Whether a model is to be tried by its shapes alone: it is large, or has no weights here."""
+    return sum(one.numel() for one in model.parameters()) > LARGE or any(one.is_meta for one in model.parameters())
+
+
+def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:
     """The outputs of a model, with copies of its buffers; None where it cannot be run here.
 
-    Without numbers, on the meta device, where the model is large or lies there.
+    Args:
+        model: The bare model.
+        shapes: Without numbers, on the meta device.
+        inputs: Of some samples.
     """
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    shapes = sum(one.numel() for one in parameters.values()) > LARGE or any(one.is_meta for one in parameters.values())
     state = {name: tensor.clone() for name, tensor in buffers.items()}
     if shapes:
         state = {name: tensor.detach().to("meta") for name, tensor in (parameters | buffers).items()}

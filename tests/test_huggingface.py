@@ -342,6 +342,10 @@ def test_a_cached_dataset_is_found_by_its_name(tmp_path):
             ["data.input", "'word'", "images nor numbers"],
         ),
         ("t.csv", {"input": "x", "target": "gap"}, ["data.target", "'gap'", "remove"]),
+        ("t.jsonl", {"input": "day", "target": "word"}, ["data.input", "'day'", "timestamp", "images nor numbers"]),
+        ("t.jsonl", {"input": "x", "target": "day"}, ["data.target", "'day'", "no classes", "data.task"]),
+        ("t.jsonl", {"input": "x", "target": "box"}, ["data.target", "'box'", "no classes"]),
+        ("t.jsonl", {"input": "list", "target": "word"}, ["data.input", "2 numbers, and the first one 1"]),
         ("t.csv", {"input": "x", "target": "one"}, ["data.target", "one class"]),
         ("t.csv", {"input": "x", "target": "word", "task": "regression"}, ["data.target", "word", "no numbers"]),
     ],
@@ -349,6 +353,9 @@ def test_a_cached_dataset_is_found_by_its_name(tmp_path):
 def test_wrong_input_is_named(path, changes, words, tmp_path):
     (tmp_path / "note.txt").write_text("no data")
     (tmp_path / "broken.parquet").write_text("no parquet")
+    lines = [{"x": i, "day": f"2020-01-0{i + 1}T00:00:00", "box": {"a": i}, "list": [1] * (1 + i), "word": f"{i % 2}"}
+             for i in range(9)]  # fmt: skip
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "t.csv").write_text("x,word,gap,one\n" + "".join(f"{i},w{i},{i or ''},1\n" for i in range(9)))
     if path in ("saved", "unlabelled"):
         saved(tmp_path / path, unlabelled=path == "unlabelled")

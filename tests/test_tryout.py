@@ -44,6 +44,10 @@ def tensors(dtype="float32", shape=(4,), bad=None, value=0.0, labels="int64"):
         made[name] = TensorPart(x, y.to(getattr(torch, labels)))
     return Data("own", "classification", tuple(shape), 3, **made)
 
+def two():
+    part = lambda n: TensorPart(of("float32", n, (4,)), torch.zeros(n, dtype=torch.int64))
+    return Data("own", "classification", (4,), 2, part(60), part(30), part(31))
+
 class Samples(torch.utils.data.Dataset):
     def __init__(self, n, kind):
         self.n, self.kind, self.file = n, kind, None
@@ -194,6 +198,7 @@ def test_indices_stay_whole_where_the_model_takes_them():
 def tried(model, loss, data, cut=None, workers=0, **settings):
     settings = settings or {"_target_": f"{type(loss).__module__}.{type(loss).__qualname__}"}
     plan = plan_batch(len(data.train), 8, 1, None)
+    suit(model, *data.parts().values())
     meaning = Outputs(data.task, data.num_outputs)
     return tryout.try_out(model, PerSample(loss, data.task), data, meaning, Stream, plan, workers, cut)
 
@@ -248,6 +253,10 @@ def tried(model, loss, data, cut=None, workers=0, **settings):
             "loss: Loss gives [2] for 3 samples; it must be one value per sample",
         ),
         (["own.tensors", "loss=own", "loss.kind=fails"], "[forward, line"),
+        (
+            ["own.two", "model._target_=own.Net", "+model.gives=one"],
+            "CrossEntropyLoss takes a score for each of two classes, and the model gives [3, 1] for 3 samples, one",
+        ),
         (
             ["own.tensors", "loss=own", "loss.kind=sum", "batch.max_per_device=5"],
             "batch.max_per_device=5 cuts the global",

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -366,7 +367,8 @@ def read_targets(
                     "data.task=multilabel takes; data.task=regression takes numbers."
                 )
         return values, task, None, notes
-    if train.ndim > 1 or train.dtype.kind not in "fiubOU":
+    plain = train.dtype.kind in "fiubU" or all(isinstance(value, str | Decimal) for value in train.flat)
+    if train.ndim > 1 or not plain:
         raise ConfigError(
             f"data.target: column {column!r} holds {feature} and no classes; data.task=multilabel takes vectors of 0 "
             "and 1, data.task=regression numbers."
@@ -427,7 +429,10 @@ def decoding(
         images = Images(mode, size, image_size is not None, bits, channels is not None)
         return images, (len(mode), size[1], size[0]), standardise_channels, notes
     try:
-        row = np.asarray(dataset.with_format("numpy")[0][column], np.float64)
+        row = np.asarray(dataset.with_format("numpy")[0][column])
+        if row.dtype.kind not in "fiubO":  # dates would become numbers without a word
+            raise TypeError
+        row = row.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"data.input: column {column!r} holds {feature}, neither images nor numbers; the columns are: "

@@ -136,7 +136,7 @@ def read(file: Path, setting: str) -> Found:
 
 def _of_shards(index: Path, setting: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors of all files that an index names."""
-    names = json.loads(index.read_text())["weight_map"]
+    names = json.loads(index.read_text()).get("weight_map", {})
     for name in sorted(set(names.values())):
         if Path(name).name != name or not (index.parent / name).is_file():
             raise ConfigError(f"{setting}={index}: it names the file {name}, which is not beside it.")
