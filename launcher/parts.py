@@ -92,7 +92,8 @@ def build(
         ConfigError: Something is wrong.
     """
     stream.seed_generators(settings.seed)
-    data = losses.fit_task(components.build_data(settings.data), settings.loss)
+    leaves_out = settings.divergence.action == "rollback"
+    data = losses.fit_task(components.build_data(settings.data, leaves_out), settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = batch.plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
@@ -133,7 +134,8 @@ def build(
         of_kind = partial(kind, balanced=balanced)
         cut = _cut(plan, devices, settings.batch.max_per_device)
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
-        outputs = tryout.try_out(model, loss, data, outputs, of_kind, plan, settings.num_workers, cut, elsewhere)
+        how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
+        outputs = tryout.try_out(model, loss, data, outputs, of_kind, how)
     engine.check_figures(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
     if settings.test_time_flip:
         check_mirror(data)

@@ -175,7 +175,8 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
     from launcher.components import build_data
     from launcher.losses import fit_task
 
-    data = fit_task(build_data({**run["data"], **changes}), run["loss"])
+    leaves_out = (run.get("divergence") or {}).get("action") == "rollback"
+    data = fit_task(build_data({**run["data"], **changes}, leaves_out), run["loss"])
     now = json.loads(json.dumps(data.record(), default=str))
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
         if not _same(record[key], now[key]):

@@ -12,7 +12,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from launcher.batch import BatchPlan, plan_batch
+from launcher.batch import plan_batch
 from launcher.data import INDICES, Data, DatasetPart, Part, as_numbers, first_infinite, suit
 from launcher.errors import BrokenFile, ConfigError
 from launcher.losses import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
@@ -36,16 +36,25 @@ Run = Callable[[Any], Any]  # from inputs to outputs; None where the model canno
 OF_A_DEVICE = re.compile("cuda|cpu|gpu|triton|device|backend", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class How:
+    """What a run does with its samples.
+
+    Attributes:
+        workers: Processes per device that load them.
+        cut: The setting by which a loss sees a part of a global batch at once; None where it sees all of it.
+        shapes: Whether some rank has no weights: then none tries more than shapes, so that all say the same.
+        leaves_out: Whether batches with NaN are left out of the training.
+    """
+
+    workers: int
+    cut: str | None = None
+    shapes: bool = False
+    leaves_out: bool = False
+
+
 def try_out(
-    model: nn.Module,
-    loss: PerSample,
-    data: Data,
-    meaning: Outputs,
-    kind: Callable[..., Stream],
-    plan: BatchPlan,
-    workers: int,
-    cut: str | None,
-    shapes: bool = False,
+    model: nn.Module, loss: PerSample, data: Data, meaning: Outputs, kind: Callable[..., Stream], how: How
 ) -> Outputs:
     """Try some training samples, and one of each part that is measured.
 
@@ -55,10 +64,7 @@ def try_out(
         data: Of the run; what looks strange is added to its notes.
         meaning: Of the outputs, as far as data and loss tell.
         kind: Of stream.
-        plan: How a global batch is cut.
-        workers: Processes per device that load samples.
-        cut: The setting by which a loss sees a part of a global batch at once; None where it sees all of it.
-        shapes: Whether some rank has no weights: then none tries more than shapes, so that all say the same.
+        how: The run does it.
 
     Returns:
         The meaning, as the outputs are.
@@ -66,14 +72,14 @@ def try_out(
     Raises:
         ConfigError: Something does not fit.
     """
-    run = partial(_run, model, shapes or _is_large(model))
-    parts = {name: _as_a_worker_gets_it(name, part, workers) for name, part in data.parts().items()}
+    run = partial(_run, model, how.shapes or _is_large(model))
+    parts = {name: _as_a_worker_gets_it(name, part, how.workers) for name, part in data.parts().items()}
     few = min(FEW, len(parts["train"]))
     with _no_trace(model):
-        stream = kind(parts["train"], plan_batch(plan.samples, few, 1, None), 0, 0, CPU, 0)
+        stream = kind(parts["train"], plan_batch(len(parts["train"]), few, 1, None), 0, 0, CPU, 0)
         micro = _reading("train", lambda: next(stream.batches(0, 1)).micros[0])
         targets = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
-        _check_sample(data, "train", micro.inputs, targets)
+        _check_sample(data, "train", micro.inputs, targets, how.leaves_out)
         outputs = _run_as_it_is(run, micro.inputs, *parts.values(), *data.parts().values())
         if outputs is not None:
             meaning = meaning.fitted(outputs, few)
@@ -81,12 +87,12 @@ def try_out(
                 outputs = torch.randn(outputs.shape)
             else:
                 _try_loss(model, loss, outputs, micro.targets, meaning)
-            if cut is not None and depends_on_batch(loss, outputs.detach(), targets):
+            if how.cut is not None and depends_on_batch(loss, outputs.detach(), targets):
                 raise ConfigError(
                     f"loss: what {type(loss.loss).__name__} says of a sample depends on which others it sees, and "
-                    f"{cut} cuts the global batch: the result would depend on that. Return one value per sample, of "
-                    "that sample alone, or their plain mean; or let one device see all of the batch at once; or say "
-                    "`may_be_cut = True` in the class."
+                    f"{how.cut} cuts the global batch: the result would depend on that. Return one value per sample, "
+                    "of that sample alone, or their plain mean; or let one device see all of the batch at once; or "
+                    "say `may_be_cut = True` in the class."
                 )
         model.eval()
         for name in ("validation", "test"):
@@ -110,7 +116,7 @@ def read_outputs(model: nn.Module, part: Part, meaning: Outputs) -> Outputs:
     """
     suit(model, part)
     with _no_trace(model), torch.no_grad():
-        inputs, targets = next(in_order(part, 0, len(part), 1, CPU, 0))
+        inputs, targets = next(in_order(replace(part), 0, len(part), 1, CPU, 0))
         outputs = _run_as_it_is(partial(_run, model.eval(), _is_large(model)), inputs, part)
     meaning = _near(meaning, targets)
     return meaning if outputs is None else meaning.fitted(outputs, 1)
@@ -274,9 +280,9 @@ def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:
         ) from error
 
 
-def _check_sample(data: Data, name: str, inputs: Any, targets: Any) -> None:
+def _check_sample(data: Data, name: str, inputs: Any, targets: Any, leaves_out: bool = False) -> None:
     """Look at a batch that was read: numbers, and targets that are one tensor of what the task needs."""
-    if first_infinite(inputs) is not None:
+    if not leaves_out and first_infinite(inputs) is not None:
         raise ConfigError(f"data={data.name}: a sample of its {name} part holds NaN or infinity; mend it, or drop it.")
     if not isinstance(targets, Tensor):
         raise ConfigError(
@@ -345,7 +351,7 @@ def _as_a_worker_gets_it(name: str, part: Part, workers: int) -> Part:
         ConfigError: It cannot be sent to a process.
     """
     if not workers or not isinstance(part, DatasetPart):
-        return part
+        return replace(part)  # with a loader of its own
     try:
         dataset, plain = _copied((part.dataset, part.plain))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -355,7 +361,7 @@ def _as_a_worker_gets_it(name: str, part: Part, workers: int) -> Part:
             "and files be opened when a sample is read; or set num_workers=0."
         ) from error
     except Exception:  # what only a process that is just starting may be sent
-        return part
+        return replace(part)
     return replace(part, dataset=dataset, plain=plain)
 
 

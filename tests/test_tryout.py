@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from launcher import config, parts, tryout
-from launcher.batch import plan_batch
 from launcher.data import Data, DatasetPart, TensorPart, as_numbers, suit
 from launcher.distributed import find_ranks
 from launcher.errors import ConfigError
@@ -197,10 +196,9 @@ def test_indices_stay_whole_where_the_model_takes_them():
 
 def tried(model, loss, data, cut=None, workers=0, **settings):
     settings = settings or {"_target_": f"{type(loss).__module__}.{type(loss).__qualname__}"}
-    plan = plan_batch(len(data.train), 8, 1, None)
     suit(model, *data.parts().values())
     meaning = Outputs(data.task, data.num_outputs)
-    return tryout.try_out(model, PerSample(loss, data.task), data, meaning, Stream, plan, workers, cut)
+    return tryout.try_out(model, PerSample(loss, data.task), data, meaning, Stream, tryout.How(workers, cut))
 
 
 # What is told
@@ -276,6 +274,12 @@ def test_what_cannot_be_sent_to_a_worker_is_told(kind, place):
     assert "num_workers=2: the dataset of the validation part cannot be sent" in line and "num_workers=0" in line, line
     if kind != "open":
         train([*RUN, *words, "num_workers=0"], place).ok()
+
+
+def test_nan_that_a_run_leaves_out_is_not_refused(place):
+    words = ["data._target_=own.tensors", "+data.bad='input of train'", "+data.value=nan", "divergence.action=rollback"]
+    run = train([*RUN, *words, "checkpoint.every=1"], place).ok()
+    assert "Going back to the last checkpoint" in run.out() and "hold NaN or infinity (samples " in run.out()
 
 
 def test_every_rank_gives_the_same_answer(place):

@@ -185,8 +185,11 @@ class Data:
             )
         return counts
 
-    def check(self) -> None:
+    def check(self, leaves_out: bool = False) -> None:
         """Look at all that is known without reading samples: inputs and targets in memory, labels, names.
+
+        Args:
+            leaves_out: Whether batches with NaN are left out of the training, and may be there.
 
         Raises:
             ConfigError: Something could not be trained on or measured.
@@ -199,11 +202,13 @@ class Data:
         for name, part in self.parts().items():
             if len(part) == 0:
                 raise ConfigError(f"data={self.name}: its {name} part is empty.")
-            if isinstance(part, TensorPart) and not part.mapped and (row := first_infinite(part.inputs)) is not None:
-                raise ConfigError(
-                    f"data={self.name}: the inputs of sample {row} of its {name} part hold NaN or infinity; mend the "
-                    "sample, or take it out."
-                )
+            if isinstance(part, TensorPart) and not part.mapped and not (leaves_out and name == "train"):
+                row = first_infinite(part.inputs)
+                if row is not None:
+                    raise ConfigError(
+                        f"data={self.name}: the inputs of sample {row} of its {name} part hold NaN or infinity; mend "
+                        "the sample, or take it out."
+                    )
             if part.targets is not None:
                 self.check_targets(name, part.targets, len(part))
 
