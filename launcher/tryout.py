@@ -269,7 +269,14 @@ def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:
         state = {name: tensor.detach().to("meta") for name, tensor in (parameters | buffers).items()}
         inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), inputs)
     try:
-        return torch.func.functional_call(model, state, (inputs,))
+        if not any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            return torch.func.functional_call(model, state, (inputs,))
+        try:  # which takes no other tensors than its own
+            return None if shapes else model(inputs)
+        finally:
+            with torch.no_grad():
+                for name, before in state.items() if not shapes else ():
+                    buffers[name].copy_(before)
     except ConfigError:
         raise
     except Exception as error:

@@ -469,6 +469,29 @@ def test_a_batchnorm_and_modules_in_a_mode_of_their_own_stay():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Scripted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.line(x))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_scripted_model_is_tried_too(monkeypatch):
+    model = torch.jit.script(Scripted())
+    before = copy.deepcopy(model.state_dict())
+    part = TensorPart(torch.randn(20, 4), torch.arange(20) % 3)
+    data = Data("own", "classification", (4,), 3, part, part, part)
+    tried(model, nn.CrossEntropyLoss(), data)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ConfigError, match=r"gives \[3, 3\] for 3 samples"):
+        tried(model, nn.CrossEntropyLoss(), Data("own", "classification", (4,), 4, part, part, part))
+    monkeypatch.setattr(tryout, "LARGE", 1)
+    tried(model, nn.CrossEntropyLoss(), data)
+
+
 class Lazy(torch.utils.data.Dataset):
     """Opens its file when it is first read."""
 
