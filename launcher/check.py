@@ -64,7 +64,7 @@ def check(composed: Composed) -> int:
     # As train.py builds it, but for the model: of fake tensors, which have no memory.
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)
-    built = parts.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake))
+    built = parts.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
     data, plan, model, total_steps = built.data, built.plan, built.model, built.total_steps
     found = run_directory.Found()
     if composed.chose_directory:
@@ -106,6 +106,7 @@ def check(composed: Composed) -> int:
         ("directory", f"{path}{', resumed' if found.resumed else ''}"),
         *(("", note) for note in found.notes),
         ("data", str(data)),
+        *(("note", note) for note in data.notes),
         ("model", f"{type(model).__name__}, {parameters:,} parameters"),
         *((line[:11].strip(), line[11:]) for line in built.begun),
         ("batch", str(plan)),

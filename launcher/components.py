@@ -162,8 +162,12 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
         ) from error
 
 
-def build_data(settings: Mapping[str, Any]) -> "Data":
+def build_data(settings: Mapping[str, Any], leaves_out: bool = False) -> "Data":
     """Build the data source that settings name.
+
+    Args:
+        settings: The group.
+        leaves_out: Whether batches with NaN are left out of the training.
 
     Raises:
         ConfigError: As for `build`; or what `_target_` names gives something else.
@@ -175,4 +179,5 @@ def build_data(settings: Mapping[str, Any]) -> "Data":
         raise ConfigError(
             f"data._target_: {settings['_target_']} gives a {type(data).__name__}, not a launcher.data.Data."
         )
+    data.check(leaves_out)
     return data

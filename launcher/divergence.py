@@ -19,11 +19,16 @@ class Diverged(RuntimeError):
 
     def __init__(self, step: int, lr: float) -> None:
         super().__init__(step, lr)
-        self.step, self.lr, self.samples = step, lr, np.zeros(0, dtype=np.int64)
+        self.step, self.lr, self.samples, self.broken = step, lr, np.zeros(0, dtype=np.int64), False
 
     def __str__(self) -> str:
         shown = ", ".join(map(str, self.samples[:10].tolist()))
         more = f" and {len(self.samples) - 10} more" if len(self.samples) > 10 else ""
+        if self.broken:
+            return (
+                f"the inputs of update {self.step + 1} hold NaN or infinity (samples {shown}{more}). Nothing of it was "
+                "saved. Mend the samples, or use divergence.action=rollback to leave the batch out."
+            )
         return (
             f"training diverged: the loss or gradient of update {self.step + 1} is NaN or infinite "
             f"(learning rate {self.lr:g}; samples {shown}{more}). Nothing of it was saved. "

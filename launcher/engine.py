@@ -19,14 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher import layout
 from launcher.batch import BatchPlan, plan_batch
 from launcher.clock import flops_per_sample, peak_flops
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetPart, TensorPart, first_infinite
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.divergence import Diverged, Rollbacks
-from launcher.errors import ConfigError
+from launcher.errors import BrokenFile, ConfigError
 from launcher.keys import MODEL, derive
 from launcher.losses import PerSample
-from launcher.metrics import ClassificationSums, LanguageSums, RegressionSums, make_metrics, update_metrics
+from launcher.metrics import ClassificationSums, make_metrics, update_metrics
 from launcher.optimizers import lean_step
+from launcher.outputs import Outputs
 from launcher.schedulers import Schedule
 from launcher.stream import Batch, ShardedStream, Stream, first_sample, in_order
 
@@ -608,8 +609,8 @@ class Evaluation:
 
     Attributes:
         samples: How many were counted, each once.
-        figures: Metric name to number: loss, accuracy, macro_f1, top5; or mae, rmse, r2; or accuracy,
-            perplexity; and what `metrics` names.
+        figures: Metric name to number: loss, accuracy, macro_f1, top5 or f1; or accuracy, micro_f1, macro_f1 of
+            labels; or mae, rmse, r2; or accuracy, perplexity; and what `metrics` names.
         per_class_accuracy: Share of each class that was found; of a classification alone.
         confusion: Rows: the true class, columns: the predicted one; of a classification alone.
     """
@@ -636,7 +637,7 @@ def evaluate(
     model: nn.Module,
     loss: PerSample,
     part: TensorPart | DatasetPart,
-    data: Data,
+    meaning: Outputs,
     accelerator: Accelerator,
     ranks: Ranks,
     batch_size: int,
@@ -652,7 +653,7 @@ def evaluate(
         model: The bare model; it is left in the mode it was in.
         loss: Per-sample losses.
         part: What to measure on.
-        data: Where the part comes from: the task, and the number of outputs.
+        meaning: Of the model's outputs.
         accelerator: For its device and its autocast.
         ranks: Which rank this is.
         batch_size: Most samples at once.
@@ -672,12 +673,12 @@ def evaluate(
     if world > 1:
         for buffer in model.buffers():  # BatchNorm's, which only rank 0 keeps up to date
             dist.broadcast(buffer, src=0)
-    extra = make_metrics(list(metrics), data) if metrics else {}
+    extra = make_metrics(list(metrics), meaning) if metrics else {}
     kept: list[tuple[Tensor, Tensor]] = []
     of_shard: list[list[Tensor]] = []
-    sums = _new_sums(data, device)
+    sums = meaning.sums(device)
     for shard in range(shards * ranks.rank // world, shards * (ranks.rank + 1) // world):
-        sums = _new_sums(data, device)
+        sums = meaning.sums(device)
         loss_sum, weight_sum, counted = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
         stopped = torch.zeros((), device=device)
         batches = in_order(part, shard, shards, batch_size, device, workers)
@@ -699,9 +700,10 @@ def evaluate(
             loss_sum += values.double().sum()
             weight_sum += len(targets) if weights is None else weights.double().sum()
             counted += len(targets)
-            sums.update(outputs, targets)
+            scores = meaning.scores(outputs)
+            sums.update(scores, targets)
             if extra:
-                kept.append((outputs.cpu(), targets.cpu()))
+                kept.append((scores.cpu(), targets.cpu()))
         of_shard.append([stopped, counted, loss_sum, weight_sum, *sums.tensors()])
     model.train(was_training)
     stacked = [torch.stack(tensors) for tensors in zip(*of_shard, strict=True)]
@@ -711,16 +713,31 @@ def evaluate(
     for mine, summed in zip(sums.tensors(), rest, strict=True):
         mine.copy_(summed)
     figures = {"loss": (loss_sum / weight_sum).item()} | sums.figures()
+    if not math.isfinite(figures["loss"]):
+        _check_inputs(part, ranks, batch_size)
     if extra:
         gathered = at_rank_0(kept, world, ranks.rank)
         if gathered is not None:
-            for outputs, targets in (pair for of_rank in gathered for pair in of_rank):
-                update_metrics(extra, outputs, targets)
+            for scores, targets in (pair for of_rank in gathered for pair in of_rank):
+                update_metrics(extra, meaning, scores, targets)
             figures |= {name: float(metric.compute()) for name, metric in extra.items()}
         figures = from_rank_0(figures, world)  # what is chosen by them is chosen by every rank
     if isinstance(sums, ClassificationSums):
         return Evaluation(int(counted), figures, sums.per_class_accuracy(), sums.confusion())
     return Evaluation(int(counted), figures)
+
+
+def _check_inputs(part: TensorPart | DatasetPart, ranks: Ranks, batch_size: int) -> None:
+    """Look for what made a loss infinite in the samples themselves.
+
+    Raises:
+        BrokenFile: One of this rank's share holds NaN or infinity.
+    """
+    first = len(part) * ranks.rank // ranks.world_size
+    for inputs, targets in in_order(part, ranks.rank, ranks.world_size, batch_size, torch.device("cpu"), 0):
+        if (row := first_infinite(inputs)) is not None:
+            raise BrokenFile(f"data: the inputs of sample {first + row} of what is measured hold NaN or infinity")
+        first += len(targets)
 
 
 def _equally_many(
@@ -740,26 +757,19 @@ def _equally_many(
         yield inputs, targets[:0]
 
 
-def check_figures(data: Data, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
+def check_figures(meaning: Outputs, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
     """Check, before anything is measured, that an evaluation will have the figures that settings name.
 
     Args:
-        data: Its task decides what there is.
+        meaning: Of the model's outputs, which decides what there is.
         metrics: torchmetrics by name.
         wanted: Setting to figure, such as `checkpoint.best` to `eval/loss`; None names none.
 
     Raises:
         ConfigError: There will be no such figure, or no such metric.
     """
-    names = ["loss", *_new_sums(data, torch.device("cpu")).figures(), *make_metrics(list(metrics), data)]
+    names = ["loss", *meaning.sums("cpu").figures(), *make_metrics(list(metrics), meaning)]
     known = [f"eval/{name}" for name in names]
     for setting, figure in wanted.items():
         if figure is not None and figure not in known:
             raise ConfigError(f"{setting}={figure}: the evaluation has no such figure. It has: {', '.join(known)}.")
-
-
-def _new_sums(data: Data, device: torch.device) -> ClassificationSums | RegressionSums | LanguageSums:
-    if data.task == "language":
-        return LanguageSums(device)
-    kind = ClassificationSums if data.task == "classification" else RegressionSums
-    return kind(data.num_outputs, device)

@@ -48,9 +48,10 @@ def evaluate(settings: dict[str, Any]) -> int:
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 
-    from launcher import engine, losses
+    from launcher import engine, losses, tryout
     from launcher.files import write_json
     from launcher.models.mirrored import Mirrored, check_mirror
+    from launcher.outputs import Outputs
     from launcher.stream import seed_generators
 
     seed_generators(run["seed"])
@@ -66,6 +67,7 @@ def evaluate(settings: dict[str, Any]) -> int:
         data, part = saved.data_of_others(record, others), "test"
     model = saved.load_model(run, record["facts"], chosen.path)
     loss = losses.build_loss(run["loss"], data)
+    meaning = tryout.read_outputs(model, getattr(data, part), Outputs.of(data, run["loss"]))
     flip = settings["test_time_flip"]
     if run.get("test_time_flip", False) if flip is None else flip:
         check_mirror(data)
@@ -84,7 +86,7 @@ def evaluate(settings: dict[str, Any]) -> int:
     model.to(accelerator.device)
     loss.to(accelerator.device)
     found = engine.evaluate(
-        model, loss, getattr(data, part), data, accelerator, ranks, settings["batch_size"],
+        model, loss, getattr(data, part), meaning, accelerator, ranks, settings["batch_size"],
         settings["num_workers"], [*run["metrics"], *(m for m in settings["metrics"] if m not in run["metrics"])],
     )  # fmt: skip
     assert found is not None

@@ -26,7 +26,8 @@ from launcher.watch import guarded
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from launcher.data import Data
+    from launcher.data import Data, Part
+    from launcher.outputs import Outputs
 
 Loaded = Callable[["Tensor"], "Tensor"]
 
@@ -77,8 +78,12 @@ def export(settings: dict[str, Any]) -> int:
     import torch
 
     from launcher import card
+    from launcher.data import suit
     from launcher.files import write_json
+    from launcher.outputs import Outputs
+    from launcher.tryout import read_outputs
 
+    suit(model, getattr(data, part))
     torch.set_num_threads(distributed.choose_threads(settings["threads"], ranks))
     example = _example(data, part, settings["num_workers"])
     making = output.with_name(f".making-{output.name}")
@@ -107,7 +112,11 @@ def export(settings: dict[str, Any]) -> int:
             size = (making / file).stat().st_size
             files[file] = {"format": name, "bytes": size, "max_abs_difference": difference}
             print(f"{name:<12} {file}, {size:,} bytes: differs by at most {difference:.3g} on {samples} samples")
-        figures = measure(model, data, part, settings["batch_size"], settings["num_workers"]) if labelled else {}
+        figures = {}
+        if labelled:
+            measured = getattr(data, part)
+            meaning = read_outputs(model, measured, Outputs.of(data, run["loss"]))
+            figures = measure(model, meaning, measured, settings["batch_size"], settings["num_workers"])
         told = "input" if settings["input"] is not None else part
         whole = run | {"model": saved.without_file(run["model"])}  # what is exported has its weights with it
         OmegaConf.save(OmegaConf.create(whole), making / "config.yaml")
@@ -169,21 +178,18 @@ def compare(
     return difference, scale, samples
 
 
-def measure(model: "nn.Module", data: "Data", part: str, batch_size: int, workers: int) -> dict[str, float]:
-    """The figures of the model on a part, in float32 on the CPU; none for tasks other than these two."""
+def measure(model: "nn.Module", meaning: "Outputs", part: "Part", batch_size: int, workers: int) -> dict[str, float]:
+    """The figures of the model on a part, in float32 on the CPU; none of a language."""
     import torch
 
-    from launcher.metrics import ClassificationSums, RegressionSums
     from launcher.stream import in_order
 
-    if data.task not in ("classification", "regression"):
+    if meaning.task == "language":
         return {}
-    sums: ClassificationSums | RegressionSums = ClassificationSums(data.num_outputs, "cpu")
-    if data.task == "regression":
-        sums = RegressionSums(data.num_outputs, "cpu")
+    sums = meaning.sums("cpu")
     with torch.no_grad():
-        for inputs, targets in in_order(getattr(data, part), 0, 1, batch_size, torch.device("cpu"), workers):
-            sums.update(model(inputs), targets)
+        for inputs, targets in in_order(part, 0, 1, batch_size, torch.device("cpu"), workers):
+            sums.update(meaning.scores(model(inputs)), targets)
     return sums.figures()
 
 

@@ -1,107 +1,88 @@
 """What a run begins with: weights of another run or of a file, and parameters that stay as they are."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MethodType
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from launcher import checkpoint
 from launcher.errors import ConfigError
-
-PREFIXES = ("module.", "model.", "_orig_mod.")  # what DDP, other trainers and torch.compile put before a name
-INSIDE = ("state_dict", "model_state_dict", "model")  # where the files of other trainers keep the weights
-SHOWN = 8  # names in a message
+from launcher.models.weights import NAMES, Loaded, match, read, shape, shown
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What became of the weights in a file.
-
-    Attributes:
-        file: That they were read from.
-        matched: Names in the model that took a tensor.
-        missing: Names in the model for which the file has none; they keep their initial values.
-        unexpected: Names in the file that the model does not have.
-        reshaped: Names in the model whose tensor in the file has another shape; they keep their initial values.
-    """
-
-    file: Path
-    matched: list[str]
-    missing: list[str]
-    unexpected: list[str]
-    reshaped: list[str]
-
-    def __str__(self) -> str:
-        """In one line, as it is logged."""
-        parts = [f"{len(self.matched)} tensors from {self.file}"]
-        for what in ("missing", "unexpected", "reshaped"):
-            names = getattr(self, what)
-            if names:
-                parts.append(f"{len(names)} {'of another shape' if what == 'reshaped' else what}: {_shown(names)}")
-        return "; ".join(parts)
-
-
-def begin(model: nn.Module, source: str | None, patterns: Sequence[str]) -> list[str]:
+def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, patterns: Sequence[str]) -> list[str]:
     """Load weights and freeze parameters.
 
     Args:
         model: The bare model.
-        source: As for `load_weights`; None keeps the initial weights, or those of the checkpoint that a run resumes.
+        sources: Setting to what it names, as for `load_weights`; None for nothing. Empty keeps the initial weights, or
+            those of the checkpoint that a run resumes.
+        outputs: That the model gives: classes, or numbers to predict.
         patterns: As for `freeze`.
 
     Returns:
         Lines for the log: what matched and what did not, what is frozen.
+
+    Raises:
+        ConfigError: Two settings name weights; or as for these.
     """
-    lines = [] if source is None else [f"weights    {load_weights(model, source)}"]
+    named = {setting: source for setting, source in sources.items() if source is not None}
+    if len(named) > 1:
+        raise ConfigError(f"{' and '.join(named)}: both name weights to begin with. Set one of them to null.")
+    lines = []
+    for setting, source in named.items():
+        loaded = load_weights(model, source, setting)
+        if setting == "model.checkpoint":
+            _check_whole(model, loaded, source, outputs)
+        lines.append(f"weights    {loaded}")
     if frozen := freeze(model, patterns):
-        lines.append(f"frozen     {_shown(frozen)}")
+        lines.append(f"frozen     {shown(frozen)}")
     return lines
 
 
-def load_weights(model: nn.Module, source: str) -> Loaded:
+def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> Loaded:
     """Begin with the weights of another run or of a file, wherever name and shape agree.
 
     Args:
         model: The bare model, freshly built; what the file does not fit keeps its initial values (a new head).
-        source: A `.safetensors` file; any other file that torch.load reads with weights_only=True; a directory with a
-            model.safetensors; or a run directory, which means its best checkpoint, else its newest.
+        source: A file as for `weights.read`; a directory with one; or a run directory, which means its best checkpoint,
+            else its newest.
+        setting: That names it, for messages.
 
     Raises:
         ConfigError: Nothing is there, it cannot be read, or not one tensor fits.
     """
-    file = _find(Path(source).expanduser())
-    given = _read(file)
-    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    found: dict[str, Tensor] = {}
-    unexpected = []
-    for name, tensor in given.items():
-        short = name
-        while short not in own and (prefix := next((p for p in PREFIXES if short.startswith(p)), None)):
-            short = short.removeprefix(prefix)
-        if short not in own:
-            unexpected.append(name)
-        elif short == name or short not in given:  # a name as it stands counts more than one behind a prefix
-            found[short] = tensor
-    matched = {name: tensor for name, tensor in found.items() if tensor.shape == own[name].shape}
-    reshaped = [
-        f"{name} ({_shape(tensor)}, the model has {_shape(own[name])})"
-        for name, tensor in found.items()
-        if name not in matched
-    ]
-    missing = [name for name in own if name not in found]
+    file = _find(Path(str(source)).expanduser(), setting)
+    found = read(file, setting)
+    matched, loaded = match(model, found, file)
+    own = model.state_dict()
     if not matched:
         raise ConfigError(
-            f"init_from={source}: no tensor in {file} fits the model. The file has {_shown(list(given))}; "
-            f"the model has {_shown([f'{name} ({_shape(tensor)})' for name, tensor in own.items()])}."
+            f"{setting}={source}: no tensor in {file} fits the model. The file has {shown(list(found.tensors))}; "
+            f"the model has {shown([f'{name} ({shape(tensor)})' for name, tensor in own.items()])}."
         )
     if not any(tensor.is_meta for tensor in own.values()):  # else they come from rank 0, as all weights do
         model.load_state_dict(matched, strict=False)
-    return Loaded(file, list(matched), missing, unexpected, reshaped)
+    return loaded
+
+
+def _check_whole(model: nn.Module, loaded: Loaded, source: str, outputs: int) -> None:
+    """Check that weights are those of this very model, but for a last layer for another number of classes.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    own = model.state_dict()
+    last = [name for name in loaded.reshaped if own[name.split()[0]].shape[:1] == (outputs,)]
+    missing = [name for name in loaded.missing if not name.endswith("num_batches_tracked")]
+    for names, what in ((missing, "lacks"), ([n for n in loaded.reshaped if n not in last], "has other shapes of")):
+        if names:
+            raise ConfigError(
+                f"model.checkpoint={source}: {loaded.file} {what} {len(names)} tensors: {shown(names)}. It must be of "
+                "the same model.name, norm and options; init_from takes whatever fits."
+            )
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -125,7 +106,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         names = [name for name in parameters if fnmatchcase(name, pattern)]
         if not names:
-            raise ConfigError(f"freeze: {pattern} matches no parameter. There are: {_shown(list(parameters))}.")
+            raise ConfigError(f"freeze: {pattern} matches no parameter. There are: {shown(list(parameters))}.")
         frozen += names
         for name, module in model.named_modules():
             statistics = f"{name}.running_mean".lstrip(".")
@@ -142,49 +123,20 @@ def _stay_in_evaluation_mode(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
-def _find(source: Path) -> Path:
+def _find(source: Path, setting: str) -> Path:
     """The file with the weights."""
     if source.is_file():
         return source
-    if (source / "model.safetensors").is_file():
-        return source / "model.safetensors"
+    for name in NAMES:
+        if (source / name).is_file():
+            return source / name
     try:
         best = checkpoint.best_good(source / "checkpoints") or checkpoint.newest_good(source / "checkpoints")
         if best is None:
             raise ConfigError(
-                f"init_from={source}: no weights are there. Name a run directory with a checkpoint, a directory with a "
-                "model.safetensors, or a file such as weights.safetensors or weights.pt."
+                f"{setting}={source}: no weights are there. Name a run directory with a checkpoint, a directory with a "
+                f"{' or '.join(NAMES[:3])}, or a file such as weights.safetensors or weights.pt."
             )
     except checkpoint.DamagedCheckpoint as error:
-        raise ConfigError(f"init_from={source}: {error}") from error
+        raise ConfigError(f"{setting}={source}: {error}") from error
     return best / "model.safetensors"
-
-
-def _read(file: Path) -> Mapping[str, Tensor]:
-    """Tensors by name; nothing in the file is executed."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise whatever a strange file leads them to
-        why = str(error).partition("\n")[0].partition(". In PyTorch")[0]  # what follows advises to execute it
-        raise ConfigError(
-            f"init_from={file}: cannot be read as weights alone (a .safetensors file, or a state dict that torch.load "
-            f"takes with weights_only=True): {why or type(error).__name__}"
-        ) from error
-    for key in INSIDE:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"init_from={file}: holds a {type(content).__name__}, not a state dict (tensors by name).")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(str(side) for side in tensor.shape) or "scalar"
-
-
-def _shown(names: Sequence[str]) -> str:
-    """Some names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(names[:SHOWN]) or "none") + more

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from launcher import children
-from launcher.data import DatasetPart
+from launcher.data import DatasetPart, as_numbers
 from launcher.keys import derive_each
 
 
@@ -82,7 +82,7 @@ def _open(
 def _prepared(part: DatasetPart, loader: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
     for batch in children.loaded(loader):
         inputs, targets = to_device(batch, device)
-        yield inputs if part.prepare is None else part.prepare(inputs), targets
+        yield as_numbers(inputs if part.prepare is None else part.prepare(inputs), part), targets
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from launcher import checkpoint
 from launcher.batch import BatchPlan
 from launcher.clock import Clock, Profiler
+from launcher.data import first_infinite
 from launcher.divergence import Diverged
 from launcher.engine import Evaluation, Trainer
 from launcher.reporter import Reporter
@@ -90,6 +91,8 @@ class Loop:
                 break
             except Diverged as error:
                 error.samples = self.samples.samples(error.step)
+                (batch,) = self.samples.batches(error.step, error.step + 1)
+                error.broken = any(first_infinite(micro.inputs) is not None for micro in batch.micros)
                 if self.trainer.rollbacks.count >= self.max_rollbacks:
                     raise
                 if self.saver is not None:

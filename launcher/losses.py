@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launcher.components import build, locate
-from launcher.errors import ConfigError
+from launcher.errors import BrokenFile, ConfigError
 
 if TYPE_CHECKING:
     from launcher.data import Data
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 HALF = (torch.float16, torch.bfloat16)
 FITTING = {
     "classification": "cross_entropy, multi_margin, focal, binary_cross_entropy",
+    "multilabel": "binary_cross_entropy (mse, l1 and huber with data.task=regression)",
     "regression": "mse, l1, huber (binary_cross_entropy for targets between 0 and 1)",
     "language": "cross_entropy, focal, multi_margin",
 }
@@ -67,7 +69,7 @@ class FocalLoss(nn.Module):
 
 
 class BinaryCrossEntropy(nn.Module):
-    """One sigmoid for each of k outputs, averaged over them: classes that do not exclude each other.
+    """One sigmoid for each of k outputs, averaged over them: labels that do not exclude each other, or a yes or no.
 
     Args:
         pos_weight: Weight of the positive case of each output, [k], or None for 1.
@@ -85,25 +87,52 @@ class BinaryCrossEntropy(nn.Module):
         """Loss of each sample.
 
         Args:
-            outputs: Logits, [n, k], any floating dtype.
-            targets: Classes, [n] int64, taken as one-hot; or [n, k] in 0..1, taken as they are.
+            outputs: Logits, [n, k], any floating dtype; or [n], one for each sample.
+            targets: As `as_shares` takes them.
 
         Returns:
             [n], float32 (float64 for float64 logits).
         """
         if outputs.dtype in HALF:
             outputs = outputs.float()
-        if targets.dim() < outputs.dim():
-            targets = torch.zeros_like(outputs).scatter_(1, targets.unsqueeze(1), 1.0)
         values = F.binary_cross_entropy_with_logits(
-            outputs, targets.to(outputs.dtype), pos_weight=self.pos_weight, reduction="none"
+            outputs, as_shares(outputs, targets), pos_weight=self.pos_weight, reduction="none"
         )
-        return values.flatten(1).mean(1)
+        return values if values.dim() == 1 else values.flatten(1).mean(1)
+
+
+def _explained(error: Exception, outputs: Any, targets: Tensor) -> Exception:
+    """What torch says of a class that there is not, in words; any other error as it is."""
+    if targets.device.type == "cpu" and not targets.is_floating_point() and getattr(outputs, "ndim", 0) > 1:
+        strange = targets[(targets < 0) | (targets >= outputs.shape[1])]
+        if len(strange):
+            count = outputs.shape[1]
+            return BrokenFile(f"data: a target is {strange[0]}, which is none of the {count} classes, 0..{count - 1}")
+    return error
+
+
+def as_shares(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets as a loss of one sigmoid for each output takes them.
+
+    Args:
+        outputs: [n, k], or [n].
+        targets: Classes [n]: the second of two where each sample has one output, else one-hot; or anything of the shape
+            of outputs, as it is.
+
+    Returns:
+        Of the shape and type of outputs.
+    """
+    if targets.dim() == 1 and outputs.numel() == len(targets):
+        targets = targets.view_as(outputs)
+    elif targets.dim() < outputs.dim():
+        targets = torch.zeros_like(outputs).scatter_(1, targets.unsqueeze(1), 1.0)
+    return targets.to(outputs.dtype)
 
 
 # Classification losses take `weight` or `alpha` per class; regression losses compare element by element.
 CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, FocalLoss)
 REGRESSING = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+LOGISTIC = (BinaryCrossEntropy, nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)  # a sigmoid per output
 
 
 class PerSample(nn.Module):
@@ -116,14 +145,16 @@ class PerSample(nn.Module):
     Args:
         loss: A torch loss (its `reduction` becomes "none"), or any module (outputs, targets) -> [n], [n, ...]
             or a scalar; it may have a method `weights(targets) -> [n] | None`.
-        language: Samples are sequences. The loss is given their tokens, [b * t, v] and [b * t], as so many samples
-            of a classification; the value of a sequence is the mean over its tokens.
+        task: Of the data, which says what its targets are; None leaves them as they are.
+            Of a language samples are sequences: the loss is given their tokens, [b * t, v] and [b * t], as so many
+            samples of a classification; the value of a sequence is the mean over its tokens.
     """
 
-    def __init__(self, loss: nn.Module, language: bool = False):
+    def __init__(self, loss: nn.Module, task: str | None = None):
         super().__init__()
-        self.loss = loss
-        self.language = language
+        self.loss, self.task = loss, task
+        self.language = task == "language"
+        self.logistic = isinstance(loss, LOGISTIC)
         if hasattr(loss, "reduction"):
             loss.reduction = "none"  # type: ignore[assignment]
         self.elementwise = isinstance(loss, REGRESSING)
@@ -151,10 +182,19 @@ class PerSample(nn.Module):
                 f"loss: {type(self.loss).__name__} compares outputs {list(outputs.shape)} with targets "
                 f"{list(targets.shape)}: the model must give one number for each target."
             )
+        if self.logistic:
+            targets = as_shares(outputs, targets)
+        elif self.task in ("regression", "multilabel"):
+            targets = targets.to(outputs.dtype)
+        elif self.task is not None and not targets.is_floating_point():
+            targets = targets.long()
         samples = len(targets)
         if self.language:
             outputs, targets = outputs.flatten(0, 1), targets.flatten().long()
-        values = self.loss(outputs, targets)
+        try:
+            values = self.loss(outputs, targets)
+        except (IndexError, RuntimeError) as error:
+            raise _explained(error, outputs, targets) from error
         weights = None if self.weigh is None else self.weigh(targets)
         if values.dtype in HALF:
             values = values.float()
@@ -183,15 +223,35 @@ class PerSample(nn.Module):
         return valid.float() if weight is None else weight[targets.where(valid, 0)] * valid
 
 
-def probabilities(settings: Mapping[str, Any], outputs: Tensor) -> Tensor:
-    """What outputs say of each class: [n, k] in 0..1; of BinaryCrossEntropy, whose classes go together, not of sum 1.
+def kind_of(settings: Mapping[str, Any]) -> type:
+    """The class of the loss that settings name; `object` where it is no class.
+
+    Raises:
+        ConfigError: It does not import.
+    """
+    found = locate(str(settings["_target_"]), "loss") if settings.get("_target_") else None
+    return found if isinstance(found, type) else object
+
+
+def gives(settings: Mapping[str, Any]) -> str:
+    """What a loss takes from a model: see `Outputs.given`."""
+    kind = kind_of(settings)
+    return "probabilities" if issubclass(kind, nn.BCELoss) else "logits" if issubclass(kind, LOGISTIC) else "scores"
+
+
+def fit_task(data: "Data", settings: Mapping[str, Any]) -> "Data":
+    """The data as their loss understands them: numbers of nothing but 0 and 1, with a sigmoid for each, are labels.
 
     Args:
-        settings: Those that the loss was built by.
-        outputs: [n, k].
+        data: Of the run.
+        settings: Of the loss.
     """
-    apart = str(settings["_target_"]).endswith(".BinaryCrossEntropy")
-    return outputs.sigmoid() if apart else outputs.softmax(1)
+    targets = [part.targets for part in data.parts().values()]
+    if data.task != "regression" or gives(settings) == "scores":
+        return data
+    if not all(one is not None and bool(torch.isin(one, torch.tensor([0, 1])).all()) for one in targets):
+        return data
+    return replace(data, task="multilabel", notes=[*data.notes, "targets of 0 and 1: a multilabel task"])
 
 
 def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
@@ -205,24 +265,26 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
     Raises:
         ConfigError: The loss does not fit the task, or a weight, count or argument is wrong.
     """
-    target = str(settings.get("_target_"))
-    kind = locate(target, "loss") if settings.get("_target_") else None
-    kind = kind if isinstance(kind, type) else object
+    kind = kind_of(settings)
     unfit = {
         "classification": REGRESSING,
+        "multilabel": (*CLASSIFYING, *REGRESSING),
         "regression": CLASSIFYING,
         "language": (*REGRESSING, BinaryCrossEntropy),
     }
     if issubclass(kind, unfit.get(data.task, ())):
-        raise ConfigError(
-            f"loss: {kind.__name__} does not fit data of the task {data.task}. Losses that do: {FITTING[data.task]}."
+        other = {"classification": "regression", "regression": "classification"}.get(data.task)
+        hint = (
+            f" Or set data.task={other}, where that is meant." if other and data.name in ("csv", "huggingface") else ""
         )
+        words = f"does not fit data of the task {data.task}. Losses that do: {FITTING[data.task]}.{hint}"
+        raise ConfigError(f"loss: {kind.__name__} {words}")
     if settings.get("reduction") not in (None, "mean", "none"):
         raise ConfigError(
             f"loss.reduction is {settings['reduction']!r}: leave it out; the mean is over the global batch."
         )
-    if issubclass(kind, BinaryCrossEntropy) and data.task == "regression":
-        _check_probabilities(data)
+    if issubclass(kind, LOGISTIC) and data.task == "regression":
+        _check_probabilities(data, kind.__name__)
     fixed, facts = dict(settings), data.facts()
     for key in ("weight", "alpha", "pos_weight"):
         given = fixed.get(key)
@@ -231,15 +293,18 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
         if given == "balanced" and key != "pos_weight":
             facts[key] = balanced_weights(key, data)
         elif given is not None and issubclass(kind, (*CLASSIFYING, BinaryCrossEntropy)):
-            facts[key] = _listed_weights(key, given, data.num_outputs)
+            # A single logit for two classes has a single weight.
+            alone = key == "pos_weight" and data.num_outputs == 2 and hasattr(given, "__len__") and len(given) == 1
+            facts[key] = _listed_weights(key, given, 1 if alone else data.num_outputs)
         if key in facts:
             fixed.pop(key)
     loss = build("loss", fixed, **facts)
     if not isinstance(loss, nn.Module):
+        target = settings["_target_"]
         raise ConfigError(f"loss._target_: {target!r} gives a {type(loss).__name__}, not a torch.nn.Module.")
     if isinstance(loss, (*CLASSIFYING, *REGRESSING, BinaryCrossEntropy)):
         _try_out(loss, settings, data)
-    return PerSample(loss, data.task == "language")
+    return PerSample(loss, data.task)
 
 
 def balanced_weights(key: str, data: "Data") -> Tensor:
@@ -275,7 +340,7 @@ def _listed_weights(key: str, given: Any, num_outputs: int) -> Tensor:
 def _try_out(loss: nn.Module, settings: Mapping[str, Any], data: "Data") -> None:
     """Compute the loss once: torch checks delta or label_smoothing only then."""
     outputs = torch.zeros(2, data.num_outputs)
-    targets = outputs if data.task == "regression" else torch.zeros(2, dtype=torch.int64)
+    targets = outputs if data.task in ("regression", "multilabel") else torch.zeros(2, dtype=torch.int64)
     try:
         loss(outputs, targets)
     except (RuntimeError, ValueError) as error:
@@ -283,12 +348,12 @@ def _try_out(loss: nn.Module, settings: Mapping[str, Any], data: "Data") -> None
         raise ConfigError(f"loss: {type(loss).__name__} refuses ({given}): {error}") from error
 
 
-def _check_probabilities(data: "Data") -> None:
-    targets = data.train.targets
-    if targets is not None and len(targets):
-        low, high = float(targets.min()), float(targets.max())
-        if low < 0 or high > 1:
-            raise ConfigError(
-                f"loss: BinaryCrossEntropy needs targets between 0 and 1, these lie in {low:g}..{high:g}. "
-                f"Losses that fit: {FITTING['regression']}."
-            )
+def _check_probabilities(data: "Data", name: str) -> None:
+    for part in data.parts().values():
+        if part.targets is not None and len(part.targets):
+            low, high = float(part.targets.min()), float(part.targets.max())
+            if low < 0 or high > 1:
+                raise ConfigError(
+                    f"loss: {name} needs targets between 0 and 1, these lie in {low:g}..{high:g}. Losses that fit: "
+                    f"{FITTING['regression']}. Vectors of 0 and 1 are data.task=multilabel."
+                )

@@ -196,4 +196,4 @@ def mixed(settings: Mapping[str, Any], data: Data, loss: PerSample) -> tuple[Cal
         )
     if not inputs.is_floating_point():
         raise ConfigError(f"{name}: data={data.name} gives whole numbers, which cannot be mixed. Set it to 0.")
-    return partial(MixedStream, mixing), MixedLoss(loss.loss)
+    return partial(MixedStream, mixing), MixedLoss(loss.loss, loss.task)

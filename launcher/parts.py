@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -20,13 +21,15 @@ from launcher import (
     schedulers,
     sharded,
     stream,
+    tryout,
 )
 from launcher.batch import BatchPlan
-from launcher.data import Data
+from launcher.data import Data, TensorPart, suit
 from launcher.distributed import Ranks
 from launcher.errors import ConfigError
 from launcher.losses import PerSample
 from launcher.models.mirrored import check_mirror
+from launcher.outputs import Outputs
 from launcher.recompute import recompute
 from launcher.sampling import Balanced
 from launcher.schedulers import Schedule
@@ -46,6 +49,7 @@ class Parts(NamedTuple):
         sharding: How the devices share it; None where each has the whole of it.
         begun: Lines about what the weights began with and what is frozen, for the log.
         loss: Per-sample losses.
+        outputs: What those of the model mean.
         optimizer: Over the parameters that are trained.
         schedule: Of its learning rate.
         total_steps: Updates of the whole run.
@@ -60,6 +64,7 @@ class Parts(NamedTuple):
     sharding: Sharding | None
     begun: list[str]
     loss: PerSample
+    outputs: Outputs
     optimizer: Optimizer
     schedule: Schedule
     total_steps: int
@@ -71,6 +76,7 @@ def build(
     devices: int,
     resumed: bool,
     build_model: Callable[[Callable[[], nn.Module]], nn.Module],
+    tried: bool = True,
 ) -> Parts:
     """Build everything that a run is made of, and check that it fits together.
 
@@ -80,18 +86,28 @@ def build(
         devices: That share a global batch.
         resumed: Whether a checkpoint brings the weights: no other file needs to be there.
         build_model: Given what makes the model, makes it where its weights shall be.
+        tried: Whether some samples are tried through all of it.
 
     Raises:
         ConfigError: Something is wrong.
     """
     stream.seed_generators(settings.seed)
-    data = components.build_data(settings.data)
+    leaves_out = settings.divergence.action == "rollback"
+    data = losses.fit_task(components.build_data(settings.data, leaves_out), settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = batch.plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    described = saved.without_file(settings.model) if resumed else settings.model
+    described = saved.without_file(settings.model)
     model = build_model(lambda: components.build("model", described, **data.facts()))
-    begun = finetune.begin(model, None if resumed else settings.init_from, settings.freeze)
+    sources = {"init_from": settings.init_from}
+    if len(described) < len(settings.model):
+        sources["model.checkpoint"] = settings.model["checkpoint"]
+    begun = finetune.begin(model, {} if resumed else sources, data.num_outputs, settings.freeze)
+    suit(model, *data.parts().values())
+    if isinstance(data.train, TensorPart) and data.train.targets.is_floating_point():
+        data.train.targets = (
+            data.train.targets.float()
+        )  # once, and not in each batch; what is predicted keeps its digits
     kind, loss = mixup.mixed(settings.mixup, data, losses.build_loss(settings.loss, data))
     lr_scale = batch.scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = optimizers.build_optimizer(
@@ -110,13 +126,31 @@ def build(
             f"scheduler.metric={schedule.metric}: eval_every=null never evaluates, and the learning rate would stay. "
             "Use eval_every=epoch, or another scheduler."
         )
-    engine.check_figures(data, settings.metrics, wanted if settings.eval_every is not None else {})
     if shards is not None:
         engine.check_exact(model)
     engine.check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
+    outputs = Outputs.of(data, settings.loss)
+    if tried:
+        of_kind = partial(kind, balanced=balanced)
+        cut = _cut(plan, devices, settings.batch.max_per_device)
+        elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
+        how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
+        outputs = tryout.try_out(model, loss, data, outputs, of_kind, how)
+    engine.check_figures(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
     if settings.test_time_flip:
         check_mirror(data)
     if settings.wandb.tables:
         gallery.check(data)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
-    return Parts(data, plan, shards, balanced, kind, model, sharding, begun, loss, optimizer, schedule, total_steps)
+    return Parts(
+        data, plan, shards, balanced, kind, model, sharding, begun, loss, outputs, optimizer, schedule, total_steps
+    )
+
+
+def _cut(plan: BatchPlan, devices: int, most: int | str | None) -> str | None:
+    """The setting by which a device sees a part of a global batch at once, if any."""
+    if plan.canonical:
+        return "exact_across_devices"
+    if devices > 1:
+        return f"a run on {devices} devices"
+    return f"batch.max_per_device={most}" if most == "auto" or plan.accumulation_steps > 1 else None

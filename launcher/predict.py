@@ -9,10 +9,9 @@ One process, on one device.
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,9 +20,6 @@ from launcher import config, distributed, saved
 from launcher.errors import ConfigError
 from launcher.files import replacing
 from launcher.watch import guarded
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TIMEOUT = 600.0  # of collectives, of which one process has none
 
@@ -60,20 +56,25 @@ def predict(settings: dict[str, Any]) -> int:
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
     record = saved.read_record(path, run)
-    if record["task"] not in ("classification", "regression"):
+    if record["task"] == "language":
         raise ConfigError(f"run_dir={path}: predictions of the task {record['task']} have no table.")
     if settings["input"] is not None:
         others = saved.read_others(record, settings["input"])
-        part, names, labelled = others.part, others.names, others.labelled
+        data, part, names, labelled = saved.data_of_others(record, others), others.part, others.names, others.labelled
     else:
-        part = getattr(saved.own_data(run, settings["data"], record), settings["part"])
+        data = saved.own_data(run, settings["data"], record)
+        part = getattr(data, settings["part"])
         names, labelled = [str(number) for number in range(len(part))], True
     model = saved.load_model(run, record["facts"], chosen.path)
 
     import torch
 
     from launcher.models.mirrored import Mirrored
+    from launcher.outputs import Outputs
     from launcher.stream import in_order
+    from launcher.tryout import read_outputs
+
+    meaning = read_outputs(model, part, Outputs.of(data, run["loss"]))
 
     if run.get("test_time_flip", False):  # as its test part was measured
         model = Mirrored(model)
@@ -83,7 +84,6 @@ def predict(settings: dict[str, Any]) -> int:
         run["float32_matmul_precision"],
     )  # fmt: skip
     model.to(accelerator.device).eval()
-    head, rows_of = _table(record, run, labelled)
     batches = in_order(part, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -91,51 +91,18 @@ def predict(settings: dict[str, Any]) -> int:
             file = stack.enter_context(replacing(output, newline=""))
         except OSError as error:
             raise ConfigError(f"output={output}: cannot be written: {error.strerror}. Name another file.") from error
-        writer = csv.writer(file)
-        writer.writerow(["sample", *head])
-        named = iter(names)
+        writer, named, head = csv.writer(file), iter(names), False
         for inputs, targets in batches:
             with accelerator.autocast():
-                outputs = model(inputs)
-            for row in rows_of(outputs.float().cpu(), targets.cpu()):
+                scores = meaning.scores(model(inputs).float().cpu())
+            truth = targets.cpu() if labelled else None
+            if not head:
+                writer.writerow(["sample", *meaning.columns(scores, truth, True)])
+                head = True
+            for row in meaning.rows(scores, truth):
                 writer.writerow([next(named), *row])
     print(f"{len(names)} samples, {chosen}: {output}")
     return 0
-
-
-def _table(
-    record: dict[str, Any], run: dict[str, Any], labelled: bool
-) -> "tuple[list[str], Callable[[Tensor, Tensor], Iterator[list[Any]]]]":
-    """The names of the columns after the first, and what makes rows of outputs [n, k] and targets."""
-    import torch
-
-    from launcher.losses import probabilities
-
-    if record["task"] == "classification":
-        names = record["class_names"] or [str(number) for number in range(record["num_outputs"])]
-
-        def classes(outputs: "Tensor", targets: "Tensor") -> Iterator[list[Any]]:
-            shares = probabilities(run["loss"], outputs)
-            found = outputs.argmax(1).tolist()  # as the accuracy counts: rounding may make two shares equal
-            for guess, target, row in zip(found, targets.tolist(), shares.tolist(), strict=True):
-                yield [names[guess], *([names[target]] if labelled else []), *(f"{share:.9g}" for share in row)]
-
-        return ["predicted", *(["target"] if labelled else []), *(f"p_{name}" for name in names)], classes
-
-    mean, std = saved.tensor(record["target_mean"]), saved.tensor(record["target_std"])
-
-    def numbers(outputs: "Tensor", targets: "Tensor") -> Iterator[list[Any]]:
-        columns = [outputs.double().reshape(len(outputs), -1)]
-        if labelled:
-            columns.append(targets.double().reshape(len(targets), -1))
-        if mean is not None and std is not None:
-            columns = [column * std + mean for column in columns]
-        for row in torch.cat(columns, 1).tolist():
-            yield [f"{number:.9g}" for number in row]
-
-    count = record["num_outputs"]
-    each = ["predicted", *(["target"] if labelled else [])]
-    return [f"{name}_{i}" if count > 1 else name for name in each for i in range(count)], numbers
 
 
 if __name__ == "__main__":

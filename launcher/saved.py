@@ -1,6 +1,7 @@
 """A run as it lies on the disk, taken up for other ends than training: to be measured, used, exported or repeated."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -154,9 +155,9 @@ def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -
 
 
 def without_file(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a model that shall not begin with the weights in a file, since a checkpoint brings all of them."""
+    """Settings of a model without the file that its weights begin with, which finetune.py reads."""
     ours = str(model.get("_target_")).startswith("launcher.models.")
-    return {**model, "checkpoint": None} if ours and "checkpoint" in model else dict(model)
+    return {key: value for key, value in model.items() if key != "checkpoint" or not ours}
 
 
 def read_others(record: Mapping[str, Any], path: Any) -> "Others":
@@ -204,11 +205,13 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
         ConfigError: What is read now is prepared by other numbers, or has other classes.
     """
     from launcher.components import build_data
+    from launcher.losses import fit_task
 
-    data = build_data({**run["data"], **changes})
+    leaves_out = run["divergence"]["action"] == "rollback"
+    data = fit_task(build_data({**run["data"], **changes}, leaves_out), run["loss"])
     now = provenance.record_of(data)
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
-        if now[key] != record[key]:
+        if not _same(record[key], now[key]):
             raise ConfigError(
                 f"data: this is not what the run learned from: its {key.replace('_', ' ')} would be another "
                 f"({_short(record[key])} then, {_short(now[key])} now). To take other samples as the run "
@@ -218,6 +221,17 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
         for line in provenance.data_differences(record, now):
             log.warning("changed    %s; samples that the run learned from may be in any part now", line)
     return data
+
+
+def _same(then: Any, now: Any) -> bool:
+    """Whether a value is what it was: numbers but for rounding, settings but for those that there were not yet."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return all(key in now and _same(value, now[key]) for key, value in then.items())
+    if isinstance(then, list) and isinstance(now, list):
+        return len(then) == len(now) and all(map(_same, then, now))
+    if isinstance(then, float) and isinstance(now, float):
+        return math.isclose(then, now, rel_tol=1e-9)
+    return bool(then == now)
 
 
 def _short(value: Any) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from launcher import loading
 from launcher.batch import BatchPlan
-from launcher.data import DatasetPart, TensorPart
+from launcher.data import DatasetPart, TensorPart, as_numbers
 from launcher.distributed import Ranks
 from launcher.keys import AUGMENT, ORDER, derive, derive_each, mix
 from launcher.loading import to_device
@@ -255,6 +255,7 @@ class Stream:
             inputs = part.augment(inputs, draws)
         if part.prepare is not None:
             inputs = part.prepare(inputs)
+        inputs = as_numbers(inputs, part)
         return (inputs, targets) if inputs.device == self.device else to_device((inputs, targets), self.device)
 
     def _from_loader(self, part: DatasetPart, first_step: int, last_step: int) -> Iterator[Batch]:
@@ -346,7 +347,7 @@ def in_order(
             inputs = part.inputs[start:stop]
             # A copy lies at a fixed alignment, on which the last bits of a matrix product depend.
             inputs = inputs.clone() if part.prepare is None else part.prepare(inputs)
-            yield to_device((inputs, part.targets[start:stop]), device)
+            yield to_device((as_numbers(inputs, part), part.targets[start:stop]), device)
         return
     yield from loading.in_order(part, cuts, workers, device)
 

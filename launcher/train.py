@@ -103,6 +103,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         log.info("data       %s", data)
         for line in directory.notes:
             log.warning("found      %s", line)
+        for note in data.notes:
+            log.warning("note       %s", note)
         if not complete:
             for line in provenance.write(path, composed.plain(), data, ranks.world_size, device):
                 log.warning("changed    %s", line)
@@ -164,7 +166,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             trainer.check()
             trainer.settle()
         return engine.evaluate(
-            Mirrored(trainer.measured) if flip else trainer.measured, loss, part, data, accelerator, ranks,
+            Mirrored(trainer.measured) if flip else trainer.measured, loss, part, parts.outputs, accelerator, ranks,
             plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, parts.shards, lambda: bool(stop),
             parts.sharding is not None,
         )  # fmt: skip
@@ -203,8 +205,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     predictions = None
     if tested and settings.wandb.tables:
         predictions = gallery.columns(
-            Mirrored(trainer.measured) if settings.test_time_flip else trainer.measured, data.test, data,
-            settings.loss, settings.wandb.tables, plan.evaluation_size(data.tokens), accelerator,
+            Mirrored(trainer.measured) if settings.test_time_flip else trainer.measured, data.test, data.input_shape,
+            parts.outputs, settings.wandb.tables, plan.evaluation_size(data.tokens), accelerator,
         )  # fmt: skip
     status = "finished" if tested else "stopped"
     reasons = distributed.at_rank_0(stop.reason, ranks.world_size, ranks.rank)  # one of them has heard the signal

@@ -152,7 +152,7 @@ def test_diabetes_is_standardised_by_the_training_part():
     for part, at in zip(parts(data), (train, validation, test), strict=True):
         np.testing.assert_allclose(part.inputs, inputs[at], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(part.targets, targets[at], rtol=1e-4, atol=1e-5)
-        assert part.targets.dtype == torch.float32 and part.targets.shape[1:] == (1,)
+        assert part.targets.dtype == torch.float64 and part.targets.shape[1:] == (1,)
     back = data.test.targets * data.target_std + data.target_mean
     np.testing.assert_allclose(back[:, 0], theirs.target[test], rtol=1e-5)
     with pytest.raises(ConfigError, match="data=diabetes is a regression"):
@@ -455,7 +455,7 @@ def test_csv_as_a_regression(tmp_path):
     path = table(tmp_path / "t.csv", ["x", "y"], [[i, 3 * i + 0.5] for i in range(50)])
     data = load("csv", path=path, target="y")
     assert (data.task, data.num_outputs, data.class_names) == ("regression", 1, None)
-    torch.testing.assert_close(data.test.targets, data.test.inputs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(data.test.targets.float(), data.test.inputs, rtol=1e-4, atol=1e-5)
     assert data.train.targets.shape == (35 + 1, 1)
     # Whole numbers of many values are a regression too, and of few one where it is asked for.
     path = table(tmp_path / "u.csv", ["x", "y"], [[i, i] for i in range(50)])
@@ -497,7 +497,7 @@ def edited(path: Path, line: int, text: str | None) -> str:
         (2, "NA,2,3,x", r"t\.csv, line 2, column 'a': 'NA' is no number; fill it in"),
         (9, "1e400,2,3,x", r"t\.csv, line 9, column 'a': '1e400' is not finite"),
         (5, "1,2,3, ", r"t\.csv, line 5, column 'kind': '' is no target"),
-        (5, "1,2,3", r"t\.csv, line 5 has 3 columns, and the header has 4"),
+        (5, "1,2,3", r"t\.csv, line 5 has 3 columns, and the first 4"),
         (5, "1,2,3,x,5", r"t\.csv, line 5 has 5 columns"),
         (1, "a,a,c,kind", r"t\.csv has more than one column named 'a'"),
         (1, "a,b,c,label", r"data\.target: .*t\.csv has no column 'kind'; it has: a, b, c, label"),
@@ -531,7 +531,7 @@ def test_csv_refuses_what_is_no_table(tmp_path):
         with pytest.raises(ConfigError, match=message):
             load("csv", path=str(path), target="k")
     path.write_text("a,k\n" + "1,2.5\n" * 9)
-    with pytest.raises(ConfigError, match=r"the target is \[2\.5\] in all \d training rows"):
+    with pytest.raises(ConfigError, match=r"data\.target: it is \[2\.5\] in all \d training rows"):
         load("csv", path=str(path), target="k")
     with pytest.raises(ConfigError, match=r"data\.path: cannot read .*gone\.csv: No such file"):
         load("csv", path=str(tmp_path / "gone.csv"), target="k")
@@ -655,8 +655,12 @@ def test_image_folder_refuses_folders_that_do_not_fit(tmp_path):
     pytest.importorskip("torchvision")
     refused(r"data\.root: None is no directory", root=None)
     refused(r"data\.root: .* has no folder train")
+    refused(r"data\.root: there is no directory .*nowhere", root=str(tmp_path / "nowhere"))
     (tmp_path / "train").mkdir()
-    refused(r"data\.root: .*train: ")
+    refused(r"data\.root: .*train has no folder of a class")
+    (tmp_path / "train" / "bear").mkdir()
+    refused(r"data\.root: .*train/bear has no image \(\.jpg")
+    (tmp_path / "train" / "bear").rmdir()
     pictures(tmp_path / "train", {"ant": 6})
     refused(r"train has one class, 'ant'")
     pictures(tmp_path / "more", {"bee": 6})
@@ -685,7 +689,7 @@ def test_image_folder_without_torchvision_says_how_to_install_it(tmp_path):
     (tmp_path / "torchvision.py").write_text("raise ImportError('not here')")
     code = (
         "from launcher.data.image_folder import load\n"
-        "try: load('x', 8, 1.0, 1.0, True, 'none', 0.0, [0]*3, [1]*3, [], [], 0.1, 0.1, 0)\n"
+        "try: load('x', 8, 1.0, 1.0, True, 'none', 0.0, [0]*3, [1]*3, [], [], 0.1, 0.1, 0, None)\n"
         "except ValueError as error: print(type(error).__name__, error)"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])

@@ -41,6 +41,11 @@ def every(part, workers=0):
     return torch.cat(inputs), torch.cat(targets)
 
 
+def raw(data, inputs):
+    """Inputs as the file has them."""
+    return (inputs.double() * data.input_std.view(data.input_shape) + data.input_mean.view(data.input_shape)).float()
+
+
 def pictures(n: int, mode="RGB", side=(6, 5), seed=0):
     from PIL import Image
 
@@ -120,15 +125,19 @@ def test_vectors_of_a_parquet_file_as_a_regression(tmp_path):
     assert (data.task, data.input_shape, data.num_outputs) == ("regression", (4,), 2)
     assert [len(data.train), len(data.validation), len(data.test)] == [19, 2, 9]
     x, y = (torch.cat(both) for both in zip(*map(every, (data.train, data.validation, data.test)), strict=True))
-    original = y * data.target_std + data.target_mean
+    original = (y * data.target_std + data.target_mean).float()
+    of_train = every(data.train)[0].double()
+    torch.testing.assert_close(of_train.mean(0), torch.zeros(4).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(of_train.std(0, correction=0), torch.ones(4).double())
+    x = raw(data, x)
     order = torch.from_numpy(inputs[:, 0]).argsort()
     torch.testing.assert_close(x[x[:, 0].argsort()], torch.from_numpy(inputs)[order])
     torch.testing.assert_close(
         original[x[:, 0].argsort()], torch.from_numpy(targets).float()[order], rtol=1e-4, atol=1e-4
     )
     of_train = every(data.train)[1]
-    torch.testing.assert_close(of_train.mean(0), torch.zeros(2), rtol=0, atol=1e-5)
-    torch.testing.assert_close(of_train.std(0, correction=0), torch.ones(2))
+    torch.testing.assert_close(of_train.mean(0), torch.zeros(2).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(of_train.std(0, correction=0), torch.ones(2).double())
     assert load(tmp_path / "table.parquet", input="x", target="first").num_outputs == 1
 
 
@@ -137,11 +146,11 @@ def test_classes_of_text_and_of_numbers_in_csv_and_json(tmp_path):
     of_text = load(tmp_path / "t.csv", input="x", target="kind")
     assert (of_text.class_names, of_text.input_shape) == (["a", "b"], (1,))
     inputs, targets = every(of_text.train)
-    assert torch.equal(inputs[:, 0] % 2, targets.float())
+    assert torch.equal(raw(of_text, inputs)[:, 0].round() % 2, targets.float())
     of_numbers = load(tmp_path / "t.csv", input="x", target="size")
     assert of_numbers.class_names == ["5", "6", "7"]
     inputs, targets = every(of_numbers.test)
-    assert torch.equal(inputs[:, 0] % 3, targets.float())
+    assert torch.equal(raw(of_numbers, inputs)[:, 0].round() % 3, targets.float())
     assert load(tmp_path / "t.csv", input="x", target="size", task="regression").task == "regression"
     lines = [json.dumps({"x": [[i, 1], [2, 3]], "y": i % 2 == 0}) for i in range(20)]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
@@ -157,7 +166,7 @@ def test_splits_by_name(tmp_path):
         datasets.Dataset.from_dict(content).to_parquet(str(tmp_path / "d" / f"{name}.parquet"))
     data = load(tmp_path / "d", input="x", target="y")
     assert [len(data.train), len(data.validation), len(data.test)] == [20, 6, 5]
-    torch.testing.assert_close(every(data.validation)[0], torch.from_numpy(table(6, seed=6)[0]))
+    torch.testing.assert_close(raw(data, every(data.validation)[0]), torch.from_numpy(table(6, seed=6)[0]))
     splits = {"train": "validation", "validation": "test", "test": "train"}
     data = load(tmp_path / "d", input="x", target="y", splits=splits)
     assert [len(data.train), len(data.validation), len(data.test)] == [6, 5, 20]
@@ -176,21 +185,119 @@ def test_no_row_is_in_two_parts(tmp_path):
 def test_things_that_may_occur_together_stay_0_and_1(tmp_path):
     inputs, several = table()[0], np.arange(90).reshape(30, 3) % 2
     datasets.Dataset.from_dict({"x": inputs.tolist(), "y": several.tolist()}).to_parquet(tmp_path / "several.parquet")
-    data = load(tmp_path / "several.parquet", input="x", target="y", task="regression")
-    assert data.target_mean is None and set(data.train.targets.unique().tolist()) == {0.0, 1.0}
+    data = load(tmp_path / "several.parquet", input="x", target="y")
+    assert (
+        data.task == "multilabel"
+        and data.target_mean is None
+        and set(data.train.targets.unique().tolist()) == {0.0, 1.0}
+    )
     build_loss({"_target_": "launcher.losses.BinaryCrossEntropy", "pos_weight": None}, data)
+
+
+def prices(n=2000):
+    """House prices as they come: whole numbers, nearly all different; and inputs near 10^12."""
+    random = np.random.RandomState(0)
+    return {"x": (10**12 + random.randint(0, 10**6, n)).tolist(), "price": random.randint(15_000, 500_001, n).tolist()}
+
+
+@pytest.mark.parametrize(
+    ("targets", "task"),
+    [
+        (prices()["price"], "regression"),  # were 1,996 classes
+        ([float(price) for price in prices()["price"]], "regression"),
+        ([i % 7 for i in range(2000)], "classification"),
+        ([float(i % 2) for i in range(2000)], "classification"),  # were numbers, as pandas makes of whole ones
+        ([i % 2 + 0.5 for i in range(2000)], "regression"),
+        ([i % 2 == 0 for i in range(2000)], "classification"),
+        (["ab"[i % 2] for i in range(2000)], "classification"),
+        ([[i % 2, 1] for i in range(2000)], "multilabel"),
+        ([[i % 3, i % 5] for i in range(2000)], "regression"),
+    ],
+)
+def test_a_task_is_guessed_as_that_of_the_same_table_in_csv(targets, task, tmp_path):
+    from launcher.data import csv
+
+    content = {"x": [(7 * i) % 2000 for i in range(2000)], "y": targets}
+    dataset = datasets.Dataset.from_dict(content)
+    dataset.to_parquet(str(tmp_path / "t.parquet"))
+    data = load(tmp_path / "t.parquet", input="x", target="y")
+    assert data.task == task
+    if not isinstance(targets[0], list):
+        dataset.to_csv(str(tmp_path / "t.csv"))
+        of_csv = csv.load(str(tmp_path / "t.csv"), "y", "auto", ",", ".", None, [], 0.2, 0.1, 0)
+        assert of_csv.task == task and of_csv.class_names == data.class_names
+        kinds = (int, float) if not isinstance(targets[0], bool) else ()
+        assert [n for n in data.notes if n in of_csv.notes] == [n for n in data.notes if isinstance(targets[0], kinds)]
+        assert torch.equal(of_csv.test.targets, data.test.targets.view_as(of_csv.test.targets))
+        torch.testing.assert_close(every(data.train)[0], of_csv.train.inputs, rtol=0, atol=0)
+
+
+def test_numbers_near_a_million_millions_train_as_those_of_csv_do(tmp_path):
+    content = prices()
+    content["y"] = [(x - 10**12) / 10**5 + 0.1 * (i % 7) for i, x in enumerate(content["x"])]
+    datasets.Dataset.from_dict(content).to_parquet(str(tmp_path / "t.parquet"))
+    datasets.Dataset.from_dict({k: content[k] for k in ("x", "y")}).to_csv(str(tmp_path / "t.csv"))
+    run = ["loss=mse", "epochs=2", "threads=1", "num_workers=0", "optimizer.lr=0.01"]
+    words = ["data=huggingface", "data.path=t.parquet", "data.input=x", "data.target=y", "hydra.run.dir=hf"]
+    train([*run, *words], tmp_path).ok()
+    train([*run, "data=csv", "data.path=t.csv", "data.target=y", "hydra.run.dir=csv"], tmp_path, name="io1").ok()
+    ours, theirs = (summary(tmp_path / name)["final"] for name in ("hf", "csv"))
+    assert ours["test/loss"] == pytest.approx(theirs["test/loss"], rel=1e-4) and ours["test/r2"] > 0.9
+    assert (
+        "different values: a regression (data.task=classification takes each for a class)"
+        in (tmp_path / "hf/train.log").read_text()
+    )
+
+
+def test_the_format_that_a_dataset_was_saved_with_hides_nothing(tmp_path):
+    content = {"x": [[0.1 * i, float(i)] for i in range(40)], "y": [i % 2 for i in range(40)]}
+    plain = datasets.Dataset.from_dict(content)
+    plain.save_to_disk(str(tmp_path / "plain"))
+    plain.with_format("torch", columns=["y"]).save_to_disk(str(tmp_path / "formatted"))
+    one, two = (load(tmp_path / name, input="x", target="y") for name in ("plain", "formatted"))
+    assert torch.equal(every(one.train)[0], every(two.train)[0]) and torch.equal(one.input_mean, two.input_mean)
+
+
+def test_each_part_may_number_the_classes_in_its_own_order(tmp_path):
+    parts = {}
+    for part, names in {"train": ["cat", "dog", "cow"], "test": ["cow", "cat", "dog"]}.items():
+        features = datasets.Features({"x": datasets.Value("float64"), "y": datasets.ClassLabel(names=names)})
+        spoken = [["cat", "dog", "cow"][i % 3] for i in range(30)]
+        content = {"x": [float(i % 3) for i in range(30)], "y": spoken}
+        parts[part] = datasets.Dataset.from_dict(content, features=features)
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "d"))
+    data = load(tmp_path / "d", input="x", target="y")
+    assert data.class_names == ["cat", "dog", "cow"] and data.test.targets.tolist() == [0, 1, 2] * 10
+
+
+def test_grey_and_coloured_images_in_any_order(tmp_path):
+    """The channels were those of the first row for all."""
+    for first, both in {"L": pictures(30, "L") + pictures(30), "RGB": pictures(30) + pictures(30, "L")}.items():
+        content = {"image": both, "label": [i % 2 for i in range(60)]}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        datasets.Dataset.from_dict(content, features=features).save_to_disk(str(tmp_path / first))
+        data = load(tmp_path / first, input="image", target="label")
+        assert data.input_shape == (3, 5, 6)
+        assert load(tmp_path / first, input="image", target="label", channels=1).input_shape == (1, 5, 6)
+    rare = Images("L", (6, 5), False, None, sure=False)
+    with pytest.raises(
+        ValueError, match=r"an image has colours, and those looked at first are grey; set data\.channels"
+    ):
+        rare(pictures(1))
+    assert rare(pictures(2, "L")).shape == (2, 1, 5, 6)
 
 
 @pytest.mark.parametrize(
     ("row", "words"), [([1.0, None, 3.0], "missing or not finite"), ([1.0, 2.0], "a row has 2 numbers, and the first")]
 )
-def test_a_row_that_cannot_be_a_sample_is_named_in_a_line(row, words, tmp_path):
+def test_a_row_that_cannot_be_a_sample_is_named_before_the_run(row, words, tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"x": row if i == 7 else [i, 2.0, 3.0], "y": i % 2}) + "\n" for i in range(40))
     )
     words_of_run = ["data=huggingface", "data.path=rows.jsonl", "data.input=x", "data.target=y", "model.hidden=[4]"]
     run = train([*words_of_run, "batch.global_size=40", "epochs=1", "hydra.run.dir=run"], tmp_path).wait()
-    assert run.status == [1] and words in run.err() and "Traceback" not in run.err(), run.err()
+    assert run.status == [2] and words in run.err() and "Traceback" not in run.err(), run.err()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_cached_dataset_is_found_by_its_name(tmp_path):
@@ -219,6 +326,9 @@ def test_a_cached_dataset_is_found_by_its_name(tmp_path):
         ("saved", {"splits": {"train": "train", "validation": "dev", "test": None}}, ["splits.validation", "'dev'"]),
         ("saved", {"splits": {"train": None}}, ["data.splits", "validation"]),
         ("saved", {"task": "language"}, ["data.task", "regression"]),
+        ("saved", {"task": "multilabel"}, ["data.target", "0 and 1", "data.task=multilabel"]),
+        ("saved", {"channels": 2}, ["data.channels", "2"]),
+        ("saved", {"bits": 8}, ["data.bits", "8"]),
         ("saved", {"image_size": 0}, ["data.image_size", "0"]),
         ("saved", {"mean": [0.5, 0.5]}, ["data.mean", "3 channels"]),
         ("saved", {"std": 0}, ["data.std", "0"]),
@@ -232,6 +342,10 @@ def test_a_cached_dataset_is_found_by_its_name(tmp_path):
             ["data.input", "'word'", "images nor numbers"],
         ),
         ("t.csv", {"input": "x", "target": "gap"}, ["data.target", "'gap'", "remove"]),
+        ("t.jsonl", {"input": "day", "target": "word"}, ["data.input", "'day'", "timestamp", "images nor numbers"]),
+        ("t.jsonl", {"input": "x", "target": "day"}, ["data.target", "'day'", "no classes", "data.task"]),
+        ("t.jsonl", {"input": "x", "target": "box"}, ["data.target", "'box'", "no classes"]),
+        ("t.jsonl", {"input": "list", "target": "word"}, ["data.input", "2 numbers, and the first one 1"]),
         ("t.csv", {"input": "x", "target": "one"}, ["data.target", "one class"]),
         ("t.csv", {"input": "x", "target": "word", "task": "regression"}, ["data.target", "word", "no numbers"]),
     ],
@@ -239,6 +353,9 @@ def test_a_cached_dataset_is_found_by_its_name(tmp_path):
 def test_wrong_input_is_named(path, changes, words, tmp_path):
     (tmp_path / "note.txt").write_text("no data")
     (tmp_path / "broken.parquet").write_text("no parquet")
+    lines = [{"x": i, "day": f"2020-01-0{i + 1}T00:00:00", "box": {"a": i}, "list": [1] * (1 + i), "word": f"{i % 2}"}
+             for i in range(9)]  # fmt: skip
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "t.csv").write_text("x,word,gap,one\n" + "".join(f"{i},w{i},{i or ''},1\n" for i in range(9)))
     if path in ("saved", "unlabelled"):
         saved(tmp_path / path, unlabelled=path == "unlabelled")

@@ -220,7 +220,7 @@ class Described(Pictures):
 
     def __getitem__(self, i):
         image, label = super().__getitem__(i)
-        return image.byte() if self.whole else {"image": image, "age": torch.rand(1)}, label
+        return image.long() if self.whole else {"image": image, "age": torch.rand(1)}, label
 
 
 @pytest.mark.parametrize(("whole", "message"), [(False, "data=made gives inputs in a dict"), (True, "whole numbers")])

@@ -68,7 +68,8 @@ def rows_of_test(directory, name):
     from launcher.data import split_three
     from launcher.data.csv import read as read_table
 
-    header, rows, _ = read_table(str(directory / f"{name}.csv"), ",", "data.path")
+    found = read_table(str(directory / f"{name}.csv"), ",", ".", None, "data.path")
+    header, rows = found.header, found.rows
     labels = torch.tensor([KINDS.index(row[-1]) for row in rows]) if name == "flowers" else None
     return header, [rows[i] for i in split_three(len(rows), 0.2, 0.1, 0, labels)[2].tolist()]
 

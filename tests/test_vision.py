@@ -22,9 +22,11 @@ from launcher.data import Data
 from launcher.data.image_folder import FolderImages
 from launcher.data.images import Erase, FlipAndShift, Together, augmentation
 from launcher.errors import BrokenFile, ConfigError
+from launcher.finetune import begin
 from launcher.keys import AUGMENT, derive
 from launcher.loading import SeededDataset
 from launcher.models.mirrored import Mirrored
+from launcher.saved import without_file
 from launcher.stream import in_order
 
 transforms = pytest.importorskip("torchvision.transforms.v2")
@@ -41,7 +43,10 @@ def option(group, name, /, **changes):
 def make(library, shape=(3, 32, 32), outputs=10, seed=0, **changes):
     pytest.importorskip(library)
     torch.manual_seed(seed)
-    return build("model", option("model", library, **changes), input_shape=shape, num_outputs=outputs)
+    settings = option("model", library, **changes)
+    model = build("model", without_file(settings), input_shape=shape, num_outputs=outputs)
+    begin(model, {"model.checkpoint": settings["checkpoint"]}, outputs, [])
+    return model
 
 
 def theirs(library, seed=0, **arguments):
@@ -137,11 +142,11 @@ def test_refuses_what_makes_no_model(tmp_path):
     refused(r"model\.name: torchvision has no model 'fcn_resnet50'", name="fcn_resnet50")
     refused(r"takes images of 3 channels or 1, and the data give 4; pick model=timm", shape=(4, 32, 32))
     refused(r"model\.name: this model refuses images of 3 x 32 x 32: .*height", name="vit_b_16")
-    refused(r"model\.checkpoint: there is no file", checkpoint=str(tmp_path / "none.pth"))
-    refused(r"model\.checkpoint: .*text\.pth holds no weights", checkpoint=str(tmp_path / "text.pth"))
-    refused(r"model\.checkpoint: .*other\.pth lacks 102 tensors", checkpoint=str(tmp_path / "other.pth"))
-    refused(r"model\.checkpoint: .*wide\.pth has other shapes of 1 .*conv1", checkpoint=str(tmp_path / "wide.pth"))
-    refused(r"model\.checkpoint: .*right\.pth lacks", name="resnet34", checkpoint=str(tmp_path / "right.pth"))
+    refused(r"model\.checkpoint=.*none\.pth: no weights are there", checkpoint=str(tmp_path / "none.pth"))
+    refused(r"model\.checkpoint=.*text\.pth: cannot be read as weights", checkpoint=str(tmp_path / "text.pth"))
+    refused(r"model\.checkpoint=.*other\.pth: no tensor in .* fits the model", checkpoint=str(tmp_path / "other.pth"))
+    refused(r"model\.checkpoint=.*wide\.pth has other shapes of 1 .*conv1", checkpoint=str(tmp_path / "wide.pth"))
+    refused(r"model\.checkpoint=.*right\.pth lacks", name="resnet34", checkpoint=str(tmp_path / "right.pth"))
 
 
 def test_without_the_library_it_says_how_to_install_it(tmp_path):
@@ -149,7 +154,7 @@ def test_without_the_library_it_says_how_to_install_it(tmp_path):
     code = "from launcher.models import timm, torchvision\n"
     for library, more in (("timm", "0.0, "), ("torchvision", "")):
         (tmp_path / f"{library}.py").write_text("raise ImportError('not here')")
-        code += f"try: {library}.create((3, 8, 8), 2, 'resnet18', None, {more}'batch', {{}})\n"
+        code += f"try: {library}.create((3, 8, 8), 2, 'resnet18', {more}'batch', {{}})\n"
         code += "except ValueError as error: print(type(error).__name__, error)\n"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
@@ -291,9 +296,9 @@ def test_a_run_does_not_need_the_file_it_began_with_any_more(tmp_path):
     train([*words, "epochs=2"], tmp_path, name="io1").ok()
     command("predict", ["run_dir=run", "num_workers=0", "part=test"], tmp_path).ok()
     command("export", ["run_dir=run", "num_workers=0", "output=out"], tmp_path).ok()
-    assert OmegaConf.load(tmp_path / "out/config.yaml").model.checkpoint is None
+    assert "checkpoint" not in OmegaConf.load(tmp_path / "out/config.yaml").model
     refused = train([*words[:-1], "hydra.run.dir=other"], tmp_path, name="io2").wait()
-    assert refused.status == [2] and "there is no file begin.safetensors" in refused.err()
+    assert refused.status == [2] and "model.checkpoint=begin.safetensors: no weights are there" in refused.err()
 
 
 def test_imagenet_keeps_its_validation_images_for_the_end(tmp_path):

@@ -2,17 +2,22 @@
 
 import math
 import zlib
-from collections.abc import Callable, Sized
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import IterableDataset
 
 from launcher.errors import ConfigError
 
 PRINTED = 1 << 20  # bytes of a part that its checksum covers at most, in rows at equal distances
+LOOKED = 1 << 24  # numbers that are looked through at once
+INDICES = {torch.int32, torch.int64}
 
 
 @dataclass
@@ -20,13 +25,16 @@ class TensorPart:
     """A part that lies in memory as two tensors, so that a batch is one indexing of each.
 
     Args:
-        inputs: [n, ...] of any dtype; images stay uint8, a quarter of the memory of float32.
-        targets: [n] int64 classes, [n, d] float32 numbers, or [n, t] tokens of any integer type.
+        inputs: [n, ...] of any dtype; images stay uint8, a quarter of the memory of float32. The model gets float32
+            (see `suit`), but for int32 and int64, which may be indices.
+        targets: [n] classes of any integer type, [n, d] numbers, [n, k] labels 0 and 1, or [n, t] tokens.
         prepare: Raw inputs [b, ...] to what the model gets [b, ...] float32; deterministic, row by row.
         augment: (raw inputs [b, ...], uniforms [b, draws] float32 in [0, 1)) to raw inputs [b, ...]; each row
             depends on its own row alone.
         draws: Uniform numbers per sample that augment takes.
         mapped: Both lie in a file that is read where it is asked for, and never as a whole.
+        dtype: Of the numbers that the model takes; see `suit`.
+        indices: Whether int32 and int64 are given as they are.
     """
 
     inputs: Tensor
@@ -35,6 +43,16 @@ class TensorPart:
     augment: Callable[[Tensor, Tensor], Tensor] | None = None
     draws: int = 0
     mapped: bool = False
+    dtype: torch.dtype = torch.float32
+    indices: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            if not isinstance(getattr(self, name), Tensor):
+                kind = type(getattr(self, name)).__name__
+                raise ConfigError(
+                    f"data: the {name} of a TensorPart are a {kind}, not a tensor; give torch.as_tensor(...)."
+                )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -53,6 +71,8 @@ class DatasetPart:
             by row, on the device: images cross over as uint8, a quarter of the bytes.
         batched: The dataset draws nothing at random, and gives a list of indices at once by `__getitems__`.
         plain: The same samples without anything random, for what measures them; None where `dataset` is so itself.
+        dtype: Of the numbers that the model takes; see `suit`.
+        indices: Whether int32 and int64 are given as they are.
     """
 
     dataset: Any
@@ -60,10 +80,18 @@ class DatasetPart:
     prepare: Callable[[Any], Any] | None = None
     batched: bool = False
     plain: Any = None
+    dtype: torch.dtype = torch.float32
+    indices: bool = True
     loader: Any = field(default=None, init=False, repr=False, compare=False)  # see launcher/loading.py
 
+    def __post_init__(self) -> None:
+        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
+            raise ConfigError(
+                f"data: {type(self.dataset).__name__} has no length and no sample by number, which the order of "
+                "samples and resuming need. Give a map-style Dataset, with __len__ and __getitem__."
+            )
+
     def __len__(self) -> int:
-        assert isinstance(self.dataset, Sized)
         return len(self.dataset)
 
 
@@ -76,20 +104,22 @@ class Data:
 
     Args:
         name: Name of the source.
-        task: `classification`, `regression`, or `language`: to predict the next token at each of t positions. A model
-            then maps tokens [b, t] to scores [b, t, num_outputs], and every target counts.
+        task: `classification`: one of num_outputs classes; `multilabel`: which of num_outputs labels there are, each 0
+            or 1; `regression`; or `language`: to predict the next token at each of t positions. A model then maps
+            tokens [b, t] to scores [b, t, num_outputs], and every target counts.
         input_shape: Shape of one prepared sample; (t,) for a language.
         num_outputs: Classes, numbers per sample to predict, or tokens of the vocabulary.
         train: What the weights are fitted to.
         validation: What choices are made by, such as the best checkpoint.
         test: What is measured once, at the end.
-        class_names: One name per class, in the order of the labels; None where unknown.
+        class_names: One name per class or label, in their order; None where unknown.
         target_mean: [d] float64, what was subtracted from the targets of a regression.
         target_std: [d] what they were then divided by: an error of 1 is this much in the user's own unit.
         input_mean: [d] float64, what was subtracted from each column of a table by the training part.
         input_std: [d] float64, what the column was then divided by.
         reader: How samples from elsewhere are read and prepared exactly as these: `_target_`, a function
             (path, **the other keys) -> Others, and its arguments, plain values. None: only its own parts are known.
+        notes: Lines that who trains on it should read: what was guessed, left out, or looks strange.
     """
 
     name: str
@@ -105,6 +135,15 @@ class Data:
     input_mean: Tensor | None = None
     input_std: Tensor | None = None
     reader: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for part in self.parts().values():
+            targets = part.targets
+            if self.task == "classification" and targets is not None and not targets.is_floating_point():
+                part.targets = targets.long()
+            if self.task == "language" and part.prepare is None:
+                part.prepare = as_indices
 
     def __str__(self) -> str:
         shape = "x".join(str(side) for side in self.input_shape)
@@ -112,6 +151,10 @@ class Data:
             f"{self.name}: {self.task}, {shape} to {self.num_outputs}; {len(self.train)} to train, "
             f"{len(self.validation)} to validate, {len(self.test)} to test"
         )
+
+    def parts(self) -> dict[str, Part]:
+        """The three parts by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @property
     def tokens(self) -> int | None:
@@ -138,9 +181,72 @@ class Data:
         if len(counts) != self.num_outputs:
             raise ConfigError(
                 f"data={self.name} has targets that are none of its {self.num_outputs} classes: give int64 labels [n] "
-                f"of 0..{self.num_outputs - 1}. Numbers, and classes that may occur together, are a regression."
+                f"of 0..{self.num_outputs - 1}. Numbers are a regression, classes that may occur together multilabel."
             )
         return counts
+
+    def check(self, leaves_out: bool = False) -> None:
+        """Look at all that is known without reading samples: inputs and targets in memory, labels, names.
+
+        Args:
+            leaves_out: Whether batches with NaN are left out of the training, and may be there.
+
+        Raises:
+            ConfigError: Something could not be trained on or measured.
+        """
+        if self.class_names is not None:
+            name, often = Counter(self.class_names).most_common(1)[0]
+            if often > 1 or len(self.class_names) != self.num_outputs:
+                many = f"calls {often} classes {name!r}" if often > 1 else f"names {len(self.class_names)} classes"
+                raise ConfigError(f"data={self.name} {many}; give each of its {self.num_outputs} classes its own name.")
+        for name, part in self.parts().items():
+            if len(part) == 0:
+                raise ConfigError(f"data={self.name}: its {name} part is empty.")
+            if isinstance(part, TensorPart) and not part.mapped and not (leaves_out and name == "train"):
+                row = first_infinite(part.inputs)
+                if row is not None:
+                    raise ConfigError(
+                        f"data={self.name}: the inputs of sample {row} of its {name} part hold NaN or infinity; mend "
+                        "the sample, or take it out."
+                    )
+            if part.targets is not None:
+                self.check_targets(name, part.targets, len(part))
+
+    def check_targets(self, name: str, targets: Tensor, samples: int) -> None:
+        """Check that some targets of a part are what the task takes.
+
+        Args:
+            name: Of the part.
+            targets: Some of its targets, or all.
+            samples: How many it should be.
+
+        Raises:
+            ConfigError: They are not.
+        """
+        place = f"data={self.name}: the targets of its {name} part"
+        if len(targets) != samples:
+            raise ConfigError(f"{place} are {len(targets)}, and its inputs {samples}.")
+        if self.task == "classification":
+            if targets.dim() != 1 or targets.is_floating_point():
+                raise ConfigError(
+                    f"{place} are {list(targets.shape)} {targets.dtype}; a classification takes one whole number per "
+                    "sample, its class. Numbers are a regression, classes that may occur together multilabel."
+                )
+            strange = (targets < 0) | (targets >= self.num_outputs)
+            words = f"none of its {self.num_outputs} classes, 0..{self.num_outputs - 1}; mend the label"
+        elif self.task == "multilabel":
+            strange = ((targets != 0) & (targets != 1)).flatten(1).any(1)
+            words = "not 0 or 1 for each label; mend it"
+        elif self.task == "regression" and targets.is_floating_point():
+            strange = ~targets.flatten(1).isfinite().all(1) if targets.dim() > 1 else ~targets.isfinite()
+            words = "no finite number; mend it"
+        else:
+            return
+        if strange.any():
+            row = int(strange.nonzero()[0, 0])
+            raise ConfigError(
+                f"{place} have {targets[row].tolist()} at sample {row}, which is {words}, or take the sample out."
+            )
 
     def move_to(self, device: torch.device) -> None:
         """Let data that lies in memory live on a GPU, where all of it fits into a quarter of what is free there.
@@ -167,7 +273,7 @@ class Data:
             "num_outputs": self.num_outputs,
             "out_features": self.num_outputs,
         }
-        if self.task == "classification":
+        if self.task in ("classification", "multilabel"):
             facts["num_classes"] = self.num_outputs
         if len(self.input_shape) == 3:
             facts["in_channels"] = self.input_shape[0]
@@ -192,7 +298,7 @@ class Data:
             "prepare": {"name": type(prepare).__name__, **plain} if prepare is not None else None,
             "reader": self.reader,
             "facts": {key: list(fact) if isinstance(fact, tuple) else fact for key, fact in self.facts().items()},
-            "parts": {name: _print_of(getattr(self, name)) for name in ("train", "validation", "test")},
+            "parts": {name: _print_of(part) for name, part in self.parts().items()},
         }
 
 
@@ -222,8 +328,50 @@ def _print_of(part: Part) -> dict[str, Any]:
     for tensor in tensors:
         if isinstance(tensor, Tensor) and len(tensor):
             rows = tensor[:: max(1, -(-tensor.nbytes // PRINTED))].cpu().contiguous()
+            rows = rows.float() if rows.dtype == torch.float64 else rows  # as the model gets them
             checksum = zlib.crc32(rows.numpy().tobytes(), checksum)
     return {"samples": len(part), "checksum": checksum}
+
+
+def as_indices(raw: Any) -> Any:
+    """Tokens as an embedding takes them: int64."""
+    return raw.long() if isinstance(raw, Tensor) else raw
+
+
+def as_numbers(inputs: Any, part: Part) -> Any:
+    """Inputs of a part as layers take them: floating-point, but for int32 and int64 where these are indices."""
+    if not isinstance(inputs, Tensor):
+        return tree_map_only(Tensor, lambda tensor: as_numbers(tensor, part), inputs)
+    kept = inputs.dtype is part.dtype or inputs.is_complex() or (part.indices and inputs.dtype in INDICES)
+    return inputs if kept else inputs.to(part.dtype)
+
+
+def suit(model: nn.Module, *parts: Part) -> None:
+    """Let a model get its inputs in the type of its parameters, float32 for most."""
+    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+    for part in parts:
+        part.dtype = dtype
+        if isinstance(part, TensorPart) and part.prepare is None and part.inputs.is_floating_point():
+            part.inputs = part.inputs.to(dtype)  # once, and not in each batch
+
+
+def first_infinite(numbers: Any) -> int | None:
+    """The first row of [n, ...], or of any such tensor in a pytree, that holds NaN or infinity; None for none."""
+    if not isinstance(numbers, Tensor):
+        leaves = (first_infinite(leaf) for leaf in tree_leaves(numbers) if isinstance(leaf, Tensor))
+        return min((row for row in leaves if row is not None), default=None)
+    if not numbers.is_floating_point() or not len(numbers):
+        return None
+    at_once = max(1, LOOKED // max(1, numbers[0].numel()))
+    for first in range(0, len(numbers), at_once):
+        rows = (
+            numbers[first : first + at_once].flatten(1) if numbers.dim() > 1 else numbers[first : first + at_once, None]
+        )
+        if not rows.sum().isfinite():  # a sum of finite ones may be infinite
+            found = (~rows.isfinite().all(1)).nonzero()
+            if len(found):
+                return first + int(found[0])
+    return None
 
 
 def free(device: torch.device) -> int:

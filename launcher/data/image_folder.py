@@ -1,6 +1,8 @@
 """A user's own images: one folder per part, in it one folder per class."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.data import Data, DatasetPart, Others, check_flag, check_fraction, check_seed, split
-from launcher.data.images import StandardiseChannels, check_erasing, converted
+from launcher.data.folders import ENDINGS, Folders
+from launcher.data.images import LOOK, StandardiseChannels, check_bits, check_erasing, converted, look
+from launcher.data.table import doubts
 from launcher.errors import BrokenFile, ConfigError
 
 AUGMENTS = ("none", "light", "randaugment", "trivial")
+TRAIN = ("train", "training")
 
 
 class FolderImages(Dataset):
@@ -61,15 +66,17 @@ def load(
     test: float,
     validation: float,
     split_seed: int,
+    bits: int | None,
 ) -> Data:
     """Find the images under root/train and the folders of the other two parts, one folder per class.
 
-    A part without a folder of its own is split off the training images. Validation and test images are
-    resized and cropped at the centre. Training images are cropped at random, mirrored and changed further by
-    `augment` and `random_erasing`; the random numbers come from the global generator of torch.
+    A part without a folder of its own is split off the training images; without a folder `train` the folders of the
+    classes lie in root itself, and all three parts are split. Names of parts are taken in upper and lower case.
+    Validation and test images are resized and cropped at the centre. Training images are cropped at random, mirrored
+    and changed further by `augment` and `random_erasing`; the random numbers come from the global generator of torch.
 
     Args:
-        root: Directory with the folder `train`.
+        root: Directory with the folder `train`, or with a folder for each class.
         image_size: Side of the square that the model gets, in pixels.
         crop: Side of the centre crop over the shorter side of the image, in (0, 1].
         min_scale: Smallest share of the area that a random crop keeps (Szegedy et al. 2015), in (0, 1]; 1 for
@@ -87,14 +94,13 @@ def load(
         test: Share of the training images for the test part, in (0, 1), where there is no folder for it.
         validation: Share of the rest for the validation part, in (0, 1), where there is no folder for it.
         split_seed: Seed of the split.
+        bits: That images of 16 bits use; None: those that the file names, else 16.
 
     Raises:
         ConfigError: A folder is missing or empty, a part has a class that training does not have, a setting
             is outside its range, or torchvision is missing.
     """
     transforms = _transforms()
-    from torchvision.datasets import ImageFolder
-
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise ConfigError(f"data.image_size: {image_size!r} is no side in pixels; it must be an integer >= 1.")
     for setting, share in (("data.crop", crop), ("data.min_scale", min_scale)):
@@ -106,6 +112,7 @@ def load(
     if min(std) <= 0:
         raise ConfigError(f"data.std: {list(std)} has a value that is not above 0.")
     check_flag("data.flip", flip)
+    check_bits(bits)
     check_erasing(random_erasing)
     if augment not in AUGMENTS:
         raise ConfigError(f"data.augment: {augment!r} is unknown; pick one of {', '.join(AUGMENTS)}.")
@@ -114,51 +121,20 @@ def load(
             raise ConfigError(f"{setting}: {names!r} is not a list; give names such as {setting}=[val].")
     if not root or not isinstance(root, str):
         raise ConfigError(f"data.root: {root!r} is no directory; name the one that holds the folder train.")
-    folder = Path(root).expanduser()
-    if not (folder / "train").is_dir():
-        raise ConfigError(
-            f"data.root: {folder} has no folder train; put the images of each class into train/CLASS in it."
-        )
-
-    def scan(part: Path, classes: list[str] | None) -> tuple[list[str], list[tuple[str, int]]]:
-        try:
-            # Only in training must each class have images.
-            found = ImageFolder(str(part), allow_empty=classes is not None)
-        except FileNotFoundError as error:
-            raise ConfigError(f"data.root: {part}: {error}") from error
-        if classes is None:
-            return found.classes, found.samples
-        new = [name for name in found.classes if name not in classes]
-        if new:
-            raise ConfigError(
-                f"data.root: {part} has the class folder {new[0]!r}, which {folder}/train does not have; "
-                f"that has: {', '.join(classes)}."
-            )
-        if not found.samples:
-            raise ConfigError(f"data.root: {part} has no images; fill it, or remove it to split them off train.")
-        return classes, [(path, classes.index(found.classes[label])) for path, label in found.samples]
-
-    classes, train = scan(folder / "train", None)
-    if len(classes) < 2:
-        raise ConfigError(f"data.root: {folder}/train has one class, {classes[0]!r}; at least two are needed.")
-
-    def part_of(setting: str, share: float, names: Sequence[str]) -> list[tuple[str, int]]:
-        """The images of the first of these folders, else a share taken out of the training images."""
-        nonlocal train
-        for name in names:
-            if (folder / name).is_dir():
-                return scan(folder / name, classes)[1]
-        check_fraction(setting, share)
-        labels = torch.tensor([label for _, label in train])
-        kept, out = split(len(train), share, check_seed("data.split_seed", split_seed), labels)
-        if len(out) == 0:
-            raise ConfigError(f"{setting}: {len(train)} images of {len(classes)} classes leave none to split off.")
-        taken = [train[i] for i in out.tolist()]
-        train = [train[i] for i in kept.tolist()]
-        return taken
-
-    tested = part_of("data.test", test, test_folders)
-    validated = part_of("data.validation", validation, validation_folders)
+    classes, samples, notes = find(Path(root).expanduser(), validation_folders, test_folders)
+    for name, share in (("test", test), ("validation", validation)):
+        if name not in samples:
+            check_fraction(f"data.{name}", share)
+            labels = torch.tensor([label for _, label in samples["train"]])
+            kept, out = split(len(labels), share, check_seed("data.split_seed", split_seed), labels)
+            if len(out) == 0:
+                raise ConfigError(
+                    f"data.{name}: {len(labels)} images of {len(classes)} classes leave none to split off."
+                )
+            samples[name] = [samples["train"][i] for i in out.tolist()]
+            samples["train"] = [samples["train"][i] for i in kept.tolist()]
+    shown = samples["train"][:: -(-len(samples["train"]) // LOOK)]
+    notes += look(_openable(path for path, _ in shown), bits)[1]
 
     # A whole batch is standardised at once, where the model is: per image it takes longer than reading a small one.
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
@@ -178,7 +154,8 @@ def load(
     centre = [*centre, transforms.PILToTensor()]
 
     def part(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetPart:
-        dataset, plain = (FolderImages(samples, read_image, transforms.Compose(some)) for some in (steps, centre))
+        read = partial(read_image, bits=bits)
+        dataset, plain = (FolderImages(samples, read, transforms.Compose(some)) for some in (steps, centre))
         return DatasetPart(dataset, torch.tensor([label for _, label in samples]), standardise, plain=plain)
 
     return Data(
@@ -186,10 +163,11 @@ def load(
         task="classification",
         input_shape=(3, image_size, image_size),
         num_outputs=len(classes),
-        train=part(train, random),
-        validation=part(validated, centre),
-        test=part(tested, centre),
+        train=part(samples["train"], random),
+        validation=part(samples["validation"], centre),
+        test=part(samples["test"], centre),
         class_names=classes,
+        notes=notes,
         reader={
             "_target_": "launcher.data.image_folder.read_alike",
             "classes": classes,
@@ -197,8 +175,71 @@ def load(
             "crop": crop,
             "mean": list(mean),
             "std": list(std),
+            "bits": bits,
         },
     )
+
+
+def _openable(paths: Iterable[str]) -> Iterator[Any]:
+    """Images that can be opened; of the others the run tells when their turn comes."""
+    from PIL import Image
+
+    for path in paths:
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            yield image
+
+
+def find(
+    root: Path, validation_folders: Sequence[str], test_folders: Sequence[str]
+) -> tuple[list[str], dict[str, list[tuple[str, int]]], list[str]]:
+    """Find the images of the classes.
+
+    Args:
+        root: As for `load`.
+        validation_folders: As for `load`.
+        test_folders: As for `load`.
+
+    Returns:
+        The names of the classes; the (file, class) of each image of the parts that have a folder; lines for the log.
+
+    Raises:
+        ConfigError: A folder is missing or empty, or a part has a class that training does not have.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"data.root: there is no directory {root}.")
+    folders, there, notes = Folders(root), Folders.within(root), []
+    names = {"train": TRAIN, "test": test_folders, "validation": validation_folders}
+    chosen = {part: place for part, of in names.items() if (place := Folders.called(there, of)) is not None}
+    if "train" not in chosen:
+        if chosen or not there:
+            raise ConfigError(
+                f"data.root: {root} has no folder train; put the images of each class into train/CLASS in it, or into "
+                "CLASS in it and nothing else."
+            )
+        chosen["train"] = root
+        notes.append(f"{root} has no folder train: its folders are the classes, and all parts are split off them")
+    elif aside := [place.name for place in there if place not in chosen.values()]:
+        notes.append(f"left aside under {root}: the folders {', '.join(aside)}")
+    found = {part: folders.classes(part, place) for part, place in chosen.items()}
+    classes, train = list(found["train"]), chosen["train"]
+    nested = [inner.parent for place in there for inner in Folders.within(place) if inner.name.casefold() in TRAIN]
+    hint = f" Is data.root={nested[0]} meant?" if nested else ""
+    if len(classes) < 2:
+        raise ConfigError(f"data.root: {train} has one class, {classes[0]!r}; at least two are needed.{hint}"
+                          if classes else f"data.root: {train} has no folder of a class.{hint}")  # fmt: skip
+    samples = {}
+    for part, of_class in found.items():
+        if new := [name for name in of_class if name not in classes]:
+            raise ConfigError(
+                f"data.root: {chosen[part]} has the class folder {new[0]!r}, which {train} does not have; "
+                f"that has: {', '.join(classes)}."
+            )
+        samples[part] = [(path, classes.index(name)) for name, paths in of_class.items() for path in paths]
+        if not samples[part]:
+            raise ConfigError(
+                f"data.root: {chosen[part]} has no images; fill it, or remove it to split them off train."
+            )
+    return classes, samples, [*notes, *folders.told(), *doubts(classes)]
 
 
 def _transforms() -> Any:
@@ -219,7 +260,13 @@ def _centre(image_size: int, crop: float) -> list[Any]:
 
 
 def read_alike(
-    path: str | Sequence[str], classes: list[str], image_size: int, crop: float, mean: list[float], std: list[float]
+    path: str | Sequence[str],
+    classes: list[str],
+    image_size: int,
+    crop: float,
+    mean: list[float],
+    std: list[float],
+    bits: int | None = None,
 ) -> Others:
     """Find other images, to be prepared as the validation images of a run.
 
@@ -231,17 +278,16 @@ def read_alike(
         crop: Side of the centre crop over the shorter side of the image.
         mean: Of red, green and blue, which run from 0 to 1.
         std: Of red, green and blue.
+        bits: As the run's setting.
 
     Raises:
         ConfigError: There is no such file, or no image.
     """
     transforms = _transforms()
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     if isinstance(path, str):
         place = Path(path).expanduser()
         if place.is_dir():
-            files = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+            files = [Path(file) for file in Folders(place).images(place)]
         elif place.suffix == ".txt" and place.is_file():
             files = [Path(line.strip()) for line in place.read_text().splitlines() if line.strip()]
         else:
@@ -249,22 +295,24 @@ def read_alike(
     else:
         files = [Path(str(file)).expanduser() for file in path]
     if not files:
-        raise ConfigError(f"input: {path} has no image ({', '.join(IMG_EXTENSIONS)}).")
+        raise ConfigError(f"input: {path} has no image ({', '.join(ENDINGS)}).")
     if absent := [file for file in files if not file.is_file()]:
         raise ConfigError(f"input: there is no file {absent[0]}; name an image, a directory or a list (.txt) of them.")
     labelled = all(file.parent.name in classes for file in files)
     samples = [(str(file), classes.index(file.parent.name) if labelled else 0) for file in files]
     dataset = FolderImages(
-        samples, read_image, transforms.Compose([*_centre(image_size, crop), transforms.PILToTensor()])
+        samples,
+        partial(read_image, bits=bits),
+        transforms.Compose([*_centre(image_size, crop), transforms.PILToTensor()]),
     )
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
     part = DatasetPart(dataset, torch.tensor([label for _, label in samples]), standardise)
     return Others(part, [str(file) for file in files], labelled)
 
 
-def read_image(path: str) -> Any:
+def read_image(path: str, bits: int | None = None) -> Any:
     """The image in a file, as RGB, whatever its own mode."""
     from PIL import Image
 
     with Image.open(path) as image:
-        return converted(image, "RGB")
+        return converted(image, "RGB", bits)

@@ -1,4 +1,10 @@
-"""Tables of numbers: split, then standardised by what the training part shows."""
+"""Tables of numbers: which task a target is, classes in their order, and columns standardised by the training part."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import torch
@@ -7,10 +13,113 @@ from torch import Tensor
 from launcher.data import Data, TensorPart, split_three
 from launcher.errors import ConfigError
 
+TASKS = ("auto", "classification", "regression")
+FEW = 20  # different whole numbers up to which `auto` takes a target for classes
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+CODE = re.compile(r"[+-]?0\d")  # 007 is the name of something, and no number
+# Deviation of a column that does not vary in training: by it every value becomes 0, as nothing was learned about it.
+CONSTANT = float(np.finfo(np.float64).max)
+ROUNDING = 4 * float(np.finfo(np.float64).eps)  # a column that varies by less of its size is constant
 
-def statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, [d] each; 1 for a constant column, which becomes 0."""
-    return rows.mean(axis=0), np.where(np.ptp(rows, axis=0) > 0, rows.std(axis=0), 1.0)
+
+def check_task(task: Any, tasks: Sequence[str] = TASKS) -> None:
+    """A task that the source knows, else a ConfigError."""
+    if task not in tasks:
+        raise ConfigError(f"data.task: {task!r} is unknown; pick {', '.join(tasks[:-1])} or {tasks[-1]}.")
+
+
+def guess_task(distinct: int, rows: int, whole: bool) -> str:
+    """What `data.task=auto` takes a target of numbers for.
+
+    Args:
+        distinct: Different values.
+        rows: All of them.
+        whole: Whether each is a whole number.
+
+    Returns:
+        `classification` for at most FEW different whole numbers that come twice each on average, else `regression`.
+    """
+    return "classification" if whole and distinct <= FEW and 2 * distinct <= rows else "regression"
+
+
+def told(target: str, distinct: int, task: str) -> str:
+    """The line about a guess."""
+    other = {"classification": "regression takes it for numbers", "regression": "classification takes each for a class"}
+    return f"target {target!r} has {distinct:,} different values: a {task} (data.task={other[task]})"
+
+
+def classes_of(values: Sequence[str], plain: Callable[[str], str]) -> tuple[list[str], np.ndarray, bool]:
+    """Name the classes of a column of texts, and number them.
+
+    Numbers are the same class where they are equal, however they are written, compared exactly and whatever their
+    length; names are as the column has them.
+
+    Args:
+        values: [n], none empty.
+        plain: A number as the column has it to one as Python writes it.
+
+    Returns:
+        Names in the order of the numbers, or for other texts of the alphabet; [n] int64; and whether they are numbers.
+    """
+    spellings = sorted(set(values))
+    numeric = all(NUMBER.fullmatch(plain(text)) and not CODE.match(text) for text in spellings)
+    key_of: dict[str, Any] = {text: Decimal(plain(text)) if numeric else text for text in spellings}
+    names: dict[Any, str] = {}
+    for text in sorted(spellings, key=lambda text: (len(text), text)):
+        names.setdefault(key_of[text], text)
+    place = {key: i for i, key in enumerate(sorted(names))}
+    labels = np.fromiter((place[key_of[text]] for text in values), np.int64, len(values))
+    return [names[key] for key in place], labels, numeric
+
+
+def doubts(names: Iterable[str]) -> list[str]:
+    """Lines about classes that may be meant as one: they differ in case, or in how Unicode writes a letter."""
+    alike: dict[str, str] = {}
+    lines = []
+    for name in names:
+        other = alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            lines.append(f"the classes {other!r} and {name!r} look alike ({other!a}, {name!a}) and are two")
+    return lines
+
+
+def statistics(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the rows of all pieces, for each column.
+
+    Of differences to a row of the column itself, which an offset of any size costs no digits, and scaled, so that no
+    square overflows.
+
+    Args:
+        pieces: [n, ...] float64 each, finite; at least one row in all.
+
+    Returns:
+        Two of the shape of a row. The deviation of a column that varies by no more than rounding is CONSTANT.
+    """
+    count, first, mean, std, reach, size = (0, *[np.zeros(0)] * 5)
+    for rows in pieces:
+        if not len(rows):
+            continue
+        if not count:
+            first = 0.5 * rows[0]  # halves, and again at the end: no difference overflows
+            mean, std, reach, size = (np.zeros_like(first) for _ in range(4))
+        away = 0.5 * rows - first
+        furthest = np.abs(away).max(0)
+        unit = np.where(furthest > 0, furthest, 1.0)
+        away /= unit
+        own_mean, own_std = unit * away.mean(0), unit * away.std(0)
+        share = len(rows) / (count + len(rows))
+        # Those of two sets of samples together (Chan et al. 1979), as lengths, which are not squared.
+        apart = np.abs(own_mean - mean) * np.sqrt(share * (1 - share))
+        std = np.hypot(np.hypot(np.sqrt(1 - share) * std, np.sqrt(share) * own_std), apart)
+        mean = mean + share * (own_mean - mean)
+        reach, size = np.maximum(reach, furthest), np.maximum(size, 0.5 * np.abs(rows).max(0))
+        count += len(rows)
+    return 2 * (first + mean), np.where(reach <= ROUNDING * size, CONSTANT, 2 * std)
+
+
+def standardise(rows: np.ndarray, mean: Any, std: Any) -> np.ndarray:
+    """(rows - mean) / std in float64, in halves, so that no difference overflows."""
+    return (0.5 * rows - 0.5 * np.asarray(mean)) / (0.5 * np.asarray(std))
 
 
 def from_table(
@@ -44,23 +153,18 @@ def from_table(
     labels = torch.from_numpy(targets).long() if class_names is not None else None
     indices = split_three(len(features), test, validation, split_seed, labels)
     train = indices[0].numpy()
-    mean, std = statistics(features[train])
-    inputs = torch.from_numpy((features - mean) / std).float()
+    mean, std = statistics([features[train]])
+    inputs = torch.from_numpy(standardise(features, mean, std)).float()
     target_mean: Tensor | None = None
     target_std: Tensor | None = None
     input_mean, input_std = torch.from_numpy(mean), torch.from_numpy(std)
     if labels is not None:
         values, task, outputs = labels, "classification", len(class_names or ())
     else:
-        if (np.ptp(targets[train], axis=0) == 0).any():
-            raise ConfigError(
-                f"data={name}: the target is {targets[train][0].tolist()} in all {len(train)} training rows; "
-                "there is nothing to predict."
-            )
-        mean, std = statistics(targets[train])
-        values = torch.from_numpy((targets - mean) / std).float()
-        task, outputs = "regression", targets.shape[1]
+        mean, std = target_statistics(targets[train])
+        values = torch.from_numpy(standardise(targets, mean, std))
         target_mean, target_std = torch.from_numpy(mean), torch.from_numpy(std)
+        task, outputs = "regression", targets.shape[1]
     parts = [TensorPart(inputs[part], values[part]) for part in indices]
     return Data(
         name=name,
@@ -76,3 +180,21 @@ def from_table(
         input_mean=input_mean,
         input_std=input_std,
     )
+
+
+def target_statistics(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the targets of a regression.
+
+    Args:
+        train: Of the training part, [n, d] float64.
+
+    Raises:
+        ConfigError: One does not vary.
+    """
+    mean, std = statistics([train])
+    if (std == CONSTANT).any():
+        raise ConfigError(
+            f"data.target: it is {mean.tolist()} in all {len(train)} training rows; there is nothing to predict. "
+            "Name another one, or set data.task=classification where these are classes."
+        )
+    return mean, std

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.data import Data, TensorPart, check_fraction
+from launcher.data import Data, TensorPart, as_indices, check_fraction
 from launcher.errors import ConfigError
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line
@@ -74,11 +74,6 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     )
 
 
-def as_indices(raw: Tensor) -> Tensor:
-    """Tokens as an embedding takes them: int64."""
-    return raw.long()
-
-
 def find(setting: str, path: Any, what: str) -> Path:
     """A file that can be read, else a ConfigError that names the setting."""
     if not path or not isinstance(path, str):
@@ -122,6 +117,7 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
     content = tokenizer.read_bytes()
     try:
         encoder = Tokenizer.from_buffer(content)
+        changed = made_plain(encoder)
         words = encoder.get_vocab()
     except Exception as error:  # tokenizers raises nothing more special
         raise ConfigError(
@@ -133,6 +129,7 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
     kind = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
     with file.open("rb") as text:
         key = f"{hashlib.file_digest(text, 'sha256').hexdigest()[:24]}-{hashlib.sha256(content).hexdigest()[:24]}"
+    key += "-plain" if changed else ""  # what an encoder as it came has written before is something else
     given = Path(cache).expanduser() if cache else None
     folder = given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "launcher"
     place = folder / f"{key}.{kind.name}"
@@ -157,6 +154,20 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
             "Set data.cache to a directory you can write."
         ) from error
     return place, vocabulary, kind
+
+
+def made_plain(encoder: Any) -> bool:
+    """Undo what a tokenizer.json may say of single sentences: to cut them, to fill them up, to part words at random.
+
+    Returns:
+        Whether it said so.
+    """
+    said = (encoder.truncation, encoder.padding, getattr(encoder.model, "dropout", None))
+    encoder.no_truncation()
+    encoder.no_padding()
+    if said[2]:
+        encoder.model.dropout = None
+    return any(said)
 
 
 def pieces_of(file: Path) -> Iterator[list[str]]:

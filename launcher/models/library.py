@@ -1,15 +1,12 @@
-"""What the models of a library lack: GroupNorm for BatchNorm, weights from a file, a first look at the data."""
+"""What the models of a library lack: GroupNorm for BatchNorm, a first look at the data."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from launcher.errors import ConfigError
 from launcher.models import group_norm
@@ -38,25 +35,22 @@ def check_name(library: str, name: Any, known: Iterable[str], how: str) -> None:
         )
 
 
-def adapt(model: nn.Module, norm: Any, checkpoint: Any, input_shape: Sequence[int], num_outputs: int) -> nn.Module:
+def adapt(model: nn.Module, norm: Any, input_shape: Sequence[int], num_outputs: int) -> nn.Module:
     """Do what the settings ask for, then show the model one image.
 
     Args:
         model: As the library made it.
         norm: `batch`: leave it as it is; `group`: GroupNorm in the place of each BatchNorm.
-        checkpoint: File of weights; None for the initial ones.
         input_shape: (channels, height, width) of one image.
         num_outputs: Classes, or numbers to predict.
 
     Raises:
-        ConfigError: A setting is wrong, the file does not fit, or the model does not take images of this shape.
+        ConfigError: A setting is wrong, or the model does not take images of this shape.
     """
     if norm not in NORMS:
         raise ConfigError(f"model.norm: {norm!r} is unknown; pick batch (as the model has it) or group (GroupNorm).")
     if norm == "group":
         use_group_norm(model)
-    if checkpoint is not None:
-        take_weights(model, checkpoint, num_outputs)
     model.eval()
     try:
         with torch.no_grad():
@@ -86,48 +80,3 @@ def use_group_norm(model: nn.Module) -> None:
         # Those of timm hold what comes after them.
         after = [getattr(module, part) for part in ("drop", "act") if hasattr(module, part)]
         setattr(model, name, nn.Sequential(norm, *after) if after else norm)
-
-
-def take_weights(model: nn.Module, checkpoint: Any, num_outputs: int) -> None:
-    """Load the weights in a file; a last layer for another number of classes keeps its initial ones.
-
-    Args:
-        model: What they are for.
-        checkpoint: A safetensors file, or one of torch.save with nothing but tensors in it; the weights of the
-            best or last checkpoint of another run are `checkpoints/step_.../model.safetensors` in its directory.
-        num_outputs: Classes, or numbers to predict.
-
-    Raises:
-        ConfigError: There is no such file, it cannot be read, or its tensors are not those of the model.
-    """
-    path = Path(str(checkpoint)).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"model.checkpoint: there is no file {path}; name one with weights, or null for none.")
-    try:
-        if path.suffix == ".safetensors":
-            weights: Any = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader has errors of its own
-        why = str(error).partition("\n")[0].partition(". In PyTorch")[0]  # what follows advises to execute it
-        raise ConfigError(f"model.checkpoint: {path} holds no weights that can be read: {why}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
-            weights = dict(weights[key])
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ConfigError(f"model.checkpoint: {path} does not hold tensors by name.")
-    consume_prefix_in_state_dict_if_present(weights, "module.")
-    own = model.state_dict()
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
-    foreign = [name for name in weights if name not in own]
-    different = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    last = [n for n in different if own[n].shape[0] == num_outputs and own[n].shape[1:] == weights[n].shape[1:]]
-    wrong = [name for name in different if name not in last]
-    for names, what in ((missing, "lacks"), (foreign, "has, but the model has not,"), (wrong, "has other shapes of")):
-        if names:
-            raise ConfigError(
-                f"model.checkpoint: {path} {what} {len(names)} tensors, such as {', '.join(names[:3])}. It must be "
-                "of the same model.name, norm and options."
-            )
-    if not any(tensor.is_meta for tensor in own.values()):  # else they come from rank 0: see strategy.meta_init
-        model.load_state_dict({name: value for name, value in weights.items() if name not in last}, strict=False)

@@ -14,18 +14,16 @@ def create(
     input_shape: Sequence[int],
     num_outputs: int,
     name: str,
-    checkpoint: str | None,
     drop_rate: float,
     norm: str,
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """Build a model that maps images [n, *input_shape] to outputs [n, num_outputs].
+    """Build a model that maps images [n, *input_shape] to outputs [n, num_outputs]. Nothing is downloaded.
 
     Args:
         input_shape: (channels, height, width) of one image; any number of channels.
         num_outputs: Classes, or numbers to predict.
         name: Of the model, such as `resnet18`; timm.list_models() lists them.
-        checkpoint: File of weights (see `take_weights`); None for random ones. Nothing is downloaded.
         drop_rate: Dropout before the last layer, in [0, 1).
         norm: `batch`: as the model has it; `group`: GroupNorm in the place of each BatchNorm.
         options: More arguments of timm.create_model, such as `drop_path_rate` or `img_size`.
@@ -44,4 +42,4 @@ def create(
     model = timm.create_model(
         name, pretrained=False, num_classes=num_outputs, in_chans=channels, drop_rate=drop_rate or None, **options
     )
-    return adapt(model, norm, checkpoint, input_shape, num_outputs)
+    return adapt(model, norm, input_shape, num_outputs)

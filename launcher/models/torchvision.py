@@ -14,17 +14,15 @@ def create(
     input_shape: Sequence[int],
     num_outputs: int,
     name: str,
-    checkpoint: str | None,
     norm: str,
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """Build a model that maps images [n, *input_shape] to outputs [n, num_outputs].
+    """Build a model that maps images [n, *input_shape] to outputs [n, num_outputs]. Nothing is downloaded.
 
     Args:
         input_shape: (3, height, width) of one image, or (1, height, width): grey is shown as red, green and blue.
         num_outputs: Classes, or numbers to predict.
         name: Of the model, such as `resnet18`; torchvision.models.list_models() lists them.
-        checkpoint: File of weights (see `take_weights`); None for random ones. Nothing is downloaded.
         norm: `batch`: as the model has it; `group`: GroupNorm in the place of each BatchNorm.
         options: More arguments of the model, such as `dropout`.
 
@@ -52,7 +50,7 @@ def create(
     model = models.get_model(name, weights=None, num_classes=num_outputs, **more)
     if channels == 1:
         model.register_forward_pre_hook(_repeat)
-    return adapt(model, norm, checkpoint, input_shape, num_outputs)
+    return adapt(model, norm, input_shape, num_outputs)
 
 
 def _repeat(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

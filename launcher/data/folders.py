@@ -1,0 +1,142 @@
+"""Finding images in a folder per class, each once, and saying what was left aside."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.errors import ConfigError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them
+LEFT_BY_OTHERS = ("__MACOSX", "@eaDir")  # archives and file servers; notebooks and file managers hide theirs
+
+
+class Folders:
+    """The images of the classes and parts under a folder.
+
+    Links are followed, but neither back to a folder around them nor to what was found already.
+
+    Args:
+        root: Where all of them are, for messages.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._left: Counter[str] = Counter()
+        self._owner: dict[str, tuple[str, str]] = {}  # of a real folder, or of a file behind a link: part and class
+        self._linked = False  # whether a file was found by a link
+
+    @staticmethod
+    def within(place: Path) -> list[Path]:
+        """The folders in a folder that are not hidden, by name."""
+        return sorted(Path(entry.path) for entry in _entries(place) if entry.is_dir() and not _hidden(entry.name))
+
+    @staticmethod
+    def called(places: Sequence[Path], names: Sequence[str]) -> Path | None:
+        """The folder that has the first of some names, in these letters or in other cases."""
+        for name in map(str, names):
+            alike = [place for place in places if place.name.casefold() == name.casefold()]
+            if alike:
+                return min(alike, key=lambda place, name=name: (place.name != name, place))  # type: ignore[misc]
+        return None
+
+    def classes(self, part: str, place: Path) -> dict[str, list[str]]:
+        """The images of each class of a part, in the order of their paths.
+
+        Raises:
+            ConfigError: As for `images`; or a class has none in training.
+        """
+        for entry in _entries(place):
+            if _hidden(entry.name):
+                self._left["hidden files and folders"] += 1
+            elif not entry.is_dir():
+                self._left["files outside of the folder of a class"] += 1
+        found = {}
+        for folder in self.within(place):
+            found[folder.name] = self.images(folder, (part, folder.name))
+            if part == "train" and not found[folder.name]:
+                raise ConfigError(f"data.root: {folder} has no image ({', '.join(ENDINGS)}); fill it, or remove it.")
+        return found
+
+    def images(self, folder: Path, owner: tuple[str, str] = ("", "")) -> list[str]:
+        """The images in a folder, at any depth.
+
+        Args:
+            folder: Where to look.
+            owner: Part and class that they are for.
+
+        Raises:
+            ConfigError: A folder cannot be read; or by a link one is in two classes, or in training and measured on.
+        """
+        found: list[tuple[str, list[str]]] = []
+        waiting = [str(folder)]
+        while waiting:
+            place = waiting.pop()
+            real = os.path.realpath(place)
+            if not self._claim(place, real, owner):
+                continue
+            names = []
+            for entry in _entries(Path(place)):
+                name = entry.name
+                if name.lower().endswith(ENDINGS) and not _hidden(name) and entry.is_file(follow_symlinks=False):
+                    if not self._linked or self._free(os.path.join(real, name), None, owner):
+                        names.append(name)
+                elif _hidden(name):
+                    self._left["hidden files and folders"] += 1
+                elif entry.is_dir():
+                    waiting.append(entry.path)
+                elif not name.lower().endswith(ENDINGS):
+                    ending = os.path.splitext(name)[1].lower()
+                    self._left[f"{ending} files" if ending else "files without an ending"] += 1
+                elif not entry.is_file():
+                    self._left["broken links"] += 1
+                elif self._claim(entry.path, os.path.realpath(entry.path), owner):
+                    self._linked = True
+                    names.append(name)
+            found.append((place, sorted(names)))
+        return [os.path.join(place, name) for place, names in sorted(found) for name in names]
+
+    def told(self) -> list[str]:
+        """A line about what was left aside, where anything was."""
+        left = ", ".join(f"{count:,} {what}" for what, count in sorted(self._left.items()) if count)
+        return [f"left aside under {self.root}: {left}"] if left else []
+
+    def _claim(self, place: str, real: str, owner: tuple[str, str]) -> bool:
+        """Take a real folder, or a file behind a link, for a class. False where it is not to be looked at."""
+        if os.path.islink(place) and os.path.commonpath([real, os.path.realpath(os.path.dirname(place))]) == real:
+            self._left["links to a folder around them"] += 1
+            return False
+        free = self._free(real, os.path.dirname(real) if os.path.islink(place) else None, owner)
+        self._owner.setdefault(real, owner)
+        return free
+
+    def _free(self, real: str, around: str | None, owner: tuple[str, str]) -> bool:
+        """Whether nobody has it yet, nor the folder around it; False where this class has.
+
+        Raises:
+            ConfigError: Another class has it, or training and another part.
+        """
+        other = self._owner.get(real) or (None if around is None else self._owner.get(around))
+        if other is None:
+            return True
+        if other == owner:
+            self._left["links to what is there already"] += 1
+            return False
+        if other[1] != owner[1] or "train" in (other[0], owner[0]):
+            raise ConfigError(
+                f"data.root: {real} is in {'/'.join(other)} and, by a link, in {'/'.join(owner)} of {self.root}. "
+                "Remove the link: nothing is of two classes, and what is learned from cannot be measured on."
+            )
+        return True
+
+
+def _entries(place: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(place) as entries:
+            return list(entries)
+    except OSError as error:
+        raise ConfigError(f"data.root: cannot read {place}: {error.strerror}.") from error
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in LEFT_BY_OTHERS
