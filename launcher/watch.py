@@ -23,6 +23,7 @@ from typing import Any
 from launcher.distributed import Ranks, from_rank_0
 from launcher.errors import BrokenFile, ConfigError, LostWorker
 from launcher.stopping import leave, watch_launcher
+from launcher.terminal import keep_streams
 
 BEAT = 1.0  # seconds between two heartbeats
 NEIGHBOURS = 4  # ranks that each one looks at; if it were all, rank 0 would serve the square of their number
@@ -257,6 +258,7 @@ def guarded(run: Callable[[], int]) -> int:
         a failure, with the traceback and the rank. It does not wait for threads that may wait for a dead peer. A rank
         of several ends here too: what is saved is saved, and torch's threads at times abort a process that unloads.
     """
+    keep_streams()
     rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
     try:
         status = run()
