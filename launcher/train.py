@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launcher import check, config, distributed, run_directory
+from launcher import check, config, distributed, logs, run_directory
 from launcher.config import Composed
 from launcher.watch import Watch, finish, guarded
 
@@ -63,6 +63,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     ranks = distributed.find_ranks(os.environ, distributed.parent_command())
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
 
+    messages = logs.Log(composed, ranks.rank)
+
     # 2. Build everything on the CPU: what is wrong ends here, before a device or a directory is touched
     from launcher import sharded
     from launcher.parts import build
@@ -91,7 +93,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
     path = distributed.from_rank_0(directory and directory.path, ranks.world_size)
     if directory is not None:
-        reporter.log_to(path)
+        messages.begin_file(path)
         log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
         if composed.adopted:
             log.info("adopted    %s, as accelerate launch was asked to", " ".join(composed.adopted))
