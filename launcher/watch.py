@@ -259,6 +259,7 @@ def guarded(run: Callable[[], int]) -> int:
         of several ends here too: what is saved is saved, and torch's threads at times abort a process that unloads.
     """
     keep_streams()
+    os.environ["MPLBACKEND"] = "agg"  # that of the notebook or desktop where this was started need not even import
     rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
     try:
         status = run()

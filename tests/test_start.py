@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from kill_loop import OWN, place
+from PIL import Image
 from processes import REPOSITORY, rows, summary, train
 
 LAUNCHER = REPOSITORY / "launcher"
@@ -270,3 +271,26 @@ def test_a_wrong_way_to_log_is_a_sentence(word, said, tmp_path):
     failed = train([*RUN, "hydra.run.dir=run", word], place(tmp_path, LOGGING)).wait()
     assert failed.status == [2] and said in failed.err() and "Traceback" not in failed.err()
     assert not (tmp_path / "run").exists()
+
+
+# --- matplotlib's environment ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "matplotlibrc"),
+    [
+        ({"MPLBACKEND": "module://matplotlib_inline.backend_of_a_notebook"}, ""),
+        ({"MPLBACKEND": "nonsense"}, "backend: nonsense\n"),
+        ({"HOME": "/proc/nothing", "MPLBACKEND": "qtagg", "DISPLAY": ""}, "text.usetex: True\n"),
+    ],
+)
+def test_pictures_do_not_depend_on_what_a_person_has_set_up(environment, matplotlibrc, tmp_path):
+    """A module of theirs imports pyplot, and torchmetrics does so. The picture has the usual size."""
+    code = OWN.replace("import torch\n", "import torch\nimport matplotlib.pyplot\n", 1)
+    words = [*MORE, "metrics=[AUROC]"]
+    (place(tmp_path, code) / "matplotlibrc").write_text(matplotlibrc + "savefig.dpi: 30\nfigure.dpi: no number\n")
+    done = run(words, tmp_path, environment)
+    assert done.returncode == 0 and "atplotlib" not in (tmp_path / "run/train.log").read_text(), done.stderr
+    with Image.open(tmp_path / "run/curves.png") as picture:
+        assert picture.width == 2 * 6.0 * 130
+    assert "<svg" in (tmp_path / "run/report.html").read_text()
