@@ -498,7 +498,7 @@ def conduct(
 
     options.check()
     check_count(len(job_overrides), options.max_points)
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     if ranks.local_world_size != ranks.world_size:
         raise ConfigError("A grid with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array.")
     path = Path(str(master.hydra.sweep.dir)).resolve()

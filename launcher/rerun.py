@@ -38,8 +38,7 @@ def command(argv: list[str]) -> int:
     new = new_settings(run)
     run = with_settings(run, new)
     composed = compose_again(path, run, settings["output"])
-    distributed.join_slurm()
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     if ranks.rank == 0:
         lines = [f"{key}: no such setting then, {value} now" for key, value in new.items()]
         lines += say_differences(path, run, ranks)

@@ -7,7 +7,6 @@ Nothing heavy is imported at the top: help and wrong settings are answered befor
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -36,9 +35,8 @@ def command(argv: list[str]) -> int:
         return 0
     with config.opened(arguments, "train") as (hydra, name):
         if arguments.multirun:
-            distributed.join_slurm()
-            if os.environ.get("RANK", "0") != "0":
-                return 0  # rank 0 conducts the grid and gives each point processes of its own
+            if not distributed.conducts(distributed.join()):
+                return 0
             return config.sweep(hydra, name, arguments.overrides)
         composed = config.compose(hydra, name, arguments.overrides)
     return train(composed)
@@ -59,8 +57,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         return check.check(composed)
 
     # 1. Which rank am I, and on what kind of device
-    distributed.join_slurm()
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
 
     messages = logs.Log(composed, ranks.rank)

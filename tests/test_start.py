@@ -294,3 +294,64 @@ def test_pictures_do_not_depend_on_what_a_person_has_set_up(environment, matplot
     with Image.open(tmp_path / "run/curves.png") as picture:
         assert picture.width == 2 * 6.0 * 130
     assert "<svg" in (tmp_path / "run/report.html").read_text()
+
+
+# --- What another launch has left in the environment -----------------------------------------------------------------
+
+SHORT = [*RUN, "hydra.run.dir=run"]
+LEFT = {
+    "nothing": {},
+    "a rank of one": {"RANK": "0", "WORLD_SIZE": "1"},
+    "all of one": {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+    "a local rank": {"LOCAL_RANK": "0"},
+    "empty": {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""},
+    "a world of one": {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
+    "mpirun -n 1": {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+    "srun --mpi": {"PMI_SIZE": "1", "PMI_RANK": "0", "PMI_FD": "7", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"},
+    "mvapich": {"MV2_COMM_WORLD_SIZE": "1", "MV2_COMM_WORLD_RANK": "0"},
+    "ranks of mpirun's": {"PMI_RANK": "1", "OMPI_COMM_WORLD_RANK": "1", "MPI_LOCALRANKID": "1"},
+    "a port": {"MASTER_ADDR": "node7", "MASTER_PORT": "29500"},
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_what_says_nothing_of_others_leaves_a_run_alone(left, tmp_path):
+    done = train(SHORT, place(tmp_path), 1, LEFT[left]).ok()
+    assert summary(tmp_path / "run")["world_size"] == 1 and "Traceback" not in done.err()
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 in the environment, and no RANK: left over from another launch?"),
+        ({"RANK": "1"}, "RANK=1 in the environment, and no WORLD_SIZE"),
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3 in the environment, and no RANK and WORLD_SIZE"),
+        ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "8"}, "unset LOCAL_RANK LOCAL_WORLD_SIZE."),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one in the environment: must be a whole number."),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1 in the environment: must be a whole number."),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not one of 0 to 1"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "no MASTER_ADDR and MASTER_PORT, where the processes meet"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}, "and no MASTER_PORT, where"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "torchrun --nproc_per_node 2 launcher/train.py"),
+        ({"PMI_SIZE": "4", "PMI_RANK": "0"}, "PMI_SIZE=4 in the environment: mpirun is no launcher"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "unset MV2_COMM_WORLD_SIZE."),
+    ],
+)
+def test_what_speaks_of_others_is_named(left, said, tmp_path):
+    """For a run, and for a sweep, which has once ended in silence with status 0; each without a directory."""
+    for words in (SHORT, ["-m", "seed=0,1", *RUN, "hydra.sweep.dir=run"]):
+        failed = train(words, place(tmp_path), 1, left).wait()
+        assert failed.status == [2] and said in failed.err() and "Traceback" not in failed.err(), failed.err()
+        assert len(failed.err().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_ranks_that_mpirun_was_told_to_hand_over(tmp_path):
+    """`mpirun -n 2 sh -c 'RANK=$OMPI_COMM_WORLD_RANK ...'`: what is complete counts, also for Accelerate."""
+    train(SHORT, place(tmp_path), 2, {"OMPI_COMM_WORLD_SIZE": "2", "PMI_SIZE": "7", "PMI_RANK": "5"}).ok()
+    assert summary(tmp_path / "run")["world_size"] == 2
+
+
+def test_a_rank_that_has_nothing_to_do_in_a_sweep_says_so(tmp_path):
+    left = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    done = train(["-m", "seed=0,1", *RUN], place(tmp_path), 1, left).ok()
+    assert done.out() == "rank 1 of 2 has nothing to do: rank 0 conducts the sweep.\n"
