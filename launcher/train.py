@@ -129,7 +129,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     samples = stream.of_rank(
         data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.balanced, parts.kind
     )
-    with engine.memory_advice(plan):
+    with engine.advice(plan, trainer):
         trainer.warm_up(samples)
     if saved is not None:
         checkpoint.restore(*saved, trainer, ranks)
@@ -189,7 +189,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         keeper=keeper,
         after_row=after_row and partial(after_row, path),
     )
-    with engine.memory_advice(plan):
+    with engine.advice(plan, trainer):
         loop.run()
 
     # 6. The end: everything saved; the test part is measured once, when the run is complete

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launcher.distributed import Ranks, from_rank_0
-from launcher.errors import BrokenFile, ConfigError, LostWorker
+from launcher.errors import BrokenFile, ConfigError, Explained
 from launcher.stopping import leave, watch_launcher
 from launcher.terminal import keep_streams
 
@@ -245,7 +245,7 @@ def describe_failure() -> str:
     kind, value, _ = sys.exc_info()
     if isinstance(value, BrokenFile):  # nobody needs to know who read it
         return f"failed: {value.in_short()}"
-    if isinstance(value, LostWorker):
+    if isinstance(value, Explained):
         return f"failed: {value}"
     return f"{traceback.format_exc()}failed: {kind.__name__ if kind else ''}: {value}".rstrip()
 
