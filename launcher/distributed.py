@@ -1,7 +1,7 @@
 """Which rank am I: the processes of a run, checked against what was asked for, and agreement among them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -173,11 +173,39 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
     return on_cpu
 
 
-def choose_threads(threads: int | str, ranks: Ranks) -> int:
-    """CPU threads of this process: a number, or for `auto` its share of the cores of the machine or the SLURM task."""
+def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | None] = lambda: None) -> int:
+    """CPU threads of this process: a number, or what `auto` means here.
+
+    That is OMP_NUM_THREADS where a person has set it, else this process's share of the cores of the machine or the
+    SLURM task, as far as they are of use.
+
+    Args:
+        threads: The setting.
+        ranks: Of this launch.
+        useful: Tells how many threads help, where that is known; asked for where it matters.
+    """
+    if threads != "auto":
+        return int(threads)
+    if (exported := exported_threads()) is not None:
+        return exported
     given = slurm.cores_of_task(os.environ, ranks.local_world_size)  # and may bind it to them
     share = max(1, cores() // ranks.local_world_size) if given is None else min(given, cores())
-    return share if threads == "auto" else int(threads)
+    return min(share, useful() or share) if share > 1 else share
+
+
+def exported_threads() -> int | None:
+    """OMP_NUM_THREADS, unless it was a launcher that set it: torchrun and `accelerate launch` do where nobody has."""
+    if is_launcher(command := parent_command()):
+        if flag := accelerate_flags.asked_threads(command):
+            return flag
+        try:
+            before = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")  # as it was started with
+        except OSError:
+            return None
+        if not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in before):
+            return None
+    number = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested regions
+    return int(number) if number.isdigit() and int(number) else None
 
 
 def start(

@@ -74,15 +74,17 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     import torch
 
     from launcher import checkpoint, divergence, engine, gallery, provenance, report, reporter, stream
-    from launcher.clock import Clock, Profiler
+    from launcher.clock import Clock, Profiler, useful_threads
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
     from launcher.stopping import StopRequest
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
     directory = run_directory.open_run_directory(composed, total_steps) if ranks.rank == 0 else None
+    useful = partial(useful_threads, model, data.train, plan.micro_size) if on_cpu else lambda: None
+    threads = distributed.choose_threads(settings.threads, ranks, useful)
     accelerator = distributed.start(
-        ranks, on_cpu, settings.mixed_precision, settings.threads, settings.timeout, settings.deterministic,
+        ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
         settings.strategy, settings.float32_matmul_precision,
     )  # fmt: skip
     device = accelerator.device
