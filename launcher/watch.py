@@ -259,6 +259,8 @@ def guarded(run: Callable[[], int]) -> int:
         of several ends here too: what is saved is saved, and torch's threads at times abort a process that unloads.
     """
     keep_streams()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see launcher/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["MPLBACKEND"] = "agg"  # that of the notebook or desktop where this was started need not even import
     rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
     try:
