@@ -24,6 +24,10 @@ def order_path(added: int) -> None:
     for place in (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), here):
         if place not in sys.path:
             sys.path.append(place)
+    import signal  # not before: the working directory may have one
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, of which a traceback would tell
 
 
 _started = getattr(sys.modules["__main__"], "__file__", None)

@@ -95,6 +95,12 @@ def asked_processes(command: Sequence[str]) -> int | None:
     return int(number) if number.isdigit() else None
 
 
+def asked_threads(command: Sequence[str]) -> int | None:
+    """The number behind --num_cpu_threads_per_process; None where there is none."""
+    number = _flags(command).get("num_cpu_threads_per_process", "")
+    return int(number) if number.isdigit() and int(number) else None
+
+
 def asks_for_cpu(environment: Mapping[str, str]) -> bool:
     """Whether `accelerate launch --cpu`, a saved config or a person wants no GPU."""
     return _is_true(environment.get("ACCELERATE_USE_CPU"))

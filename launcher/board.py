@@ -1,6 +1,5 @@
 """What a person sees while a grid runs: a line for each running point and a count; plain lines off a terminal."""
 
-import contextlib
 import json
 import os
 import sys
@@ -29,7 +28,7 @@ class Board:
     """
 
     def __init__(self, total: int, done: int) -> None:
-        self.total, self.done, self._shown, self._gone = total, done, time.monotonic(), False
+        self.total, self.done, self._shown = total, done, time.monotonic()
         self._live: Any = None
         self._grid: Grid | None = None
         self._started = time.monotonic()
@@ -44,18 +43,11 @@ class Board:
             self._live.start()
 
     def note(self, text: str) -> None:
-        """Print a line; one that cannot be written is no reason to stop the grid."""
-        if self._gone:
-            return
-        try:
-            if self._live:
-                self._live.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
-            else:
-                print(text, flush=True)
-        except (OSError, ValueError):
-            self._gone = True
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        """Print a line."""
+        if self._live:
+            self._live.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
 
     def say(self, point: "Point", text: str) -> None:
         """Print a line about a point."""
@@ -83,8 +75,7 @@ class Board:
             return
         self._shown = now
         if self._live:
-            with contextlib.suppress(OSError, ValueError):
-                self._live.refresh()
+            self._live.refresh()
         else:
             running = "; ".join(f"{run.point.label} ({how_far(run)})" for run in grid.running[:4])
             self.note(f"{self._count(grid)}{': ' + running if running else ''}")
@@ -92,8 +83,7 @@ class Board:
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._live:
-            with contextlib.suppress(OSError, ValueError):
-                self._live.stop()
+            self._live.stop()
             self._live = None
 
     def _count(self, grid: "Grid") -> str:

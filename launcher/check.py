@@ -41,8 +41,7 @@ def check(composed: Composed) -> int:
         0, or 1 where the run could not go through: too little memory or disk, or a step that fails.
     """
     settings = composed.used()
-    distributed.join_slurm()
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     if ranks.rank != 0:
         return 0
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)

@@ -19,7 +19,7 @@ from multiprocessing import forkserver, resource_tracker, util
 from types import FrameType
 from typing import Any
 
-from launcher.errors import ConfigError, LostWorker
+from launcher.errors import ConfigError, Explained
 from launcher.stopping import SIGNALS
 
 LONGEST = 107 - len("/pymp-12345678/listener-12345678")  # bytes; a socket's path has 107, see unix(7)
@@ -94,7 +94,7 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
     """What a DataLoader gives. Where no more is asked of it, its workers end within a second, also at a slow sample.
 
     Raises:
-        LostWorker: A worker was killed, or the shared memory by which it hands over its samples is full.
+        Explained: A worker was killed, or the shared memory by which it hands over its samples is full.
     """
     others = set(multiprocessing.active_children())
     workers: set[Any] = set()
@@ -113,7 +113,7 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
     except (OSError, RuntimeError) as error:
         if (text := _explain(error, workers)) is None:
             raise
-        raise LostWorker(text) from error
+        raise Explained(text) from error
     finally:
         late = threading.Timer(1.0, lambda: [worker.kill() for worker in workers])
         late.start()

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batch import BatchPlan
+from launcher.data import DatasetPart, TensorPart
 from launcher.distributed import Ranks
-from launcher.stream import Batch
+from launcher.stream import Batch, first_sample
 
 log = logging.getLogger("launcher")
 
@@ -31,6 +32,7 @@ PEAK = {
     "V100": (15.7, 125),
     "T4": (8.1, 65),
 }
+THREAD = 5e6  # operations of a matrix product below which one more thread does not help: docs/performance.md
 OUTLIER = 1.25  # a rank busy so many times as long as the median of all is named
 WATCHED = 2.0  # seconds of training until the ranks are compared: less says little
 
@@ -61,6 +63,42 @@ def flops_per_sample(model: nn.Module, inputs: Any, samples: int) -> float:
         model(inputs)
     model.train(training)
     return 3 * counter.get_total_flops() / samples
+
+
+def useful_threads(model: nn.Module, part: TensorPart | DatasetPart, samples: int) -> int | None:
+    """How many CPU threads help a model: as many as have THREAD operations each in an average matrix product.
+
+    More of them wait for each other most of the time, and on a machine that others use for a long time. Whoever needs
+    another number sets it; it is a function of the settings alone, since the last bits depend on it.
+
+    Args:
+        model: The bare model; left as it was. A forward without memory tells its operations.
+        part: Whose first sample shows what it takes.
+        samples: That it sees at once.
+
+    Returns:
+        1 or more; None where the model does not work without memory.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    nowhere = {name: one.to("meta") for name, one in (*model.named_parameters(), *model.named_buffers())}
+    inputs = torch.utils._pytree.tree_map_only(
+        Tensor, lambda one: one.new_empty((samples, *one.shape[1:]), device="meta"), first_sample(part)[0]
+    )
+    modes, fast = [(module, module.training) for module in model.modules()], torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operations are not counted
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(model, nowhere, (inputs,))
+    except Exception:
+        return None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes:
+            module.training = mode
+    matrices = sum(parameter.ndim > 1 for parameter in model.parameters())
+    return max(1, int(counter.get_total_flops() / max(matrices, 1) / THREAD)) if counter.get_total_flops() else None
 
 
 class Clock:

@@ -15,7 +15,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from launcher import children, config, devices, failure, run_directory
+from launcher import children, config, devices, distributed, failure, run_directory
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT, said, tail
 from launcher.points import (
@@ -133,13 +133,15 @@ def _process(target: Callable[..., None], *args: Any) -> Any:
 
 
 def environment_of_points() -> dict[str, str]:
-    """The environment without the ranks of the grid's own launch."""
+    """The environment without the ranks of the grid's own launch, and without the threads that its launcher chose."""
     ours = {
         "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK",
         "ROLE_NAME", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS", "KMP_AFFINITY",
     }  # fmt: skip
     prefixes = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "PET_")
-    return {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(prefixes)}
+    found = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(prefixes)}
+    threads = distributed.exported_threads()
+    return found if threads is None else found | {"OMP_NUM_THREADS": str(threads)}
 
 
 def _free_port(used: set[int]) -> int:
@@ -459,8 +461,8 @@ class Options:
         if kind == "cpu" and settings.mixed_precision == "fp16":
             raise ConfigError(config.FP16_ON_CPU)
         threads = settings.threads
-        if threads == "auto":  # of a grid limited to few points each has more cores
-            every = self.world * (self.limit or 1)
+        if threads == "auto" and (threads := distributed.exported_threads()) is None:
+            every = self.world * (self.limit or 1)  # of a grid limited to few points each has more cores
             threads = max(1, len(devices.cores()) // every) if kind == "gpu" or self.limit else 1
         return kind, threads
 
@@ -493,12 +495,11 @@ def conduct(
     Raises:
         ConfigError: Something is wrong; no point has been started.
     """
-    from launcher import distributed
     from launcher.board import Board
 
     options.check()
     check_count(len(job_overrides), options.max_points)
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     if ranks.local_world_size != ranks.world_size:
         raise ConfigError("A grid with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array.")
     path = directory_of(master)

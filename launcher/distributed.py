@@ -26,7 +26,16 @@ LAUNCHERS = {
 
 
 T = TypeVar("T")
-_stores: list[Any] = []  # that `told_by_rank_0` opened
+_stores: list[tuple[Any, int]] = []  # that `told_by_rank_0` opened, and how many ranks each must outlive here
+
+ALONE = {
+    "RANK": 0,
+    "WORLD_SIZE": 1,
+    "LOCAL_RANK": 0,
+    "LOCAL_WORLD_SIZE": 1,
+}  # what these say of a process without others
+# Accelerate reads these, too, and would wait for processes that nobody has started.
+OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,18 @@ class Ranks:
     local_world_size: int
 
 
+def join() -> Ranks:
+    """This process among those of its launch: by python alone, torchrun, `accelerate launch` or srun.
+
+    Inside a SLURM step (`srun python launcher/train.py`) torch.distributed is told its ranks.
+
+    Raises:
+        ConfigError: As find_ranks does.
+    """
+    os.environ.update(slurm.ranks(os.environ) or {})
+    return find_ranks(os.environ, parent_command())
+
+
 def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = ()) -> Ranks:
     """Read the rank from the environment, and check that what came up is what was asked for.
 
@@ -54,10 +75,18 @@ def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = (
         parent_command: Command line of the parent process, which says how many processes were asked for.
 
     Raises:
-        ConfigError: Fewer or more processes came up than were asked for, or the variables contradict each other.
+        ConfigError: Fewer or more processes came up than were asked for, or the variables contradict each other, or
+            are left over from another launch.
     """
     asked = accelerate_flags.asked_processes(parent_command)
-    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+    numbers = {}
+    for name in (*ALONE, *OF_MPI):
+        text = environment.get(name, "").strip()
+        if text and not text.isdigit():
+            raise ConfigError(f"{name}={text} in the environment: must be a whole number.")
+        if text:
+            numbers[name] = int(text)
+    if "RANK" not in numbers or "WORLD_SIZE" not in numbers:
         # `accelerate launch --num_processes 2` without --multi_gpu, and with --cpu, sets an address for two
         # processes and then starts one.
         if "MASTER_ADDR" in environment and "ACCELERATE_MIXED_PRECISION" in environment:
@@ -70,26 +99,43 @@ def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = (
             )
         if asked is not None and asked > 1:
             raise ConfigError(f"{asked} processes were asked for and one came up alone: start it with torchrun.")
+        for name, value in numbers.items():
+            if name in ALONE and value != ALONE[name]:
+                there = " ".join(n for n in numbers if n in ALONE)
+                missing = " and ".join(n for n in ("RANK", "WORLD_SIZE") if n not in numbers)
+                raise ConfigError(
+                    f"{name}={value} in the environment, and no {missing}: left over from another launch? To run "
+                    f"alone: unset {there}. torchrun --nproc_per_node N sets all of them."
+                )
+            if name in OF_MPI and value > 1:
+                raise ConfigError(
+                    f"{name}={value} in the environment: mpirun is no launcher of these processes. Start them with "
+                    f"torchrun --nproc_per_node {value} launcher/train.py ..., or srun. Where it is left over from "
+                    f"another launch: unset {name}."
+                )
         return Ranks(0, 1, 0, 1)
-    try:
-        rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        local = int(environment.get("LOCAL_RANK", rank))
-        local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
-    except ValueError as error:
-        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}.") from error
-    if not 0 <= rank < world:
+    rank, world = numbers["RANK"], numbers["WORLD_SIZE"]
+    if rank >= world:
         raise ConfigError(f"RANK={rank} is not one of 0 to {world - 1} (WORLD_SIZE={world}).")
     if asked is not None and asked != world:
         raise ConfigError(
             f"{asked} processes were asked for and {world} came up: accelerate's saved config overrides "
             "--num_processes. Correct it with `accelerate config`, or start with torchrun."
         )
-    return Ranks(rank, world, local, local_world)
+    missing = " and ".join(name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name))
+    if world > 1 and missing:
+        raise ConfigError(
+            f"RANK={rank} and WORLD_SIZE={world} in the environment, and no {missing}, where the processes meet. "
+            "torchrun sets all of them. Where they are left over from another launch: unset RANK WORLD_SIZE LOCAL_RANK."
+        )
+    return Ranks(rank, world, numbers.get("LOCAL_RANK", rank), numbers.get("LOCAL_WORLD_SIZE", world))
 
 
-def join_slurm() -> None:
-    """Inside a SLURM step (`srun python launcher/train.py`) tell torch.distributed its ranks; else do nothing."""
-    os.environ.update(slurm.ranks(os.environ) or {})
+def conducts(ranks: Ranks) -> bool:
+    """Whether a sweep is for this process to conduct: rank 0 does, and gives each trial processes of its own."""
+    if ranks.rank > 0 and not is_launcher(parent_command()) and not slurm.job_name(os.environ):
+        print(f"rank {ranks.rank} of {ranks.world_size} has nothing to do: rank 0 conducts the sweep.")
+    return ranks.rank == 0
 
 
 def is_launcher(command: Sequence[str]) -> bool:
@@ -132,11 +178,39 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
     return on_cpu
 
 
-def choose_threads(threads: int | str, ranks: Ranks) -> int:
-    """CPU threads of this process: a number, or for `auto` its share of the cores of the machine or the SLURM task."""
+def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | None] = lambda: None) -> int:
+    """CPU threads of this process: a number, or what `auto` means here.
+
+    That is OMP_NUM_THREADS where a person has set it, else this process's share of the cores of the machine or the
+    SLURM task, as far as they are of use.
+
+    Args:
+        threads: The setting.
+        ranks: Of this launch.
+        useful: Tells how many threads help, where that is known; asked for where it matters.
+    """
+    if threads != "auto":
+        return int(threads)
+    if (exported := exported_threads()) is not None:
+        return exported
     given = slurm.cores_of_task(os.environ, ranks.local_world_size)  # and may bind it to them
     share = max(1, cores() // ranks.local_world_size) if given is None else min(given, cores())
-    return share if threads == "auto" else int(threads)
+    return min(share, useful() or share) if share > 1 else share
+
+
+def exported_threads() -> int | None:
+    """OMP_NUM_THREADS, unless it was a launcher that set it: torchrun and `accelerate launch` do where nobody has."""
+    if is_launcher(command := parent_command()):
+        if flag := accelerate_flags.asked_threads(command):
+            return flag
+        try:
+            before = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")  # as it was started with
+        except OSError:
+            return None
+        if not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in before):
+            return None
+    number = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested regions
+    return int(number) if number.isdigit() and int(number) else None
 
 
 def start(
@@ -181,7 +255,13 @@ def start(
         arguments = {}
     ddp = DistributedDataParallelKwargs(comm_hook=hook, **arguments)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if ranks.world_size == 1:
+        for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
+            if name not in ("RANK", "WORLD_SIZE") or not os.environ.get(name):
+                os.environ.pop(name, None)
+    else:
+        os.environ |= {"LOCAL_RANK": str(ranks.local_rank), "LOCAL_WORLD_SIZE": str(ranks.local_world_size)}
+    if ranks.world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
         # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
         wait = timedelta(seconds=timeout)
@@ -254,8 +334,8 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
     leads = ranks.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
     store = dist.TCPStore(*address, ranks.world_size, leads, wait, wait_for_workers=False, multi_tenant=True)
-    _stores.append(store)  # or it would be gone before the process group is there
     own = dist.PrefixStore(f"told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    _stores.append((own, ranks.world_size if leads else 0))  # or it would be gone before the process group is there
     if ranks.rank == 0:
         said: tuple[str | None, Any] = (None, None)
         try:
@@ -263,12 +343,25 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
         except ConfigError as error:
             said = str(error), None
         own.set("said", pickle.dumps(said))  # type: ignore[arg-type]  # its stub knows texts alone
-        if said[0] is not None:
-            time.sleep(1)  # the store may go with this process
     problem, thing = pickle.loads(own.get("said"))
+    own.add("heard", 1)
     if problem is not None:
         raise ConfigError(problem)
     return thing
+
+
+def until_heard(seconds: float = 30) -> None:
+    """Let every rank hear what `told_by_rank_0` has to tell before this process ends, and with it the store.
+
+    A rank that starts late would else wait for a store that is no longer there, for as long as a run's `timeout`.
+
+    Args:
+        seconds: How long to wait for ranks that may never come.
+    """
+    deadline = time.monotonic() + seconds
+    for store, count in _stores:
+        while count and store.add("heard", 0) < count and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def from_rank_0(thing: Any, world_size: int) -> Any:

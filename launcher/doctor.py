@@ -52,8 +52,7 @@ def command(argv: Sequence[str]) -> int:
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds until what is silent counts as missing")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     asked = parser.parse_args(argv)
-    distributed.join_slurm()
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     with _bounded(ranks, "importing torch", "Is the file system with the Python environment slow?", asked.timeout):
         facts = look_here(ranks, asked.device)
     every, reduced = [facts], None

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from launcher.clock import flops_per_sample, peak_flops
 from launcher.data import Data, DatasetPart, TensorPart, first_infinite
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.divergence import Diverged, Rollbacks
-from launcher.errors import BrokenFile, ConfigError
+from launcher.errors import BrokenFile, ConfigError, Explained
 from launcher.keys import MODEL, derive
 from launcher.losses import PerSample
 from launcher.metrics import ClassificationSums, make_metrics, update_metrics
@@ -419,13 +420,36 @@ class Trainer:
 
 
 @contextmanager
-def memory_advice(plan: BatchPlan) -> Iterator[None]:
-    """Add to an error about the device's memory what to do about it."""
+def advice(plan: BatchPlan, trainer: Trainer) -> Iterator[None]:
+    """Say what to do about an error of the device's memory, or of DDP's.
+
+    Raises:
+        Explained: DDP waits for the gradients of parameters that a step did not use, or used twice.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
         size = max(1, plan.micro_size // 2)
         error.add_note(f"Out of memory: use batch.max_per_device={size}, or auto. The result stays the same.")
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if found := re.search(r"did not receive grad for rank \d+: ([\d ]+)", text):
+            names = [name for name, one in trainer.model.named_parameters() if one.requires_grad]
+            unused = ", ".join(names[int(index) - 1] for index in found[1].split()[:20])  # the first is what is carried
+            if "static_graph" in text:
+                how = "strategy.static_graph=true is for steps that all use the same: say false, and"
+            else:
+                how = "Several processes wait for them: say"
+            raise Explained(
+                f"a step does not use all parameters: {unused} had no gradient. {how} "
+                "strategy.find_unused_parameters=true, or freeze those that no step uses."
+            ) from error
+        if "ready only once" in text:
+            raise Explained(
+                "a step uses parameters twice, in a way that DDP does not follow (checkpoints within checkpoints, or "
+                f"use_reentrant=True): say strategy.static_graph=true. ({' '.join(text.split())[:200]} ...)"
+            ) from error
         raise
 
 

@@ -13,11 +13,11 @@ class BrokenFile(ValueError):
         return f"{' '.join(str(self).rpartition('BrokenFile: ')[2].split())}. Mend it, or take it out."
 
 
-class LostWorker(RuntimeError):
-    """A process that loads samples cannot go on, for what the machine lacks: no traceback tells more.
+class Explained(RuntimeError):
+    """A failure of which a sentence tells more than a traceback, and what to do.
 
     Args:
-        message: Says what happened and what to do.
+        message: That sentence.
     """
 
 

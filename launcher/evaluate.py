@@ -5,7 +5,6 @@ torchrun --nproc_per_node 2 launcher/evaluate.py run_dir=... part=validation che
 python launcher/evaluate.py run_dir=... input=other.csv
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,7 @@ def evaluate(settings: dict[str, Any]) -> int:
     output = None if settings["output"] is None else Path(settings["output"]).expanduser()
     if output is not None:
         config.check_file(output, "output")
-    distributed.join_slurm()
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 

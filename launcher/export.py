@@ -61,7 +61,7 @@ def export(settings: dict[str, Any]) -> int:
             f"output={settings['output']}: is there already, with something in it. Name another directory."
         )
     config.check_writable(output, "output")
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     if ranks.world_size > 1:
         raise ConfigError(f"launcher/export.py is one process, and {ranks.world_size} were started: use python alone.")
     if "onnx" in formats:

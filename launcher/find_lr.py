@@ -19,7 +19,7 @@ from typing import Any
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launcher import config, watch
+from launcher import config, report, watch
 from launcher.config import Composed
 from launcher.errors import ConfigError
 from launcher.files import replacing, write_json
@@ -192,19 +192,21 @@ def _report(directory: Path, composed: Composed, low: float, factor: float) -> N
 def _draw(
     path: Path, rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], found: float | None
 ) -> None:
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel="optimizer.lr", ylabel="loss")
-    axes.plot(rates, losses, linewidth=0.8, alpha=0.4, label="each update")
-    axes.plot(rates, smoothed, linewidth=1.8, label="smoothed")
-    if found is not None:
-        axes.axvline(found, linestyle=":", color="#cf222e", label=f"steepest: {found:.3g}")
-    axes.set_ylim(top=min(max(losses), GROWTH * max(losses[0], min(smoothed))))
-    axes.grid(alpha=0.2)
-    axes.legend()
-    with replacing(path, "wb") as file:
-        figure.savefig(file, dpi=130)
+    with rc_context(report._style("#24292f")):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot(xscale="log", xlabel="optimizer.lr", ylabel="loss")
+        axes.plot(rates, losses, linewidth=0.8, alpha=0.4, label="each update")
+        axes.plot(rates, smoothed, linewidth=1.8, label="smoothed")
+        if found is not None:
+            axes.axvline(found, linestyle=":", color="#cf222e", label=f"steepest: {found:.3g}")
+        axes.set_ylim(top=min(max(losses), GROWTH * max(losses[0], min(smoothed))))
+        axes.grid()
+        axes.legend()
+        with replacing(path, "wb") as file:
+            figure.savefig(file, dpi=130)
 
 
 if __name__ == "__main__":

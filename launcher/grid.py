@@ -34,6 +34,7 @@ from launcher.failure import FAILED, OUTPUT
 from launcher.files import read_json, replacing, write_text
 from launcher.points import state_of
 from launcher.tracking import Record
+from launcher.watch import guarded
 
 SEED = "seed"  # the setting whose values are repetitions of the same thing
 ROWS = 25  # of the table on a terminal
@@ -588,16 +589,18 @@ def _failures(grid: Comparison) -> str:
 
 def main() -> None:
     """The console command: exit status 0, or 2 for wrong input."""
+    sys.exit(guarded(lambda: command(sys.argv[1:])))
+
+
+def command(argv: list[str]) -> int:
+    """Read a command line and compare."""
     parser = argparse.ArgumentParser(description="Compare the points of a grid.")
     parser.add_argument("path", type=Path, help="directory of the grid, such as outputs/grids/NAME")
     parser.add_argument("--metric", help="what counts, such as eval/accuracy; by default checkpoint.best")
     parser.add_argument("--mode", choices=("min", "max"), help="by default as the metric's name tells")
-    arguments = parser.parse_args()
-    try:
-        compare(arguments.path, arguments.metric, arguments.mode)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    arguments = parser.parse_args(argv)
+    compare(arguments.path, arguments.metric, arguments.mode)
+    return 0
 
 
 if __name__ == "__main__":

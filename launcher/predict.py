@@ -7,7 +7,6 @@ One process, on one device.
 """
 
 import csv
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -50,7 +49,7 @@ def predict(settings: dict[str, Any]) -> int:
     config.check_file(output, "output")
     if (settings["input"] is None) == (settings["part"] is None):
         raise ConfigError("input, part: give one of them: input=FILE_OR_FOLDER, or part=test for the run's own data.")
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     if ranks.world_size > 1:
         raise ConfigError(f"launcher/predict.py is one process, and {ranks.world_size} were started: use python alone.")
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)

@@ -114,7 +114,10 @@ def _extent(panels: Mapping[str, Sequence[Line]]) -> tuple[float, float]:
 
 
 def _style(ink: str) -> Any:  # matplotlib types its settings name by name
-    return {
+    """Settings of matplotlib: its own, whatever a person's matplotlibrc says beside fonts, and these."""
+    from matplotlib import rcParamsDefault
+
+    return {key: value for key, value in rcParamsDefault.items() if not key.startswith(("backend", "font."))} | {
         "font.family": "sans-serif",
         "font.size": 10,
         "text.color": ink,

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +25,6 @@ TABLE = "wandb/predictions.npz"
 VIEWED = {"tensorboard": "tb", "csv": "metrics.csv"}
 # How a whole one ends.
 PICTURES = {"curves.png": b"IEND\xaeB`\x82", "report.html": b"</html>\n"}
-
-
-def log_to(directory: Path) -> None:
-    """Send the log to the terminal and to train.log in the run directory."""
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    terminal = logging.StreamHandler(sys.stdout)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    file = logging.FileHandler(directory / "train.log")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.handlers = [terminal, file]
 
 
 class Reporter:

@@ -40,8 +40,7 @@ def command(argv: list[str]) -> int:
     path, run = saved.open_run(settings["run_dir"])
     composed = compose_again(path, settings["output"])
     then, now = (config.leaves(one) for one in (read_config(path, "run_dir"), composed.plain()))
-    distributed.join_slurm()
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     if ranks.rank == 0:
         lines = [f"{key}: no such setting then, {value} now" for key, value in now.items() if key not in then]
         lines += say_differences(path, run, ranks)

@@ -88,11 +88,11 @@ def expand_counts(counts: str) -> list[int]:
 def in_step(environment: Mapping[str, str]) -> bool:
     """Whether this process is a task that srun started, and SLURM's variables are the ones to take ranks from.
 
-    Not so where torchrun or accelerate have numbered the processes already (RANK or LOCAL_RANK is set); in a
+    Not so where torchrun or accelerate have numbered the processes already (RANK and WORLD_SIZE are set); in a
     batch script, which has SLURM_PROCID=0 and SLURM_NTASKS=4 also where nothing runs but itself; in the shell
     of salloc; and outside of a job.
     """
-    if "RANK" in environment or "LOCAL_RANK" in environment:
+    if environment.get("RANK") and environment.get("WORLD_SIZE"):
         return False
     if "SLURM_JOB_ID" not in environment or "SLURM_PROCID" not in environment:
         return False

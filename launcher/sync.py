@@ -15,8 +15,10 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from launcher.errors import ConfigError
 from launcher.points import state_of
 from launcher.run_directory import UNSHOWN, is_held
+from launcher.watch import guarded
 
 PATIENCE = 600  # seconds for the upload of one run
 
@@ -66,14 +68,22 @@ def upload(segment: Path) -> str | None:
 
 def main() -> None:
     """The console command: exit status 0 where all that is ready was uploaded, 1 where not, 2 for wrong input."""
+    sys.exit(guarded(lambda: command(sys.argv[1:])))
+
+
+def command(argv: list[str]) -> int:
+    """Read a command line and upload.
+
+    Raises:
+        ConfigError: There is no such directory.
+    """
     parser = argparse.ArgumentParser(description="Upload W&B runs that were recorded offline, and have finished.")
     parser.add_argument("directory", type=Path, nargs="?", default=Path("outputs"), help="such as outputs")
     parser.add_argument("--all", action="store_true", help="also runs that have failed or were stopped")
     parser.add_argument("--dry-run", action="store_true", help="only list them")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not os.path.isdir(arguments.directory):
-        print(f"error: {arguments.directory}: there is no such directory.", file=sys.stderr)
-        sys.exit(2)
+        raise ConfigError(f"{arguments.directory}: there is no such directory.")
     ready, later = find(arguments.directory, arguments.all)
     failed = 0
     for number, segment in enumerate(ready, start=1):
@@ -83,12 +93,12 @@ def main() -> None:
         print(f"{word} [{number}/{len(ready)}] {segment}{f': {trouble}' if trouble else ''}", flush=True)
         if trouble and number == 1:  # no key, no network: the others would wait for the same
             print(f"stopped    at the first of {len(ready)}, which failed.", file=sys.stderr)
-            sys.exit(1)
+            return 1
     for run, state in later:
         print(f"not yet    {run}: {state}")
     if not ready:
         print(f"nothing    to upload in {arguments.directory}")
-    sys.exit(int(failed > 0))
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

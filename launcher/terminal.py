@@ -5,21 +5,72 @@ import io
 import logging
 import math
 import os
+import select
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 REFRESH = 0.2  # seconds between two pictures of the bar; drawing one takes 0.3 ms (measured)
 QUIET = 10.0  # seconds between two plain lines: a SLURM log is read later, by people
 
 
+class _Lasting(io.RawIOBase):
+    """A standard stream that takes everything, also what cannot be written: `head` has seen enough, a disk is full.
+
+    Args:
+        handle: Its number, 1 or 2.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self.name = {1: "<stdout>", 2: "<stderr>"}[handle]
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def isatty(self) -> bool:
+        return os.isatty(self._handle)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return os.write(self._handle, data)
+        except BlockingIOError:  # a terminal that another program has left in that mode
+            select.select([], [self._handle], [])
+            return 0
+        except OSError:
+            return len(data)
+
+
+def keep_streams() -> None:
+    """Let no program fail, or print a traceback, because what it says cannot be written; files have all that counts.
+
+    Streams that are closed become /dev/null: else the first file that is opened would get the number of one.
+    """
+    for handle in (0, 1, 2):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name, handle in (("stdout", 1), ("stderr", 2)):
+        before = getattr(sys, name)
+        with contextlib.suppress(OSError, ValueError):  # of a program that has put another stream there
+            if before is None or before.fileno() == handle:
+                if before is not None:
+                    before.flush()
+                kept = io.BufferedWriter(_Lasting(handle))
+                encoding = getattr(before, "encoding", None)
+                setattr(sys, name, io.TextIOWrapper(kept, encoding, "backslashreplace", line_buffering=True))
+
+
 class Progress:
     """The progress of one run on standard output. Rank 0 alone builds one.
 
     On a terminal a bar, with log messages above it; on a pipe, in a file and with TERM=dumb plain lines without
-    control characters: the first row, one every 10 s, each evaluation, and the last. Output that cannot be written
-    (the terminal was closed, `head` has seen enough) is no reason to stop training: it ends in silence.
+    control characters: the first row, one every 10 s, each evaluation, and the last.
 
     Args:
         total_steps: Optimizer updates of the whole run.
@@ -36,7 +87,6 @@ class Progress:
         self._shown = -math.inf
         self._live: Any = None
         self._swapped: list[tuple[logging.StreamHandler, Any]] = []
-        self._gone = False
         if _is_terminal(sys.stdout):
             self._start_bar()
 
@@ -57,9 +107,9 @@ class Progress:
             return
         self._shown = now
         if self._live:
-            self._say(self._live.refresh)
+            self._live.refresh()
         else:
-            self._say(lambda: print("  ".join(text for _, text in self._parts(evaluated)), flush=True))
+            print("  ".join(text for _, text in self._parts(evaluated)), flush=True)
 
     def close(self) -> None:
         """Leave the bar as it stands, and give the log its stream back."""
@@ -67,7 +117,7 @@ class Progress:
             handler.setStream(stream)
         self._swapped.clear()
         if self._live:
-            self._say(self._live.stop)
+            self._live.stop()
             self._live = None
 
     def final_table(self, summary: Mapping[str, Any]) -> None:
@@ -77,7 +127,7 @@ class Progress:
             summary: The content of summary.json.
         """
         self.close()
-        self._say(lambda: final_table(summary))
+        final_table(summary)
 
     def __enter__(self) -> "Progress":
         return self
@@ -137,17 +187,6 @@ class Progress:
             return None
         seconds, steps = time.monotonic() - self._since[0], self.row["step"] - self._since[1]
         return _clock(seconds / steps * (self.total_steps - self.row["step"]))
-
-    def _say(self, action: Callable[[], None]) -> None:
-        if self._gone:
-            return
-        try:
-            action()
-        except (OSError, ValueError):  # ValueError: the stream is closed
-            self._gone = True
-            # What is left in the buffer would be tried again at exit, and turn the exit status into 120.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Above(io.TextIOBase):

@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launcher import check, config, distributed, run_directory
+from launcher import check, config, distributed, logs, run_directory
 from launcher.config import Composed
 from launcher.watch import Watch, finish, guarded
 
@@ -37,9 +37,8 @@ def command(argv: list[str]) -> int:
     with config.opened(arguments, "train") as (hydra, name):
         composed = config.compose_run(hydra, name, arguments)
         if composed is None:
-            distributed.join_slurm()
-            if os.environ.get("RANK", "0") != "0":
-                return 0  # rank 0 conducts the grid and gives each point processes of its own
+            if not distributed.conducts(distributed.join()):
+                return 0
             return config.sweep(hydra, name, arguments.overrides)
     return train(composed)
 
@@ -60,9 +59,10 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         return check.check(composed)
 
     # 1. Which rank am I, and on what kind of device
-    distributed.join_slurm()
-    ranks = distributed.find_ranks(os.environ, distributed.parent_command())
+    ranks = distributed.join()
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
+
+    messages = logs.Log(composed, ranks.rank)
 
     # 2. Build everything on the CPU: what is wrong ends here, before a device or a directory is touched
     from launcher import sharded
@@ -78,7 +78,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     import torch
 
     from launcher import checkpoint, divergence, engine, gallery, provenance, reporter, stream
-    from launcher.clock import Clock, Profiler
+    from launcher.clock import Clock, Profiler, useful_threads
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
     from launcher.stopping import StopRequest
@@ -86,8 +86,10 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
     directory = run_directory.open_run_directory(composed, total_steps, parts) if ranks.rank == 0 else None
+    useful = partial(useful_threads, model, data.train, plan.micro_size) if on_cpu else lambda: None
+    threads = distributed.choose_threads(settings.threads, ranks, useful)
     accelerator = distributed.start(
-        ranks, on_cpu, settings.mixed_precision, settings.threads, settings.timeout, settings.deterministic,
+        ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
         settings.strategy, settings.float32_matmul_precision,
     )  # fmt: skip
     device = accelerator.device
@@ -96,7 +98,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     path, complete = distributed.from_rank_0(directory and (directory.path, directory.complete), ranks.world_size)
     config.publish(composed.hydra, path)
     if directory is not None:
-        reporter.log_to(path)
+        messages.begin_file(path)
         log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
         if composed.adopted:
             log.info("adopted    %s, as accelerate launch was asked to", " ".join(composed.adopted))
@@ -147,7 +149,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     samples = stream.of_rank(
         data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.balanced, parts.kind
     )
-    with engine.memory_advice(plan):
+    with engine.advice(plan, trainer):
         trainer.warm_up(samples)
     if saved is not None:
         checkpoint.restore(*saved, trainer, ranks)
@@ -196,7 +198,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         keeper=keeper,
         after_row=after_row and partial(after_row, path),
     )
-    with engine.memory_advice(plan):
+    with engine.advice(plan, trainer):
         loop.run()
 
     # 6. The end: everything saved; the test part is measured when the run is complete, by the last model and the best

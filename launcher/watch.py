@@ -20,9 +20,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from launcher.distributed import Ranks, from_rank_0
-from launcher.errors import BrokenFile, ConfigError, LostWorker
+from launcher.distributed import Ranks, from_rank_0, until_heard
+from launcher.errors import BrokenFile, ConfigError, Explained
 from launcher.stopping import leave, watch_launcher
+from launcher.terminal import keep_streams
 
 BEAT = 1.0  # seconds between two heartbeats
 NEIGHBOURS = 4  # ranks that each one looks at; if it were all, rank 0 would serve the square of their number
@@ -244,7 +245,7 @@ def describe_failure() -> str:
     kind, value, _ = sys.exc_info()
     if isinstance(value, BrokenFile):  # nobody needs to know who read it
         return f"failed: {value.in_short()}"
-    if isinstance(value, LostWorker):
+    if isinstance(value, Explained):
         return f"failed: {value}"
     return f"{traceback.format_exc()}failed: {kind.__name__ if kind else ''}: {value}".rstrip()
 
@@ -257,6 +258,10 @@ def guarded(run: Callable[[], int]) -> int:
         a failure, with the traceback and the rank. It does not wait for threads that may wait for a dead peer. A rank
         of several ends here too: what is saved is saved, and torch's threads at times abort a process that unloads.
     """
+    keep_streams()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see launcher/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["MPLBACKEND"] = "agg"  # that of the notebook or desktop where this was started need not even import
     rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
     try:
         status = run()
@@ -275,6 +280,8 @@ def guarded(run: Callable[[], int]) -> int:
         echo = current.failed(text) if current is not None else None
         print(echo or f"rank {rank} failed:\n{text}", file=sys.stderr)
         status = 1
+    if status != 130:
+        until_heard()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

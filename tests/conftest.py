@@ -14,7 +14,8 @@ for number in (
 ):  # which `pytest &` in a script, and nohup, ignore: so would what is tested
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "RANK", "WORLD_SIZE"):
-    os.environ.pop(variable, None)
+for variable in [*os.environ]:
+    if variable.startswith("WANDB_") or variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        del os.environ[variable]
 
 from slurm_cluster import slurm  # noqa: E402, F401

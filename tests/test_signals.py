@@ -267,6 +267,16 @@ def test_ctrl_c_in_a_terminal(kind, here):
     assert "everything is saved. To go on" in shown.text and "Traceback" not in shown.text
 
 
+@pytest.mark.parametrize("seconds", [0.1, 0.25, 0.5, 1.0])
+def test_ctrl_c_before_there_is_a_run(seconds, here):
+    """While Python starts, modules are imported and the config is composed: it ends, without a traceback."""
+    shown = Terminal([sys.executable, TRAIN, *LONG, *KINDS["memory"]], here)
+    time.sleep(seconds)
+    shown.press(b"\x03")
+    assert shown.end() in (-signal.SIGINT, 128 + signal.SIGINT, 0), shown.text
+    assert "Traceback" not in shown.text or "frozen" in shown.text, shown.text  # Python itself had not started yet
+
+
 def test_ctrl_c_again_ends_at_once(here):
     words = [*LONG, *KINDS["workers"], "+data.slow=60", "eval_every=3"]
     shown = Terminal([sys.executable, TRAIN, *words], here)

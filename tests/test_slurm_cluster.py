@@ -172,13 +172,19 @@ def test_ranks_of_a_task():
         without("SLURM_STEP_ID"),  # a batch script
         task(SLURM_STEP_ID="4294967290"),  # the interactive step of salloc
         task(RANK="0", WORLD_SIZE="2"),  # torchrun in a task
-        task(LOCAL_RANK="0"),
         task(SLURM_GTIDS="0"),  # a batch script submitted from a task
         task(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0", SLURM_STEP_TASKS_PER_NODE="1", SLURM_NODEID="0"),
     ],
 )
 def test_ranks_are_not_slurms_to_give(environment):
     assert ranks(environment, lambda name: name) is None
+
+
+def test_what_is_left_over_in_a_shell_does_not_take_the_ranks_from_slurm():
+    """Else each task would train alone."""
+    for left in ({"LOCAL_RANK": "0"}, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"RANK": "", "WORLD_SIZE": ""}):
+        given = ranks(task(**left), lambda name: name)
+        assert given is not None and given["RANK"] == ranks(task(), lambda name: name)["RANK"]
 
 
 def test_cores_of_a_task():

@@ -131,6 +131,49 @@ def test_preempted(slurm, local, place):
     assert f"at step {saved['step']} of {STEPS}" in slurm.output(job)  # no step lost beyond the save
 
 
+SAMPLES = """
+from launcher.data import DatasetPart
+
+class Samples(torch.utils.data.Dataset):
+    def __init__(self, part):
+        self.part = part
+    def __len__(self):
+        return len(self.part)
+    def __getitem__(self, number):
+        return self.part.inputs[number], self.part.targets[number]
+
+def samples():
+    data = load()
+    for name in ("train", "validation", "test"):
+        setattr(data, name, DatasetPart(Samples(getattr(data, name))))
+    return data
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", ["preempted", "signalled"])
+def test_processes_that_load_samples_get_the_signal_too(how, slurm, place):
+    """SLURM signals every process of a step."""
+    (place / "own.py").write_text(CODE + SAMPLES)
+    words = [*WORDS, "data._target_=own.samples", "num_workers=2", f"hydra.run.dir={place}/run"]
+    variables = environment(place, STEP_SECONDS="0.1")
+    job = slurm.sbatch(BATCH, *words, options=("--nodes=2",), env=variables, cwd=REPOSITORY)
+    wait_for_step(slurm, job, place, 8)
+    if how == "preempted":
+        urgent = slurm.sbatch("echo here", options=("--partition=urgent", "--nodes=2", "--exclusive"))
+    else:
+        slurm.run("scancel", "--signal=USR1", job)
+    slurm.wait(job, "PENDING", "RUNNING", restarts=1)
+    assert json.loads((place / "run/stopped.json").read_text())["reason"] == (
+        "SIGTERM" if how == "preempted" else "SIGUSR1"
+    )
+    if how == "preempted":
+        assert slurm.wait(urgent)["JobState"] == "COMPLETED"
+    assert slurm.wait(job, timeout=120)["JobState"] == "COMPLETED", slurm.output(job)
+    assert [row["step"] for row in rows(place / "run")][-1] == STEPS
+    assert "Traceback" not in slurm.output(job) and "unexpectedly" not in slurm.output(job)
+
+
 @pytest.mark.soak
 def test_preempted_before_the_first_step(slurm, local, place):
     """The signal meets a process that imports torch and just dies of it: the job goes back into the queue."""

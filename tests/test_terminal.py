@@ -199,7 +199,7 @@ def test_rows_with_gaps_and_odd_numbers(capsys):
 def test_training_outlives_its_reader():
     # head goes after one line. What anyone prints later must not turn the exit status into 120 either.
     code = (
-        "import time; from launcher.terminal import Progress\n"
+        "import time; from launcher.terminal import Progress, keep_streams\nkeep_streams()\n"
         "progress = Progress(30, 0, 10)\n"
         "for step in range(1, 31):\n    progress.update({'step': step, 'eval/loss': 1.0}); time.sleep(0.02)\n"
         "progress.final_table({}); print('the end')"
