@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing import forkserver, resource_tracker, util
 from types import FrameType
@@ -110,7 +111,11 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
             except StopIteration:
                 return
             yield batch
-    except (OSError, RuntimeError) as error:
+    except (OSError, EOFError, RuntimeError) as error:
+        hung_up = isinstance(error, ConnectionError | EOFError)  # seen before it is known that the worker has ended
+        deadline = time.monotonic() + (1 if hung_up else 0)
+        while time.monotonic() < deadline and all(worker.exitcode is None for worker in workers):
+            time.sleep(0.02)
         if (text := _explain(error, workers)) is None:
             raise
         raise Explained(text) from error

@@ -20,20 +20,28 @@ class Diverged(RuntimeError):
     def __init__(self, step: int, lr: float) -> None:
         super().__init__(step, lr)
         self.step, self.lr, self.samples, self.broken = step, lr, np.zeros(0, dtype=np.int64), False
+        self.left_out = 0  # batches of this run so far
 
     def __str__(self) -> str:
+        wrong = self.what()
+        leave = "use divergence.action=rollback to leave the batch out"
+        if self.left_out:
+            leave = f"allow more than divergence.max_rollbacks={self.left_out} batches to be left out"
+        mend = "Mend the samples" if self.broken else "Lower optimizer.lr, set clip_grad_norm"
+        return f"{wrong} {mend}, or {leave}."
+
+    def what(self) -> str:
+        """What has happened, without what to do about it."""
         shown = ", ".join(map(str, self.samples[:10].tolist()))
         more = f" and {len(self.samples) - 10} more" if len(self.samples) > 10 else ""
         if self.broken:
-            return (
-                f"the inputs of update {self.step + 1} hold NaN or infinity (samples {shown}{more}). Nothing of it was "
-                "saved. Mend the samples, or use divergence.action=rollback to leave the batch out."
+            wrong = f"the inputs of update {self.step + 1} hold NaN or infinity (samples {shown}{more})."
+        else:
+            wrong = (
+                f"training diverged: the loss or gradient of update {self.step + 1} is NaN or infinite "
+                f"(learning rate {self.lr:g}; samples {shown}{more})."
             )
-        return (
-            f"training diverged: the loss or gradient of update {self.step + 1} is NaN or infinite "
-            f"(learning rate {self.lr:g}; samples {shown}{more}). Nothing of it was saved. "
-            "Lower optimizer.lr, set clip_grad_norm, or use divergence.action=rollback to leave the batch out."
-        )
+        return f"{wrong} Nothing of it was saved."
 
 
 class Rollbacks:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launcher import checkpoint
+from launcher import checkpoint, distributed
 from launcher.batch import BatchPlan
 from launcher.clock import Clock, Profiler
 from launcher.data import first_infinite
@@ -92,11 +92,15 @@ class Loop:
             except Diverged as error:
                 error.samples = self.samples.samples(error.step)
                 (batch,) = self.samples.batches(error.step, error.step + 1)
-                error.broken = any(first_infinite(micro.inputs) is not None for micro in batch.micros)
+                broken = any(first_infinite(micro.inputs) is not None for micro in batch.micros)
+                ranks = self.trainer.ranks
+                anywhere = distributed.at_rank_0(broken, ranks.world_size, ranks.rank)
+                error.broken = distributed.from_rank_0(anywhere and any(anywhere), ranks.world_size)
                 if self.trainer.rollbacks.count >= self.max_rollbacks:
+                    error.left_out = self.max_rollbacks
                     raise
                 if self.saver is not None:
-                    log.warning("%s\nGoing back to the last checkpoint.", error)
+                    log.warning("%s\nGoing back to the last checkpoint.", error.what())
                     self.saver.wait()
                 self.trainer.rollbacks.go_back(error.step)
                 self.progress = checkpoint.go_back(self.checkpoints, self.trainer, self.trainer.ranks)

@@ -275,17 +275,28 @@ def guarded(run: Callable[[], int]) -> int:
         status = 2
     except KeyboardInterrupt:
         status = 130
-    except Exception:
-        text = describe_failure()
-        echo = current.failed(text) if current is not None else None
-        print(echo or f"rank {rank} failed:\n{text}", file=sys.stderr)
+    except Exception as error:
         status = 1
+        if _by_ctrl_c(error):
+            status = 130
+        else:
+            text = describe_failure()
+            echo = current.failed(text) if current is not None else None
+            print(echo or f"rank {rank} failed:\n{text}", file=sys.stderr)
     if status != 130:
         until_heard()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     leave(status)
+
+
+def _by_ctrl_c(error: BaseException) -> bool:
+    """Whether an error came of Ctrl-C: a library's own cleaning up may fail on one (Hydra 1.3 does while it reads)."""
+    before: BaseException | None = error
+    while before is not None and not isinstance(before, KeyboardInterrupt):
+        before = before.__context__
+    return before is not None
 
 
 def finish(watch: "Watch | None") -> None:

@@ -193,7 +193,7 @@ LOGGING = OWN.replace(
     "import logging\n\nlog = logging.getLogger(__name__)\n\n"
     "def load(n=60, classes=3):\n"
     "    log.info('reads %d samples', n)\n    log.debug('and how')\n"
-    "    for library in 'PIL', 'accelerate.utils', 'fontTools.subset', 'matplotlib', 'wandb', 'httpx', 'datasets':\n"
+    "    for library in 'PIL', 'accelerate.utils', 'fontTools.subset', 'urllib3', 'wandb', 'httpx', 'datasets':\n"
     "        logging.getLogger(library).info('chatter')\n        logging.getLogger(library).warning('of weight')\n",
 )
 

@@ -99,7 +99,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
         "    def __init__(self, num_outputs):\n"
         "        super().__init__(5, num_outputs)\n"
         "    def forward(self, x):\n"
-        "        if not self.training:\n"
+        "        if not self.training and len(x) > 1:\n"  # one sample is tried before the run
         "            time.sleep(100)\n"
         "        return super().forward(x)\n"
     )
@@ -315,10 +315,11 @@ def test_a_machine_may_leave_and_another_join(tmp_path):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-NAN = OWN.replace("raw + 0.1 * (uniforms - 0.5)", "raw + 0.1 * (uniforms - 0.5)").replace(
+# One training sample becomes NaN when it is augmented: in the data itself it would be found before the run.
+NAN = OWN.replace("return raw + 0.1 * (uniforms - 0.5)", "return torch.where(raw > 50, torch.nan, raw)").replace(
     "return TensorPart(torch.randn(n, 5, generator=g) + y[:, None], y, augment=shake, draws=5)",
     "x = torch.randn(n, 5, generator=g) + y[:, None]\n"
-    "        if n == 60:\n            x[17] = float('nan')\n"
+    "        if n == 60:\n            x[17] = 99\n"
     "        return TensorPart(x, y, augment=shake, draws=5)",
 )
 
@@ -328,7 +329,7 @@ def test_a_poisoned_batch_stops_the_run_and_is_never_saved(world, tmp_path):
     run = train([*RUN, "checkpoint.every=1"], place(tmp_path, NAN), world).wait()
     assert run.status == [1] * world
     message = run.err(0)
-    assert "training diverged" in message and "learning rate" in message and "17" in message
+    assert "the inputs of update" in message and "NaN" in message and "action=rollback" in message and "17" in message
     for path in (tmp_path / "run/checkpoints").glob("step_*"):
         state = torch.load(path / "state.pt", weights_only=True)
         assert all(t.isfinite().all() for t in state["model"].values())
@@ -350,7 +351,7 @@ def test_a_poisoned_batch_is_left_out_by_choice(world, tmp_path):
     assert [row["step"] for row in rows(tmp_path / "run")] == sorted({row["step"] for row in rows(tmp_path / "run")})
     again = tmp_path / "again"
     run = train([*words[:-1], "divergence.max_rollbacks=2"], place(again, NAN), world).wait()
-    assert run.status == [1] * world and "training diverged" in run.err(0)
+    assert run.status == [1] * world and "allow more than divergence.max_rollbacks=2 batches" in run.err(0)
 
 
 def test_what_diverges_before_the_first_save_goes_back_to_the_start(tmp_path):

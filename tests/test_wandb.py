@@ -21,6 +21,7 @@ from launcher import gallery, histograms
 from launcher.components import build
 from launcher.data import Data, DatasetPart, TensorPart
 from launcher.errors import ConfigError
+from launcher.outputs import Outputs
 
 CODE = FAULTY + '\nCOLOUR = "teal"\n'
 RATE = 0.05
@@ -198,7 +199,15 @@ def test_colours_from_a_dataset_names_of_classes_and_numbers_in_their_own_unit()
     part = DatasetPart(Photos(), prepare=lambda raw: raw.float() / 100)
     data = Data("photos", "classification", (3, 2, 2), 3, part, part, part, ["ant", "bee", "cow"])
     net = Scores().train()
-    table = gallery.columns(net, part, data, {"_target_": "x.BinaryCrossEntropy"}, 4, 3, accelerator)
+    table = gallery.columns(
+        net,
+        part,
+        data.input_shape,
+        Outputs.of(data, {"_target_": "launcher.losses.BinaryCrossEntropy"}),
+        4,
+        3,
+        accelerator,
+    )
     assert list(table) == ["sample", "image", "predicted", "target", "probability"] and net.training
     assert table["sample"].tolist() == [0, 2, 4, 6] and table["target"].tolist() == ["ant", "cow", "bee", "ant"]
     assert table["predicted"].tolist() == ["cow"] * 4
@@ -211,7 +220,7 @@ def test_colours_from_a_dataset_names_of_classes_and_numbers_in_their_own_unit()
     part = TensorPart(torch.arange(6.0).view(3, 2), torch.tensor([[0.0], [1.0], [-1.0]]))
     data = Data("numbers", "regression", (2,), 1, part, part, part,
                 target_mean=torch.tensor([10.0]).double(), target_std=torch.tensor([4.0]).double())  # fmt: skip
-    table = gallery.columns(nn.Flatten(0), part, data, {}, 9, 2, accelerator)
+    table = gallery.columns(nn.Linear(2, 1), part, data.input_shape, Outputs.of(data, {}), 9, 2, accelerator)
     assert list(table) == ["sample", "predicted", "target"] and table["target"].tolist() == [10, 14, 6]
 
 
