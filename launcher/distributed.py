@@ -193,9 +193,23 @@ def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | 
         return int(threads)
     if (exported := exported_threads()) is not None:
         return exported
-    given = slurm.cores_of_task(os.environ, ranks.local_world_size)  # and may bind it to them
-    share = max(1, cores() // ranks.local_world_size) if given is None else min(given, cores())
+    share = share_of_cores()
     return min(share, useful() or share) if share > 1 else share
+
+
+def share_of_cores() -> int:
+    """This process's share of the cores of the machine or of the SLURM task, at least 1."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    given = slurm.cores_of_task(os.environ, processes)  # and may bind it to them
+    return max(1, cores() // processes if given is None else min(given, cores()))
+
+
+def takes_all_cores() -> bool:
+    """Whether the processes of this run on this machine train with all cores that they may use."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return not on_gpu and torch.get_num_threads() >= share_of_cores()
 
 
 def exported_threads() -> int | None:

@@ -665,7 +665,7 @@ def evaluate(
     accelerator: Accelerator,
     ranks: Ranks,
     batch_size: int,
-    workers: int,
+    workers: int | str,
     metrics: Iterable[Any] = (),
     shards: int | None = None,
     interrupted: Callable[[], bool] | None = None,

@@ -80,12 +80,14 @@ def export(settings: dict[str, Any]) -> int:
     from launcher import card
     from launcher.data import suit
     from launcher.files import write_json
+    from launcher.loading import choose_workers
     from launcher.outputs import Outputs
     from launcher.tryout import read_outputs
 
     suit(model, getattr(data, part))
     torch.set_num_threads(distributed.choose_threads(settings["threads"], ranks))
-    example = _example(data, part, settings["num_workers"])
+    workers = choose_workers(settings["num_workers"], getattr(data, part), settings["batch_size"])
+    example = _example(data, part, workers)
     making = output.with_name(f".making-{output.name}")
     shutil.rmtree(making, ignore_errors=True)  # of a process that was killed while it exported
     try:
@@ -101,9 +103,7 @@ def export(settings: dict[str, Any]) -> int:
             loaded = write(
                 model, example, making / file, lambda: saved.load_model(run, record["facts"], chosen.path).eval()
             )
-            difference, scale, samples = compare(
-                model, loaded, data, part, settings["batch_size"], settings["num_workers"]
-            )
+            difference, scale, samples = compare(model, loaded, data, part, settings["batch_size"], workers)
             if not difference <= settings["tolerance"]:
                 raise ConfigError(
                     f"format={name}: differs from the model by up to {difference:.3g} on {samples} samples (outputs up "
@@ -116,7 +116,7 @@ def export(settings: dict[str, Any]) -> int:
         if labelled:
             measured = getattr(data, part)
             meaning = read_outputs(model, measured, Outputs.of(data, run["loss"]))
-            figures = measure(model, meaning, measured, settings["batch_size"], settings["num_workers"])
+            figures = measure(model, meaning, measured, settings["batch_size"], workers)
         told = "input" if settings["input"] is not None else part
         whole = run | {"model": saved.without_file(run["model"])}  # what is exported has its weights with it
         OmegaConf.save(OmegaConf.create(whole), making / "config.yaml")

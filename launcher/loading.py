@@ -1,9 +1,14 @@
 """Samples that are read one by one: by DataLoaders whose workers stay, and whose samples draw numbers of their own."""
 
+import io
+import logging
 import os
+import pickle
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -12,16 +17,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from launcher import children
-from launcher.data import DatasetPart, as_numbers
+from launcher.data import DatasetPart, Part, TensorPart, as_numbers
+from launcher.distributed import share_of_cores
 from launcher.keys import derive_each
+
+log = logging.getLogger("launcher")
+
+TRIED = 16  # samples that are read to learn how long one takes
+PATIENCE = 0.5  # seconds after which no more of them are read
+WORTH = 1e-3  # seconds: what takes less to read is not worth sending from one process to another
+MOST = 8  # processes that `auto` starts, of each kind of samples
 
 
 def drawn(
     part: DatasetPart,
     numbered: Iterable[tuple[int, np.ndarray]],
     key: Callable[..., int],
-    workers: int,
+    workers: int | str,
     device: torch.device,
+    size: int,
 ) -> Iterator[tuple[Any, Any]]:
     """Prepared inputs and targets of batches, augmented, on the device.
 
@@ -29,15 +43,17 @@ def drawn(
         part: What to read.
         numbered: The epoch and the sample numbers of each batch.
         key: As for SeededDataset.
-        workers: Processes that load samples; 0 loads them in this one.
+        workers: Processes that load samples; 0 loads them in this one, auto starts as many as help.
         device: Where the batches are put.
+        size: Of a batch that is cut nowhere.
     """
+    workers = choose_workers(workers, part, size)
     dataset = WholeDataset(part.dataset) if part.batched else SeededDataset(part.dataset, key)
     return _prepared(part, _open(part, dataset, numbered, workers, device), device)
 
 
 def in_order(
-    part: DatasetPart, cuts: list[tuple[int, int]], workers: int, device: torch.device
+    part: DatasetPart, cuts: list[tuple[int, int]], workers: int | str, device: torch.device
 ) -> Iterator[tuple[Any, Any]]:
     """Prepared inputs and targets of batches in the order of the data and without augmentation, on the device.
 
@@ -46,14 +62,92 @@ def in_order(
     Args:
         part: What to read.
         cuts: First (inclusive) and last (exclusive) sample of each batch.
-        workers: Processes that load samples; 0 loads them in this one.
+        workers: Processes that load samples; 0 loads them in this one, auto starts as many as help.
         device: Where the batches are put.
     """
-    batches, workers = [list(range(*cut)) for cut in cuts], min(workers, len(cuts))
+    batches = [list(range(*cut)) for cut in cuts]
+    workers = min(choose_workers(workers, part, len(batches[0])), len(cuts)) if cuts else 0
     if part.loader is None or (part.loader.num_workers > 0) != (workers > 0):
         part.loader = _open(part, part.plain or part.dataset, [], workers, device, stay=workers > 0)
     part.loader.batch_sampler[:] = batches
     return _prepared(part, part.loader, device)
+
+
+def choose_workers(workers: int | str, part: Part, size: int) -> int:
+    """Processes that load samples: a number, or what `auto` means for a part.
+
+    None where a batch is read in less time than it takes to send it from one process to another, or where the dataset
+    cannot be sent to one; else one per core of this process's share, at most 8. A few samples are timed, in a copy as
+    a worker would get it, and once for each part. The result of a run does not depend on the number.
+
+    Args:
+        workers: The setting.
+        part: What to read.
+        size: Samples of a batch.
+    """
+    if workers != "auto":
+        return int(workers)
+    if isinstance(part, TensorPart):
+        return 0
+    if part.workers is None:
+        try:
+            dataset = as_a_worker_gets_it(part.dataset)
+        except Exception as error:
+            part.workers, why = 0, f"the dataset cannot be sent to another process: {error}"
+        else:
+            seconds = _seconds_a_batch(dataset, size)
+            part.workers = 0 if seconds < WORTH else min(MOST, share_of_cores())
+            why = f"to read a batch of {size} takes {1000 * seconds:.3g} ms"
+        log.info("loading    by %s: %s", f"{part.workers} processes" if part.workers else "the run's own process", why)
+    return part.workers
+
+
+def _seconds_a_batch(dataset: Any, size: int) -> float:
+    """How long it takes to read one, by some samples from all over a dataset; global generators stay as they are."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    whole, seconds, began = hasattr(dataset, "__getitems__"), list[float](), time.perf_counter()
+    for i in range(3 if whole else TRIED + 1):
+        before = time.perf_counter()
+        if before - began > PATIENCE and seconds:
+            break
+        if whole:
+            dataset.__getitems__([(i + place * len(dataset)) // size % len(dataset) for place in range(size)])
+        else:
+            dataset[i * (len(dataset) - 1) // TRIED]
+        seconds.append(time.perf_counter() - before)
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
+    seconds = sorted(seconds[1:] or seconds)  # the first may open files and import modules
+    return seconds[len(seconds) // 2] * (1 if whole else size)
+
+
+def as_a_worker_gets_it(thing: Any) -> Any:
+    """A copy, made as for a process that loads: what it opens when it is read stays there. Arrays are shared."""
+    try:
+        sent = io.BytesIO()
+        _Sharing(sent, pickle.HIGHEST_PROTOCOL).dump(thing)
+        return pickle.loads(sent.getbuffer())
+    finally:
+        _kept.clear()
+
+
+_kept: list[Any] = []  # arrays of a dataset that is copied
+
+
+def _take(number: int) -> Any:
+    return _kept[number]
+
+
+class _Sharing(ForkingPickler):
+    """Pickles as for a process, but for arrays, which stay where they are."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        """How to make a thing again."""
+        if not isinstance(thing, Tensor | np.ndarray):
+            return NotImplemented
+        _kept.append(thing)
+        return _take, (len(_kept) - 1,)
 
 
 def _open(
@@ -110,28 +204,31 @@ class SeededDataset(Dataset):
     def __init__(self, dataset: Any, key: Callable[..., int]) -> None:
         self.dataset, self.key, self.size = dataset, key, len(dataset)
         self.whole = getattr(dataset, "__getitems__", None)
-        self.generators: list[_Generator] = [_Torch(), _Python(), _NumPy()]
-        self.drawing: list[_Generator] = []  # those of them that a sample has drawn from
+        self.still: list[_Generator] = [_Torch(), _Python(), _NumPy()]
+        self.drawing: list[_Generator] = []  # those that a sample has drawn from
+        self.epoch, self.of_epoch = -1, 0
 
     def __getitems__(self, batch: tuple[int, np.ndarray]) -> list[Any]:
         """The samples of an epoch by their numbers."""
         epoch, numbers = batch
-        indices, of_epoch, of_batch = (numbers % self.size).tolist(), self.key(epoch), self.key(epoch, int(numbers[0]))
+        if epoch != self.epoch:
+            self.epoch, self.of_epoch = epoch, self.key(epoch)
+        indices = (numbers % self.size).tolist()
         while True:
-            still = [generator for generator in self.generators if generator not in self.drawing]
-            for generator in still:
-                generator.begin(of_epoch, of_batch)
+            for generator in self.still:
+                generator.begin(self.of_epoch)
             if self.drawing:
-                keys = derive_each(np.full(len(numbers), of_epoch, dtype=np.uint64), numbers).tolist()
+                keys = derive_each(np.full(len(numbers), self.of_epoch, dtype=np.uint64), numbers).tolist()
                 samples = [self._drawn(key, i) for key, i in zip(keys, indices, strict=True)]
             elif self.whole is not None:
                 samples = self.whole(indices)
             else:
                 samples = [self.dataset[i] for i in indices]
-            moved = [generator for generator in still if generator.has_moved()]
+            moved = [generator for generator in self.still if generator.has_moved()]
             if not moved:
                 return samples
             self.drawing += moved
+            self.still = [generator for generator in self.still if generator not in moved]
 
     def _drawn(self, key: int, index: int) -> Any:
         for generator in self.drawing:
@@ -146,8 +243,8 @@ class _Generator:
         """Seed it for a sample."""
         raise NotImplementedError
 
-    def begin(self, of_epoch: int, of_batch: int) -> None:
-        """Seed it so that `has_moved` can tell."""
+    def begin(self, key: int) -> None:
+        """Remember where it is, so that `has_moved` can tell; it may be seeded, with a key that no device changes."""
         raise NotImplementedError
 
     def has_moved(self) -> bool:
@@ -161,16 +258,30 @@ class _Torch(_Generator):
     def seed(self, key: int) -> None:
         torch.default_generator.manual_seed(key >> 1)
 
-    def begin(self, of_epoch: int, of_batch: int) -> None:
-        self.seed(of_epoch)  # and not of the batch, which depends on the devices: samples may ask for initial_seed()
+    def begin(self, key: int) -> None:
+        if torch.default_generator.initial_seed() != key >> 1:  # samples may ask for it
+            self.seed(key)
         self.before = torch.default_generator.get_state()
 
     def has_moved(self) -> bool:
         return not torch.equal(self.before, torch.default_generator.get_state())
 
 
-class _Python(_Generator):
-    """The generator of the module random. Its state takes longer to compare than a number drawn from a twin."""
+class _Twinned(_Generator):
+    """A generator whose state takes longer to compare than a number drawn from a twin, which moves as it does."""
+
+    def seed_twin(self, key: int) -> None:
+        """Seed the twin as `seed` does the generator."""
+        raise NotImplementedError
+
+    def begin(self, key: int) -> None:
+        if self.has_moved():  # by somebody else, between two batches
+            self.seed(key)
+            self.seed_twin(key)
+
+
+class _Python(_Twinned):
+    """The generator of the module random."""
 
     def __init__(self) -> None:
         self.twin = random.Random()
@@ -178,15 +289,14 @@ class _Python(_Generator):
     def seed(self, key: int) -> None:
         random.seed(key)
 
-    def begin(self, of_epoch: int, of_batch: int) -> None:
-        random.seed(of_batch)
-        self.twin.seed(of_batch)
+    def seed_twin(self, key: int) -> None:
+        self.twin.seed(key)
 
     def has_moved(self) -> bool:
         return random.random() != self.twin.random()
 
 
-class _NumPy(_Generator):
+class _NumPy(_Twinned):
     """The legacy generator of NumPy."""
 
     def __init__(self) -> None:
@@ -195,9 +305,8 @@ class _NumPy(_Generator):
     def seed(self, key: int) -> None:
         np.random.seed(key & 0xFFFFFFFF)
 
-    def begin(self, of_epoch: int, of_batch: int) -> None:
-        np.random.seed(of_batch & 0xFFFFFFFF)
-        self.twin.seed(of_batch & 0xFFFFFFFF)
+    def seed_twin(self, key: int) -> None:
+        self.twin.seed(key & 0xFFFFFFFF)
 
     def has_moved(self) -> bool:
         return np.random.random_sample() != self.twin.random_sample()

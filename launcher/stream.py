@@ -161,7 +161,7 @@ class Stream:
         seed: Of the run.
         rank: Whose part to deliver: a rank's, or that of a canonical shard.
         device: Where the batches are put.
-        workers: Processes that load samples of a DatasetPart; 0 loads them in this one.
+        workers: Processes that load samples of a DatasetPart; see loading.choose_workers.
         shuffle: False keeps the order of the data (every epoch the same).
         balanced: Draws the samples instead, each class equally often.
     """
@@ -173,7 +173,7 @@ class Stream:
         seed: int,
         rank: int,
         device: torch.device,
-        workers: int,
+        workers: int | str,
         shuffle: bool = True,
         balanced: "Balanced | None" = None,
     ) -> None:
@@ -261,7 +261,8 @@ class Stream:
     def _from_loader(self, part: DatasetPart, first_step: int, last_step: int) -> Iterator[Batch]:
         """One DataLoader for the rest of the run, so that no epoch begins with idle workers."""
         numbered = self._numbered(first_step, last_step)
-        loaded = loading.drawn(part, numbered, partial(derive, self.seed, AUGMENT), self.workers, self.device)
+        key, size = partial(derive, self.seed, AUGMENT), self.plan.micro_size
+        loaded = loading.drawn(part, numbered, key, self.workers, self.device, size)
         for step in range(first_step, last_step):
             size = self.plan.size_of(step % self.plan.steps_per_epoch)
             micros = []
@@ -312,7 +313,7 @@ def of_rank(
     seed: int,
     ranks: Ranks,
     device: torch.device,
-    workers: int,
+    workers: int | str,
     balanced: "Balanced | None" = None,
     kind: Callable[..., Stream] = Stream,
 ) -> Stream | ShardedStream:
@@ -328,7 +329,12 @@ def of_rank(
 
 
 def in_order(
-    part: TensorPart | DatasetPart, rank: int, world_size: int, batch_size: int, device: torch.device, workers: int
+    part: TensorPart | DatasetPart,
+    rank: int,
+    world_size: int,
+    batch_size: int,
+    device: torch.device,
+    workers: int | str,
 ) -> Iterator[tuple[Any, Any]]:
     """A rank's contiguous share of a part, each sample once, in order and without augmentation.
 
@@ -338,7 +344,7 @@ def in_order(
         world_size: Number of shares; they differ by at most one sample, and may be empty.
         batch_size: Most samples at once.
         device: Where the batches are put.
-        workers: Processes that load samples of a DatasetPart.
+        workers: Processes that load samples of a DatasetPart; see loading.choose_workers.
     """
     first, last = len(part) * rank // world_size, len(part) * (rank + 1) // world_size
     cuts = [(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]

@@ -5,7 +5,6 @@ opens when it is first read.
 """
 
 import copy
-import io
 import pickle
 import random
 import re
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from launcher.batch import plan_batch
 from launcher.data import INDICES, Data, DatasetPart, Part, as_numbers, first_infinite, suit
 from launcher.errors import BrokenFile, ConfigError
+from launcher.loading import as_a_worker_gets_it
 from launcher.losses import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
 from launcher.outputs import Outputs
 from launcher.stream import Stream, in_order
@@ -47,7 +46,7 @@ class How:
         leaves_out: Whether batches with NaN are left out of the training.
     """
 
-    workers: int
+    workers: int | str
     cut: str | None = None
     shapes: bool = False
     leaves_out: bool = False
@@ -116,7 +115,7 @@ def read_outputs(model: nn.Module, part: Part, meaning: Outputs) -> Outputs:
     """
     suit(model, part)
     with _no_trace(model), torch.no_grad():
-        inputs, targets = next(in_order(replace(part), 0, len(part), 1, CPU, 0))
+        inputs, targets = next(in_order(_as_a_worker_gets_it("measured", part, "auto"), 0, len(part), 1, CPU, 0))
         outputs = _run_as_it_is(partial(_run, model.eval(), _is_large(model)), inputs, part)
     meaning = _near(meaning, targets)
     return meaning if outputs is None else meaning.fitted(outputs, 1)
@@ -333,25 +332,8 @@ def _no_trace(model: nn.Module) -> Iterator[None]:
 
 # --- Datasets in other processes -------------------------------------------------------------------------------------
 
-_kept: list[Any] = []  # arrays of a dataset that is copied
 
-
-def _take(number: int) -> Any:
-    return _kept[number]
-
-
-class _Sharing(ForkingPickler):
-    """Pickles as for a process, but for arrays, which stay where they are."""
-
-    def reducer_override(self, thing: Any) -> Any:
-        """How to make a thing again."""
-        if not isinstance(thing, Tensor | np.ndarray):
-            return NotImplemented
-        _kept.append(thing)
-        return _take, (len(_kept) - 1,)
-
-
-def _as_a_worker_gets_it(name: str, part: Part, workers: int) -> Part:
+def _as_a_worker_gets_it(name: str, part: Part, workers: int | str) -> Part:
     """A part whose dataset is a copy, made as for a process that loads: what it opens when it is read stays there.
 
     Raises:
@@ -360,8 +342,10 @@ def _as_a_worker_gets_it(name: str, part: Part, workers: int) -> Part:
     if not workers or not isinstance(part, DatasetPart):
         return replace(part)  # with a loader of its own
     try:
-        dataset, plain = _copied((part.dataset, part.plain))
+        dataset, plain = as_a_worker_gets_it((part.dataset, part.plain))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
+        if workers == "auto":  # will load them where they are
+            return replace(part)
         raise ConfigError(
             f"num_workers={workers}: the dataset of the {name} part cannot be sent to the processes that load it: "
             f"{error}. Functions and classes must stand at the top of a module (no lambda, none inside of a function), "
@@ -370,15 +354,6 @@ def _as_a_worker_gets_it(name: str, part: Part, workers: int) -> Part:
     except Exception:  # what only a process that is just starting may be sent
         return replace(part)
     return replace(part, dataset=dataset, plain=plain)
-
-
-def _copied(thing: Any) -> Any:
-    try:
-        sent = io.BytesIO()
-        _Sharing(sent, pickle.HIGHEST_PROTOCOL).dump(thing)
-        return pickle.loads(sent.getbuffer())
-    finally:
-        _kept.clear()
 
 
 # --- Words -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Samples read one by one: what they draw is their own, and the processes that load them stay."""
 
 import multiprocessing
+import os
 import random
+import time
 from functools import partial
 
 import numpy as np
@@ -10,9 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from launcher.batch import BatchPlan
-from launcher.data import DatasetPart
+from launcher.data import DatasetPart, TensorPart
 from launcher.keys import AUGMENT, derive
-from launcher.loading import SeededDataset
+from launcher.loading import SeededDataset, choose_workers
 from launcher.stream import Stream, in_order
 
 CPU = torch.device("cpu")
@@ -120,3 +122,63 @@ def test_the_processes_of_an_evaluation_stay_for_the_next_one():
     assert _workers() - before == stayed
     part.loader = None
     assert not _workers() & stayed, "they end with the part that they read"
+
+
+class Slow(Drawing):
+    """Takes 5 ms a sample, by a file that is opened when it is first read."""
+
+    file = None
+
+    def __getitem__(self, index):
+        self.file = self.file or open(__file__)  # noqa: SIM115
+        time.sleep(0.005)
+        return super().__getitem__(index)
+
+
+class Alone(Slow):
+    def __reduce__(self):
+        raise TypeError("cannot be pickled")
+
+
+class Together(Slow):
+    """Gives several at once, in the time of one."""
+
+    def __getitems__(self, indices):
+        time.sleep(0.0001)
+        return [super(Slow, self).__getitem__(index) for index in indices]
+
+
+def test_auto_starts_processes_where_they_help(caplog, monkeypatch):
+    """By the time that a batch takes; what it tries leaves no trace on the dataset, nor on the generators."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    cores = len(os.sched_getaffinity(0))
+    caplog.set_level("INFO", "launcher")
+    for dataset, size, expected in (
+        (Drawing(("torch", "python", "numpy")), 4, 0), (Slow(("torch",)), 4, min(8, cores)),
+        (Slow((), size=1), 1, min(8, cores)), (Alone(()), 64, 0), (Together(()), 4, 0),
+    ):  # fmt: skip
+        part, before = DatasetPart(dataset), torch.initial_seed()
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        for _ in range(2):
+            assert choose_workers("auto", part, size) == expected, type(dataset).__name__
+        assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
+        assert states[2] == np.random.get_state()[1].tolist() and before == torch.initial_seed()
+        assert dataset.asked == [] and getattr(dataset, "file", None) is None
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 5 and "the run's own process: the dataset cannot be sent to another process" in said[3]
+    assert f"by {min(8, cores)} processes: to read a batch of 4 takes 2" in said[1], said
+    assert choose_workers("auto", TensorPart(torch.zeros(3, 2), torch.zeros(3)), 2) == 0
+    assert choose_workers(3, DatasetPart(Slow(())), 4) == 3
+    for ranks in (cores, 4 * cores):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert choose_workers("auto", DatasetPart(Slow(())), 4) == 1
+
+
+@pytest.mark.parametrize("kind", [Drawing, Slow])
+def test_auto_gives_the_samples_of_any_number(kind):
+    plan = BatchPlan(20, 10, 1, 1, 10, 1)
+    found = []
+    for workers in (0, "auto"):
+        stream = Stream(DatasetPart(kind(("torch", "python"))), plan, 3, 0, CPU, workers)
+        found.append([(m.inputs.tolist(), m.targets.tolist()) for b in stream.batches(0, 4) for m in b.micros])
+    assert found[0] == found[1] and len(found[0]) == 4

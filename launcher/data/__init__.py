@@ -83,6 +83,7 @@ class DatasetPart:
     dtype: torch.dtype = torch.float32
     indices: bool = True
     loader: Any = field(default=None, init=False, repr=False, compare=False)  # see launcher/loading.py
+    workers: int | None = field(default=None, init=False, repr=False, compare=False)  # what num_workers=auto has chosen
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
