@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import gallery, histograms, provenance
+from launcher import distributed, gallery, histograms, provenance
 from launcher.checkpoint import Progress, checkpoints, step_of
 from launcher.engine import Evaluation
 from launcher.files import ends, numbers, read_json, write_json, write_text
@@ -23,6 +23,7 @@ log = logging.getLogger("launcher")
 
 TABLE = "wandb/predictions.npz"
 VIEWED = {"tensorboard": "tb", "csv": "metrics.csv"}
+LATE = 20.0  # seconds of training before W&B's process, which takes 2 of a core to start, takes a core that trains
 # How a whole one ends.
 PICTURES = {"curves.png": b"IEND\xaeB`\x82", "report.html": b"</html>\n"}
 
@@ -178,7 +179,8 @@ def tracker_of(
     own = {name: wandb[name] for name in ("mode", "project", "entity", "name", "group", "tags")}
     code = provenance.own_files() if wandb["code"] else None
     run_id = directory.run_id(wandb["id"] or os.environ.get("WANDB_RUN_ID") or None)
-    return WandbTracker(directory.path, dict(settings), run_id=run_id, code=code, **own)
+    wait = LATE if distributed.takes_all_cores() else 0.0
+    return WandbTracker(directory.path, dict(settings), run_id=run_id, code=code, wait=wait, **own)
 
 
 def show(path: Path, tracker: WandbTracker | None, views: Views | None, artifacts: str | bool) -> None:
@@ -192,6 +194,8 @@ def show(path: Path, tracker: WandbTracker | None, views: Views | None, artifact
     """
     from launcher import report
 
+    if tracker is not None:
+        tracker.begin()
     for name, draw in (("curves.png", report.draw_curves), ("report.html", report.write_report)):
         try:
             draw(path)

@@ -49,6 +49,7 @@ SILENT = 1.0
 PATIENT = 60.0
 UPLOAD = 5e6  # bytes a second that a slow network takes
 HARD_LIMIT = 4.5  # without a sign of life from the tracker's process
+STARTING = 30.0  # that it may take to import W&B on a busy machine
 
 
 class Record:
@@ -200,6 +201,12 @@ def wanted_mode(mode: str) -> str:
     return asked if asked in ("online", "offline", "disabled") else "auto"
 
 
+def _has_key() -> bool:
+    """Whether an API key is where most have it, without the seconds that importing W&B takes."""
+    places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    return "WANDB_API_KEY" in os.environ or any(place and Path(place).expanduser().exists() for place in places)
+
+
 class WandbTracker:
     """Weights & Biases as a view of the record. Nothing here waits for it, but `finish`, for seconds.
 
@@ -221,6 +228,8 @@ class WandbTracker:
         run_id: Stable name of this run directory's run within the project.
         code: Name to path of source files that W&B is to have, beside the commit of git, its remote and the diff to it;
             None: none of that.
+        wait: Seconds before W&B's process starts, unless the end comes first, where nobody can look at the run
+            meanwhile: offline, and where no key is to be seen. For machines whose cores all train.
     """
 
     def __init__(
@@ -235,8 +244,12 @@ class WandbTracker:
         tags: list[str] | None,
         run_id: str,
         code: Mapping[str, str] | None = None,
+        wait: float = 0.0,
     ) -> None:
         self._mode = wanted_mode(mode)
+        seen = self._mode == "online" or (self._mode == "auto" and _has_key())
+        self._wait = 0.0 if seen or code is not None else wait  # code is to be that of the start
+        self._begun = threading.Event()
         self._settings: dict[str, Any] = {
             "run_dir": str(Path(run_dir).absolute()),
             "trainer": os.getpid(),
@@ -257,7 +270,7 @@ class WandbTracker:
         self._child: subprocess.Popen[bytes] | None = None
         self._service: int | None = None
         self._deadline = math.inf
-        self._warned = self._finished = False
+        self._warned = self._finished = self._heard = False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if self._mode != "disabled":
             self._thread.start()
@@ -270,6 +283,10 @@ class WandbTracker:
         """
         if self._thread.is_alive():
             self._messages.put(_encode({"row": dict(row)}))
+
+    def begin(self) -> None:
+        """Wait no longer with W&B's process: training is over."""
+        self._begun.set()
 
     def finish(
         self,
@@ -297,7 +314,8 @@ class WandbTracker:
         end = {"summary": dict(summary), "pictures": images, "artifacts": models, "patience": patience}
         end["table"] = None if table is None else str(Path(table).absolute())
         self._end = _encode({"finish": end})
-        self._deadline = time.monotonic() + HARD_LIMIT
+        self._deadline = time.monotonic() + HARD_LIMIT + (STARTING if self._wait and not self._heard else 0)
+        self.begin()
         latest = time.monotonic() + patience
         self._messages.put(None)
         while self._thread.is_alive() and time.monotonic() < min(self._deadline, latest):
@@ -315,6 +333,7 @@ class WandbTracker:
         return False
 
     def _work(self) -> None:
+        self._begun.wait(self._wait)
         for attempt in (self._mode, "offline"):  # a process that was killed or crashed is replaced once
             try:
                 self._serve(attempt)
@@ -368,6 +387,7 @@ class WandbTracker:
     def _listen(self, stream: Any) -> None:
         for line in stream:
             event = json.loads(line)
+            self._heard = True
             if "warning" in event:
                 self._warn(event["warning"])
             if "info" in event:
