@@ -52,7 +52,7 @@ def by_hand(data: Data) -> Callable[[], object]:
     inputs, targets = data.train.prepare(data.train.inputs), data.train.targets
     torch.manual_seed(0)
     model = workload.build_model("cnn").train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
     criterion, at = torch.nn.CrossEntropyLoss(), 0
     order = torch.randperm(len(inputs))
