@@ -190,7 +190,7 @@ SCHEMA: dict[str, Rule] = {
     "deterministic": FLAG.neutral(True),
     "device": one_of("auto", "cpu").neutral("auto"),
     "threads": whole(1).or_word("auto").neutral("auto"),
-    "num_workers": whole(0).or_word("auto").neutral(2),
+    "num_workers": whole(0).or_word("auto").neutral("auto"),
     "timeout": above(0).neutral(600),
     "log_every": whole(1).or_word("epoch").neutral(20),
     "eval_every": EVERY.neutral("epoch"),

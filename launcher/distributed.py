@@ -193,13 +193,17 @@ def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | 
         return int(threads)
     if (exported := exported_threads()) is not None:
         return exported
-    share = share_of_cores()
+    share = share_of_cores(ranks.local_world_size)
     return min(share, useful() or share) if share > 1 else share
 
 
-def share_of_cores() -> int:
-    """This process's share of the cores of the machine or of the SLURM task, at least 1."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+def share_of_cores(processes: int | None = None) -> int:
+    """A process's share of the cores of the machine or of the SLURM task, at least 1.
+
+    Args:
+        processes: Of this run on this machine; None: as the environment says.
+    """
+    processes = processes or int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     given = slurm.cores_of_task(os.environ, processes)  # and may bind it to them
     return max(1, cores() // processes if given is None else min(given, cores()))
 

@@ -123,13 +123,13 @@ WRONG = {
 }
 
 
-def _answer(directory, words, world=1, environment=None):
+def _answer(directory, words, world=1, environment=None, delays=()):
     """Run it; check status, time, silence elsewhere; give the message."""
     before = sorted(str(path) for path in directory.rglob("*"))
     started = time.monotonic()
-    run = train(words, directory, world, environment, name="../io").wait(60)
+    run = train(words, directory, world, environment, delays, name="../io").wait(60)
     seconds = time.monotonic() - started
-    assert run.status[0] == 2, run.err()
+    assert run.status == [2] * world, run.err()
     assert "Traceback" not in run.err() and run.err().startswith("error: ")
     assert run.out() == ""
     assert sorted(str(path) for path in directory.rglob("*")) == before, "something was left behind"
@@ -160,7 +160,8 @@ def test_fewer_samples_than_devices(place):
 
 
 def test_devices_that_do_not_divide_the_shards(place):
-    message, _ = _answer(place, ["exact_across_devices=true", "canonical_shards=3"], world=2)
+    """The rank that starts late hears it too, from a rank 0 that has ended."""
+    message, _ = _answer(place, ["exact_across_devices=true", "canonical_shards=3"], 2, delays=(0, 4))
     assert "canonical_shards=3" in message and "2 devices" in message
 
 

@@ -39,8 +39,8 @@ def _report(outcome):
 def test_a_sample_of_combinations():
     """Other ones on each day: a failure prints its command."""
     seed = int.from_bytes(os.urandom(3), "big")
-    outcome = try_out(12, seed)
-    assert outcome.ran == 12 and outcome.said >= 4
+    outcome = try_out(4, seed)
+    assert outcome.ran == 4 and outcome.said >= 1
     assert not outcome.failures, f"seed {seed}\n{_report(outcome)}"
 
 
@@ -53,8 +53,13 @@ def test_many_combinations():
     assert outcome.pairs[0] > 0.95 * outcome.pairs[1]
 
 
-@pytest.mark.parametrize("exact", ["no", "exact"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad", "rmsprop", "muon"])
+@pytest.mark.parametrize(
+    ("optimizer", "exact"),
+    [
+        pytest.param(*pair, marks=() if pair in (("adam", "no"), ("muon", "exact")) else pytest.mark.soak)
+        for pair in itertools.product(["sgd", "adam", "adagrad", "rmsprop", "muon"], ["no", "exact"])
+    ],
+)
 def test_channels_last_keeps_what_belongs_to_a_parameter_in_its_layout(optimizer, exact, runner):
     """Resumed, on another number of ranks and by gathered gradients: what a plain loop in the usual layout gives."""
     chosen = {"layout": "channels_last", "optimizer": optimizer, "exact": exact, "scheduler": "constant"}

@@ -199,6 +199,7 @@ def test_trials_know_their_number_and_directory(place):
     assert "2 finished before" in sweep(words, place).stdout
 
 
+@pytest.mark.soak
 def test_a_trial_keeps_the_number_that_it_began_with(place):
     """Where the sweep has grown by others before it, and where it goes on alone."""
     words = ["+model.told=${hydra:job.num}", "+model.place=${now:%f}", *OWN]
@@ -211,6 +212,7 @@ def test_a_trial_keeps_the_number_that_it_began_with(place):
     assert lines(again, "told")[0][-1] == "1" and "finished already" in again.out()
 
 
+@pytest.mark.soak
 def test_trials_are_named_as_hydra_is_told_to_name_them(place):
     words = ["-m", "seed=1,2", *SHORT, "hydra.sweep.dir=s", "hydra.launcher.max_parallel=1",
              "hydra.sweep.subdir='${hydra.job.override_dirname}/seed=${seed}'", "optimizer.lr=0.2",
@@ -230,7 +232,10 @@ def test_a_trial_that_has_no_directory_of_its_own_is_told_from_one_that_is_there
     assert [path.name for path in place.iterdir()] == ["net.py"]
 
 
-@pytest.mark.parametrize("words", [["experiment=sweep", "epochs=1,2"], ["hydra.mode=MULTIRUN", "seed=1,2"]])
+@pytest.mark.parametrize(
+    "words",
+    [["experiment=sweep", "epochs=1,2"], pytest.param(["hydra.mode=MULTIRUN", "seed=1,2"], marks=pytest.mark.soak)],
+)
 def test_a_config_that_asks_for_a_sweep_gets_one(words, place):
     (place / "mine/experiment").mkdir(parents=True)
     (place / "mine/experiment/sweep.yaml").write_text(
@@ -256,6 +261,7 @@ def test_a_launcher_of_others_is_refused_before_anything_is_made(more, place):
     assert [path.name for path in place.iterdir()] == ["net.py"]
 
 
+@pytest.mark.soak
 def test_a_primary_config_of_ones_own_is_told_which_launcher_it_lacks(place):
     (place / "mine").mkdir()
     text = (REPOSITORY / "conf/train.yaml").read_text().replace("  - override hydra/launcher: local\n", "")
@@ -467,6 +473,7 @@ def test_a_command_that_takes_one_run_takes_no_sweep(program):
         __import__(f"launcher.{program}", fromlist=["command"]).command(["-m", "run_dir=x"])
 
 
+@pytest.mark.soak
 def test_a_group_that_starts_again_goes_on_in_the_directory_of_its_settings(place):
     """torchrun starts the ranks anew: the run, its directory and what the clock said are those of the first start."""
     failing = NET.replace("return self.layer", ONCE)

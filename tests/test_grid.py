@@ -259,7 +259,9 @@ def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(p
     assert status == 2 and "clip_grad_norm: null -> 1" in err and snapshot(good) == untouched
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "number", [pytest.param(one, marks=pytest.mark.soak) for one in (signal.SIGINT, signal.SIGTERM)]
+)
 def test_a_signal_stops_every_point_with_a_checkpoint_and_the_command_it_prints_goes_on(number, place):
     """Ctrl-C, and what `timeout` or torchrun send: to the whole process group."""
     words = ["seed=0,1,2", "+model.delay=0.1", *OWN_MODEL, "epochs=4"]

@@ -199,6 +199,7 @@ def test_data_that_was_described_before_an_argument_came(tmp_path):
     assert components.build_data(settings).record() == whole.record()
 
 
+@pytest.mark.soak
 def test_a_sweep_of_an_earlier_launcher_goes_on(tmp_path):
     words = [sys.executable, str(REPOSITORY / "launcher/train.py"), "-m", "max_steps=3", "threads=1", "seed=1,2",
              "hydra.sweep.dir=sweep", "hydra.launcher.max_parallel=2", "wandb.mode=disabled"]  # fmt: skip

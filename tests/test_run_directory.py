@@ -41,8 +41,8 @@ def edit(directory, old, new):
 # --- Another length ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("schedule", ["plateau", pytest.param("constant", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_run_that_is_prolonged_is_one_of_the_full_length(schedule, world, tmp_path):
     """Through two ends that are no boundary of anything, and one that is: record, state and best, to the last bit."""
     words = [*LENGTHS, *SCHEDULES[schedule]]
@@ -113,7 +113,7 @@ def test_a_run_that_ended_early_goes_on_with_more_patience(tmp_path):
     assert rows(whole / "run") == rows(early / "run")
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_another_best_is_that_of_all_evaluations(world, tmp_path):
     """Resumed with another metric for the best checkpoint: the best of the whole record, as if it had been so."""
     accuracy = ["checkpoint.best=eval/accuracy", "checkpoint.best_mode=max"]
@@ -302,7 +302,7 @@ def test_images_that_were_moved(tmp_path):
 # --- A first start that failed -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rollback", [[], ["divergence.action=rollback"]])
+@pytest.mark.parametrize("rollback", [pytest.param([], marks=pytest.mark.soak), ["divergence.action=rollback"]])
 def test_what_failed_before_it_saved_anything_makes_room_for_the_corrected_command(rollback, tmp_path):
     """A first start diverges at once: the corrected one begins anew in its directory, and nothing is lost."""
     directory, calm = place(tmp_path / "failed"), place(tmp_path / "calm")
@@ -388,7 +388,13 @@ def test_what_one_may_not_write_is_a_sentence(name, copied):
     assert "finished" in processes.start(processes.without_privileges, words, copied / "io-right").ok().out()
 
 
-@pytest.mark.parametrize("damage", ["removed", "truncated", "edited", "a row removed", "lengthened"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncated",
+        *(pytest.param(one, marks=pytest.mark.soak) for one in ("removed", "edited", "a row removed", "lengthened")),
+    ],
+)
 def test_a_record_that_was_changed_is_said_and_the_run_goes_on(damage, tmp_path):
     calm, directory = place(tmp_path / "calm", FAULTY), place(tmp_path / "damaged", FAULTY)
     train(RUN_FAULTY, calm).ok()
@@ -467,7 +473,7 @@ def test_checkpoints_that_are_all_damaged_are_not_begun_over(copied):
     assert "optimizer.lr" in refused([*FEW, "optimizer.lr=0.5"], copied)
 
 
-@pytest.mark.parametrize("keep", [1, 5])
+@pytest.mark.parametrize("keep", [1, pytest.param(5, marks=pytest.mark.soak)])
 def test_another_number_of_checkpoints_is_kept_from_then_on(keep, tmp_path):
     directory = place(tmp_path, FAULTY)
     calm = place(tmp_path / "calm", FAULTY)

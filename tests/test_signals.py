@@ -135,7 +135,7 @@ CASES = [
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
     for kind, usual in {
         "memory": (signal.SIGHUP,), "dataset": (signal.SIGINT,), "images": (signal.SIGUSR1,),
-        "workers": (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP),
+        "workers": (signal.SIGTERM, signal.SIGINT),
     }.items()
 ]  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_a_signal_to_all_processes_stops_a_run_of_any_kind_of_data(kind, number,
     asked(run, here, number)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.soak), 2, pytest.param(3, marks=pytest.mark.soak)])
 def test_while_the_workers_start(count, here):
     """As soon as the process that they are forked from is there, which imports torch for seconds; or one, or both."""
     run = train([*LONG, *KINDS["workers"]], here)
@@ -158,6 +158,7 @@ def test_while_the_workers_start(count, here):
     asked(run, here, signal.SIGTERM)
 
 
+@pytest.mark.soak
 def test_in_an_evaluation(here):
     run = train([*LONG, *KINDS["workers"], "+data.slow=0.2", "eval_every=3"], here)
     wait_for((here / "evaluating").exists, message=run.err)
@@ -322,6 +323,7 @@ def test_ctrl_c_on_a_sweep_that_starts(moment, here):
     assert "Traceback" not in shown.text and not list(here.glob("grid/*/failed.json"))
 
 
+@pytest.mark.soak
 def test_ctrl_c_twice_on_a_sweep_ends_its_trials_at_once(here):
     words = [*SWEEP, *KINDS["dataset"], "+data.slow=60", "eval_every=3"]
     shown = Terminal([sys.executable, TRAIN, *words], here)
@@ -426,7 +428,7 @@ def test_it_goes_on_when_its_shell_exits(here):
     goes_on(here, shown.mark)
 
 
-@pytest.mark.parametrize("line", ["nohup {run} > out.txt 2>&1 &", "{run}"])
+@pytest.mark.parametrize("line", ["nohup {run} > out.txt 2>&1 &", pytest.param("{run}", marks=pytest.mark.soak)])
 def test_a_sweep_after_the_terminal_was_closed(line, here):
     shown = shell(line, here, [*SWEEP, *KINDS["memory"]], "grid/*/metrics.jsonl", 2)
     shown.close()

@@ -155,7 +155,16 @@ def test_a_run_goes_on_whose_output_cannot_be_written(how, tmp_path):
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4, 5], "a closed stream's number went to it"
 
 
-@pytest.mark.parametrize("asked", [["--help"], ["--cfg", "job"], ["--cfg", "hydra"], ["--info", "defaults"]])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["--help"],
+        *(
+            pytest.param(one, marks=pytest.mark.soak)
+            for one in (["--cfg", "job"], ["--cfg", "hydra"], ["--info", "defaults"])
+        ),
+    ],
+)
 def test_what_is_only_shown(asked, tmp_path):
     for how in ('"$@" | head -n 1', '"$@" > /dev/full', '"$@" >&-'):
         done = shell(how, tmp_path, *STARTS["file"], *asked)
@@ -234,6 +243,7 @@ def test_hydras_own_ways_to_log(tmp_path):
     assert "reads 60 samples" not in out and "run  " not in out and "eval/loss" in out
 
 
+@pytest.mark.soak
 def test_ones_own_way_to_log(tmp_path):
     """Also for a trial of a sweep, where Hydra's resolver does not know the config."""
     group = tmp_path / "conf/hydra/job_logging"
@@ -279,8 +289,8 @@ def test_a_wrong_way_to_log_is_a_sentence(word, said, tmp_path):
 @pytest.mark.parametrize(
     ("environment", "matplotlibrc"),
     [
-        ({"MPLBACKEND": "module://matplotlib_inline.backend_of_a_notebook"}, ""),
-        ({"MPLBACKEND": "nonsense"}, "backend: nonsense\n"),
+        pytest.param({"MPLBACKEND": "module://matplotlib_inline.backend_of_a_notebook"}, "", marks=pytest.mark.soak),
+        pytest.param({"MPLBACKEND": "nonsense"}, "backend: nonsense\n", marks=pytest.mark.soak),
         ({"HOME": "/proc/nothing", "MPLBACKEND": "qtagg", "DISPLAY": ""}, "text.usetex: True\n"),
     ],
 )

@@ -12,7 +12,7 @@ from processes import REPOSITORY, rows, train
 from torch import nn
 from torch.nn import functional as F
 
-from launcher import config, parts, tryout
+from launcher import config, loading, parts, tryout
 from launcher.data import Data, DatasetPart, TensorPart, as_numbers, suit
 from launcher.distributed import find_ranks
 from launcher.errors import ConfigError
@@ -270,7 +270,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_made(words, expected, place):
 @pytest.mark.parametrize("kind", ["lambda", "local", "open"])
 def test_what_cannot_be_sent_to_a_worker_is_told(kind, place):
     words = ["data._target_=own.dataset", f"+data.measured={kind}"]
-    line = answer(place, words)
+    line = answer(place, [*words, "num_workers=2"])
     assert "num_workers=2: the dataset of the validation part cannot be sent" in line and "num_workers=0" in line, line
     if kind != "open":
         train([*RUN, *words, "num_workers=0"], place).ok()
@@ -510,7 +510,7 @@ class Lazy(torch.utils.data.Dataset):
 def test_a_dataset_that_opens_files_can_still_be_sent_to_workers():
     data = Data("own", "classification", (4,), 3, *(DatasetPart(Lazy()) for _ in range(3)))
     tried(nn.Linear(4, 3), nn.CrossEntropyLoss(), data, workers=2)
-    assert data.train.dataset.file is None and not tryout._kept
+    assert data.train.dataset.file is None and not loading._kept
     other = tryout._as_a_worker_gets_it("train", data.train, 2).dataset
     assert other is not data.train.dataset and other.array is data.train.dataset.array, "arrays are not copied"
     assert other.tensor is data.train.dataset.tensor
