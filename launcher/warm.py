@@ -43,7 +43,7 @@ try:
     # A first picture finds fonts and loads image formats: 0.3 s of each run otherwise.
     from matplotlib.figure import Figure
 
-    figure = Figure(layout="tight")
+    figure = Figure()
     figure.add_subplot().plot([0, 1], [0, 1], label="x")
     figure.axes[0].legend()
     for kind in ("png", "svg"):
