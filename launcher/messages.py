@@ -1,6 +1,7 @@
 """What a person is told whose words do not compose: a sentence or two that name the setting and what would be right."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -229,7 +230,8 @@ def unread_words(message: str) -> str:
     key, value = found[1].replace("-", "_"), found[2] or "VALUE"
     advice = WORDS.get(key.lower(), key)
     told = f", as {advice}={value}." if " " not in advice else f". {advice}"
-    return f"{message.split()[2]}: no such option. Settings are written without dashes{told}"
+    agent = " In a sweep of W&B: ${args_no_hyphens} in its command." if "WANDB_SWEEP_ID" in os.environ else ""
+    return f"{message.split()[2]}: no such option. Settings are written without dashes{told}{agent}"
 
 
 def short(text: str) -> str:

@@ -11,6 +11,8 @@ from processes import REPOSITORY, summary, train
 from test_tracking import clean_environment, inspect
 from wandb.wandb_agent import Agent
 
+from launcher import messages
+
 WORDS = ["wandb.mode=offline", "epochs=1", "threads=1", "hydra.run.dir=run", "model.hidden=[8]"]
 VARIABLES = {
     "WANDB_PROJECT": "theirs", "WANDB_ENTITY": "team", "WANDB_NAME": "a name", "WANDB_RUN_GROUP": "grouped",
@@ -116,3 +118,11 @@ def test_wandb_agent_starts_runs_of_its_sweep(agent, tmp_path):
     assert [summary(path)["status"] for path in directories] == ["finished"] * 2
     config = (directories[0] / ".hydra/config.yaml").read_text()
     assert "torch.optim.Adam" in config and "lr: 0.03" in config and "seed: 1" in config
+
+
+def test_an_agent_with_hyphens_is_told_what_to_write(monkeypatch):
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    assert "hyphens" not in messages.unread_words("unrecognized arguments: --optimizer.lr=0.1")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    said = messages.unread_words("unrecognized arguments: --optimizer.lr=0.1")
+    assert "as optimizer.lr=0.1. In a sweep of W&B: ${args_no_hyphens}" in said
