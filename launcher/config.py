@@ -1099,12 +1099,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _unsaid(given: Mapping[str, Any], key: str) -> Any:
-    """What an argument is that the settings of a class do not give: what the schema states, else its own default."""
+    """What a setting is that one side does not give: what the schema states, else the default of its class."""
     group, _, name = key.partition(".")
-    if group not in COMPONENTS or f"{group}._target_" not in given or "." in name:
-        return UNSTATED
-    if key in SCHEMA and SCHEMA[key].absent is not UNSTATED:
+    of_class = f"{group}._target_" in given
+    if (of_class or group not in COMPONENTS) and key in SCHEMA and SCHEMA[key].absent is not UNSTATED:
         return SCHEMA[key].absent
+    if group not in COMPONENTS or not of_class or "." in name:
+        return UNSTATED
     from launcher.components import default_of, locate
 
     try:
