@@ -47,10 +47,10 @@ def test_a_sample_of_combinations():
 @pytest.mark.soak
 def test_many_combinations():
     seed = int.from_bytes(os.urandom(3), "big")
-    outcome = try_out(60, seed)
+    outcome = try_out(40, seed)
     print(seed, outcome.ran, outcome.said, outcome.refusals, outcome.pairs)
     assert not outcome.failures, f"seed {seed}\n{_report(outcome)}"
-    assert outcome.pairs[0] > 0.8 * outcome.pairs[1]
+    assert outcome.pairs[0] > 0.7 * outcome.pairs[1]
 
 
 @pytest.mark.parametrize(

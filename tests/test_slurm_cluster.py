@@ -548,16 +548,16 @@ def test_a_job_that_never_saves_is_ended(slurm, counter, tmp_path):
 def test_killed_daemon_and_killed_node(counter, tmp_path):
     """A node without power takes the job back into the queue, and the job finishes on the other one."""
     with Cluster() as cluster:
-        script = "echo start $SLURM_RESTART_COUNT on $SLURMD_NODENAME; srun sleep 15; echo end $?"
+        script = "echo start $SLURM_RESTART_COUNT on $SLURMD_NODENAME; srun sh -c 'echo begun; sleep 15'; echo end $?"
         options = ("--requeue", "--open-mode=append", "--nodes=1", "--nodelist=n1")
         job = cluster.sbatch(script, options=options)
-        cluster.wait_output(job, "start")
+        cluster.wait_output(job, "begun")  # a step that is just being launched would fail
         cluster.kill_node("n1", tasks=False)
         time.sleep(1)
         cluster.start_node("n1")
         assert cluster.wait(job)["JobState"] == "COMPLETED"  # the daemon came back in time
         job = cluster.sbatch(script, options=options[:3])
-        cluster.wait_output(job, "start")
+        cluster.wait_output(job, "begun")
         name = cluster.show(job)[0]["BatchHost"]
         cluster.kill_node(name)
         record = cluster.wait(job, timeout=150)
