@@ -14,6 +14,8 @@ from typing import Any
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import launcher  # noqa: F401  # before `main` moves what is on the path, to which this adds
+
 
 def moved(place: str, trees: Mapping[str, str]) -> str:
     """A place inside of one of the trees (original to copy), in its copy where that has it; else as it is."""

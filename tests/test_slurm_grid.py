@@ -32,7 +32,7 @@ class Net(torch.nn.Module):
     def forward(self, x):
         self.steps += self.training
         if self.training and self.mode == "slow":
-            time.sleep(0.4)
+            time.sleep(0.8)
         if self.steps == 4 and self.mode == "raise" and "CURED" not in os.environ:
             raise RuntimeError("a wheel came off")
         return self.layer(x.flatten(1))
