@@ -17,7 +17,7 @@ from test_tracking import KEY, Server, clean_environment, history, inspect, segm
 KILLING = (
     OWN
     + """
-import os, signal
+import glob, os, signal, time
 
 name, when = os.environ.get("KILL", "- -").split()
 replace = os.replace
@@ -37,6 +37,8 @@ def killing(source, target):
     if hit and when == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
+    while hit and "FIRST" in os.environ and not glob.glob(os.environ["FIRST"]):
+        time.sleep(0.05)  # for W&B's process, which may still be starting
     if hit and when == "after":
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -174,7 +176,8 @@ def test_a_segment_without_its_end_is_not_uploaded(tmp_path):
     from launcher import sync
 
     directory = place(tmp_path, KILLING)
-    train(FEW, directory, environment=ENVIRONMENT | {"KILL": "report.html after"}).wait()
+    more = {"KILL": "report.html after", "FIRST": "run/wandb/offline-run-*/*.wandb"}
+    train(FEW, directory, environment=ENVIRONMENT | more).wait()
     ready, later = sync.find(directory, False)
     assert not ready and [(run.name, "start it again" in state) for run, state in later] == [("run", True)]
     train(FEW, directory, environment=ENVIRONMENT, name="io1").ok()
