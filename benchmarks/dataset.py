@@ -31,6 +31,7 @@ from launcher.divergence import Rollbacks  # noqa: E402
 from launcher.engine import Trainer  # noqa: E402
 from launcher.losses import build_loss  # noqa: E402
 from launcher.optimizers import build_optimizer  # noqa: E402
+from launcher.outputs import Outputs  # noqa: E402
 from launcher.schedulers import build_schedule  # noqa: E402
 
 BATCH, EPOCHS = 64, 10_000
@@ -123,7 +124,7 @@ def of_launcher(train: Samples, held_out: Samples, workers: int) -> Callable[[],
             trainer.step(next(batches))
         trainer.read_window()
         size = plan.evaluation_size(None)
-        engine.evaluate(model, loss, data.validation, data, accelerator, ranks, size, workers)
+        engine.evaluate(model, loss, data.validation, Outputs.of(data, {}), accelerator, ranks, size, workers)
 
     return epoch
 
