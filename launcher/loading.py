@@ -7,6 +7,7 @@ import pickle
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -95,16 +96,28 @@ def choose_workers(workers: int | str, part: Part, size: int) -> int:
         except Exception as error:
             part.workers, why = 0, f"the dataset cannot be sent to another process: {error}"
         else:
-            seconds = _seconds_a_batch(dataset, size)
+            with generators_kept():
+                seconds = _seconds_a_batch(dataset, size)
             part.workers = 0 if seconds < WORTH else min(MOST, share_of_cores())
             why = f"to read a batch of {size} takes {1000 * seconds:.3g} ms"
         log.info("loading    by %s: %s", f"{part.workers} processes" if part.workers else "the run's own process", why)
     return part.workers
 
 
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put the generators of torch (that of the CPU), NumPy and Python back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
 def _seconds_a_batch(dataset: Any, size: int) -> float:
-    """How long it takes to read one, by some samples from all over a dataset; global generators stay as they are."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    """How long it takes to read one, by some samples from all over a dataset."""
     whole, seconds, began = hasattr(dataset, "__getitems__"), list[float](), time.perf_counter()
     for i in range(3 if whole else TRIED + 1):
         before = time.perf_counter()
@@ -115,9 +128,6 @@ def _seconds_a_batch(dataset: Any, size: int) -> float:
         else:
             dataset[i * (len(dataset) - 1) // TRIED]
         seconds.append(time.perf_counter() - before)
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(states[2])
     seconds = sorted(seconds[1:] or seconds)  # the first may open files and import modules
     return seconds[len(seconds) // 2] * (1 if whole else size)
 

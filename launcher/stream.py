@@ -359,6 +359,6 @@ def in_order(
 
 
 def first_sample(part: TensorPart | DatasetPart) -> tuple[Any, Any]:
-    """Inputs and targets of the first sample, as a batch of one on the CPU; leaves the generator of torch as it is."""
-    with torch.random.fork_rng(devices=[]):
+    """Inputs and targets of the first sample, as a batch of one on the CPU; leaves the generators as they are."""
+    with loading.generators_kept():
         return next(in_order(part, 0, len(part), 1, torch.device("cpu"), 0))

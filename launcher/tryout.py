@@ -6,7 +6,6 @@ opens when it is first read.
 
 import copy
 import pickle
-import random
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
@@ -23,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from launcher.batch import plan_batch
 from launcher.data import INDICES, Data, DatasetPart, Part, as_numbers, first_infinite, suit
 from launcher.errors import BrokenFile, ConfigError
-from launcher.loading import as_a_worker_gets_it
+from launcher.loading import as_a_worker_gets_it, generators_kept
 from launcher.losses import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
 from launcher.outputs import Outputs
 from launcher.stream import Stream, in_order
@@ -317,15 +315,12 @@ def _reading(name: str, read: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _no_trace(model: nn.Module) -> Iterator[None]:
-    """Put the generators of torch, NumPy and Python back afterwards, and the modes of the modules."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """Put the generators back afterwards, and the modes of the modules."""
     modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[]):
+    with generators_kept():
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
             for module, mode in modes:
                 module.training = mode
 
