@@ -14,9 +14,8 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing import connection, forkserver, resource_tracker, util
 from types import FrameType
 from typing import Any
 
@@ -112,10 +111,8 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
                 return
             yield batch
     except (OSError, EOFError, RuntimeError) as error:
-        hung_up = isinstance(error, ConnectionError | EOFError)  # seen before it is known that the worker has ended
-        deadline = time.monotonic() + (1 if hung_up else 0)
-        while time.monotonic() < deadline and all(worker.exitcode is None for worker in workers):
-            time.sleep(0.02)
+        if workers and isinstance(error, ConnectionError | EOFError):  # seen before it is known that one has ended
+            connection.wait([worker.sentinel for worker in workers], timeout=1)
         if (text := _explain(error, workers)) is None:
             raise
         raise Explained(text) from error
