@@ -1140,6 +1140,9 @@ def make_directory(directory: Path, setting: str, exist_ok: bool = True) -> None
         raise ConfigError(f"{setting}={directory}: cannot be made: {error.strerror}. Choose another.") from error
 
 
+LONGEST_NAME, LONGEST_PATH = 255, 4096 - 256  # bytes; with room for the files in a directory
+
+
 def check_length(path: Path, setting: str) -> None:
     """Check that a file system takes a path by its length, with some room for the names of files below it.
 
@@ -1147,16 +1150,13 @@ def check_length(path: Path, setting: str) -> None:
         ConfigError: It or one of its parts is too long.
     """
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
-    whole_length, most = len(os.fsencode(path.absolute())), LONGEST_PATH
-    if longest > LONGEST_NAME or whole_length > most:
+    whole_length = len(os.fsencode(path.absolute()))
+    if longest > LONGEST_NAME or whole_length > LONGEST_PATH:
         what = f"a name of {longest} bytes, and file systems take {LONGEST_NAME}"
         if longest <= LONGEST_NAME:
-            what = f"{whole_length:,} bytes, and file systems take {most:,} with the files in it"
+            what = f"{whole_length:,} bytes, and file systems take {LONGEST_PATH:,} with the files in it"
         shown = f"{setting}={messages.short(str(path))}" if setting else messages.short(str(path))
         raise ConfigError(f"{shown}: {what}. Choose a shorter one.")
-
-
-LONGEST_NAME, LONGEST_PATH = 255, 4096 - 256
 
 
 def check_writable(directory: Path, setting: str = "hydra.run.dir") -> None:

@@ -67,7 +67,7 @@ def evaluate(settings: dict[str, Any]) -> int:
     loss = losses.build_loss(run["loss"], data)
     meaning = tryout.read_outputs(model, getattr(data, part), Outputs.of(data, run["loss"]))
     flip = settings["test_time_flip"]
-    if run.get("test_time_flip", False) if flip is None else flip:
+    if run["test_time_flip"] if flip is None else flip:
         check_mirror(data)
         model = Mirrored(model)
     accelerator = distributed.start(

@@ -75,7 +75,7 @@ def predict(settings: dict[str, Any]) -> int:
 
     meaning = read_outputs(model, part, Outputs.of(data, run["loss"]))
 
-    if run.get("test_time_flip", False):  # as its test part was measured
+    if run["test_time_flip"]:  # as its test part was measured
         model = Mirrored(model)
 
     accelerator = distributed.start(
