@@ -289,13 +289,18 @@ def test_ctrl_c_before_there_is_a_run(seconds, here):
     assert "Traceback" not in shown.text or "frozen" in shown.text, shown.text  # Python itself had not started yet
 
 
-def test_ctrl_c_again_ends_at_once(here):
-    words = [*LONG, *KINDS["workers"], "+data.slow=60", "eval_every=3"]
-    shown = Terminal([sys.executable, TRAIN, *words], here)
+def pressed_twice(words, here):
+    """A run or sweep in a terminal that gets Ctrl-C in a slow evaluation, and once more."""
+    shown = Terminal([sys.executable, TRAIN, *words, "+data.slow=60", "eval_every=3"], here)
     wait_for((here / "evaluating").exists, message=shown.said)
     shown.press(b"\x03")
     time.sleep(0.8)
     shown.press(b"\x03")
+    return shown
+
+
+def test_ctrl_c_again_ends_at_once(here):
+    shown = pressed_twice([*LONG, *KINDS["workers"]], here)
     assert shown.end(3) == 128 + signal.SIGINT, shown.text
     assert "SIGINT again: ending at once" in shown.text and "Traceback" not in shown.text
     assert "leaked" not in shown.text and not (here / "run/stopped.json").exists()
@@ -325,12 +330,7 @@ def test_ctrl_c_on_a_sweep_that_starts(moment, here):
 
 @pytest.mark.soak
 def test_ctrl_c_twice_on_a_sweep_ends_its_trials_at_once(here):
-    words = [*SWEEP, *KINDS["dataset"], "+data.slow=60", "eval_every=3"]
-    shown = Terminal([sys.executable, TRAIN, *words], here)
-    wait_for((here / "evaluating").exists, message=shown.said)
-    shown.press(b"\x03")
-    time.sleep(0.8)
-    shown.press(b"\x03")
+    shown = pressed_twice([*SWEEP, *KINDS["dataset"]], here)
     assert shown.end(5) == 128 + signal.SIGINT, shown.text
 
 

@@ -35,16 +35,19 @@ def exported(monkeypatch):
     return export
 
 
-def test_the_variable_counts_in_a_plain_start(tmp_path):
+@pytest.mark.parametrize(
+    ("value", "words", "expected"),
+    [("2", [], 2), ("3", ["threads=1"], 1), pytest.param("1", [], 1, marks=pytest.mark.soak)],
+)
+def test_the_variable_counts_in_a_plain_start(value, words, expected, exported, tmp_path):
     place(tmp_path)
-    for value, words, expected in (("2", [], 2), ("3", ["threads=1"], 1)):
-        directory = f"run{value}{len(words)}"
-        done = subprocess.run(
-            [sys.executable, TRAIN, *RUN, *words, f"hydra.run.dir={directory}"], cwd=tmp_path, capture_output=True,
-            text=True, env=os.environ | {"OMP_NUM_THREADS": value}, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert summary(tmp_path / directory)["threads"] == expected
+    exported(value)
+    done = subprocess.run(
+        [sys.executable, TRAIN, *RUN, *words, "hydra.run.dir=run"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "run")["threads"] == expected
 
 
 @pytest.mark.parametrize(
@@ -144,14 +147,17 @@ def test_auto_is_the_least_of_what_is_there_and_what_helps(exported):
     assert distributed.choose_threads("auto", ALONE, lambda: 1) == 2
 
 
-def test_a_small_model_takes_one_of_the_cores_and_a_sweep_takes_what_was_exported(tmp_path):
+def test_a_small_model_takes_one_of_the_cores(tmp_path):
     place(tmp_path, OWN)
-    clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    words = [sys.executable, TRAIN, *RUN]
     train([*RUN, "hydra.run.dir=run"], tmp_path, environment={"OMP_NUM_THREADS": ""}).ok()
     assert summary(tmp_path / "run")["threads"] == 1
-    for variables, expected in ((clean | {"OMP_NUM_THREADS": "2"}, 2),):
-        sweep = [*words, "-m", "seed=0", f"hydra.sweep.dir=grid{expected}"]
-        subprocess.run(sweep, cwd=tmp_path, env=variables, check=True, timeout=120, capture_output=True)
-        (trial,) = tmp_path.glob(f"grid{expected}/*seed=0*/")
-        assert summary(trial)["threads"] == expected
+
+
+@pytest.mark.parametrize(("variable", "expected"), [("2", 2), pytest.param(None, 1, marks=pytest.mark.soak)])
+def test_a_sweep_takes_what_was_exported(variable, expected, exported, tmp_path):
+    place(tmp_path, OWN)
+    exported(variable)
+    sweep = [sys.executable, TRAIN, *RUN, "-m", "seed=0", "hydra.sweep.dir=grid"]
+    subprocess.run(sweep, cwd=tmp_path, check=True, timeout=120, capture_output=True)
+    (trial,) = tmp_path.glob("grid/*seed=0*/")
+    assert summary(trial)["threads"] == expected
