@@ -349,10 +349,14 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
     import torch.distributed as dist
 
     # With multi_tenant the process group, which is made later at the same address, finds this store and shares it.
-    leads = ranks.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    # An agent's own store outlives a restart of its processes. Elsewhere each start has a new one, and agents that
+    # joined later count fewer restarts than those that they joined.
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if of_agent else "0"
+    leads = ranks.rank == 0 and not of_agent
     address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
     store = dist.TCPStore(*address, ranks.world_size, leads, wait, wait_for_workers=False, multi_tenant=True)
-    own = dist.PrefixStore(f"told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    own = dist.PrefixStore(f"told/{start}", store)
     _stores.append((own, ranks.world_size if leads else 0))  # or it would be gone before the process group is there
     if ranks.rank == 0:
         said: tuple[str | None, Any] = (None, None)

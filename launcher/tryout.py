@@ -277,11 +277,18 @@ def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        if shapes or (torch.cuda.is_available() and OF_A_DEVICE.search(str(error))):
+        if shapes or _is_of_a_device(error):
             return None  # not every model works without memory, nor on a CPU
         raise ConfigError(
             f"model: {type(model).__name__} fails on inputs {_shapes(inputs)}: {_words(error)}"
         ) from error
+
+
+def _is_of_a_device(error: Exception) -> bool:
+    """Whether a failure tells of a device that this try does not use."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        torch.cuda.is_available() and OF_A_DEVICE.search(str(error)) is not None
+    )
 
 
 def _check_sample(data: Data, name: str, inputs: Any, targets: Any, leaves_out: bool = False) -> None:

@@ -3,6 +3,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = os.pathsep.join(  # for the parent of the tests' processes, which imports from here
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -19,3 +21,13 @@ for variable in [*os.environ]:
         del os.environ[variable]
 
 from slurm_cluster import slurm  # noqa: E402, F401
+
+
+@pytest.fixture(autouse=True)
+def environment_kept():
+    """What a test, or a library that it calls, sets in the environment is gone when the test is."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)

@@ -63,7 +63,7 @@ def test_every_export_and_the_predictions_are_the_model_on_all_that_evaluate_mea
     else:
         inputs, targets = part.inputs[:], part.targets[:]
     inputs = inputs if part.prepare is None else part.prepare(inputs)
-    model = saved.load_model(run, record["facts"], saved.choose_checkpoint(path, "last")).eval()
+    model = saved.load_model(run, record["facts"], saved.choose_checkpoint(path, "last").path).eval()
     session = onnxruntime.InferenceSession(tmp_path / "model/model.onnx")
     with torch.no_grad():
         wanted = model(inputs)
