@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -279,6 +280,8 @@ def start(
                 os.environ.pop(name, None)
     else:
         os.environ |= {"LOCAL_RANK": str(ranks.local_rank), "LOCAL_WORLD_SIZE": str(ranks.local_world_size)}
+    if ranks.world_size > 1:
+        _until_rank_0_listens(ranks)
     if ranks.world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
         # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
@@ -355,6 +358,7 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if of_agent else "0"
     leads = ranks.rank == 0 and not of_agent
     address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
+    _until_rank_0_listens(ranks)
     store = dist.TCPStore(*address, ranks.world_size, leads, wait, wait_for_workers=False, multi_tenant=True)
     own = dist.PrefixStore(f"told/{start}", store)
     _stores.append((own, ranks.world_size if leads else 0))  # or it would be gone before the process group is there
@@ -370,6 +374,20 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
     if problem is not None:
         raise ConfigError(problem)
     return thing
+
+
+def _until_rank_0_listens(ranks: Ranks, seconds: float = 10) -> None:
+    """Wait for rank 0's store to listen, but not for ever: torch's own wait, in which it fails, comes next.
+
+    A store that is asked before it listens is asked again after 0.5 to 1.5 s, in which all ranks stand still.
+    """
+    deadline = time.monotonic() + seconds
+    while ranks.rank and time.monotonic() < deadline:
+        try:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), 1).close()
+            return
+        except OSError:
+            time.sleep(0.01)
 
 
 def until_heard(seconds: float = 30) -> None:
