@@ -600,9 +600,11 @@ def publish(hydra: DictConfig, directory: Path | str | None) -> None:
         hydra: Hydra's node.
         directory: Of the run; None where it is not known yet.
     """
-    node = hydra_node(hydra)
-    node.runtime.output_dir = "???" if directory is None else str(Path(directory).resolve())
-    HydraConfig.instance().set_config(OmegaConf.create({"hydra": node}))
+    node = hydra if OmegaConf.get_type(hydra) is HydraConf else hydra_node(hydra)
+    whole = OmegaConf.create({"hydra": node})
+    with read_write(whole):
+        whole.hydra.runtime.output_dir = "???" if directory is None else str(Path(directory).resolve())
+    HydraConfig.instance().set_config(whole)
 
 
 def at(settings: Any, path: Path | str) -> Any:

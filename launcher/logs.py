@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config import Composed
+from launcher.config import Composed, map_texts
 from launcher.errors import ConfigError
 
 
@@ -47,11 +47,11 @@ class Log:
         verbose = self._composed.hydra.get("verbose", False)
         if not (isinstance(verbose, bool | str) or OmegaConf.is_list(verbose)):
             raise ConfigError(f"hydra.verbose={verbose}: must be true, false, or names of loggers: [my.module].")
-        hydra: Any = OmegaConf.to_container(OmegaConf.create({"hydra": self._composed.hydra}))
-        hydra["hydra"]["runtime"]["output_dir"] = str(directory)
-        as_text = OmegaConf.to_yaml(OmegaConf.create(hydra["hydra"]["job_logging"]))
-        hydra["hydra"]["job_logging"] = OmegaConf.create(as_text.replace("${hydra:", "${hydra."))  # which is for main()
-        whole = OmegaConf.create(self._composed.plain() | hydra)
+        hydra: Any = OmegaConf.to_container(self._composed.hydra)
+        hydra["runtime"]["output_dir"] = str(directory)
+        # ${hydra:...} is for a program that Hydra itself has started
+        hydra["job_logging"] = map_texts(hydra["job_logging"], lambda text: text.replace("${hydra:", "${hydra."))
+        whole = OmegaConf.create(self._composed.plain() | {"hydra": hydra})
         try:
             wanted: Any = OmegaConf.to_container(whole.hydra.job_logging, resolve=True)
             if directory is None:
