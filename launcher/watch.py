@@ -22,7 +22,7 @@ from typing import Any
 
 from launcher.distributed import Ranks, from_rank_0, until_heard
 from launcher.errors import BrokenFile, ConfigError, Explained
-from launcher.stopping import leave, watch_launcher
+from launcher.stopping import ctrl_c_was_pressed, heed_ctrl_c, leave, watch_launcher
 from launcher.terminal import keep_streams
 
 BEAT = 1.0  # seconds between two heartbeats
@@ -259,8 +259,8 @@ def guarded(run: Callable[[], int]) -> int:
         of several ends here too: what is saved is saved, and torch's threads at times abort a process that unloads.
     """
     keep_streams()
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see launcher/__init__.py
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):  # not where it is ignored
+        heed_ctrl_c()
     os.environ["MPLBACKEND"] = "agg"  # that of the notebook or desktop where this was started need not even import
     rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
     try:
@@ -268,35 +268,27 @@ def guarded(run: Callable[[], int]) -> int:
         if current is None:
             return status
         atexit._run_exitfuncs()
-    except ConfigError as error:
-        # Every rank finds the same mistake. Rank 0 speaks; the launcher then ends the others before they do.
-        time.sleep(3 if rank else 0)
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
-        status = 1
-        if _by_ctrl_c(error):
+        if ctrl_c_was_pressed():
             status = 130
+        elif isinstance(error, ConfigError):
+            # Every rank finds the same mistake. Rank 0 speaks; the launcher then ends the others before they do.
+            time.sleep(3 if rank else 0)
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
         else:
             text = describe_failure()
             echo = current.failed(text) if current is not None else None
             print(echo or f"rank {rank} failed:\n{text}", file=sys.stderr)
+            status = 1
     if status != 130:
         until_heard()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     leave(status)
-
-
-def _by_ctrl_c(error: BaseException) -> bool:
-    """Whether an error came of Ctrl-C: a library's own cleaning up may fail on one (Hydra 1.3 does while it reads)."""
-    before: BaseException | None = error
-    while before is not None and not isinstance(before, KeyboardInterrupt):
-        before = before.__context__
-    return before is not None
 
 
 def finish(watch: "Watch | None") -> None:

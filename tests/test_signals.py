@@ -299,6 +299,28 @@ def pressed_twice(words, here):
     return shown
 
 
+# Ctrl-C while a library's own code runs, which makes another error of it, or goes on as if nothing had been.
+HIDING = """
+def hiding(then):
+    import os, signal
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    except KeyboardInterrupt:
+        if then == "fail":
+            raise ValueError("something was not there yet")
+    return load()
+"""
+
+
+@pytest.mark.parametrize(("then", "status"), [("fail", 130), ("go on", 0)])
+def test_ctrl_c_that_a_library_hides(then, status, here):
+    (here / "own.py").write_text(OWN + HIDING)
+    run = train([*LONG, "data._target_=own.hiding", f"+data.then={then}", "num_workers=0"], here).wait(20)
+    assert run.status == [status] and "something was not" not in run.err(), run.err()
+    assert status or (summary(here / "run")["status"] == "stopped" and "(SIGINT)" in run.out())
+
+
 def test_ctrl_c_again_ends_at_once(here):
     shown = pressed_twice([*LONG, *KINDS["workers"]], here)
     assert shown.end(3) == 128 + signal.SIGINT, shown.text
