@@ -40,7 +40,7 @@ import conftest  # noqa: F401  # what a test run sets up
 import plain_loop
 import torch
 from omegaconf import OmegaConf
-from processes import CONTEXT, start
+from processes import CONTEXT, start, without_pictures
 from safetensors.torch import load_file
 
 from launcher import config
@@ -338,12 +338,11 @@ def _train(packed: bytes, server: str) -> None:
 
     Pictures are left out, which are half of the time, and processes that load data come from the warm one too.
     """
-    from launcher import report
     from launcher.point import train_composed
 
     forkserver._forkserver._forkserver_address = server
     forkserver._forkserver.ensure_running = lambda: None
-    report.draw_curves = report.write_report = lambda path: None
+    without_pictures()
     sys.exit(train_composed(*pickle.loads(packed)))
 
 

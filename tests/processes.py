@@ -111,22 +111,40 @@ def start(function, arguments, directory, world=1, environment=None, delays=()):
     return Run(processes, directory)
 
 
-def _command(name, argv, working_directory):
+def without_pictures():
+    """Let this process draw nothing at the end of a run: half of the time that a small one takes."""
+    report = importlib.import_module("launcher.report")
+    report.draw_curves = report.write_report = lambda path: None
+
+
+def _command(name, argv, working_directory, pictures=True):
+    if not pictures:
+        without_pictures()
     os.chdir(working_directory)
     sys.path.insert(0, str(working_directory))
     sys.argv = [str(REPOSITORY / "launcher" / f"{name}.py"), *argv]
     importlib.import_module(f"launcher.{name}").main()
 
 
-def train(argv, directory, world=1, environment=None, delays=(), name="io"):
-    """Start the real training program with a command line, in the working directory `directory`."""
+def train(argv, directory, world=1, environment=None, delays=(), name="io", pictures=False):
+    """Start the real training program with a command line, in the working directory `directory`.
+
+    Args:
+        argv: Words of the command line.
+        directory: Working directory.
+        world: Number of ranks.
+        environment: More variables.
+        delays: Seconds that each rank waits first.
+        name: Of the directory for each rank's output.
+        pictures: Whether the run draws its curves and its page, for a test that looks at them.
+    """
     quiet = [] if any(word.startswith("wandb.mode") for word in argv) else ["wandb.mode=disabled"]
-    return command("train", [*argv, *quiet], directory, world, environment, delays, name)
+    return command("train", [*argv, *quiet], directory, world, environment, delays, name, pictures)
 
 
-def command(program, argv, directory, world=1, environment=None, delays=(), name="io"):
+def command(program, argv, directory, world=1, environment=None, delays=(), name="io", pictures=True):
     """Start one of the programs of launcher/, such as "evaluate", in the working directory `directory`."""
-    arguments = (program, list(argv), Path(directory))
+    arguments = (program, list(argv), Path(directory), pictures)
     return start(_command, arguments, Path(directory) / name, world, environment, delays)
 
 

@@ -57,7 +57,7 @@ def runs(tmp_path_factory):
         found = place(tmp_path_factory.mktemp("best"), NETS)
         words = words if "hidden" in words[0] else [*words, "~model.dropout"]
         base = [word for word in RUN if not word.startswith("model.dropout") or "~model.dropout" not in words]
-        train([*base, *WORSE, *words], found, world).ok()
+        train([*base, *WORSE, *words], found, world, pictures=True).ok()
         return found
 
     return of

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import processes
 import pytest
 from kill_loop import OWN, RUN, place, same_bits
-from processes import REPOSITORY, rows, start, summary, train
+from processes import REPOSITORY, rows, start, summary
 from test_tracking import KEY, Server, clean_environment, history, inspect, segments
+
+train = partial(processes.train, pictures=True)
 
 # Kills the process, once, before or after a file gets its name: KILL="summary.json before".
 KILLING = (

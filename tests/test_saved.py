@@ -56,7 +56,7 @@ def place(tmp_path_factory):
     table = [[*row, repr(float(price))] for row, price in zip(texts, prices, strict=True)]
     write(directory / "prices.csv", ["a", "b", "c", "price"], table)
     flowers = ["data=csv", "data.path=flowers.csv", "data.target=kind", "data.drop=[id]"]
-    train([*flowers, *COMMON, "ema_decay=0.8", "hydra.run.dir=flowers"], directory).ok()
+    train([*flowers, *COMMON, "ema_decay=0.8", "hydra.run.dir=flowers"], directory, pictures=True).ok()
     prices = ["data=csv", "data.path=prices.csv", "data.target=price", "loss=mse"]
     train([*prices, *COMMON, "hydra.run.dir=prices"], directory, name="io1").ok()
     train([*COMMON, "max_steps=40", "hydra.run.dir=digits"], directory, name="io2").ok()

@@ -414,7 +414,7 @@ def test_ranks_do_not_wait_for_pictures_and_uploads(tmp_path):
         "import time\nfrom launcher.reporter import Reporter\nshow = Reporter.show\n"
         "def late(*arguments):\n    time.sleep(12)\n    show(*arguments)\nReporter.show = late\n"
     )
-    run = train([*RUN, "timeout=4"], place(tmp_path, OWN + slow), 2).ok()
+    run = train([*RUN, "timeout=4"], place(tmp_path, OWN + slow), 2, pictures=True).ok()
     assert "finished  " in run.out() and (tmp_path / "run/report.html").exists()
 
 

@@ -452,7 +452,7 @@ def finished(tmp_path_factory):
     for world in (1, 2, 3):
         found[world] = tmp_path_factory.mktemp(f"text{world}")
         book(found[world] / "book")
-        train(RUN, found[world], world).ok()
+        train(RUN, found[world], world, pictures=True).ok()
     return found
 
 

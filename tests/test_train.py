@@ -52,7 +52,7 @@ def own_runs(tmp_path_factory):
         directories[world] = tmp_path_factory.mktemp(f"world{world}")
         (directories[world] / "own.py").write_text(OWN)
         delays = (0, 3, 1)[:world]
-        train(OWN_RUN, directories[world], world, {"NOTE": "1"}, delays).ok()
+        train(OWN_RUN, directories[world], world, {"NOTE": "1"}, delays, pictures=True).ok()
     return directories
 
 
