@@ -32,16 +32,17 @@ def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
 
     Args:
         settings: The checked and resolved settings, as plain values.
-        hydra: Hydra's own node.
+        hydra: Hydra's own node, which may be plain.
         overrides: The command line's.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from launcher import train
-    from launcher.config import Composed
+    from launcher.config import Composed, hydra_node
     from launcher.watch import guarded
 
-    composed = Composed(OmegaConf.create(settings), OmegaConf.create(hydra), overrides)
+    node = hydra if isinstance(hydra, DictConfig) else hydra_node(hydra)
+    composed = Composed(OmegaConf.create(settings), node, overrides)
     OmegaConf.set_struct(composed.settings, True)
     return guarded(lambda: train.train(composed))
 

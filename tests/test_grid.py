@@ -220,6 +220,7 @@ def test_wrong_input_is_refused_before_anything_starts(place):
 # --- Whole grids ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(place):
     """One point each that works, raises, is killed, hangs, loses its directory; then again, with the causes gone."""
     words = ["+model.mode=ok,raise,kill,hang,vanish", "timeout=4", *OWN_MODEL]

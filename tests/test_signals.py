@@ -356,7 +356,8 @@ def test_ctrl_c_twice_on_a_sweep_ends_its_trials_at_once(here):
     assert shown.end(5) == 128 + signal.SIGINT, shown.text
 
 
-@pytest.mark.parametrize("launched", ["torchrun", pytest.param("accelerate", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("launched", ["torchrun", "accelerate"])
 def test_ctrl_c_on_a_launcher(launched, here):
     """The launcher passes it on, and ends with a status and a traceback of its own."""
     group = {
@@ -450,7 +451,8 @@ def test_it_goes_on_when_its_shell_exits(here):
     goes_on(here, shown.mark)
 
 
-@pytest.mark.parametrize("line", ["nohup {run} > out.txt 2>&1 &", pytest.param("{run}", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("line", ["nohup {run} > out.txt 2>&1 &", "{run}"])
 def test_a_sweep_after_the_terminal_was_closed(line, here):
     shown = shell(line, here, [*SWEEP, *KINDS["memory"]], "grid/*/metrics.jsonl", 2)
     shown.close()
@@ -461,6 +463,7 @@ def stops_by_conductor(directory, mark, record):
     stops(directory, mark, "SIGTERM", record)
 
 
+@pytest.mark.soak
 def test_trials_stop_when_their_conductor_is_killed(here):
     shown = shell("{run} > out.txt 2>&1 &", here, [*SWEEP, *KINDS["memory"]], "grid/*/metrics.jsonl", 2)
     os.kill(trainer(shown.mark), signal.SIGKILL)
@@ -477,7 +480,8 @@ def background(words, directory, **arguments):
     return started, mark
 
 
-@pytest.mark.parametrize("standard", ["</dev/null >out.txt 2>&1", pytest.param("<&- >&- 2>&-", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("standard", ["</dev/null >out.txt 2>&1", "<&- >&- 2>&-"])
 def test_it_goes_on_without_cron(standard, here):
     """cron's environment, no terminal, and a shell between, which dies."""
     run = shlex.join([sys.executable, TRAIN, *LONG, *KINDS["workers"]])

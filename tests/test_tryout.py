@@ -141,10 +141,18 @@ def answer(place, words, world=1):
 # Any dtype
 
 
+VECTORS, IMAGES = ["model.hidden=[4]"], ["+data.shape=[3,8,8]", "model=cnn", "model.channels=[4]"]
+ALWAYS = [("float64", VECTORS), ("bool", VECTORS), ("int64", VECTORS), ("float16", IMAGES)]
+
+
 @pytest.mark.parametrize(
-    "dtype", ["float64", "float16", "bfloat16", "bool", "uint8", "int8", "int16", "int32", "int64"]
+    ("dtype", "words"),
+    [
+        pytest.param(dtype, words, marks=() if (dtype, words) in ALWAYS else pytest.mark.soak)
+        for dtype in ("float64", "float16", "bfloat16", "bool", "uint8", "int8", "int16", "int32", "int64")
+        for words in (VECTORS, IMAGES)
+    ],
 )
-@pytest.mark.parametrize("words", [["model.hidden=[4]"], ["+data.shape=[3,8,8]", "model=cnn", "model.channels=[4]"]])
 def test_inputs_of_any_dtype_are_trained_on(dtype, words, place):
     """As the same numbers in float32 would be."""
     seen = {}

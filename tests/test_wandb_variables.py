@@ -102,6 +102,7 @@ def agent(tmp_path, monkeypatch):
     return found
 
 
+@pytest.mark.soak
 def test_wandb_agent_starts_runs_of_its_sweep(agent, tmp_path):
     """The command of the documentation, with ${args_no_hyphens}: what the agent chose is trained under its id."""
     agent._sweep_command = ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
