@@ -32,7 +32,7 @@ def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
 
     Args:
         settings: The checked and resolved settings, as plain values.
-        hydra: Hydra's own node, which may be plain.
+        hydra: Hydra's own node, or its plain values, or those as YAML.
         overrides: The command line's.
     """
     from omegaconf import DictConfig, OmegaConf
@@ -41,7 +41,7 @@ def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
     from launcher.config import Composed, hydra_node
     from launcher.watch import guarded
 
-    node = hydra if isinstance(hydra, DictConfig) else hydra_node(hydra)
+    node = hydra if isinstance(hydra, DictConfig) else hydra_node(OmegaConf.create(hydra))
     composed = Composed(OmegaConf.create(settings), node, overrides)
     OmegaConf.set_struct(composed.settings, True)
     return guarded(lambda: train.train(composed))
