@@ -478,11 +478,20 @@ def is_the_same_anywhere(combination: Combination) -> bool:
     return not by_rank and combination["strategy"] != "compressed"
 
 
+OF_ONE_SIZE = ("lion", "muon", "rmsprop")  # whose steps are as large where a gradient is nearly zero
+
+
+def comparable(combination: Combination, path: Path) -> list[dict[str, float]]:
+    """The rows of a run in which rounding has not grown into something else yet: in bfloat16 it does with some."""
+    few = combination["precision"] == "bf16" and combination["optimizer"] in OF_ONE_SIZE
+    return [row for row in rows(path) if not few or row["step"] <= 6]
+
+
 def tolerance_of(combination: Combination) -> float:
     """How much of a loss may be rounding after some updates."""
     if combination["precision"] == "bf16":
         return 0.05
-    if combination["optimizer"] in ("lion", "muon", "rmsprop"):
+    if combination["optimizer"] in OF_ONE_SIZE:
         return 0.02  # the sign of a gradient that is nearly zero is rounding, and steps of one size follow from it
     return 1e-3
 
@@ -525,7 +534,8 @@ def faults_of(combination: Combination, runner: Runner, seed: int) -> list[str]:
                     different = not_the_same_bits(elsewhere, straight, but=("random",))
                 else:
                     names = ("train/loss", "lr", "eval/loss")
-                    different = not_close(rows(elsewhere), rows(straight), tolerance_of(combination), names)
+                    mine, theirs = (comparable(combination, path) for path in (elsewhere, straight))
+                    different = not_close(mine, theirs, tolerance_of(combination), names)
                 found += [f"{how}: {what}" for what in different]
         found += [f"a plain loop: {what}" for what in unlike_a_plain_loop(combination, straight)]
         return found

@@ -116,7 +116,7 @@ def disturb(world, directory, seed, kills, signals=0):
     for attempt in itertools.count():
         assert attempt < kills + signals + 60, "the run does not come forward"
         stale = _saves(directory / "run")
-        run = train(RUN, directory, world, name=f"io{attempt}")
+        run = train(RUN, directory, world, name=f"io{attempt}", pictures=True)
         if not bag:
             run.ok()
             return hits

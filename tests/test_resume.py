@@ -62,7 +62,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(world, undisturbed,
 def test_twenty_kills(world, kills, undisturbed, tmp_path):
     seed, hit = int.from_bytes(os.urandom(4), "big"), 0
     print(f"world {world}, seed {seed}")
-    for attempt in range(kills):  # a run that is through before it was hit makes room for the next
+    for attempt in range(3 * kills):  # a run that is through before it was hit makes room for the next
         hits = disturb(world, place(tmp_path / str(attempt)), seed + attempt, kills - hit)
         print(dict(hits))
         same_bits(undisturbed[world], tmp_path / str(attempt))
