@@ -28,6 +28,9 @@ def order_path(added: int) -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, of which a traceback would tell
+    # A cluster's request to stop waits until the run can follow it (stopping.py). Of a rank that it ended here nobody
+    # could tell that it had not failed: srun ends the others with SIGTERM then, and reports that.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
 
 _started = getattr(sys.modules["__main__"], "__file__", None)

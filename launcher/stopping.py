@@ -111,6 +111,7 @@ class StopRequest:
                 signal.signal(number, self._handle)
         if ctrl_c_was_pressed():
             self.reason = "SIGINT"
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # see launcher/__init__.py
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def __bool__(self) -> bool:

@@ -289,6 +289,17 @@ def test_ctrl_c_before_there_is_a_run(seconds, here):
     assert "Traceback" not in shown.text or "frozen" in shown.text, shown.text  # Python itself had not started yet
 
 
+@pytest.mark.parametrize("seconds", [0.3, pytest.param(1.0, marks=pytest.mark.soak)])
+def test_a_cluster_that_asks_before_there_is_a_run(seconds, here):
+    """SIGUSR1 waits until it can be followed: of a rank that it ends nobody could tell that it had not failed."""
+    with open(here / "out.txt", "w") as out:
+        started = subprocess.Popen([sys.executable, TRAIN, *LONG, *KINDS["memory"]], cwd=here, stdout=out, stderr=out)
+    time.sleep(seconds)
+    started.send_signal(signal.SIGUSR1)
+    assert started.wait(60) == 0, (here / "out.txt").read_text()
+    stopped_well(here, "SIGUSR1")
+
+
 def pressed_twice(words, here):
     """A run or sweep in a terminal that gets Ctrl-C in a slow evaluation, and once more."""
     shown = Terminal([sys.executable, TRAIN, *words, "+data.slow=60", "eval_every=3"], here)
