@@ -5,6 +5,8 @@ import sys
 
 __version__ = "0.1.0"
 
+asked_early: list[int] = []  # signals that asked to stop before there was a run
+
 
 def order_path(added: int) -> None:
     """Let a person's own modules be found in the working directory, after Python's own and the installed ones.
@@ -30,7 +32,8 @@ def order_path(added: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, of which a traceback would tell
     # A cluster's request to stop waits until the run can follow it (stopping.py). Of a rank that it ended here nobody
     # could tell that it had not failed: srun ends the others with SIGTERM then, and reports that.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, lambda number, frame: asked_early.append(number))
 
 
 _started = getattr(sys.modules["__main__"], "__file__", None)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from launcher import asked_early
 from launcher.distributed import is_launcher, parent_command
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -111,7 +112,8 @@ class StopRequest:
                 signal.signal(number, self._handle)
         if ctrl_c_was_pressed():
             self.reason = "SIGINT"
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # see launcher/__init__.py
+        elif asked_early:
+            self.reason = signal.Signals(asked_early[0]).name
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def __bool__(self) -> bool:

