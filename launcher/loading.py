@@ -195,6 +195,8 @@ def to_device(tree: Any, device: torch.device) -> Any:
         if device.type == "cuda" and tree.device.type == "cpu" and not tree.is_pinned():
             tree = tree.pin_memory()
         return tree.to(device, non_blocking=True)
+    if type(tree) in (list, tuple):  # most batches, which a walk through a pytree takes 25 us for
+        return type(tree)(to_device(branch, device) for branch in tree)
     return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: to_device(tensor, device), tree)
 
 
@@ -271,10 +273,14 @@ class _Torch(_Generator):
     def begin(self, key: int) -> None:
         if torch.default_generator.initial_seed() != key >> 1:  # samples may ask for it
             self.seed(key)
-        self.before = torch.default_generator.get_state()
+        self.before = self._state()
 
     def has_moved(self) -> bool:
-        return not torch.equal(self.before, torch.default_generator.get_state())
+        return self.before != self._state()
+
+    @staticmethod
+    def _state() -> bytes:
+        return torch.default_generator.get_state().numpy().tobytes()  # compared in a tenth of the time of tensors
 
 
 class _Twinned(_Generator):
