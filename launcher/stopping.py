@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from launcher import asked_early
+import launcher
 from launcher.distributed import is_launcher, parent_command
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -112,8 +112,8 @@ class StopRequest:
                 signal.signal(number, self._handle)
         if ctrl_c_was_pressed():
             self.reason = "SIGINT"
-        elif asked_early:
-            self.reason = signal.Signals(asked_early[0]).name
+        elif launcher.asked_early:
+            self.reason = signal.Signals(launcher.asked_early[0]).name
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def __bool__(self) -> bool:
