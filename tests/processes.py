@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.stopping import SIGNALS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["processes_preloaded"])
@@ -65,6 +67,7 @@ class Run:
 
 def _rank(function, arguments, environment, directory, rank, delay):
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked where a test of loaders has started the parent
     for stream, name in ((1, "out"), (2, "err")):
         handle = os.open(directory / f"{name}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, stream)
