@@ -117,10 +117,11 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
             raise
         raise Explained(text) from error
     finally:
-        late = threading.Timer(1.0, lambda: [worker.kill() for worker in workers])
-        late.start()
-        del batches  # torch tells them to end, and waits for each of them
-        late.cancel()
+        if workers and not sys.is_finalizing():  # when Python ends no thread starts any more: it would wait for ever
+            late = threading.Timer(1.0, lambda: [worker.kill() for worker in workers])
+            late.start()
+            del batches  # torch tells them to end, and waits for each of them
+            late.cancel()
 
 
 def _explain(error: Exception, workers: set[Any]) -> str | None:
