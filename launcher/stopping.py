@@ -20,9 +20,6 @@ LEFT_ALONE = (signal.SIGINT, signal.SIGHUP)  # where they were ignored at the st
 GRACE = 0.5  # seconds in which a repeated signal is the echo of the first (launchers and shells both forward)
 
 
-_pressed = False
-
-
 def heed_ctrl_c() -> None:
     """Let Ctrl-C raise KeyboardInterrupt, and be remembered: a library's own cleaning up may hide that it did.
 
@@ -32,14 +29,13 @@ def heed_ctrl_c() -> None:
 
 
 def _heed(number: int, frame: FrameType | None) -> NoReturn:
-    global _pressed
-    _pressed = True
+    launcher.asked_early.append(number)
     raise KeyboardInterrupt
 
 
 def ctrl_c_was_pressed() -> bool:
     """Whether Ctrl-C came before a StopRequest was there to take it."""
-    return _pressed
+    return signal.SIGINT in launcher.asked_early
 
 
 def seconds_since_start() -> float:
@@ -110,9 +106,7 @@ class StopRequest:
         for number in SIGNALS:
             if not (number in LEFT_ALONE and signal.getsignal(number) == signal.SIG_IGN):
                 signal.signal(number, self._handle)
-        if ctrl_c_was_pressed():
-            self.reason = "SIGINT"
-        elif launcher.asked_early:
+        if launcher.asked_early:
             self.reason = signal.Signals(launcher.asked_early[0]).name
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
