@@ -280,15 +280,14 @@ def start(
                 os.environ.pop(name, None)
     else:
         os.environ |= {"LOCAL_RANK": str(ranks.local_rank), "LOCAL_WORLD_SIZE": str(ranks.local_world_size)}
-    if ranks.world_size > 1:
         _until_rank_0_listens(ranks)
-    if ranks.world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if ranks.world_size > 1 and agent_serves_store():
         # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
         # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
         wait = timedelta(seconds=timeout)
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait)
-        own = dist.PrefixStore(f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        own = own_part("start", store)
         if not on_cpu:
             torch.cuda.set_device(ranks.local_rank)
         backend = "gloo" if on_cpu else "nccl"
@@ -352,15 +351,11 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
     import torch.distributed as dist
 
     # With multi_tenant the process group, which is made later at the same address, finds this store and shares it.
-    # An agent's own store outlives a restart of its processes. Elsewhere each start has a new one, and agents that
-    # joined later count fewer restarts than those that they joined.
-    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if of_agent else "0"
-    leads = ranks.rank == 0 and not of_agent
+    leads = ranks.rank == 0 and not agent_serves_store()
     address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
     _until_rank_0_listens(ranks)
     store = dist.TCPStore(*address, ranks.world_size, leads, wait, wait_for_workers=False, multi_tenant=True)
-    own = dist.PrefixStore(f"told/{start}", store)
+    own = own_part("told", store)
     _stores.append((own, ranks.world_size if leads else 0))  # or it would be gone before the process group is there
     if ranks.rank == 0:
         said: tuple[str | None, Any] = (None, None)
@@ -368,12 +363,29 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
             said = None, make()
         except ConfigError as error:
             said = str(error), None
-        own.set("said", pickle.dumps(said))  # type: ignore[arg-type]  # its stub knows texts alone
+        own.set("said", pickle.dumps(said))
     problem, thing = pickle.loads(own.get("said"))
     own.add("heard", 1)
     if problem is not None:
         raise ConfigError(problem)
     return thing
+
+
+def agent_serves_store() -> bool:
+    """Whether the store in which ranks meet is torchrun's own, which outlives a restart of its processes."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def own_part(name: str, store: Any) -> Any:
+    """The part of a store that belongs to this start of the processes.
+
+    Elsewhere than in an agent's, each start has a new store; and agents that joined later count fewer restarts than
+    those that they joined.
+    """
+    import torch.distributed as dist
+
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if agent_serves_store() else "0"
+    return dist.PrefixStore(f"{name}/{restarts}", store)
 
 
 def _until_rank_0_listens(ranks: Ranks, seconds: float = 10) -> None:

@@ -186,8 +186,7 @@ def _meet(ranks: Ranks, timeout: float) -> Any:
     import torch.distributed as dist
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serves = ranks.rank == 0 and not by_agent
+    serves = ranks.rank == 0 and not distributed.agent_serves_store()
     try:
         wait = timedelta(seconds=timeout)
         store = dist.TCPStore(address, port, ranks.world_size, serves, wait, wait_for_workers=False)
@@ -204,7 +203,7 @@ def _meet(ranks: Ranks, timeout: float) -> Any:
         if ranks.local_rank == 0:  # once for each node
             os.write(2, f"PROBLEM     {trouble}.\n            ({str(error).splitlines()[0][:200]})\n".encode())
         os._exit(1)
-    return dist.PrefixStore(f"doctor/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return distributed.own_part("doctor", store)
 
 
 def _call_the_roll(store: Any, ranks: Ranks, facts: dict[str, Any], timeout: float) -> list[dict[str, Any]]:
