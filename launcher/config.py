@@ -585,7 +585,9 @@ class Composed:
 
 
 def hydra_node(plain: Any) -> DictConfig:
-    """Hydra's node as it was written, perhaps by another release of Hydra."""
+    """Hydra's node with its types: as it was written, perhaps by another release of Hydra, unless it has them."""
+    if isinstance(plain, DictConfig) and OmegaConf.get_type(plain) is HydraConf:
+        return plain
     base = OmegaConf.structured(HydraConf)
     OmegaConf.set_struct(base, False)
     node = OmegaConf.merge(base, plain)
@@ -600,8 +602,7 @@ def publish(hydra: DictConfig, directory: Path | str | None) -> None:
         hydra: Hydra's node.
         directory: Of the run; None where it is not known yet.
     """
-    node = hydra if OmegaConf.get_type(hydra) is HydraConf else hydra_node(hydra)
-    whole = OmegaConf.create({"hydra": node})
+    whole = OmegaConf.create({"hydra": hydra_node(hydra)})
     with read_write(whole):
         whole.hydra.runtime.output_dir = "???" if directory is None else str(Path(directory).resolve())
     HydraConfig.instance().set_config(whole)

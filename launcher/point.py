@@ -35,14 +35,13 @@ def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
         hydra: Hydra's own node, or its plain values, or those as YAML.
         overrides: The command line's.
     """
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     from launcher import train
     from launcher.config import Composed, hydra_node
     from launcher.watch import guarded
 
-    node = hydra if isinstance(hydra, DictConfig) else hydra_node(OmegaConf.create(hydra))
-    composed = Composed(OmegaConf.create(settings), node, overrides)
+    composed = Composed(OmegaConf.create(settings), hydra_node(OmegaConf.create(hydra)), overrides)
     OmegaConf.set_struct(composed.settings, True)
     return guarded(lambda: train.train(composed))
 
