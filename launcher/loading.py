@@ -195,7 +195,7 @@ def to_device(tree: Any, device: torch.device) -> Any:
         if device.type == "cuda" and tree.device.type == "cpu" and not tree.is_pinned():
             tree = tree.pin_memory()
         return tree.to(device, non_blocking=True)
-    if type(tree) in (list, tuple):  # most batches, which a walk through a pytree takes 25 us for
+    if type(tree) in (list, tuple):  # most batches: 2 us in place of the 10 of a walk through a pytree
         return type(tree)(to_device(branch, device) for branch in tree)
     return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: to_device(tensor, device), tree)
 
@@ -273,14 +273,10 @@ class _Torch(_Generator):
     def begin(self, key: int) -> None:
         if torch.default_generator.initial_seed() != key >> 1:  # samples may ask for it
             self.seed(key)
-        self.before = self._state()
+        self.before = torch.default_generator.get_state()
 
     def has_moved(self) -> bool:
-        return self.before != self._state()
-
-    @staticmethod
-    def _state() -> bytes:
-        return torch.default_generator.get_state().numpy().tobytes()  # compared in a tenth of the time of tensors
+        return not torch.equal(self.before, torch.default_generator.get_state())
 
 
 class _Twinned(_Generator):
