@@ -62,9 +62,10 @@ def test_shares_of_a_run_are_the_whole_of_it(tmp_path):
     found = summary(tmp_path / "run")
     shares = found["time_shares"]
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0 and shares["saving"] > 0
-    steps = [e for e in json.loads((tmp_path / "run/trace.json").read_text())["traceEvents"]
-             if e["name"].startswith("ProfilerStep")]  # fmt: skip
+    events = json.loads((tmp_path / "run/trace.json").read_text())["traceEvents"]
+    steps = [event for event in events if event["name"].startswith("ProfilerStep")]
     assert len({event["name"] for event in steps}) == 5
+    assert "aten::addmm" in {event["name"] for event in events}
     assert "aten::" in (tmp_path / "run/train.log").read_text()  # which ones take longest is chance
     assert all("computing" not in row for row in rows(tmp_path / "run")), "nothing of the clock is in the record"
 
