@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 from launcher.data import Data, DatasetPart, TensorPart
 from launcher.data.images import augmentation
 
-TRAIN, VALIDATION, TEST, CLASSES = 46, 13, 9, 4
+TRAIN, VALIDATION, TEST, CLASSES = 31, 13, 9, 4
 NAN = 255  # the first pixel of a sample that comes out as NaN
 
 
@@ -57,7 +57,7 @@ def load(kind, source="memory", augment=False, poisoned=False):
         raw = torch.randint(0, 150, (n, *shape), generator=generator, dtype=torch.uint8)
         raw += (20 * labels).to(torch.uint8).view(-1, *[1] * len(shape))
         if poisoned and n == TRAIN:
-            raw[31].view(-1)[0] = NAN
+            raw[22].view(-1)[0] = NAN
         if kind == "tokens":
             stream = (raw // 16).long()
             parts.append(TensorPart(stream[:, :-1].contiguous(), stream[:, 1:].contiguous()))

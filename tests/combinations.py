@@ -17,6 +17,7 @@ A combination that the launcher refuses must be refused in a sentence. A failure
 
 import argparse
 import copy
+import functools
 import itertools
 import json
 import math
@@ -32,7 +33,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
@@ -71,7 +72,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "linear": ("model=linear",),
         "resnet": ("model=resnet", "model.depth=8", "model.width=8"),
         "batchnorm": ("model._target_=combination_parts.Normalised",),
-        "timm": ("model=timm", "model.name=test_vit", "+model.options.img_size=8", "+model.options.patch_size=4"),
+        "timm": ("model=timm", "model.name=test_vit", "+model.options={img_size:8,patch_size:4,depth:2}"),
         "transformer": ("model=transformer", "model.width=16", "model.layers=2", "model.heads=2"),
     },
     "dropout": {"none": NOTHING, "dropout": ("model.dropout=0.2",), "drop_rate": ("model.drop_rate=0.2",)},
@@ -94,7 +95,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "amsgrad": ("optimizer=adam", "optimizer.amsgrad=true"),
         "adamw": ("optimizer=adamw", "optimizer.weight_decay=0.1"),
         "adagrad": ("optimizer=adagrad", "optimizer.initial_accumulator_value=0.1"),
-        "rmsprop": ("optimizer=rmsprop", "optimizer.momentum=0.9", "optimizer.centered=true"),
+        "rmsprop": ("optimizer=rmsprop", "optimizer.lr=0.0001", "optimizer.momentum=0.9", "optimizer.centered=true"),
         "lion": ("optimizer=lion",),
         "muon": ("optimizer=muon", "optimizer.adamw_lr=0.002"),
     },
@@ -349,7 +350,7 @@ def _train(packed: bytes, server: str) -> None:
 
 def warm_server() -> str:
     """Where the process is asked that all others are forked from."""
-    CONTEXT.set_forkserver_preload(["processes_preloaded", "combination_parts", "timm", "torch.distributed.tensor"])
+    CONTEXT.set_forkserver_preload(["processes_preloaded", "combinations", "timm", "torch.distributed.tensor"])
     forkserver.ensure_running()
     return forkserver._forkserver._forkserver_address
 
@@ -367,7 +368,6 @@ class Runner:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.count = directory, itertools.count()
-        self.composed: dict[str, config.Composed] = {}
 
     def run(self, combination: Combination, path: Path, world: int, **changes: str) -> Path:
         """Train a combination in a run directory, or go on there.
@@ -383,10 +383,10 @@ class Runner:
             AssertionError: It failed.
         """
         argv = words(combination | changes)
-        composed = _compose(argv)
-        hydra = copy.deepcopy(composed.hydra)
+        settings = composed(tuple(argv))
+        hydra = copy.deepcopy(settings.hydra)
         OmegaConf.update(hydra, "run.dir", str(path))
-        packed = pickle.dumps((composed.plain(), hydra, [*argv, f"hydra.run.dir={path}"]))
+        packed = pickle.dumps((settings.plain(), hydra, [*argv, f"hydra.run.dir={path}"]))
         run = start(_train, (packed, warm_server()), self.directory / f"io{next(self.count)}", world)
         run.processes[0].join(120)
         if run.status[0] == 2:  # the others give it time to speak
@@ -401,7 +401,8 @@ class Runner:
         return path
 
 
-def _compose(argv: list[str]) -> config.Composed:
+@functools.lru_cache(64)  # the same for a run, the one that goes on and the plain loop
+def composed(argv: tuple[str, ...]) -> config.Composed:
     """The checked config of a command line.
 
     Raises:
@@ -409,7 +410,7 @@ def _compose(argv: list[str]) -> config.Composed:
     """
     try:
         with LOCK, config.opened(config.parse_arguments([]), "train") as (hydra, name):
-            return config.compose(hydra, name, argv)
+            return config.compose(hydra, name, list(argv))
     except ConfigError as error:
         raise Refusal(f"error: {error}\n") from error
 
@@ -547,10 +548,11 @@ def unlike_a_plain_loop(combination: Combination, straight: Path) -> list[str]:
     """Where the first rows of a run are not those of a plain loop; nothing where that cannot say them."""
     if not plain_loop.can_say(combination):
         return []
-    settings = _compose(words(combination)).plain()
+    settings = composed(tuple(words(combination))).plain()
     with LOCK:
         expected = plain_loop.losses(settings, combination)
-    record = [row for row in rows(straight) if row["step"] <= plain_loop.STEPS]
+    record = [row for row in comparable(combination, straight) if row["step"] <= plain_loop.STEPS]
+    expected = expected[: len(record)]
     return not_close(record, expected, tolerance_of(combination), ("train/loss", "eval/loss"))
 
 
@@ -618,9 +620,14 @@ def try_out(count: int, seed: int, at_once: int = 2, show=lambda text: None) -> 
                 show("\n  ".join([repeat, *found]))
 
         with ThreadPoolExecutor(at_once) as pool:
-            numbers = itertools.count()
+            numbers, running = itertools.count(), set()
             while outcome.ran < count:
-                list(pool.map(one, itertools.islice(numbers, min(at_once, count - outcome.ran))))
+                running |= {
+                    pool.submit(one, next(numbers)) for _ in range(min(at_once, count - outcome.ran) - len(running))
+                }
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
     outcome.pairs = (len(generator.all) - len(generator.open), len(generator.all))
     return outcome
 
