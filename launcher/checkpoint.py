@@ -392,7 +392,7 @@ def gather_state(
         before: What `look` gave where this step was evaluated or logged: a run that ends elsewhere goes on from there.
 
     Raises:
-        Diverged: A loss or a weight is NaN or infinite: nothing of the kind is ever saved.
+        Diverged: A loss, a weight or the state of the optimizer is NaN or infinite: nothing of the kind is ever saved.
     """
     trainer.check()
     trainer.settle()

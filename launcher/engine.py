@@ -230,7 +230,7 @@ class Trainer:
         """Mean loss (and gradient norm) since the last log boundary, over all ranks; begins the next window.
 
         Raises:
-            Diverged: A loss or a weight is NaN or infinite.
+            Diverged: A loss, a weight or the optimizer's state is NaN or infinite.
         """
         losses, weights = self.check()
         figures = {}
@@ -242,7 +242,7 @@ class Trainer:
         return figures
 
     def check(self) -> tuple[Tensor, Tensor]:
-        """Look at the losses since the last log boundary and at the weights; before each log, evaluation and save.
+        """Look at the losses since the last log boundary and at what is saved; before each log, evaluation and save.
 
         Returns:
             [n] sums of losses and [n] sums of weights over all ranks, float64, on the host; without the steps that
@@ -310,8 +310,16 @@ class Trainer:
         return nn.utils.clip_grad_norm_(self._parameters, largest)
 
     def _healthy(self) -> bool:
-        """Whether every weight is finite."""
-        return bool(torch.stack(torch._foreach_norm(self._parameters)).sum().isfinite())
+        """Whether every weight is finite, and what the optimizer remembers.
+
+        Where an update is a sign or a quotient, as Lion's and Adagrad's, a state of NaN or infinity leaves the weights
+        as they are, from then on.
+        """
+        remembered = (value for state in self.optimizer.state.values() for value in state.values())
+        looked_at = [*self._parameters, *(v for v in remembered if isinstance(v, Tensor) and v.is_floating_point())]
+        if torch.stack([norm.float() for norm in torch._foreach_norm(looked_at)]).sum().isfinite():
+            return True
+        return all(bool(one.isfinite().all()) for one in looked_at)  # the squares alone may have been too large
 
     def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
         """Keep a step's sums for the next log boundary, without looking at them."""

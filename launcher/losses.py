@@ -132,6 +132,7 @@ def as_shares(outputs: Tensor, targets: Tensor) -> Tensor:
 # Classification losses take `weight` or `alpha` per class; regression losses compare element by element.
 CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, FocalLoss)
 REGRESSING = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+MARGINS = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
 LOGISTIC = (BinaryCrossEntropy, nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)  # a sigmoid per output
 
 
@@ -154,7 +155,7 @@ class PerSample(nn.Module):
         super().__init__()
         self.loss, self.task = loss, task
         self.language = task == "language"
-        self.logistic = isinstance(loss, LOGISTIC)
+        self.logistic, self.margins = isinstance(loss, LOGISTIC), isinstance(loss, MARGINS)
         if hasattr(loss, "reduction"):
             loss.reduction = "none"  # type: ignore[assignment]
         self.elementwise = isinstance(loss, REGRESSING)
@@ -195,6 +196,8 @@ class PerSample(nn.Module):
             values = self.loss(outputs, targets)
         except (IndexError, RuntimeError) as error:
             raise _explained(error, outputs, targets) from error
+        if self.margins:  # for which an output that is NaN lies beyond every margin: a loss of 0
+            values = values.masked_fill(outputs.isnan().any(-1), torch.nan)
         weights = None if self.weigh is None else self.weigh(targets)
         if values.dtype in HALF:
             values = values.float()

@@ -222,6 +222,55 @@ def _scaled(at, steps, saved=None, rollbacks=None, poisoned=()):
     return trainer, gather_state(trainer, Progress(step=steps), ranks)
 
 
+OPTIMIZERS = {
+    path.stem: OmegaConf.to_container(OmegaConf.load(path))
+    for path in sorted((REPOSITORY / "conf/optimizer").glob("*.yaml"))
+}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_gradient_that_is_not_finite_is_seen_behind_every_optimizer(name, bad):
+    """Also where the loss is finite, and the update is a sign, which is 0 for NaN."""
+    from pathlib import Path
+
+    from launcher.distributed import find_ranks, start
+    from launcher.divergence import Diverged, Rollbacks
+    from launcher.engine import Trainer
+    from launcher.losses import build_loss
+    from launcher.optimizers import build_optimizer
+    from launcher.schedulers import build_schedule
+    from launcher.stream import Batch, MicroBatch
+
+    ranks = find_ranks({})
+    accelerator = start(ranks, True, "no", 1, 60, True, {}, "highest")
+    data = _data("cross_entropy")
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
+    if bad is not None:
+        model[1].weight.register_hook(lambda gradient: gradient * bad)
+    optimizer = build_optimizer(OPTIMIZERS[name], model, 1.0, True)
+    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
+    schedule = build_schedule(constant, optimizer, 100, 10)
+    trainer = Trainer(
+        model, build_loss(LOSSES["cross_entropy"], data), optimizer, schedule, accelerator, ranks, 0, None, None, False,
+        False, Rollbacks(Path("none"), False),
+    )  # fmt: skip
+    trainer.step(Batch(0, 10, [MicroBatch(data.train.inputs[:10], data.train.targets[:10], 10)]))
+    assert trainer.window.losses[0].isfinite()
+    if bad is None:
+        trainer.check()
+    else:
+        with pytest.raises(Diverged):
+            trainer.check()
+
+
+def test_squares_that_overflow_are_no_divergence():
+    """The norm of a gradient's squares is infinite long before they are."""
+    trainer, _ = _scaled((), 3)
+    trainer.optimizer.state[next(trainer.model.parameters())]["momentum_buffer"].fill_(1e30)
+    trainer.check()
+
+
 def test_what_a_gradient_scaler_skips_is_no_divergence_and_its_state_resumes():
     """The same scaler on the CPU in a plain loop: weights and scale to the last bit, through two overflows."""
     at, steps = (2, 7), 14

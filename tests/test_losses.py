@@ -95,6 +95,16 @@ def test_parts_of_regression_give_torch_mean(name, changes, whole):
     torch.testing.assert_close(mean, whole(outputs, targets), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_output_that_is_nan_gives_a_loss_that_is_nan(name):
+    """torch's margins take it for the best of all outputs: 0."""
+    data = numbers() if name in ("mse", "l1", "huber") else classes(k=3, labels=[0, 1, 2])
+    outputs, targets = torch.randn(3, 3), torch.rand(3, 3) if data.task == "regression" else torch.tensor([0, 1, 2])
+    outputs[1, 0] = torch.nan
+    values, _ = build_loss(option(name), data)(outputs, targets)
+    assert values.isnan().tolist() == [False, True, False]
+
+
 def test_every_option_builds_and_is_tested_above():
     assert sorted(["binary_cross_entropy", "cross_entropy", "focal", "huber", "l1", "mse", "multi_margin"]) == OPTIONS
     for name in OPTIONS:
