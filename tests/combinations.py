@@ -241,6 +241,7 @@ REFUSED: list[Refused] = [
     ("exact", ("exact",), "ranks", ("3",), "canonical_shards=4 cannot be dealt to 3 devices"),
 ]  # fmt: skip
 
+PATIENCE = 20  # refusals after which a pair is not tried any more
 LOCK = threading.Lock()  # Hydra and the generator of torch are one for all threads
 Combination = dict[str, str]  # factor to value
 Pair = tuple[tuple[str, str], tuple[str, str]]
@@ -275,6 +276,8 @@ class Generator:
         every = {pair for pair in itertools.combinations(sorted(values), 2) if pair[0][0] != pair[1][0]}
         self.all = every - self.refused.keys()
         self.open = set(self.all)
+        self.times_refused: Counter[Pair] = Counter()
+        self.never: set[Pair] = set()  # refused whatever they came together with
 
     def draw(self, limits: Mapping[str, Sequence[str]]) -> Combination:
         """The next combination, without a refused pair.
@@ -309,6 +312,14 @@ class Generator:
     def ran(self, combination: Combination) -> None:
         """Count the pairs of a combination that was not refused."""
         self.open -= pairs_of(combination)
+
+    def was_refused(self, combination: Combination) -> None:
+        """Count the pairs of a combination that was; those that always are would be drawn for ever."""
+        for pair in pairs_of(combination) & self.open:
+            self.times_refused[pair] += 1
+            if self.times_refused[pair] == PATIENCE:
+                self.never.add(pair)
+                self.open.discard(pair)
 
     def _pairs(self, chosen: Combination, factor: str, value: str) -> set[Pair]:
         return {tuple(sorted([(factor, value), other])) for other in chosen.items()}  # type: ignore[misc]
@@ -569,6 +580,7 @@ class Outcome:
         refusals: Sentences of those that were refused, with how often.
         failures: Commands of those in which something was wrong, and what.
         pairs: How many pairs of values came together, of how many that are not refused.
+        never: Pairs that were refused whatever they came together with.
     """
 
     ran: int = 0
@@ -576,6 +588,7 @@ class Outcome:
     refusals: Counter[str] = field(default_factory=Counter)
     failures: dict[str, list[str]] = field(default_factory=dict)
     pairs: tuple[int, int] = (0, 0)
+    never: set[Pair] = field(default_factory=set)
 
 
 def is_a_sentence(refusal: str) -> bool:
@@ -606,6 +619,7 @@ def try_out(count: int, seed: int, at_once: int = 2, show=lambda text: None) -> 
             except Refusal as refusal:
                 sentence = str(refusal)
                 outcome.refusals[sentence.partition(":")[2].strip()[:160]] += 1
+                generator.was_refused(combination)
                 if is_a_sentence(sentence):
                     return
                 found = [f"refused, but not in a sentence: {sentence}"]
@@ -628,7 +642,8 @@ def try_out(count: int, seed: int, at_once: int = 2, show=lambda text: None) -> 
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     future.result()
-    outcome.pairs = (len(generator.all) - len(generator.open), len(generator.all))
+    outcome.never = generator.never
+    outcome.pairs = (len(generator.all) - len(generator.open | generator.never), len(generator.all))
     return outcome
 
 
@@ -643,6 +658,8 @@ def main() -> int:
     outcome = try_out(asked.count, asked.seed, show=lambda text: print(f"WRONG {text}", flush=True))
     for sentence, number in outcome.refusals.most_common():
         print(f"refused {number} times: {sentence}")
+    for pair in sorted(outcome.never):
+        print(f"refused each time: {pair[0]} with {pair[1]}")
     print(
         f"{outcome.ran} combinations trained, {outcome.said} of them compared with a plain loop, "
         f"{outcome.refusals.total()} refused; {outcome.pairs[0]} of {outcome.pairs[1]} pairs of values; "
