@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # come new from the kernel each time: half the time of a small model's batch. A GPU likes fewer and larger copies.
 GATHER_BYTES = {"cpu": 1 << 20, "cuda": 8 << 20}
 NUMBER_BYTES = 1 << 18  # and numbered, with their uniform numbers, so much at a time
-NUMBERED = 1 << 12  # samples of a Dataset, which have no uniform numbers
+NUMBERED = 1 << 14  # samples of a Dataset, which have no uniform numbers
 ROUNDS = 8
 
 
@@ -271,14 +271,14 @@ class Stream:
                 micros.append(MicroBatch(inputs, targets, micro_size, self.rank))
             yield Batch(step, size, micros)
 
-    def _numbered(self, step: int, last_step: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _numbered(self, step: int, last_step: int) -> Iterator[tuple[int, list[int]]]:
         """The epoch and the sample numbers of each micro-batch, many of them numbered at once."""
         while step < last_step:
             epoch, position = divmod(step, self.plan.steps_per_epoch)
             at_once = max(1, NUMBERED // self.plan.micro_size)
             steps = min(at_once, self.plan.steps_per_epoch - position, last_step - step)
             cut = [self._positions(at) for at in range(position, position + steps)]
-            numbers = self._order(epoch, np.concatenate([positions for positions, _ in cut]))
+            numbers = self._order(epoch, np.concatenate([positions for positions, _ in cut])).tolist()
             at = 0
             for size in (size for _, sizes in cut for size in sizes):
                 yield epoch, numbers[at : at + max(size, 1)]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from launcher.batch import BatchPlan
 from launcher.data import DatasetPart, TensorPart
 from launcher.keys import AUGMENT, derive
-from launcher.loading import SeededDataset, choose_workers
+from launcher.loading import SeededDataset, _Loader, _open, choose_workers, to_device
 from launcher.stream import Stream, in_order
 
 CPU = torch.device("cpu")
@@ -59,30 +59,32 @@ def test_each_sample_draws_what_it_would_draw_alone(names, rare):
     for cut in (4, 5, 20):
         seeded = SeededDataset(Drawing(names, rare), partial(derive, 3, AUGMENT))
         for epoch in (0, 1):
-            order = np.random.RandomState(epoch).permutation(20) + 20 * epoch  # a number above the size comes again
+            order = (
+                np.random.RandomState(epoch).permutation(20) + 20 * epoch
+            ).tolist()  # a number above the size comes again
             for at in range(0, 20, cut):
                 torch.rand(3), random.random(), np.random.rand()  # whatever else a process draws
                 found = seeded.__getitems__((epoch, order[at : at + cut]))
                 for (values, index), number in zip(found, order[at : at + cut], strict=True):
                     assert index == number % 20
-                    assert torch.equal(values, _expected(seeded.dataset, epoch, int(number)))
+                    assert torch.equal(values, _expected(seeded.dataset, epoch, number))
 
 
 def test_what_draws_nothing_is_read_once_and_whole_where_it_can_be():
     plain = SeededDataset(Drawing(()), partial(derive, 3, AUGMENT))
     for _ in range(3):
-        plain.__getitems__((0, np.arange(5)))
+        plain.__getitems__((0, [*range(5)]))
     assert plain.dataset.asked == [*range(5)] * 3 and plain.drawing == []
     drawing = SeededDataset(Drawing(("torch",)), partial(derive, 3, AUGMENT))
     for _ in range(3):
-        drawing.__getitems__((0, np.arange(5)))
+        drawing.__getitems__((0, [*range(5)]))
     assert drawing.dataset.asked == [*range(5)] * 4, "the first batch once more"
 
     class Whole(Drawing):
         def __getitems__(self, indices):
             return [("whole", index) for index in indices]
 
-    assert SeededDataset(Whole(()), partial(derive, 3, AUGMENT)).__getitems__((0, np.arange(2)))[1] == ("whole", 1)
+    assert SeededDataset(Whole(()), partial(derive, 3, AUGMENT)).__getitems__((0, [0, 1]))[1] == ("whole", 1)
 
 
 class Asking(Drawing):
@@ -102,6 +104,55 @@ def test_a_generator_seeded_by_initial_seed_does_not_depend_on_the_devices(worke
         every = [micro for stream in streams for batch in stream.batches(0, 2) for micro in batch.micros]
         found.append({int(t): float(x) for micro in every for x, t in zip(micro.inputs, micro.targets, strict=True)})
     assert len(found[0]) == 20 and found[0] == found[1] == found[2]
+
+
+SAMPLES = {
+    "a class": lambda i: (torch.arange(3) + i, i),
+    "a class, of NumPy": lambda i: (torch.arange(3) + i, np.int64(i)),
+    "a number": lambda i: (torch.arange(3) + i, i / 2),
+    "classes and a number": lambda i: (torch.arange(3) + i, i if i < 2 else i / 2),
+    "tensors": lambda i: (torch.arange(3) + i, torch.tensor([i, 2])),
+    "an array": lambda i: (np.arange(3) + i, i),
+    "a dict": lambda i: ({"a": torch.arange(3) + i, "b": i}, i),
+    "three": lambda i: (torch.arange(3) + i, i, i),
+    "other lengths": lambda i: (torch.arange(3), i)[: 1 + i % 2],
+    "other shapes": lambda i: (torch.arange(i), i),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_batches_read_in_this_process_are_those_of_a_data_loader(name):
+    """Values, types and errors."""
+    samples = [SAMPLES[name](i + 1) for i in range(7)]
+    found = []
+    for kind in (_Loader, lambda *given: torch.utils.data.DataLoader(given[0], batch_sampler=given[1])):
+        try:
+            found.append([*kind(samples, [[0, 1, 2], [6, 3, 4, 5]])])
+        except (RuntimeError, ValueError) as error:
+            found.append(f"{type(error)} {error}")
+    assert str(found[0]) == str(found[1]), "with the types"
+    torch.testing.assert_close(*found, rtol=0, atol=0) if isinstance(found[0], list) else None
+
+
+KINDS = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.half, torch.bfloat16, torch.float64, torch.cfloat]
+
+
+def test_batches_sent_by_a_process_are_those_of_a_data_loader():
+    """Of every type, small ones and large ones, nested, beside what is no tensor."""
+    samples = [
+        ({str(kind): torch.ones(3).mul(i).to(kind) for kind in KINDS}, [torch.arange(30_000) + i, (i / 2, f"{i}")], i)
+        for i in range(5)
+    ]
+    named = [[0, 1, 2], [4, 3]]
+    part = DatasetPart(samples)
+    found = [to_device(batch, CPU) for batch in _open(part, samples, named, 1, CPU)]
+    expected = [*torch.utils.data.DataLoader(samples, batch_sampler=named)]
+    assert str(found) == str(expected), "with the types of what holds them"
+    tensors, theirs = (torch.utils._pytree.tree_leaves(batches) for batches in (found, expected))
+    for mine, other in zip(tensors, theirs, strict=True):
+        assert type(mine) is type(other)
+        if isinstance(mine, torch.Tensor):
+            assert mine.dtype == other.dtype and torch.equal(mine, other)
 
 
 def _workers():
