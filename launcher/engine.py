@@ -33,6 +33,7 @@ from launcher.schedulers import Schedule
 from launcher.stream import Batch, ShardedStream, Stream, first_sample, in_order
 
 ALWAYS: AbstractContextManager[None] = nullcontext()
+LEAST_SCALE = 2.0**-14  # of a gradient scaler: a gradient that overflows even so is infinite
 VOTE_LAG = 8  # steps until a vote is read on a GPU: by then its copy to the host has long arrived
 
 
@@ -315,6 +316,8 @@ class Trainer:
         Where an update is a sign or a quotient, as Lion's and Adagrad's, a state of NaN or infinity leaves the weights
         as they are, from then on.
         """
+        if self.scaler is not None and self.scaler.get_scale() < LEAST_SCALE:  # it has left out every step for long
+            return False
         remembered = (value for state in self.optimizer.state.values() for value in state.values())
         looked_at = [*self._parameters, *(v for v in remembered if isinstance(v, Tensor) and v.is_floating_point())]
         if torch.stack([norm.float() for norm in torch._foreach_norm(looked_at)]).sum().isfinite():

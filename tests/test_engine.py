@@ -264,6 +264,16 @@ def test_a_gradient_that_is_not_finite_is_seen_behind_every_optimizer(name, bad)
             trainer.check()
 
 
+def test_a_gradient_that_overflows_for_ever_is_divergence():
+    """A gradient scaler leaves out each step: nothing would ever be trained."""
+    from launcher.divergence import Diverged
+
+    trainer, state = _scaled(range(100), 20)
+    assert any(loss.isfinite() for loss in trainer.window.losses) and state["scaler"]["scale"] == 2.0**-10
+    with pytest.raises(Diverged):
+        _scaled(range(100), 30)  # when it is saved
+
+
 def test_squares_that_overflow_are_no_divergence():
     """The norm of a gradient's squares is infinite long before they are."""
     trainer, _ = _scaled((), 3)
