@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import accelerate_flags, slurm
 from launcher.config import FP16_ON_CPU
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, Explained
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ LAUNCHERS = {
 
 
 T = TypeVar("T")
-_stores: list[tuple[Any, int]] = []  # that `told_by_rank_0` opened, and how many ranks each must outlive here
+_told: "list[_Told]" = []  # by which `told_by_rank_0` tells, once it has
 
 ALONE = {
     "RANK": 0,
@@ -345,30 +345,61 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
 
     Raises:
         ConfigError: It did on rank 0, so it does on every rank.
+        Explained: It failed on rank 0, which raises that itself.
     """
     if ranks.world_size == 1:
         return make()
-    import torch.distributed as dist
-
-    # With multi_tenant the process group, which is made later at the same address, finds this store and shares it.
-    leads = ranks.rank == 0 and not agent_serves_store()
-    address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
-    _until_rank_0_listens(ranks)
-    store = dist.TCPStore(*address, ranks.world_size, leads, wait, wait_for_workers=False, multi_tenant=True)
-    own = own_part("told", store)
-    _stores.append((own, ranks.world_size if leads else 0))  # or it would be gone before the process group is there
+    if not _told:
+        _told.append(_Told(ranks, timeout))
+    told = _told[0]
+    number = told.begin()
     if ranks.rank == 0:
-        said: tuple[str | None, Any] = (None, None)
+        said: tuple[Exception | None, Any] = (Explained("rank 0 was stopped"), None)
         try:
             said = None, make()
+            return said[1]
         except ConfigError as error:
-            said = str(error), None
-        own.set("said", pickle.dumps(said))
-    problem, thing = pickle.loads(own.get("said"))
-    own.add("heard", 1)
+            said = ConfigError(str(error)), None
+            raise
+        except Exception as error:
+            said = Explained(f"rank 0 failed: {error}"), None
+            raise
+        finally:
+            told.store.set(number, pickle.dumps(said))
+            told.store.add("heard", 1)
+    problem, thing = pickle.loads(told.store.get(number))
+    told.store.add("heard", 1)
     if problem is not None:
-        raise ConfigError(problem)
+        raise problem
     return thing
+
+
+class _Told:
+    """The store by which rank 0 tells the others, which the process group shares later.
+
+    Args:
+        ranks: What find_ranks found.
+        timeout: Seconds that each waits for it.
+    """
+
+    def __init__(self, ranks: Ranks, timeout: float) -> None:
+        import torch.distributed as dist
+
+        # With multi_tenant the process group, which is made later at the same address, finds this store and shares it.
+        self.world_size, self.leads = ranks.world_size, ranks.rank == 0 and not agent_serves_store()
+        address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
+        _until_rank_0_listens(ranks)
+        store = dist.TCPStore(*address, self.world_size, self.leads, wait, wait_for_workers=False, multi_tenant=True)
+        self.store, self.times = own_part("told", store), 0
+
+    def begin(self) -> str:
+        """Under which name the next thing is told."""
+        self.times += 1
+        return f"said {self.times}"
+
+    def is_heard(self) -> bool:
+        """Whether no rank needs this process any more to hear what was told."""
+        return not self.leads or self.store.add("heard", 0) >= self.times * self.world_size
 
 
 def agent_serves_store() -> bool:
@@ -411,9 +442,8 @@ def until_heard(seconds: float = 30) -> None:
         seconds: How long to wait for ranks that may never come.
     """
     deadline = time.monotonic() + seconds
-    for store, count in _stores:
-        while count and store.add("heard", 0) < count and time.monotonic() < deadline:
-            time.sleep(0.05)
+    while _told and not _told[0].is_heard() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def from_rank_0(thing: Any, world_size: int) -> Any:

@@ -178,6 +178,33 @@ def open_run_directory(composed: Composed, total_steps: int, parts: "Parts | Non
     return RunDirectory(path, lock, found)
 
 
+def open_for_all(
+    composed: Composed, total_steps: int, parts: "Parts", ranks: Ranks
+) -> tuple[RunDirectory | None, Path, bool]:
+    """The run directory, opened by rank 0; what is wrong with it ends every rank.
+
+    Args:
+        composed: The config of the run.
+        total_steps: Updates that it is to have.
+        parts: As for `open_run_directory`.
+        ranks: What find_ranks found.
+
+    Returns:
+        The directory on rank 0 and None elsewhere; where it is, and whether its run is complete.
+
+    Raises:
+        ConfigError: As for `open_run_directory`.
+    """
+    opened: list[RunDirectory] = []
+
+    def make() -> tuple[Path, bool]:
+        opened.append(open_run_directory(composed, total_steps, parts))
+        return opened[0].path, opened[0].complete
+
+    path, complete = distributed.told_by_rank_0(make, ranks, float(composed.settings.timeout))
+    return (opened[0] if opened else None), path, complete
+
+
 def look_into(
     path: Path, composed: Composed, total_steps: int, parts: "Parts | None" = None, ours: bool = False
 ) -> Found:

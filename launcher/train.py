@@ -84,8 +84,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     from launcher.stopping import StopRequest
     from launcher.tracking import Record
 
-    # 3. The run directory, made by rank 0; then the devices, and the same directory for every rank
-    directory = run_directory.open_run_directory(composed, total_steps, parts) if ranks.rank == 0 else None
+    # 3. The run directory, made by rank 0 and told to every rank; then the devices
+    directory, path, complete = run_directory.open_for_all(composed, total_steps, parts, ranks)
     useful = partial(useful_threads, model, data.train, plan.micro_size) if on_cpu else lambda: None
     threads = distributed.choose_threads(settings.threads, ranks, useful)
     accelerator = distributed.start(
@@ -95,7 +95,6 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     device = accelerator.device
     data.move_to(device)
     watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
-    path, complete = distributed.from_rank_0(directory and (directory.path, directory.complete), ranks.world_size)
     config.publish(composed.hydra, path)
     if directory is not None:
         messages.begin_file(path)
