@@ -835,7 +835,10 @@ def compose(
             trust.check_targets(plain, Path(source.path).parent)
     plain = filled(plain, schema)
     check_settings(plain, schema)
-    if "mixed_precision" in schema and (more := adopt(plain, overrides, os.environ, parent_command())):
+    environment = dict(os.environ)
+    if isinstance(devices := own.launcher.get("devices_per_run"), int) and trial is not None:
+        environment["WORLD_SIZE"] = str(devices)  # of the trial, which shares its batch among so many
+    if "mixed_precision" in schema and (more := adopt(plain, overrides, environment, parent_command())):
         return replace(compose(hydra, config_name, [*overrides, *more], schema, trial), adopted=more)
     made = Composed(OmegaConf.create(), own, list(overrides), told, local)
     return made.having(plain)

@@ -21,7 +21,7 @@ SAVED = "compute_environment: LOCAL_MACHINE\nnum_processes: 1\nnum_machines: 1\n
 def composed(monkeypatch):
     """Compose a run's config in the environment that `accelerate launch` with some flags would give it."""
 
-    def compose(flags, overrides=()):
+    def compose(flags, overrides=(), trial=None):
         command = ["/usr/bin/python", "/usr/bin/accelerate", "launch", *flags, "launcher/train.py", *overrides]
         args, *_ = _validate_launch_command(launch_command_parser().parse_args(command[3:]))
         if args.use_deepspeed:
@@ -40,7 +40,7 @@ def composed(monkeypatch):
                 monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(config, "parent_command", lambda: command)
         with config.opened(config.parse_arguments([]), "train") as (hydra, name):
-            return config.compose(hydra, name, list(overrides))
+            return config.compose(hydra, name, list(overrides), trial=trial)
 
     return compose
 
@@ -99,6 +99,14 @@ def test_what_contradicts_or_is_not_there_is_refused(composed, flags, overrides,
     with pytest.raises(ConfigError) as error:
         composed(flags, overrides)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), error.value
+
+
+@pytest.mark.parametrize(("devices", "most"), [("auto", 16), ("2", 8), ("4", 4)])
+def test_steps_of_accumulation_are_those_of_each_trial_of_a_sweep(composed, devices, most):
+    """Whose devices need not be as many as the sweep was started on: 64 samples, cut into 4 on each."""
+    words = ["batch.global_size=64", f"hydra.launcher.devices_per_run={devices}"]
+    found = composed(["--gradient_accumulation_steps=4"], words, {"num": 0})
+    assert found.adopted == [f"batch.max_per_device={most}"]
 
 
 def test_fsdp_of_accelerate_and_of_the_config_are_one(composed):
