@@ -279,7 +279,6 @@ class Generator:
         self.all = every - self.refused.keys()
         self.open = set(self.all)
         self.times_refused: Counter[Pair] = Counter()
-        self.never: set[Pair] = set()  # refused whatever they came together with
 
     def draw(self, limits: Mapping[str, Sequence[str]]) -> Combination:
         """The next combination, without a refused pair.
@@ -287,7 +286,8 @@ class Generator:
         Args:
             limits: Factors to the values that they may have; a factor that is left out may have any.
         """
-        fitting = [pair for pair in self.open if all(value in limits.get(factor, (value,)) for factor, value in pair)]
+        worth = self.open - self.never()  # else these would be drawn for ever
+        fitting = [pair for pair in worth if all(value in limits.get(factor, (value,)) for factor, value in pair)]
         for _ in range(100):
             pair = self.random.choice(sorted(fitting)) if fitting else ()
             for _ in range(20):
@@ -316,12 +316,12 @@ class Generator:
         self.open -= pairs_of(combination)
 
     def was_refused(self, combination: Combination) -> None:
-        """Count the pairs of a combination that was; those that always are would be drawn for ever."""
-        for pair in pairs_of(combination) & self.open:
-            self.times_refused[pair] += 1
-            if self.times_refused[pair] == PATIENCE:
-                self.never.add(pair)
-                self.open.discard(pair)
+        """Count the pairs of a combination that was."""
+        self.times_refused.update(pairs_of(combination) & self.open)
+
+    def never(self) -> set[Pair]:
+        """Pairs that were refused whatever they came together with, often enough to believe it."""
+        return {pair for pair in self.open if self.times_refused[pair] >= PATIENCE}
 
     def _pairs(self, chosen: Combination, factor: str, value: str) -> set[Pair]:
         return {tuple(sorted([(factor, value), other])) for other in chosen.items()}  # type: ignore[misc]
@@ -646,8 +646,8 @@ def try_out(count: int, seed: int, at_once: int = 2, show=lambda text: None) -> 
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     future.result()
-    outcome.never = generator.never
-    outcome.pairs = (len(generator.all) - len(generator.open | generator.never), len(generator.all))
+    outcome.never = generator.never()
+    outcome.pairs = (len(generator.all) - len(generator.open), len(generator.all))
     return outcome
 
 
