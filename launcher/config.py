@@ -835,9 +835,9 @@ def compose(
             trust.check_targets(plain, Path(source.path).parent)
     plain = filled(plain, schema)
     check_settings(plain, schema)
-    environment = dict(os.environ)
+    environment: Mapping[str, str] = os.environ
     if isinstance(devices := own.launcher.get("devices_per_run"), int) and trial is not None:
-        environment["WORLD_SIZE"] = str(devices)  # of the trial, which shares its batch among so many
+        environment = {**environment, "WORLD_SIZE": str(devices)}  # of the trial, which shares its batch among so many
     if "mixed_precision" in schema and (more := adopt(plain, overrides, environment, parent_command())):
         return replace(compose(hydra, config_name, [*overrides, *more], schema, trial), adopted=more)
     made = Composed(OmegaConf.create(), own, list(overrides), told, local)

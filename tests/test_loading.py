@@ -59,9 +59,8 @@ def test_each_sample_draws_what_it_would_draw_alone(names, rare):
     for cut in (4, 5, 20):
         seeded = SeededDataset(Drawing(names, rare), partial(derive, 3, AUGMENT))
         for epoch in (0, 1):
-            order = (
-                np.random.RandomState(epoch).permutation(20) + 20 * epoch
-            ).tolist()  # a number above the size comes again
+            order = np.random.RandomState(epoch).permutation(20) + 20 * epoch  # a number above the size comes again
+            order = order.tolist()
             for at in range(0, 20, cut):
                 torch.rand(3), random.random(), np.random.rand()  # whatever else a process draws
                 found = seeded.__getitems__((epoch, order[at : at + cut]))
