@@ -49,6 +49,7 @@ SILENT = 1.0
 PATIENT = 60.0
 UPLOAD = 5e6  # bytes a second that a slow network takes
 HARD_LIMIT = 4.5  # without a sign of life from the tracker's process
+NICE = 10  # for W&B's processes where all cores train: about a tenth of a trainer's share
 STARTING = 30.0  # that it may take to import W&B on a busy machine
 
 
@@ -254,6 +255,7 @@ class WandbTracker:
             "run_dir": str(Path(run_dir).absolute()),
             "trainer": os.getpid(),
             "argv": sys.argv,
+            "behind": self._wait > 0,
             "code": None if code is None else dict(code),
             "init": {
                 "project": project,
@@ -479,6 +481,8 @@ class _View:
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
                 if "wandb-core" in str(self.args):
+                    if view.settings["behind"]:
+                        _stand_behind(self.pid)
                     view.services.append(self)
                     view._tell(service=self.pid)
 
@@ -710,6 +714,12 @@ class _View:
             self.wandb.teardown()
 
 
+def _stand_behind(pid: int) -> None:
+    """Let a session have what others leave of the processor: Linux shares it among sessions first, whatever is nice."""
+    with contextlib.suppress(OSError):  # a kernel without such groups goes by `nice` alone
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICE))
+
+
 def _serve() -> None:
     """Run as the tracker's process: messages on standard input, events on standard output, no chatter."""
     # Signals of a cluster reach every process of a step; the trainer decides when to end.
@@ -722,6 +732,9 @@ def _serve() -> None:
         os.dup2(nothing, standard)
     settings = json.loads(messages.readline())
     sys.argv = settings["argv"]
+    if settings["behind"]:
+        os.nice(NICE)  # what it starts has it from here
+        _stand_behind(os.getpid())
     view = _View(settings, messages, events)
     try:
         view.serve()

@@ -558,6 +558,23 @@ def test_a_disabled_tracker_starts_nothing(tmp_path, monkeypatch, caplog):
     assert list(tmp_path.iterdir()) == [] and not caplog.records
 
 
+def test_beside_training_on_all_cores_wandb_takes_what_is_left(tmp_path, monkeypatch):
+    """Its two processes are nice; Linux shares a processor among sessions first, where it groups by them."""
+    for name, value in clean_environment(tmp_path, "http://127.0.0.1:9", None).items():
+        monkeypatch.setenv(name, value)
+    Record(tmp_path / "metrics.jsonl").open(None)
+    tracker = WandbTracker(tmp_path, {}, "offline", "p", None, None, None, None, "runid01", wait=0.01)
+    deadline = time.monotonic() + 60
+    while tracker._service is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tracker._child is not None and tracker._service is not None
+    for pid in (tracker._child.pid, tracker._service):
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 10
+        group = Path(f"/proc/{pid}/autogroup")
+        assert not group.exists() or "nice 10" in group.read_text() or os.getsid(pid) != pid
+    assert tracker.finish({}, {}) and len(segments(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("which", ["best", "all"])
 def test_checkpoints_become_artifacts_by_wandbs_own_reader(which, tmp_path):
     """Every file of the checkpoint under its MD5; `best` where the evaluation was best."""
