@@ -31,27 +31,28 @@ from launcher.optimizers import lean_step
 from launcher.outputs import Outputs
 from launcher.schedulers import Schedule
 from launcher.stream import Batch, ShardedStream, Stream, first_sample, in_order
+from launcher.votes import MOST, Votes
 
 ALWAYS: AbstractContextManager[None] = nullcontext()
 LEAST_SCALE = 2.0**-14  # of a gradient scaler: a gradient that overflows even so is infinite
-VOTE_LAG = 8  # steps until a vote is read on a GPU: by then its copy to the host has long arrived
 
 
 class Carried(nn.Module):
-    """A model, and two numbers that ride on the reduction of its gradient.
+    """A model, and three numbers that ride on the reduction of its gradient.
 
-    The gradient of `carried` is a rank's sum of loss weights and its vote to stop. DDP averages it with the rest, in
-    a bucket that travels anyway: every rank learns both numbers of the same step without a collective of their own.
+    The gradient of `carried` is a rank's sum of loss weights, its vote to stop and the seconds since its last update.
+    DDP averages it with the rest, in a bucket that travels anyway: every rank learns the numbers of the same step
+    without a collective of their own.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.carried = nn.Parameter(torch.zeros(2))
+        self.carried = nn.Parameter(torch.zeros(3))
 
     def forward(self, inputs: Any) -> tuple[Any, Tensor]:
         """The model's outputs and, for DDP to see that it takes part, what rides along."""
-        return self.model(inputs), self.carried.view(2)  # a leaf itself would count as unused
+        return self.model(inputs), self.carried.view(3)  # a leaf itself would count as unused
 
 
 @dataclass
@@ -112,6 +113,7 @@ class Trainer:
         window: The steps since the last log boundary.
         lr: Learning rate of the last update.
         wants_to_stop: Set by who was asked to stop; goes into the next vote.
+        votes: Those of all ranks, and the time that an update takes.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Trainer:
         self.window = Window()
         self.lr = schedule.lr
         self.wants_to_stop = False
+        self.votes = Votes(MOST.get(self.device.type, 0), pinned=self.device.type == "cuda")
         self.rollbacks = rollbacks
         self.measured = model if ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
@@ -157,8 +160,9 @@ class Trainer:
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
         self._losses = loss.forward  # of our own wrapper, which nobody hooks
         self._update = lean_step(optimizer)
-        self._carry = torch.zeros(2, device=self.device)
-        self._votes: list[tuple[Tensor, Any]] = []
+        self._seconds = 0.0  # since the last update began
+        self._carry = torch.zeros(3, device=self.device)
+        self._carried_seconds = self._carry[2]
 
     def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
         """What Accelerate makes of the model: DDP, autocast, or for one process in full precision the model itself."""
@@ -183,6 +187,7 @@ class Trainer:
             True where a rank has asked to stop: the same step on all of them.
         """
         self.lr = self.schedule.lr
+        self._seconds = self.votes.begin()
         if batch.step in self.rollbacks.skipped:
             self.schedule.step()
             return False
@@ -390,9 +395,11 @@ class Trainer:
 
     def _ballot(self, weight_sums: list[Tensor]) -> Tensor:
         if not weight_sums and not self.wants_to_stop:
+            self._carried_seconds.fill_(self._seconds)
             return self._carry
         weight = torch.stack(weight_sums).sum() if weight_sums else torch.zeros((), device=self.device)
-        return torch.stack([weight.float(), torch.full_like(weight, float(self.wants_to_stop), dtype=torch.float32)])
+        own = (torch.full_like(weight, float(n), dtype=torch.float32) for n in (self.wants_to_stop, self._seconds))
+        return torch.stack([weight.float(), *own])
 
     def _divide_by_weights(self, weight_sum: Tensor, samples: int) -> None:
         if self._rounded:
@@ -407,20 +414,9 @@ class Trainer:
     def _vote(self) -> bool:
         """Whether some rank asked to stop, read so that every rank reads the vote of the same step."""
         if self._carried is None or self._carried.grad is None:
+            self.votes.note(self._seconds)
             return self.wants_to_stop
-        vote = self._carried.grad[1]
-        if self.device.type != "cuda":
-            return vote.item() > 0
-        slot = torch.empty((), pin_memory=True)
-        slot.copy_(vote, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        self._votes.append((slot, arrived))
-        if len(self._votes) <= VOTE_LAG:
-            return False
-        slot, arrived = self._votes.pop(0)
-        arrived.synchronize()
-        return slot.item() > 0
+        return self.votes.add(self._carried.grad[1:])
 
     def _seed(self, step: int, rank: int) -> None:
         """Dropout as a function of (seed, step, rank)."""
@@ -608,9 +604,9 @@ class ExactTrainer(Trainer):
                     weighted = True
                     weight_sum += weights[: micro.size].detach().sum()
                 self._differentiate(values, 1 / batch.size)
-            vote = torch.full_like(total, float(self.wants_to_stop))
+            vote, seconds = (torch.full_like(total, float(number)) for number in (self.wants_to_stop, self._seconds))
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-            rows.append(torch.cat([*(g.flatten() for g in gradients), torch.stack([total, weight_sum, vote])]))
+            rows.append(torch.cat([*(g.flatten() for g in gradients), torch.stack([total, weight_sum, vote, seconds])]))
         mine = torch.stack(rows)
         every = [mine]
         if self.ranks.world_size > 1:
@@ -620,10 +616,10 @@ class ExactTrainer(Trainer):
         summed = first.clone()
         for other in others:
             summed += other
-        *gradient, total, weight_sum, vote = summed.split([*(p.numel() for p in self._parameters), 1, 1, 1])
+        *gradient, total, weight_sum, votes = summed.split([*(p.numel() for p in self._parameters), 1, 1, 2])
         for parameter, part in zip(self._parameters, gradient, strict=True):
             parameter.grad = layout.like(parameter, part.view(parameter.shape))
-        self._stop = vote.item() > 0
+        self._stop = self.votes.add(votes / (len(others) + 1))
         return total[0], weight_sum[0] if weighted else None
 
     def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from processes import REPOSITORY, start
 
 WINDOW = 20  # steps between two log boundaries
-PYTHON_CALLS = 200  # a step of a dense network with SGD: 188 measured with torch 2.14.1, most of them torch's own
-PYTHON_CALLS_DDP = 285  # 266 measured
+PYTHON_CALLS = 205  # a step of a dense network with SGD: 203 measured with torch 2.14.1, most of them torch's own
+PYTHON_CALLS_DDP = 290  # 286 measured
 
 
 def _option(path):
@@ -87,8 +87,7 @@ def test_between_log_boundaries_nothing_is_read_and_nothing_sent_but_gradients(w
         found = json.loads((tmp_path / f"counts.{rank}").read_text())
         operations = found["operations"]
         assert operations["aten::addmm"] == 2 * WINDOW, "the profiler has seen the steps"
-        # Reading the vote to stop, which has come with the gradients: of memory that is the host's anyway.
-        assert operations.get("aten::item", 0) == (WINDOW if world > 1 else 0)
+        assert operations.get("aten::item", 0) == 0
         sent = {name: n for name, n in operations.items() if name.startswith("c10d::")}
         assert sent == ({"c10d::allreduce_": WINDOW} if world > 1 else {})
         budget = PYTHON_CALLS if world == 1 else PYTHON_CALLS_DDP

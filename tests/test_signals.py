@@ -158,6 +158,20 @@ def test_while_the_workers_start(count, here):
     asked(run, here, signal.SIGTERM)
 
 
+def test_workers_go_on_until_a_late_vote_is_read(here):
+    """As on a GPU, where it is read some updates later."""
+    own = here / "own.py"
+    own.write_text(own.read_text() + "from launcher import votes\nvotes.MOST['cpu'] = 8\n")
+    run = train([*LONG, *KINDS["workers"]], here, 2)
+    wait_for(lambda: lines(here / "run/metrics.jsonl") > 5, message=run.err)
+    for process in run.processes:
+        os.killpg(process.pid, signal.SIGTERM)
+    run.ok(40)
+    stopped_well(here, "SIGTERM")
+    for process in run.processes:
+        nothing_is_left(process.pid)
+
+
 @pytest.mark.soak
 def test_in_an_evaluation(here):
     run = train([*LONG, *KINDS["workers"], "+data.slow=0.2", "eval_every=3"], here)
