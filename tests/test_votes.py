@@ -34,7 +34,7 @@ def cast(votes, seconds, vote=0.0):
     return votes.add(torch.tensor([vote, seconds]))
 
 
-@pytest.mark.parametrize("seconds", [1e-4, 0.03, 0.05, 0.124, 0.25, 0.26, 20.0, math.inf])
+@pytest.mark.parametrize("seconds", [1e-4, 0.03, 0.049, 0.124, 0.25, 0.26, 20.0, math.inf])
 def test_a_vote_waits_for_a_quarter_of_a_second_at_most(seconds):
     votes = Votes(8, pinned=False)
     for _ in range(30):
@@ -64,10 +64,7 @@ def test_when_updates_become_slow_the_votes_that_wait_are_read():
     for _ in range(20):
         assert not cast(votes, 0.01)
     assert votes.lag == 8 and not cast(votes, 5.0, vote=1.0)
-    for late in range(1, 20):
-        if cast(votes, 5.0):
-            break
-    assert late <= 8, "it would be 40 s else"
+    assert any(cast(votes, 5.0) for _ in range(8)), "it would be 40 s else"
 
 
 @pytest.mark.parametrize("world", [2, 3])
