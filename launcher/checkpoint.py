@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks
+from launcher.distributed import Ranks, at_rank_0, sum_over_ranks
 from launcher.errors import ConfigError
 from launcher.files import flush
+from launcher.watch import by_rank_0
 
 if TYPE_CHECKING:
     from launcher.engine import Trainer, Window
@@ -470,23 +472,27 @@ def resume(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and state of a checkpoint, as a run goes on from them, on every rank; see `rejoin`."""
     weights, state = read_checkpoint(found)
-    entries = rejoin(state, total_steps, rules, record, every) if ranks.rank == 0 else None
-    return weights, state | from_rank_0(entries, ranks.world_size)
+    entries = partial(rejoin, state, total_steps, rules, record, every)
+    return weights, state | by_rank_0("the record to be read", entries, ranks.world_size)
 
 
 def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | None:
     """The checkpoint of the best evaluation where that was not the last update's, on every rank."""
-    best = None
-    if ranks.rank == 0 and progress.best_step not in (None, progress.step):
-        best = directory / f"step_{progress.best_step:08d}"
+    if progress.best_step in (None, progress.step):
+        return None
+    best = directory / f"step_{progress.best_step:08d}"
+
+    def verified() -> Path | None:
         try:
             verify(best)
+            return best
         except DamagedCheckpoint as error:
             why = error if best.exists() else "it was not saved"
             log.warning("The test part is measured by the last model alone, not by the best, of step %d: %s.",
                         progress.best_step, why)  # fmt: skip
-            best = None
-    return from_rank_0(best, ranks.world_size)
+            return None
+
+    return by_rank_0("the best checkpoint to be verified", verified, ranks.world_size)
 
 
 def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "Trainer", ranks: Ranks) -> Progress:
@@ -526,7 +532,7 @@ def go_back(directory: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
     Raises:
         DamagedCheckpoint: There is none.
     """
-    found = from_rank_0(take_up(directory) if ranks.rank == 0 else None, ranks.world_size)
+    found = by_rank_0("the checkpoints to be verified", partial(take_up, directory), ranks.world_size)
     if found is None:
         raise DamagedCheckpoint(f"there is no checkpoint in {directory} to go back to; save more often")
     trainer.window.clear()

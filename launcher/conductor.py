@@ -45,7 +45,12 @@ STOPPING = 60.0  # seconds in which a point that was asked to stop saves and end
 
 
 def _rank(
-    packed: bytes, environment: Mapping[str, str], own_cores: Sequence[int], output: str, leases: list[devices.Lease]
+    packed: bytes,
+    environment: Mapping[str, str],
+    own_cores: Sequence[int],
+    output: str,
+    leases: list[devices.Lease],
+    figures: Any,
 ) -> None:
     """One process of a point, forked from the warm parent.
 
@@ -55,6 +60,7 @@ def _rank(
         own_cores: CPU cores to stay on; empty: anywhere.
         output: File that takes what it prints.
         leases: Of the point's devices: they are free when the last process of the point is gone.
+        figures: [3] in shared memory, by which it tells that it moves on; see pulse.share.
     """
     os.setsid()
     parent = os.getppid()
@@ -75,7 +81,9 @@ def _rank(
     if "launcher.warm" not in sys.modules:
         print("warning: this process was not started warm, which costs seconds", file=sys.stderr)
     from launcher.point import train_composed
+    from launcher.pulse import share
 
+    share(figures)
     sys.exit(train_composed(*pickle.loads(packed)))
 
 
@@ -170,6 +178,12 @@ class Running:
     sign: Any = None  # of life
     seen: float = field(default_factory=time.monotonic)
     used: float = 0.0  # CPU seconds at the last sign of life
+    figures: list[Any] = field(default_factory=list)  # what each rank tells of its main thread; see pulse.share
+
+    @property
+    def patience(self) -> float:
+        """Seconds in which it saves and ends when it is asked to."""
+        return STOPPING + max((told[2] for told in self.figures), default=0.0)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to each rank that is there."""
@@ -290,7 +304,9 @@ class Grid:
         run = Running(point, [], leases, offset)
         for rank in range(point.world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if point.world > 1 else {}
-            run.ranks.append(_process(_rank, point.packed, environment | own, own_cores, str(output), leases))
+            run.figures.append(CONTEXT.RawArray("d", 3))
+            arguments = point.packed, environment | own, own_cores, str(output), leases, run.figures[-1]
+            run.ranks.append(_process(_rank, *arguments))
         run.started = run.seen = time.monotonic()
         was, point.state = point.state, "running"
         self.running.append(run)
@@ -320,24 +336,30 @@ class Grid:
             elif stopping and run.asked is None:
                 run.asked = now
                 run.send(signal.SIGTERM)
-            elif run.asked is not None and now - run.asked > STOPPING:
-                run.kill(f"did not stop within {STOPPING:.0f} s of being asked to")
+            elif run.asked is not None and now - run.asked > run.patience:
+                run.kill(f"did not stop within {run.patience:.0f} s of being asked to")
             elif run.first_failure is not None and now - run.first_failure > PEERS:
                 run.send(signal.SIGKILL)  # for the reason that the first one gave
             elif self.max_time is not None and run.asked is None and now - run.started > self.max_time:
                 run.asked, run.killed = now, f"took longer than hydra.launcher.max_time_per_run ({self.max_time:g} s)"
                 run.send(signal.SIGTERM)
             elif now - run.seen > run.point.timeout and not self._gives_sign(run):
-                run.kill(f"hangs: no output and no work for {run.point.timeout:g} s (timeout)")
+                run.kill(f"hangs: it has not moved for {run.point.timeout:g} s (timeout)")
             elif now - run.seen > min(1.0, run.point.timeout / 4):
                 self._gives_sign(run)
 
     def _gives_sign(self, run: Running) -> bool:
-        """Whether a point did anything since it last gave a sign of life: wrote, or used a hundredth of a core."""
+        """Whether a point did anything since it last gave a sign of life: wrote, or a main thread of it moved on.
+
+        Until its first update it may also use a hundredth of a core: to prepare data takes one line of a library at
+        times. Afterwards that says nothing: a process that waits for its GPU in vain spins.
+        """
         files = [run.point.path / name for name in (OUTPUT, "metrics.jsonl", "timings.jsonl")]
         sign = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+        sign += [(int(told[0]), int(told[1])) for told in run.figures]
         used, now = sum(_cpu_seconds(rank.pid) for rank in run.ranks if not _has_ended(rank)), time.monotonic()
-        if sign == run.sign and used - run.used < 0.01 * (now - run.seen):
+        works = used - run.used >= 0.01 * (now - run.seen) and not all(told[1] for told in run.figures)
+        if sign == run.sign and not works:
             return False
         run.sign, run.used, run.seen = sign, used, now
         return True

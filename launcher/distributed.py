@@ -26,6 +26,17 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+# Seconds by which the process group waits longer than `timeout`: by then the watch has ended a run that hangs, with
+# names and places, and a checkpoint that was being written is on the disk. Its own timeout only raises or aborts.
+LONGER = 3600.0
+# NCCL's threads end the process on an error, on a timeout and where they are stuck themselves, whatever it is writing
+# (ProcessGroupNCCL.hpp: ErrorHandlingMode, of which 0 leaves it be). The watch does it, and waits for the checkpoint.
+NO_ABORT = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+}
+
 T = TypeVar("T")
 _told: "list[_Told]" = []  # by which `told_by_rank_0` tells, once it has
 
@@ -249,7 +260,7 @@ def start(
         on_cpu: What choose_device chose.
         mixed_precision: no, bf16 or fp16.
         threads: CPU threads of this process; auto shares the machine's cores among its processes.
-        timeout: Seconds until a collective with a silent rank fails.
+        timeout: Seconds until a rank counts as hung (launcher/watch.py); a collective fails an hour later.
         deterministic: Only kernels that give the same bits again.
         strategy: Settings of conf/strategy.
         float32_matmul_precision: highest, high or medium, as torch.set_float32_matmul_precision takes it.
@@ -273,7 +284,10 @@ def start(
     if strategy.get("name") == "fsdp":  # launcher/sharded.py reads its options
         arguments = {}
     ddp = DistributedDataParallelKwargs(comm_hook=hook, **arguments)
-    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    for name, value in NO_ABORT.items():
+        os.environ.setdefault(name, value)
+    longer = timedelta(seconds=timeout + LONGER)
+    group = InitProcessGroupKwargs(timeout=longer)
     if ranks.world_size == 1:
         for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
             if name not in ("RANK", "WORLD_SIZE") or not os.environ.get(name):
@@ -291,7 +305,7 @@ def start(
         if not on_cpu:
             torch.cuda.set_device(ranks.local_rank)
         backend = "gloo" if on_cpu else "nccl"
-        dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.world_size, timeout=wait)
+        dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.world_size, timeout=longer)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp, group])
     if accelerator.num_processes != ranks.world_size:
         raise ConfigError(

@@ -29,6 +29,7 @@ from launcher.losses import PerSample
 from launcher.metrics import ClassificationSums, make_metrics, update_metrics
 from launcher.optimizers import lean_step
 from launcher.outputs import Outputs
+from launcher.pulse import pulse
 from launcher.schedulers import Schedule
 from launcher.stream import Batch, ShardedStream, Stream, first_sample, in_order
 from launcher.votes import MOST, Votes
@@ -353,6 +354,7 @@ class Trainer:
         if self._carried is not None:
             self._carried.grad = None
         for i, micro in enumerate(batch.micros):
+            pulse.batches += 1
             together = i == last or self._carried is None
             with ALWAYS if together else self.forward.no_sync():
                 outputs, riding = self._run(micro.inputs)
@@ -597,6 +599,7 @@ class ExactTrainer(Trainer):
             total = torch.zeros((), device=self.device)
             weight_sum = torch.zeros((), device=self.device)
             for micro in micros:
+                pulse.batches += 1
                 values, weights = self._losses(self._run(micro.inputs)[0], micro.targets)
                 values = values[: micro.size]
                 total += values.detach().sum()
@@ -714,6 +717,7 @@ def evaluate(
         stopped = torch.zeros((), device=device)
         batches = in_order(part, shard, shards, batch_size, device, workers)
         for inputs, targets in _equally_many(batches, part, shards, batch_size, device) if gathers else batches:
+            pulse.batches += 1
             if interrupted is not None:
                 asked = interrupted()
                 if gathers:

@@ -3,8 +3,11 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from launcher import checkpoint, distributed
 from launcher.batch import BatchPlan
@@ -12,10 +15,11 @@ from launcher.clock import Clock, Profiler
 from launcher.data import first_infinite
 from launcher.divergence import Diverged
 from launcher.engine import Evaluation, Trainer
+from launcher.pulse import pulse
 from launcher.reporter import Reporter
 from launcher.stopping import StopRequest
 from launcher.stream import ShardedStream, Stream
-from launcher.watch import Watch
+from launcher.watch import by_rank_0
 
 log = logging.getLogger("launcher")
 
@@ -52,7 +56,6 @@ class Loop:
         max_rollbacks: How often the run may go back to a checkpoint; 0: it stops where it diverges.
         clock: Of this rank.
         stop: True once the run was asked to stop.
-        watch: What the ranks know of each other; None for one process.
         profiler: Traces some steps.
         checkpoints: Directory of the checkpoints.
         saver: Writes them.
@@ -71,7 +74,6 @@ class Loop:
     max_rollbacks: int
     clock: Clock
     stop: StopRequest
-    watch: Watch | None
     profiler: Profiler | None
     checkpoints: Path
     saver: checkpoint.Saver | None
@@ -85,6 +87,8 @@ class Loop:
         Raises:
             Diverged: Training has, and may not go back to a checkpoint (any more).
         """
+        pulse.step, pulse.stopping = self.progress.step, self.stop.seconds
+        self.stop.heeded_in = lambda: self.trainer.votes.stopping_seconds
         while True:
             try:
                 self._go()
@@ -101,7 +105,8 @@ class Loop:
                     raise
                 if self.saver is not None:
                     log.warning("%s\nGoing back to the last checkpoint.", error.what())
-                    self.saver.wait()
+                    with pulse.waits("the last checkpoint to be written"):
+                        self.saver.wait()
                 self.trainer.rollbacks.go_back(error.step)
                 self.progress = checkpoint.go_back(self.checkpoints, self.trainer, self.trainer.ranks)
                 if self.keeper is not None:
@@ -127,8 +132,7 @@ class Loop:
         """
         with self.clock.during("evaluating"):
             last = measure() if self.over() and self.progress.seen else None
-            if self.saver is not None:
-                self.saver.close()
+            by_rank_0("the last checkpoint to be written", self._written, self.trainer.ranks.world_size)
             if last is None:
                 return {}
             best = checkpoint.best_beside(self.checkpoints, self.progress, self.trainer.ranks)
@@ -152,8 +156,7 @@ class Loop:
             stopping = self.trainer.step(batch)
             progress.step += 1
             self.before = None
-            if self.watch is not None:
-                self.watch.step = progress.step
+            pulse.step = progress.step
             if self.profiler is not None:
                 self.profiler.step()
             if self.every.watch and progress.step % self.every.watch == 0 and self.keeper is not None:
@@ -199,12 +202,23 @@ class Loop:
         with self.clock.during("saving"):
             state = checkpoint.gather_state(self.trainer, self.progress, self.trainer.ranks, self.before)
             weights = self.trainer.weights(self.trainer.measured)
-            if self.saver is not None and self.keeper is not None:
-                record = self.keeper.record
-                state |= {"over": self.over(), "rules": self.rules, "record": record.mark()}
-                best = [step for step in (self.progress.best_step, self._best_before()) if step is not None]
-                self.saver.save(self.progress.step, weights, state, best, record.sync)
-                self.stop.reserve = REPORT_SECONDS + 2 * self.saver.seconds
+            write = partial(self._write, weights, state)
+            seconds = by_rank_0("the checkpoint before this one to be written", write, self.trainer.ranks.world_size)
+            self.stop.reserve = REPORT_SECONDS + 2 * seconds
+
+    def _write(self, weights: dict[str, Tensor], state: dict[str, Any]) -> float:
+        """Begin to write a checkpoint, on rank 0; seconds that the longest one so far has taken."""
+        assert self.saver is not None and self.keeper is not None
+        record = self.keeper.record
+        state |= {"over": self.over(), "rules": self.rules, "record": record.mark()}
+        best = [step for step in (self.progress.best_step, self._best_before()) if step is not None]
+        self.saver.save(self.progress.step, weights, state, best, record.sync)
+        return self.saver.seconds
+
+    def _written(self) -> None:
+        """Wait for the last checkpoint, on rank 0."""
+        if self.saver is not None:
+            self.saver.close()
 
     def _best_before(self) -> int | None:
         """The best checkpoint of a run that is prolonged, to which its last evaluation does not count."""

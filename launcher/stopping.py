@@ -1,6 +1,7 @@
 """When a run stops before its end: signals, a vanished launcher, a time limit."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,8 +16,11 @@ from typing import NoReturn
 import launcher
 from launcher.distributed import is_launcher, parent_command
 
+log = logging.getLogger("launcher")
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LEFT_ALONE = (signal.SIGINT, signal.SIGHUP)  # where they were ignored at the start: nohup, and `&` in a script, do that
+LONG = 2.0  # seconds until a request is heeded, from which on a person should know of them
 GRACE = 0.5  # seconds in which a repeated signal is the echo of the first (launchers and shells both forward)
 
 
@@ -47,20 +51,31 @@ def seconds_since_start() -> float:
         return 0.0
 
 
-def leave(status: int, saving: float = 60.0) -> NoReturn:
+def leave(status: int, saving: float = 300.0) -> NoReturn:
     """End the process at once: threads may wait for a peer that is gone. A checkpoint that is being written needs none.
 
     Args:
         status: Exit status.
-        saving: Seconds that such a checkpoint may still take.
+        saving: Seconds that the writing of such a checkpoint may make no progress.
     """
     for thread in threading.enumerate():
         if thread.name == "checkpoint":
-            thread.join(saving)
+            _until_written(thread, saving)
     with contextlib.suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\x1b[?25h")  # the cursor, which the progress bar hides
     os._exit(status)
+
+
+def _until_written(thread: threading.Thread, patience: float) -> None:
+    """Wait for a thread for as long as it reads or writes: a large checkpoint takes minutes."""
+    moved, since = "", time.monotonic()
+    while thread.is_alive() and time.monotonic() - since < patience:
+        thread.join(min(0.1, patience))
+        with contextlib.suppress(OSError):  # a system that does not tell: `patience` is all there is
+            now = Path(f"/proc/self/task/{thread.native_id}/io").read_text()
+            if now != moved:
+                moved, since = now, time.monotonic()
 
 
 def watch_launcher() -> Callable[[], bool]:
@@ -91,11 +106,13 @@ class StopRequest:
     Attributes:
         reason: What asked to stop; None while nothing has.
         reserve: As above; raised when a save took longer.
+        heeded_in: Tells how many seconds pass until the loop of the run heeds a request.
     """
 
     def __init__(self, max_time: float | None, reserve: float = 0.0) -> None:
         self.reason: str | None = None
         self.reserve = reserve
+        self.heeded_in: Callable[[], float] = lambda: 0.0
         self._deadline = None if max_time is None else time.monotonic() + max_time - seconds_since_start()
         self._launcher_is_gone = watch_launcher()
         self._first = 0.0
@@ -113,6 +130,10 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.reason is not None
 
+    def seconds(self) -> float:
+        """Seconds from a request until the run has stopped with everything saved, as far as is known."""
+        return self.reserve + self.heeded_in()
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """The thread does the work: this only keeps Python from its default action."""
 
@@ -128,13 +149,15 @@ class StopRequest:
                     self._signalled(signal.Signals(number).name)
             if self.reason is None and self._launcher_is_gone():
                 self.reason = "the launching process vanished"
-            if self._deadline is not None and time.monotonic() + self.reserve >= self._deadline:
+            if self._deadline is not None and time.monotonic() + self.seconds() >= self._deadline:
                 self.reason = self.reason or "max_time"
 
     def _signalled(self, name: str) -> None:
         now = time.monotonic()
         if self.reason is None:
             self.reason, self._first = name, now
+            if (update := self.heeded_in()) > LONG:
+                log.info("stopping   %s: after an update, which takes about %.0f s, and a save", name, update)
         elif self._first and now - self._first > GRACE:
             with contextlib.suppress(Exception):  # the terminal may be gone; the main thread may use the list
                 for child in multiprocessing.active_children():

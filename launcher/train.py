@@ -19,7 +19,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import check, config, distributed, logs, run_directory
 from launcher.config import Composed
-from launcher.watch import Watch, finish, guarded
+from launcher.watch import Watch, by_rank_0, finish, guarded
 
 log = logging.getLogger("launcher")
 
@@ -126,7 +126,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     if parts.sharding is None:  # else it goes there block by block
         model.to(device)
     loss.to(device)
-    found = distributed.from_rank_0(directory and checkpoint.take_up(path / "checkpoints"), ranks.world_size)
+    take_up = partial(checkpoint.take_up, path / "checkpoints")
+    found = by_rank_0("the checkpoints to be verified", take_up, ranks.world_size)
     rules, every = checkpoint.rules_of(settings), plan.interval(settings.eval_every)
     saved, progress = None, checkpoint.Progress()
     if found is not None:
@@ -150,7 +151,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     )
     with engine.advice(plan, trainer):
         trainer.warm_up(samples)
-    if saved is not None:
+    if saved is not None and found is not None:
         checkpoint.restore(*saved, trainer, ranks)
         saved = None  # whose tensors may be as large as the model and its optimizer once more
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
@@ -190,7 +191,6 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         max_rollbacks=settings.divergence.max_rollbacks if settings.divergence.action == "rollback" else 0,
         clock=Clock(progress.step, device, ranks, trainer.forward, *trainer.operations(samples), data.tokens),
         stop=stop,
-        watch=watch,
         profiler=Profiler(path / "trace.json") if settings.profile and ranks.rank == 0 else None,
         checkpoints=path / "checkpoints",
         saver=saver,

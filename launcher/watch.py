@@ -2,7 +2,8 @@
 
 A rank writes a heartbeat into the store that torch.distributed met in, and reads the others'. A dead process is seen
 by its neighbours on the same machine, which know its pid, and told to the rest. A collective alone would not do: NCCL
-waits for minutes, and gloo says "connection reset" without saying by whom.
+waits for minutes and then ends the process from a thread of its own, and gloo says "connection reset" without saying
+by whom. The process group's own timeout is therefore much longer (distributed.py).
 """
 
 import atexit
@@ -10,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -18,14 +20,19 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from launcher.distributed import Ranks, from_rank_0, until_heard
 from launcher.errors import BrokenFile, ConfigError, Explained
+from launcher.pulse import BEAT, Onlooker, pulse
 from launcher.stopping import ctrl_c_was_pressed, heed_ctrl_c, leave, watch_launcher
 from launcher.terminal import keep_streams
 
-BEAT = 1.0  # seconds between two heartbeats
+log = logging.getLogger("launcher")
+
+T = TypeVar("T")
+WAIT = 30.0  # seconds that one question to the store lasts while rank 0 takes its time
 NEIGHBOURS = 4  # ranks that each one looks at; if it were all, rank 0 would serve the square of their number
 PATIENCE = 5.0  # seconds in which the rank that failed first is given time to say so before an echo speaks
 
@@ -38,22 +45,22 @@ class Watch:
 
     Args:
         ranks: Which rank this is.
-        timeout: Seconds without a heartbeat after which a rank counts as hung.
-
-    Attributes:
-        step: Updates done, for the others to see; set by the loop.
+        timeout: Seconds after which a rank counts as hung: without a heartbeat, or with its main thread at one place.
     """
 
     def __init__(self, ranks: Ranks, timeout: float) -> None:
         from torch.distributed import PrefixStore, distributed_c10d
 
-        self.ranks, self.timeout, self.step = ranks, timeout, 0
+        self.ranks, self.timeout = ranks, timeout
         store = distributed_c10d._get_default_store()
         while isinstance(store, PrefixStore):
             store = store.underlying_store
         # A connection of its own: a client answers one call at a time, and the main thread may wait in one. A name of
         # its own: torchrun's store outlives a restart, and holds what the group before it wrote.
-        self._store = PrefixStore(f"launcher/{from_rank_0(uuid.uuid4().hex, ranks.world_size)}", store.clone())
+        name = f"launcher/{from_rank_0(uuid.uuid4().hex, ranks.world_size)}"
+        self._store = PrefixStore(name, store.clone())
+        self._told: Any
+        self._told, self._tellings = PrefixStore(name, store.clone()), 0  # on which the main thread waits for rank 0
         self._done = threading.Event()
         self._leaving = False
         self._launcher_is_gone = watch_launcher()
@@ -65,6 +72,30 @@ class Watch:
         current = self
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
+
+    def by_rank_0(self, what: str, make: Callable[[], T]) -> T:
+        """What rank 0 makes, however long that takes it: the others wait as long as it lives. Anything that pickles.
+
+        A collective would not do: its timeout is that of a rank that hangs.
+
+        Args:
+            what: What rank 0 does, for messages: "the checkpoint to be written".
+            make: Called on rank 0 alone. What it raises ends this rank and, told by the watch, the others.
+        """
+        from torch.distributed import DistStoreError
+
+        self._tellings += 1
+        key = f"told/{self._tellings}"
+        with pulse.waits(what if self.ranks.rank == 0 else f"rank 0, and that for {what}"):
+            if self.ranks.rank == 0:
+                made = make()
+                self._told.set(key, pickle.dumps(made))
+                return made
+            while True:
+                with contextlib.suppress(DistStoreError):  # not yet; the watch ends this process if rank 0 is gone
+                    self._told.wait([key], timedelta(seconds=WAIT))
+                    found: T = pickle.loads(self._told.get(key))
+                    return found
 
     def leave(self) -> None:
         """Say that this rank is done: its process may end from the next barrier on, and nobody should wonder."""
@@ -128,12 +159,18 @@ class Watch:
     def _run(self) -> None:
         beats: dict[int, Any] = {}
         changed: dict[int, float] = {}
-        count = 0
+        count, looks, waited = 0, Onlooker(), 0.0
         while not self._done.wait(BEAT):
             try:
                 count += 1
-                self._set("beat", [count, self.step, _main_thread_is_at()])
+                still = looks.seconds_still()
+                self._set("beat", [count, pulse.step or 0, pulse.place(), round(still), pulse.meets()])
                 now = time.monotonic()
+                waited = 0.0 if pulse.waiting is None else waited or now
+                if waited and now - waited > self.timeout:
+                    log.warning("rank %d has been waiting for %s for %.0f s more", self.ranks.rank, pulse.waiting,
+                                now - waited)  # fmt: skip
+                    waited = now
                 for rank in self._neighbours:
                     beat = self._get("beat", rank)
                     if beats.get(rank, ()) != beat or rank not in changed:
@@ -151,8 +188,12 @@ class Watch:
                             f"last seen at step {step}: it hangs, or its machine is gone."
                         )
                         self._store.compare_set("silent", "", text)
+                if still > self.timeout + 2 * BEAT:  # a rank without a heartbeat is noticed first, and is why
+                    self._store.compare_set("still", "", f"{still:.0f}")
                 if self._store.check(["silent"]):
                     self._end(f"{self._store.get('silent').decode()} rank {self.ranks.rank} ends.")
+                if self._store.check(["still"]):
+                    self._end(f"{self._who_hangs()} rank {self.ranks.rank} ends.")
                 if gone is not None:  # after the silent one, whom the first that ends has killed where it was stopped
                     self._end(self._say_gone(gone))
             except Exception as error:  # the store is gone: with it rank 0, or the launcher that held it
@@ -161,6 +202,17 @@ class Watch:
                     return  # rank 0 has left; or torchrun was killed and its store with it: the ranks stop, and save
                 if not self._done.is_set():
                     self._end(f"rank {self.ranks.rank} ends: rank 0 or its launcher is gone ({type(error).__name__}).")
+
+    def _who_hangs(self) -> str:
+        """Where the main thread of every rank is, those first that do not wait for others."""
+        seconds = int(self._store.get("still"))
+        beats = [(rank, self._get("beat", rank)) for rank in range(self.ranks.world_size)]
+        at = {rank: f"at step {beat[1]}, {beat[2]}" for rank, beat in beats if beat}
+        hang = [rank for rank, beat in beats if beat and not beat[4] and beat[3] >= seconds / 2]
+        others = [f"rank {rank} is {place}." for rank, place in at.items() if rank not in hang]
+        still = f"has not moved for {seconds} s (timeout={self.timeout:g})"
+        head = [f"rank {rank} hangs: it {still}, {at[rank]}." for rank in hang]
+        return " ".join([*(head or [f"no rank of those that wait for each other {still}:"]), *others])
 
     def _gone(self) -> dict[str, Any] | None:
         """The first rank whose process is there no more, found by a neighbour on its machine."""
@@ -192,14 +244,6 @@ class Watch:
                     os.kill(pid, signal.SIGKILL)
         self._linger()
         leave(1)
-
-
-def _main_thread_is_at() -> str:
-    """The line that the main thread is in, for who has to find out why it does not come."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    if frame is None:
-        return "somewhere"
-    return f"in {frame.f_code.co_name} ({os.path.basename(frame.f_code.co_filename)}, line {frame.f_lineno})"
 
 
 def _is_echo(text: str) -> bool:
@@ -291,6 +335,21 @@ def guarded(run: Callable[[], int]) -> int:
     leave(status)
 
 
+def by_rank_0(what: str, make: Callable[[], T], world_size: int) -> T:
+    """What rank 0 makes, on every rank, however long it takes; see `Watch.by_rank_0`.
+
+    Args:
+        what: What rank 0 does, for messages.
+        make: Called on rank 0 alone.
+        world_size: Number of ranks; where they do not watch each other, they meet in a collective.
+    """
+    if current is not None:
+        return current.by_rank_0(what, make)
+    import torch.distributed as dist
+
+    return from_rank_0(make() if world_size == 1 or dist.get_rank() == 0 else None, world_size)
+
+
 def finish(watch: "Watch | None") -> None:
     """Leave the group together.
 
@@ -301,6 +360,7 @@ def finish(watch: "Watch | None") -> None:
         return
     import torch.distributed as dist
 
+    watch.by_rank_0("what it has left to write", lambda: None)
     watch.leave()
     dist.barrier()
     watch.close()

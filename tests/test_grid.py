@@ -56,6 +56,8 @@ class Net(torch.nn.Module):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.mode == "hang":
                 time.sleep(1000)
+            if self.mode == "spin":  # as a process that waits for a GPU which never answers
+                while True: pass
             if self.mode == "vanish":  # with its directory, as on a disk that nothing can be written to
                 shutil.rmtree(os.path.dirname(os.readlink("/proc/self/fd/1")))
                 os._exit(1)
@@ -222,34 +224,36 @@ def test_wrong_input_is_refused_before_anything_starts(place):
 
 @pytest.mark.soak
 def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(place):
-    """One point each that works, raises, is killed, hangs, loses its directory; then again, with the causes gone."""
-    words = ["+model.mode=ok,raise,kill,hang,vanish", "timeout=4", *OWN_MODEL]
+    """One point each that works, raises, is killed, hangs, spins, loses its directory; then again, without the causes."""
+    words = ["+model.mode=ok,raise,kill,hang,spin,vanish", "timeout=4", *OWN_MODEL]
     status, out, err = end(start(words, place))
     assert status == 1, (out, err)
-    assert err.count("FAILED") == 4 and "mode=ok" not in err and "Traceback" not in err
+    assert err.count("FAILED") == 5 and "mode=ok" not in err and "Traceback" not in err
     assert "failed.json cannot be written: No such file" in out
     good = of(place / "grid", "mode=ok")
     assert summary(good)["status"] == "finished" and not (good / "failed.json").exists()
-    for mode, said in (("raise", "a wheel came off"), ("kill", "killed by SIGKILL"), ("hang", "hangs: no output")):
+    hangs = "hangs: it has not moved"
+    modes = ("raise", "a wheel came off"), ("kill", "killed by SIGKILL"), ("hang", hangs), ("spin", hangs)
+    for mode, said in modes:
         failure = json.loads((of(place / "grid", f"mode={mode}") / "failed.json").read_text())
         assert said in failure["reason"] and said in err
     assert "Traceback" in (of(place / "grid", "mode=raise") / "output.log").read_text()
     page = (place / "grid/grid.html").read_text()
-    assert "a wheel came off" in page and "1 of 5 finished, 3 failed" in page
+    assert "a wheel came off" in page and "1 of 6 finished, 4 failed" in page
 
     untouched = snapshot(good)
     status, out, err = end(start(words, place, CURED="1"))
     assert status == 0, (out, err)
     assert snapshot(good) == untouched
-    assert "1 finished before, 3 to try again, 1 new" in out
+    assert "1 finished before, 4 to try again, 1 new" in out
     found = points(place / "grid")
-    assert len(found) == 5 and all(summary(path)["status"] == "finished" for path in found.values())
+    assert len(found) == 6 and all(summary(path)["status"] == "finished" for path in found.values())
     assert not list((place / "grid").glob("*/failed.json"))
     assert len({weights(path) for path in found.values()}) == 1  # the mode changes nothing else
 
     # Nothing left to do: nothing is done, in the time of the checks.
     status, out, _ = end(start(words, place))
-    assert status == 0 and "5 finished before" in out and "started" not in out
+    assert status == 0 and "6 finished before" in out and "started" not in out
     # Another base config is refused, whether it is given or stands in the YAML.
     own = place / "conf"
     shutil.copytree(REPOSITORY / "conf", own)
