@@ -1,6 +1,7 @@
 """The loop of a run: step, evaluate, log, save, stop, in this order; back to a checkpoint where it diverges."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from launcher import checkpoint, distributed
+from launcher import checkpoint, distributed, slurm
 from launcher.batch import BatchPlan
 from launcher.clock import Clock, Profiler
 from launcher.data import first_infinite
@@ -23,6 +24,7 @@ from launcher.watch import by_rank_0
 
 log = logging.getLogger("launcher")
 
+NOTICE = 60.0  # seconds that slurm/train.sbatch leaves for a stop at least: SIGUSR1@120, up to a minute of it late
 REPORT_SECONDS = 5.0  # what the end of a stopped run takes beside the save: its pictures and page
 
 
@@ -79,6 +81,7 @@ class Loop:
     saver: checkpoint.Saver | None
     keeper: Reporter | None
     after_row: Callable[[int, Mapping[str, float]], None] | None
+    warned: bool = False  # that it takes long to stop
     before: dict[str, Any] | None = None  # what the evaluation and the log line of this step have changed
 
     def run(self) -> None:
@@ -205,6 +208,12 @@ class Loop:
             write = partial(self._write, weights, state)
             seconds = by_rank_0("the checkpoint before this one to be written", write, self.trainer.ranks.world_size)
             self.stop.reserve = REPORT_SECONDS + 2 * seconds
+        if not self.warned and slurm.job_name(os.environ) and self.stop.seconds() > NOTICE:
+            self.warned = True
+            log.warning(
+                "slow       to stop takes this run about %.0f s: let SLURM say so as long before, by cluster.signal or "
+                "sbatch --signal=USR1@%d", self.stop.seconds(), 1.2 * self.stop.seconds() + 60,
+            )  # fmt: skip
 
     def _write(self, weights: dict[str, Tensor], state: dict[str, Any]) -> float:
         """Begin to write a checkpoint, on rank 0; seconds that the longest one so far has taken."""

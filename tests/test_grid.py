@@ -224,7 +224,7 @@ def test_wrong_input_is_refused_before_anything_starts(place):
 
 @pytest.mark.soak
 def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(place):
-    """One point each that works, raises, is killed, hangs, spins, loses its directory; then again, without the causes."""
+    """A point each that works, raises, is killed, hangs, spins, loses its directory; then again, all of them cured."""
     words = ["+model.mode=ok,raise,kill,hang,spin,vanish", "timeout=4", *OWN_MODEL]
     status, out, err = end(start(words, place))
     assert status == 1, (out, err)

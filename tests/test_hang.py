@@ -1,4 +1,4 @@
-"""A rank that hangs where only its main thread can know, a checkpoint slower than `timeout`, a death while it is written.
+"""A main thread that hangs, a checkpoint slower than `timeout`, a rank that dies while another one saves.
 
 NCCL's own watchdog ends a process from a thread of its own. gloo has none, so a stand-in does what that does: it calls
 abort() once the main thread has been in a collective for longer than the process group's timeout.
