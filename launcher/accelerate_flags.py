@@ -38,11 +38,19 @@ def adopt(
     Raises:
         ConfigError: It contradicts the config, or there is no such thing here.
     """
-    if "ACCELERATE_MIXED_PRECISION" not in environment:  # which `accelerate launch` always sets
-        return []
     for variable, (flag, instead) in INSTEAD.items():
         if _is_true(environment.get(variable)):
-            raise ConfigError(f"accelerate launch {flag} (or a saved accelerate config): not supported. Use {instead}.")
+            raise ConfigError(
+                f"accelerate launch {flag} (or a saved accelerate config, or {variable} in the environment): not "
+                f"supported. Use {instead}."
+            )
+    if device := environment.get("ACCELERATE_TORCH_DEVICE"):
+        raise ConfigError(
+            f"ACCELERATE_TORCH_DEVICE={device} in the environment: not supported. Use device=cpu, or choose GPUs by "
+            "CUDA_VISIBLE_DEVICES."
+        )
+    if "ACCELERATE_MIXED_PRECISION" not in environment:  # which `accelerate launch` always sets
+        return []
     strategy = settings["strategy"]["name"]
     if _is_true(environment.get("ACCELERATE_USE_FSDP")):
         if strategy != "fsdp":
@@ -109,7 +117,11 @@ def asks_for_cpu(environment: Mapping[str, str]) -> bool:
 def leave_nothing() -> None:
     """Take from the environment what Accelerate would act on by itself, now that the run does."""
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = "NO"
-    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_GRADIENT_CLIPPING"):
+    names = (
+        "ACCELERATE_USE_FSDP", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_GRADIENT_CLIPPING",
+        "ACCELERATE_USE_SAGEMAKER", "ACCELERATE_DOWNCAST_BF16",
+    )  # fmt: skip
+    for name in names:
         os.environ.pop(name, None)
 
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from processes import REPOSITORY
 
 from launcher import config
-from launcher.accelerate_flags import asked_processes
+from launcher.accelerate_flags import adopt, asked_processes
 from launcher.errors import ConfigError
 
 LEFT = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
@@ -166,3 +166,21 @@ def test_a_real_start_trains_as_the_same_settings_do(tmp_path):
     assert "adopted    mixed_precision=bf16 clip_grad_norm=0.1 batch.max_per_device=16" in log
     assert "2 micro-batches of 16" in log
     assert (tmp_path / "flags/metrics.jsonl").read_text() == (tmp_path / "settings/metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "strategy=fsdp"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "strategy=fsdp"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "True", "strategy=ddp"),
+        ("ACCELERATE_TORCH_DEVICE", "cuda:1", "CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_what_is_left_in_the_environment_is_refused_in_a_plain_start_too(variable, value, said):
+    """Accelerate reads these whoever has set them."""
+    settings = {"strategy": {"name": "ddp"}}
+    with pytest.raises(ConfigError) as error:
+        adopt(settings, [], {variable: value}, ["bash"])
+    assert variable in str(error.value) and said in str(error.value)
+    assert adopt(settings, [], {}, ["bash"]) == []
