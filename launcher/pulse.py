@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 BEAT = 1.0  # seconds between two looks
-# Where a rank waits for the others: in torch's collectives, in a backward with its reductions, in a vote.
-MEETINGS = ("torch/distributed/", "torch/autograd/graph.py")
+# Where a rank waits for the others: in torch's collectives, in a backward with its reductions, in a vote, for its GPU.
+MEETINGS = ("torch/distributed/", "torch/autograd/graph.py", "launcher/votes.py", "torch/cuda/")
 
 
 class Pulse:

@@ -35,7 +35,8 @@ threading.Thread(target=watch_like_nccl, daemon=True).start()
 SHORT = "from launcher import distributed\ndistributed.LONGER = {}\n"
 SLOW = """
 import pathlib, time
-from launcher import checkpoint
+from launcher import checkpoint, watch
+watch.WAIT = 1.0  # so that who waits asks more than once
 write = checkpoint.write_checkpoint
 def slowly(directory, step, model, state):
     pathlib.Path(f"writing.{step}").touch()
