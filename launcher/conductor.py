@@ -1,6 +1,7 @@
 """A grid on this machine: every point in processes and on devices of its own, each once, whatever is killed."""
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from launcher import children, config, devices, distributed, failure, run_directory
+from launcher import children, config, devices, distributed, failure, gpus, run_directory
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT, said, tail
 from launcher.points import (
@@ -89,8 +90,8 @@ def _end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _gpus(sender: Any) -> None:
-    sender.send(devices.visible_gpus())
+def _gpus(sender: Any, listed: list[gpus.Gpu] | None) -> None:
+    sender.send(devices.visible_gpus(listed))
 
 
 def _compare(path: str, metric: str | None, mode: str | None) -> None:
@@ -466,6 +467,11 @@ class Options:
             threads = max(1, len(devices.cores()) // every) if kind == "gpu" or self.limit else 1
         return kind, threads
 
+    @functools.cached_property
+    def listed(self) -> list[gpus.Gpu] | None:
+        """The GPUs of this machine, and what computes on them as the grid starts; None without an NVIDIA driver."""
+        return gpus.look()
+
     @property
     def limit(self) -> int | None:
         """Most points at once."""
@@ -555,23 +561,25 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
     Raises:
         ConfigError: There are fewer than a point needs, or not those that were asked for.
     """
-    gpus: dict[str, str] = {}
+    found: dict[str, str] = {}
     if any(point.kind == "gpu" for point in points):
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        asking = _process(_gpus, sender)
+        asking = _process(_gpus, sender, options.listed)
         sender.close()
         try:
-            gpus = receiver.recv()
+            found = receiver.recv()
         except EOFError as error:
             raise ConfigError("The GPUs of this machine do not answer torch: see the traceback above.") from error
         asking.join()
+        if trouble := options.listed and gpus.visible(options.listed, os.environ.get("CUDA_VISIBLE_DEVICES")).trouble:
+            print(f"note       {trouble}", flush=True)
         for point in points:
-            if not gpus:
+            if not found:
                 point.kind = "cpu"  # a driver is there, but torch is built without it
     pools = {}
     for kind in sorted({point.kind for point in points}):
-        there = gpus if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
-        pool = pools[kind] = devices.Pool(kind, devices.choose(options.devices, there, kind))
+        there = found if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
+        pool = pools[kind] = _pool(kind, there, options)
         if options.world > len(pool):
             what = f"{len(pool)} GPUs" if kind == "gpu" else f"{len(pool)} cores, and no GPU is used"
             more = "" if kind == "gpu" else f" hydra.launcher.devices={options.world} lets them share cores."
@@ -585,3 +593,38 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
                 + f": point {points[0].index} and all others need {options.world} devices, and there are {what}.{more}"
             )
     return pools
+
+
+def _pool(kind: str, there: dict[str, str], options: Options) -> devices.Pool:
+    """The devices of a kind that the grid may use; what others compute on is left to them, unless a person names it.
+
+    Raises:
+        ConfigError: It does not have those that were asked for, or they do not fit the processes of a point.
+    """
+    if kind == "cpu" or options.listed is None:
+        return devices.Pool(kind, devices.choose(options.devices, there, kind))
+    for gpu in options.listed:
+        if gpu.mig and not gpu.slices:
+            print(f"note       gpu {gpu.index} is in MIG mode and has no slice: nothing can run on it", flush=True)
+    used = gpus.computing(options.listed)
+    if isinstance(options.devices, list):
+        pool = devices.Pool(kind, devices.choose(options.devices, there, kind))
+        shared = {device: used[lock] for device, lock in pool.locks.items() if lock in used}
+        words = "it is taken all the same, as hydra.launcher.devices names it"
+    else:
+        there = dict(sorted(there.items(), key=lambda device: device[1] in used))  # of a number the free ones first
+        pool = devices.Pool(kind, devices.choose(options.devices, there, kind), _computing)
+        shared = pool.foreign()
+        words = "it is taken when that has ended, or at once where hydra.launcher.devices names it"
+    if options.world > 1 and any(lock.startswith("MIG-") for lock in pool.locks.values()):
+        raise ConfigError(
+            f"hydra.launcher.devices={options.devices}: {options.world} processes per point, and there are MIG slices, "
+            "of which CUDA shows a process one. Use hydra.launcher.devices_per_run=1, or name whole GPUs."
+        )
+    for device, who in shared.items():
+        print(f"note       gpu {device} is in use by {who}: {words}", flush=True)
+    return pool
+
+
+def _computing() -> dict[str, str]:
+    return gpus.computing(gpus.look() or [])

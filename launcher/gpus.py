@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from launcher.errors import ConfigError
@@ -146,7 +147,19 @@ def _instance(xml: ElementTree.Element) -> str:
 # --- What CUDA_VISIBLE_DEVICES leaves of it ---------------------------------------------------------------------------
 
 
-def visible(gpus: Sequence[Gpu], given: str | None) -> dict[str, str]:
+class Visible(NamedTuple):
+    """What CUDA_VISIBLE_DEVICES leaves.
+
+    Attributes:
+        devices: What it calls each, to its UUID.
+        trouble: Why there is less than it names, in words; empty where there is not.
+    """
+
+    devices: dict[str, str]
+    trouble: str = ""
+
+
+def visible(gpus: Sequence[Gpu], given: str | None) -> Visible:
     """The devices that runs can have: whole GPUs, and slices of those in MIG mode.
 
     Args:
@@ -154,18 +167,22 @@ def visible(gpus: Sequence[Gpu], given: str | None) -> dict[str, str]:
         given: CUDA_VISIBLE_DEVICES: numbers, UUIDs or how they begin, or names of slices. As CUDA has it, what follows
             a name that is unknown or not clear does not count, and nothing does where something is there twice. A GPU
             in MIG mode stands for all of its slices, of which CUDA would take the first.
-
-    Returns:
-        What CUDA_VISIBLE_DEVICES calls each, to its UUID.
     """
     if given is None:
-        return {name: uuid for number, gpu in enumerate(gpus) for name, uuid in _units(gpu, str(number))}
+        return Visible({name: uuid for number, gpu in enumerate(gpus) for name, uuid in _units(gpu, str(number))})
     found: list[tuple[str, str]] = []
+    trouble = ""
     for entry in map(str.strip, given.split(",")):
         if not (meant := _meant(gpus, entry)):
+            if entry != "-1":  # which is there to end the list
+                trouble = (
+                    f"CUDA_VISIBLE_DEVICES={given}: {entry} is not one GPU of this machine; CUDA ends the list there"
+                )
             break
         found += meant
-    return dict(found) if len({uuid for _, uuid in found}) == len(found) else {}
+    if len({uuid for _, uuid in found}) < len(found):
+        return Visible({}, f"CUDA_VISIBLE_DEVICES={given}: a GPU is there twice, and CUDA shows none")
+    return Visible(dict(found), trouble)
 
 
 def _units(gpu: Gpu, name: str) -> list[tuple[str, str]]:
