@@ -463,14 +463,23 @@ class Options:
             raise ConfigError(config.FP16_ON_CPU)
         threads = settings.threads
         if threads == "auto" and (threads := distributed.exported_threads()) is None:
-            every = self.world * (self.limit or 1)  # of a grid limited to few points each has more cores
-            threads = max(1, len(devices.cores()) // every) if kind == "gpu" or self.limit else 1
+            # Those that run at once share the cores: as many as may, or as there are GPUs for. On a CPU each takes one.
+            limits = [limit for limit in (self.limit, self.fit_on_gpus if kind == "gpu" else None) if limit]
+            threads = max(1, len(devices.cores()) // (self.world * min(limits))) if limits else 1
         return kind, threads
 
     @functools.cached_property
     def listed(self) -> list[gpus.Gpu] | None:
         """The GPUs of this machine, and what computes on them as the grid starts; None without an NVIDIA driver."""
         return gpus.look()
+
+    @property
+    def fit_on_gpus(self) -> int:
+        """Points that the GPUs have room for at once, at least 1."""
+        count = devices.count_gpus(self.listed)
+        if isinstance(self.devices, list | int):
+            count = len(self.devices) if isinstance(self.devices, list) else min(self.devices, count)
+        return max(1, count // self.world)
 
     @property
     def limit(self) -> int | None:

@@ -72,6 +72,19 @@ def _asked_of_torch() -> dict[str, str]:
     return locks
 
 
+def count_gpus(listed: Sequence[gpus.Gpu] | None) -> int:
+    """How many GPUs and MIG slices runs can have, at least 1, as far as that is known without torch and its driver.
+
+    Args:
+        listed: What `gpus.look` found; None: their device files count, of which CUDA_VISIBLE_DEVICES may leave fewer.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return max(1, len(gpus.visible(listed, given).devices))
+    files = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev/dri").glob("renderD*")]
+    return max(1, len(files) if given is None else min(len(files), len(given.split(","))))
+
+
 def cores() -> list[int]:
     """Numbers of the CPU cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))

@@ -258,6 +258,33 @@ def options_of(**changes):
     return conductor.Options(**plain | changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "threads"),
+    [
+        ({}, 16),  # 64 cores, three slices and a GPU
+        ({"devices": 2}, 32),
+        ({"devices": [0]}, 64),
+        ({"devices": 99}, 16),  # refused later
+        ({"devices_per_run": 2}, 16),  # two points at once, of two processes
+        ({"devices_per_run": 4}, 16),
+        ({"devices_per_run": 8}, 8),
+        ({"max_parallel": 2}, 32),
+        ({"max_parallel": 50}, 16),
+    ],
+)
+def test_points_that_run_at_once_share_the_cores(changes, threads, mixed, monkeypatch):
+    monkeypatch.setattr(devices, "DRIVERS", ("/",))
+    monkeypatch.setattr(devices, "cores", lambda: [*range(64)])
+    for name in ("OMP_NUM_THREADS", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    options = options_of(**changes)
+    settings = SimpleNamespace(device="auto", mixed_precision="no", threads="auto")
+    assert options.place(settings) == ("gpu", threads)
+    settings.device = "cpu"
+    limit = options.limit
+    assert options.place(settings) == ("cpu", 64 // limit if limit else 1)
+
+
 def test_devices_are_named_by_how_their_uuid_begins():
     there = {"0": WHOLE[0], SLICES[0]: SLICES[0], SLICES[2]: SLICES[2]}
     assert devices.choose(["GPU-7fda", "MIG-feb88"], there, "gpu") == {"0": WHOLE[0], SLICES[0]: SLICES[0]}
