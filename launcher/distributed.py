@@ -329,12 +329,23 @@ def start(
         )
     if on_cpu:  # Accelerate says cpu:0 in a group, which Tensor.to takes for another device than cpu: it would copy
         accelerator.state.device = torch.device("cpu")
+    take_own_index(accelerator)
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(count)
     torch.set_float32_matmul_precision(float32_matmul_precision)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     return accelerator
+
+
+def take_own_index(accelerator: "Accelerator") -> None:
+    """Let DDP have the GPU that the rank is on.
+
+    Accelerate gives it the local rank for device_ids (`Accelerator.prepare_model`), which is another number where
+    each rank is shown one GPU, and leads nowhere.
+    """
+    if accelerator.device.index is not None:
+        accelerator.state.local_process_index = accelerator.device.index
 
 
 def sum_over_ranks(tensors: list["torch.Tensor"], world_size: int) -> list["torch.Tensor"]:
