@@ -588,7 +588,10 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
     pools = {}
     for kind in sorted({point.kind for point in points}):
         there = found if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
-        pool = pools[kind] = _pool(kind, there, options)
+        pool, notes = devices.open_pool(kind, there, options.devices, options.world, options.listed)
+        for line in notes:
+            print(f"note       {line}", flush=True)
+        pools[kind] = pool
         if options.world > len(pool):
             what = f"{len(pool)} GPUs" if kind == "gpu" else f"{len(pool)} cores, and no GPU is used"
             more = "" if kind == "gpu" else f" hydra.launcher.devices={options.world} lets them share cores."
@@ -602,38 +605,3 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
                 + f": point {points[0].index} and all others need {options.world} devices, and there are {what}.{more}"
             )
     return pools
-
-
-def _pool(kind: str, there: dict[str, str], options: Options) -> devices.Pool:
-    """The devices of a kind that the grid may use; what others compute on is left to them, unless a person names it.
-
-    Raises:
-        ConfigError: It does not have those that were asked for, or they do not fit the processes of a point.
-    """
-    if kind == "cpu" or options.listed is None:
-        return devices.Pool(kind, devices.choose(options.devices, there, kind))
-    for gpu in options.listed:
-        if gpu.mig and not gpu.slices:
-            print(f"note       gpu {gpu.index} is in MIG mode and has no slice: nothing can run on it", flush=True)
-    used = gpus.computing(options.listed)
-    if isinstance(options.devices, list):
-        pool = devices.Pool(kind, devices.choose(options.devices, there, kind))
-        shared = {device: used[lock] for device, lock in pool.locks.items() if lock in used}
-        words = "it is taken all the same, as hydra.launcher.devices names it"
-    else:
-        there = dict(sorted(there.items(), key=lambda device: device[1] in used))  # of a number the free ones first
-        pool = devices.Pool(kind, devices.choose(options.devices, there, kind), _computing)
-        shared = pool.foreign()
-        words = "it is taken when that has ended, or at once where hydra.launcher.devices names it"
-    if options.world > 1 and any(lock.startswith("MIG-") for lock in pool.locks.values()):
-        raise ConfigError(
-            f"hydra.launcher.devices={options.devices}: {options.world} processes per point, and there are MIG slices, "
-            "of which CUDA shows a process one. Use hydra.launcher.devices_per_run=1, or name whole GPUs."
-        )
-    for device, who in shared.items():
-        print(f"note       gpu {device} is in use by {who}: {words}", flush=True)
-    return pool
-
-
-def _computing() -> dict[str, str]:
-    return gpus.computing(gpus.look() or [])

@@ -260,3 +260,46 @@ def _named(name: str, there: Mapping[str, str]) -> str | None:
         return name
     those = [device for device, uuid in there.items() if name.startswith(("GPU-", "MIG-")) and uuid.startswith(name)]
     return those[0] if len(those) == 1 else None
+
+
+def open_pool(
+    kind: str, there: dict[str, str], asked: Any, world: int, listed: Sequence[gpus.Gpu] | None
+) -> tuple[Pool, list[str]]:
+    """The devices of a kind that a grid may use; what others compute on is left to them, unless a person names it.
+
+    Args:
+        kind: gpu or cpu.
+        there: Name to lock of those that are there.
+        asked: As for `choose`.
+        world: Processes of a point.
+        listed: What `gpus.look` found.
+
+    Returns:
+        Those, and lines on what a person should know of them.
+
+    Raises:
+        ConfigError: It does not have those that were asked for, or they do not fit the processes of a point.
+    """
+    if kind == "cpu" or listed is None:
+        return Pool(kind, choose(asked, there, kind)), []
+    notes = [
+        f"gpu {gpu.index} is in MIG mode and has no slice: nothing can run on it"
+        for gpu in listed
+        if gpu.mig and not gpu.slices
+    ]
+    used = gpus.computing(listed)
+    if isinstance(asked, list):
+        pool = Pool(kind, choose(asked, there, kind))
+        in_use = {device: used[lock] for device, lock in pool.locks.items() if lock in used}
+        words = "it is taken all the same, as hydra.launcher.devices names it"
+    else:
+        there = dict(sorted(there.items(), key=lambda device: device[1] in used))  # of a number the free ones first
+        pool = Pool(kind, choose(asked, there, kind), lambda: gpus.computing(gpus.look() or []))
+        in_use = pool.foreign()
+        words = "it is taken when that has ended, or at once where hydra.launcher.devices names it"
+    if world > 1 and any(lock.startswith("MIG-") for lock in pool.locks.values()):
+        raise ConfigError(
+            f"hydra.launcher.devices={asked}: {world} processes per point, and there are MIG slices, of which CUDA "
+            "shows a process one. Use hydra.launcher.devices_per_run=1, or name whole GPUs."
+        )
+    return pool, [*notes, *(f"gpu {device} is in use by {who}: {words}" for device, who in in_use.items())]

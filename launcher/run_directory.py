@@ -10,16 +10,16 @@ import shlex
 import shutil
 import socket
 import sys
-import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from launcher import config, distributed
+from launcher import config, distributed, shared
 from launcher.config import Composed, check_writable, differences, directory_override, make_directory
 from launcher.distributed import Ranks, is_launcher, parent_command
 from launcher.errors import ConfigError
@@ -36,7 +36,6 @@ log = logging.getLogger("launcher")
 CONFIG = ".hydra/config.yaml"
 LOCK = ".lock"
 UNSHOWN = ".hydra/unshown"  # there from the summary of a run to the end of its trackers
-SEEN = 5.0  # seconds in which another node sees what one has made: NFS may keep an answer for 3, see `sees`
 LEAST = 1 << 20  # bytes that must be free for a run to start
 MOVABLE = ("data.path", "data.root", "data.tokenizer")  # where the same data may lie in another place
 RECORDS = ("train.log", "metrics.jsonl", "timings.jsonl", "histograms.jsonl")  # what is appended to
@@ -208,75 +207,17 @@ def open_for_all(
             opened.append(open_run_directory(composed, total_steps, parts))
             path, complete = opened[0].path, opened[0].complete
             alone = ranks.world_size == 1 or complete
-            return path, complete, None if alone else stack.enter_context(_mark(path))
+            return path, complete, None if alone else stack.enter_context(shared.mark(path))
 
         path, complete, mark = distributed.told_by_rank_0(make, ranks, timeout)
         if mark is not None:
-            fact = socket.gethostname(), sees(path / mark)
-            notes = distributed.judged_by_rank_0(fact, lambda facts: _judge(path, facts), ranks, timeout)
+            fact = socket.gethostname(), shared.sees(path / mark, shared.SECONDS)
+            resumes = bool(opened) and _has_checkpoint(path)
+            judge = partial(shared.judge, path, resumes)
+            notes = distributed.judged_by_rank_0(fact, judge, ranks, timeout)
             if opened:
                 opened[0].notes += notes
     return (opened[0] if opened else None), path, complete
-
-
-@contextlib.contextmanager
-def _mark(path: Path) -> Iterator[str]:
-    """A file in a run directory for a while, of a name that nobody has asked for before."""
-    for old in path.glob(".seen-*"):  # of a start that was killed meanwhile
-        old.unlink(missing_ok=True)
-    name = f".seen-{uuid.uuid4().hex[:12]}"
-    (path / name).touch()
-    try:
-        yield name
-    finally:
-        (path / name).unlink(missing_ok=True)
-
-
-def sees(file: Path, seconds: float = SEEN) -> bool:
-    """Whether a file that another node has just made is there.
-
-    That its directory was not, a moment ago, NFS may believe for up to a minute. It asks the server again for a
-    directory that is opened (Linux, fs/nfs/dir.c, `nfs_lookup_verify_inode`): so all on the way to the file are.
-
-    Args:
-        file: Whose name this node has not asked for before.
-        seconds: How long to look for it.
-    """
-    deadline = time.monotonic() + seconds
-    while not os.path.exists(file):
-        if time.monotonic() > deadline:
-            return False
-        for place in reversed(file.parents):
-            with contextlib.suppress(OSError):
-                os.close(os.open(place, os.O_RDONLY | os.O_DIRECTORY))
-        time.sleep(0.1)
-    return True
-
-
-def _judge(path: Path, facts: list[tuple[str, bool]]) -> tuple[str, ...]:
-    """What to say of ranks that do not see a run directory.
-
-    Args:
-        path: The directory.
-        facts: Host of each rank, and whether it sees what rank 0 has made there.
-
-    Raises:
-        ConfigError: There is a checkpoint in it, from which they cannot go on.
-    """
-    blind = [(rank, host) for rank, (host, seen) in enumerate(facts) if not seen]
-    if not blind:
-        return ()
-    (rank, host), more = blind[0], f" and {len(blind) - 1} more" if len(blind) > 1 else ""
-    what = f"rank {rank} on {host}{more} cannot see"
-    if _has_checkpoint(path):
-        raise ConfigError(
-            f"hydra.run.dir={path}: {what} this directory of rank 0 on {facts[0][0]}, and every rank reads the "
-            "checkpoint to go on from. Move it to a file system that all nodes share, and name it there."
-        )
-    return (
-        f"hydra.run.dir={path}: {what} this directory of rank 0 on {facts[0][0]}. To be resumed, or to go back to a "
-        "checkpoint, the run needs one that all nodes share",
-    )
 
 
 def look_into(

@@ -34,6 +34,29 @@ def test_the_device_of_a_rank(count, local_rank, local_world_size, expected):
         assert found == local_rank % count
 
 
+def _own_index():
+    """A rank that is shown one GPU: Accelerate on the CPU, told that it is on that."""
+    from accelerate import Accelerator
+
+    from launcher import distributed
+
+    accelerator = Accelerator(cpu=True)
+    before = accelerator.local_process_index
+    accelerator.state.device = torch.device("cpu")
+    distributed.take_own_index(accelerator)
+    assert accelerator.local_process_index == before == int(os.environ["RANK"])
+    accelerator.state.device = torch.device("cuda", 0)
+    distributed.take_own_index(accelerator)
+    print(accelerator.local_process_index, accelerator.process_index, accelerator.is_main_process)
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp_gets_the_gpu_that_the_rank_is_on(tmp_path):
+    """Accelerate takes its local_process_index for DDP's device_ids (accelerator.py, prepare_model)."""
+    run = processes.start(_own_index, (), tmp_path, 2).ok()
+    assert [run.out(rank) for rank in range(2)] == ["0 0 True\n", "0 1 False\n"]
+
+
 def device(gpu=None, host="n1", kind="gpu"):
     return {"host": host, "kind": kind, "gpu": gpu}
 
@@ -326,21 +349,22 @@ def test_what_others_compute_on_is_left_to_them(tmp_path, monkeypatch):
         ([1], ["1"], "gpu 1 is in use by pid 55111 (tritonserver), pid 9: it is taken all the same"),
     ],
 )
-def test_devices_in_use_come_last_and_are_said(asked, expected, said, mixed, tmp_path, monkeypatch, capsys):
+def test_devices_in_use_come_last_and_are_said(asked, expected, said, mixed, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    options = options_of(devices=asked)
-    pool = conductor._pool("gpu", gpus.visible(options.listed, None).devices, options)
+    listed = gpus.look()
+    pool, notes = devices.open_pool("gpu", gpus.visible(listed, None).devices, asked, 1, listed)
     assert list(pool.locks) == expected
-    out = capsys.readouterr().out
-    assert said in out if said else out == ""
+    assert said in "\n".join(notes) if said else notes == []
     free = [device for device in expected if device in (SLICES[0], SLICES[2])] if asked != [1] else ["1"]
     assert [lease.device for lease in pool.take(len(free))] == free and pool.take(1) is None
 
 
 def test_several_processes_are_not_put_on_slices(mixed):
-    options = options_of(devices_per_run=2)
+    listed = gpus.look()
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.devices=auto: 2 processes per point, and there are MIG"):
-        conductor._pool("gpu", gpus.visible(options.listed, None).devices, options)
+        devices.open_pool("gpu", gpus.visible(listed, None).devices, "auto", 2, listed)
+    pool, _ = devices.open_pool("gpu", gpus.visible(listed, None).devices, [1], 2, listed)  # refused for its number
+    assert list(pool.locks) == ["1"]
 
 
 @pytest.mark.gpu

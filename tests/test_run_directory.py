@@ -15,7 +15,7 @@ from kill_loop import OWN, RUN, place, same_bits
 from processes import rows, summary, train
 from test_resume import FAULTY, RUN_FAULTY
 
-from launcher import run_directory
+from launcher import shared
 
 LONG, SHORT = 60, 33  # updates; the short run ends at no evaluation, no log line, no save and no end of an epoch
 LENGTH = ("epochs=", "scheduler", "log_every=", "model.dropout=")
@@ -352,7 +352,7 @@ def _one_rank_is_elsewhere(blind, hidden, argv, directory):
         recursive, private = 0x4000, 1 << 18
         assert libc.mount(b"none", b"/", None, recursive | private, None) == 0
         assert libc.mount(b"tmpfs", os.fsencode(hidden), b"tmpfs", 0, None) == 0
-    run_directory.SEEN = 0.5
+    shared.SECONDS = 0.5
     processes._command("train", argv, directory, False)
 
 
@@ -394,15 +394,15 @@ def test_a_node_that_does_not_see_the_directory(tmp_path):
 
 
 def test_ranks_that_do_not_see_a_directory_are_counted(tmp_path):
-    (note,) = run_directory._judge(tmp_path, [("n1", True), ("n1", True), ("n2", False), ("n2", False)])
+    (note,) = shared.judge(tmp_path, False, [("n1", True), ("n1", True), ("n2", False), ("n2", False)])
     assert "rank 2 on n2 and 1 more cannot see this directory of rank 0 on n1" in note
-    assert run_directory._judge(tmp_path, [("n1", True), ("n2", True)]) == ()
+    assert shared.judge(tmp_path, False, [("n1", True), ("n2", True)]) == ()
 
 
 def test_a_file_that_comes_late_is_seen(tmp_path):
     threading.Timer(0.3, lambda: ((tmp_path / "new").mkdir(), (tmp_path / "new/file").touch())).start()
-    assert run_directory.sees(tmp_path / "new/file", 5)
-    assert not run_directory.sees(tmp_path / "new/other", 0.2)
+    assert shared.sees(tmp_path / "new/file", 5)
+    assert not shared.sees(tmp_path / "new/other", 0.2)
 
 
 # --- A first start that failed -------------------------------------------------------------------------------------
