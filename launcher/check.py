@@ -48,7 +48,6 @@ def check(composed: Composed) -> int:
 
     import shutil
 
-    import psutil
     import torch
 
     from launcher import losses, memory, parts, run_directory, saved
@@ -78,7 +77,11 @@ def check(composed: Composed) -> int:
         settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,
         plan.evaluation_size(data.tokens) // plan.micro_size,
     )  # fmt: skip
-    there = psutil.virtual_memory().available // here if on_cpu else torch.cuda.mem_get_info()[0]
+    there, silence = free_memory(on_cpu)
+    if there is None:
+        print(f"PROBLEM     the device does not answer: {silence}")
+        return 1
+    there //= here if on_cpu else 1
     copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
     there -= copies
     whole = need.peak or need.state
@@ -141,6 +144,24 @@ def check(composed: Composed) -> int:
     if not problems:
         print("fine        nothing was written; leave out check to run it")
     return int(bool(problems))
+
+
+def free_memory(on_cpu: bool) -> tuple[int | None, str]:
+    """Bytes that are free on the device, asked by a process that ends.
+
+    The one that asks CUDA keeps a context, some 500 MB, for as long as it lives: the steps that are tried after it
+    would have so much less, and no GPU at all where it takes one process only (compute mode EXCLUSIVE_PROCESS).
+
+    Returns:
+        None where it does not answer; and why.
+    """
+    question = "import psutil; print(psutil.virtual_memory().available)"
+    if not on_cpu:
+        question = "import torch; print(torch.cuda.mem_get_info(0)[0])"
+    asked = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, errors="replace")
+    if asked.returncode == 0:
+        return int(asked.stdout.split()[-1]), ""
+    return None, [f"exit status {asked.returncode}", *asked.stderr.strip().splitlines()][-1]
 
 
 def excerpt(source: "Data", samples: int) -> "Data":

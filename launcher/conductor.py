@@ -1,6 +1,7 @@
 """A grid on this machine: every point in processes and on devices of its own, each once, whatever is killed."""
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from launcher import children, config, devices, distributed, failure, run_directory
+from launcher import children, config, devices, distributed, failure, gpus, run_directory
 from launcher.errors import ConfigError
 from launcher.failure import FAILED, OUTPUT, said, tail
 from launcher.points import (
@@ -97,8 +98,8 @@ def _end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _gpus(sender: Any) -> None:
-    sender.send(devices.visible_gpus())
+def _gpus(sender: Any, listed: list[gpus.Gpu] | None) -> None:
+    sender.send(devices.visible_gpus(listed))
 
 
 def _compare(path: str, metric: str | None, mode: str | None) -> None:
@@ -484,9 +485,23 @@ class Options:
             raise ConfigError(config.FP16_ON_CPU)
         threads = settings.threads
         if threads == "auto" and (threads := distributed.exported_threads()) is None:
-            every = self.world * (self.limit or 1)  # of a grid limited to few points each has more cores
-            threads = max(1, len(devices.cores()) // every) if kind == "gpu" or self.limit else 1
+            # Those that run at once share the cores: as many as may, or as there are GPUs for. On a CPU each takes one.
+            limits = [limit for limit in (self.limit, self.fit_on_gpus if kind == "gpu" else None) if limit]
+            threads = max(1, len(devices.cores()) // (self.world * min(limits))) if limits else 1
         return kind, threads
+
+    @functools.cached_property
+    def listed(self) -> list[gpus.Gpu] | None:
+        """The GPUs of this machine, and what computes on them as the grid starts; None without an NVIDIA driver."""
+        return gpus.look()
+
+    @property
+    def fit_on_gpus(self) -> int:
+        """Points that the GPUs have room for at once, at least 1."""
+        count = devices.count_gpus(self.listed)
+        if isinstance(self.devices, list | int):
+            count = len(self.devices) if isinstance(self.devices, list) else min(self.devices, count)
+        return max(1, count // self.world)
 
     @property
     def limit(self) -> int | None:
@@ -577,23 +592,28 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
     Raises:
         ConfigError: There are fewer than a point needs, or not those that were asked for.
     """
-    gpus: dict[str, str] = {}
+    found: dict[str, str] = {}
     if any(point.kind == "gpu" for point in points):
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        asking = _process(_gpus, sender)
+        asking = _process(_gpus, sender, options.listed)
         sender.close()
         try:
-            gpus = receiver.recv()
+            found = receiver.recv()
         except EOFError as error:
             raise ConfigError("The GPUs of this machine do not answer torch: see the traceback above.") from error
         asking.join()
+        if trouble := options.listed and gpus.visible(options.listed, os.environ.get("CUDA_VISIBLE_DEVICES")).trouble:
+            print(f"note       {trouble}", flush=True)
         for point in points:
-            if not gpus:
+            if not found:
                 point.kind = "cpu"  # a driver is there, but torch is built without it
     pools = {}
     for kind in sorted({point.kind for point in points}):
-        there = gpus if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
-        pool = pools[kind] = devices.Pool(kind, devices.choose(options.devices, there, kind))
+        there = found if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
+        pool, notes = devices.open_pool(kind, there, options.devices, options.world, options.listed)
+        for line in notes:
+            print(f"note       {line}", flush=True)
+        pools[kind] = pool
         if options.world > len(pool):
             what = f"{len(pool)} GPUs" if kind == "gpu" else f"{len(pool)} cores, and no GPU is used"
             more = "" if kind == "gpu" else f" hydra.launcher.devices={options.world} lets them share cores."

@@ -4,14 +4,18 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import time
 import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
+from launcher import gpus
 from launcher.errors import ConfigError
 
+LOOK = 30.0  # seconds between two looks at what computes on GPUs that are not lent
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, and of Windows for its Linux
 
 
@@ -20,12 +24,41 @@ def may_have_gpus() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(map(os.path.exists, DRIVERS))
 
 
-def visible_gpus() -> dict[str, str]:
-    """Ask torch for the GPUs. It starts the driver: only for a process that ends afterwards.
+def visible_gpus(listed: Sequence[gpus.Gpu] | None) -> dict[str, str]:
+    """The GPUs and MIG slices that runs can have. It asks torch, and may start the driver: for a process that ends.
+
+    Args:
+        listed: What `gpus.look` found.
 
     Returns:
-        What CUDA_VISIBLE_DEVICES calls each GPU, to the name of its lock: the same whatever the GPU was called by.
+        What CUDA_VISIBLE_DEVICES calls each, to the name of its lock: the same whatever it was called by.
     """
+    import torch
+
+    if listed is None or torch.version.hip:
+        return _asked_of_torch()
+    if not torch.backends.cuda.is_built():
+        return {}
+    given, ordered = os.environ.get("CUDA_VISIBLE_DEVICES"), list(listed)
+    # CUDA numbers the fastest first, nvidia-smi as they are plugged in; among equal ones that is the same.
+    mixed = len({gpu.model for gpu in ordered}) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+    if mixed:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # torch is to see all of them
+    if torch.cuda.is_available():
+        torch.cuda.init()  # else a driver that is too old for this torch would fail every trial by itself
+        if mixed:
+            order = [torch.cuda.get_device_properties(number).uuid for number in range(torch.cuda.device_count())]
+            ordered = in_order(ordered, [f"GPU-{uuid}" for uuid in order])
+    return gpus.visible(ordered, given).devices
+
+
+def in_order(listed: Sequence[gpus.Gpu], uuids: Sequence[str]) -> list[gpus.Gpu]:
+    """GPUs in the order of their UUIDs, then those whose UUID is not there: in MIG mode CUDA tells a slice's."""
+    return sorted(listed, key=lambda gpu: uuids.index(gpu.uuid) if gpu.uuid in uuids else len(uuids))
+
+
+def _asked_of_torch() -> dict[str, str]:
+    """Without nvidia-smi: AMD's GPUs, or a container without the driver's tools."""
     import torch
 
     count = torch.cuda.device_count()
@@ -35,8 +68,21 @@ def visible_gpus() -> dict[str, str]:
     locks = {}
     for number, name in enumerate(names):
         uuid = getattr(torch.cuda.get_device_properties(number), "uuid", name)
-        locks[name] = name if name.startswith("MIG") else str(uuid)
+        locks[name] = name if name.startswith("MIG") else f"GPU-{uuid}"
     return locks
+
+
+def count_gpus(listed: Sequence[gpus.Gpu] | None) -> int:
+    """How many GPUs and MIG slices runs can have, at least 1, as far as that is known without torch and its driver.
+
+    Args:
+        listed: What `gpus.look` found; None: their device files count, of which CUDA_VISIBLE_DEVICES may leave fewer.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return max(1, len(gpus.visible(listed, given).devices))
+    files = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev/dri").glob("renderD*")]
+    return max(1, len(files) if given is None else min(len(files), len(given.split(","))))
 
 
 def cores() -> list[int]:
@@ -86,10 +132,16 @@ class Pool:
     Args:
         kind: gpu or cpu.
         locks: Name of each device to the name of its lock.
+        computing: Tells which locks are those of devices that processes compute on, and which processes. A device
+            that is not lent and is computed on is another's, and not taken. None: whatever computes there, it is.
     """
 
-    def __init__(self, kind: str, locks: dict[str, str]) -> None:
-        self.kind, self.locks = kind, locks
+    def __init__(
+        self, kind: str, locks: dict[str, str], computing: Callable[[], Mapping[str, str]] | None = None
+    ) -> None:
+        self.kind, self.locks, self.computing = kind, locks, computing
+        self._foreign: dict[str, str] = {}
+        self._looked: float | None = None
         self.directory = Path(tempfile.gettempdir()) / f"launcher-devices-{os.getuid()}"
         self.lent: set[str] = set()
 
@@ -100,7 +152,9 @@ class Pool:
         """Take `count` free devices, or none where another grid has too many of them."""
         leases: list[Lease] = []
         for device in self.locks:
-            if device not in self.lent and len(leases) < count and (lease := self._lock(device)):
+            if device in self.lent or len(leases) == count or device in self.foreign():
+                continue
+            if lease := self._lock(device):
                 leases.append(lease)
         if len(leases) < count:
             for lease in leases:  # two grids that each hold half of what they need would wait for ever
@@ -124,9 +178,24 @@ class Pool:
                 if lease is None:
                     pid = self._file(device).read_text().strip() or "unknown"
                     found.append(f"{device}: pid {pid}")
-                else:
-                    lease.give_back()
+                    continue
+                lease.give_back()
+                if device in self.foreign():
+                    found.append(f"{device}: {self.foreign()[device]}")
         return found
+
+    def foreign(self) -> dict[str, str]:
+        """Devices of this pool that others compute on, without its lock, to these in words; at most LOOK seconds old.
+
+        What is lent is ours: it may compute there, and need not be gone from the next look when it is given back.
+        """
+        if self.computing is not None and (self._looked is None or time.monotonic() - self._looked > LOOK):
+            found = self.computing()
+            self._foreign = {
+                device: found[lock] for device, lock in self.locks.items() if device not in self.lent and lock in found
+            }
+            self._looked = time.monotonic()
+        return self._foreign
 
     def _file(self, device: str) -> Path:
         safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in self.locks[device])
@@ -172,13 +241,65 @@ def choose(asked: str | int | list[Any], there: dict[str, str], kind: str) -> di
                 f"hydra.launcher.devices={asked}: this machine has {len(there)} GPUs. Use at most so many, or auto."
             )
         return {name: there.get(name, name) for name in names}
-    if isinstance(asked, list) and asked and len({str(name) for name in asked}) == len(asked):
-        unknown = [str(name) for name in asked if str(name) not in there]
-        if unknown:
+    if isinstance(asked, list) and asked:
+        named = {str(name): _named(str(name), there) for name in asked}
+        if unknown := [name for name, device in named.items() if device is None]:
             raise ConfigError(
                 f"hydra.launcher.devices={asked}: there is no {kind} {', '.join(unknown)}, but {', '.join(there)}."
             )
-        return {str(name): there[str(name)] for name in asked}
+        if len(set(named.values())) == len(asked):
+            return {device: there[device] for device in named.values() if device is not None}
     raise ConfigError(
         f"hydra.launcher.devices={asked}: must be auto, how many, or a list of different ones such as [0,2]."
     )
+
+
+def _named(name: str, there: Mapping[str, str]) -> str | None:
+    """The device that a person means: by its name, or by how its UUID begins."""
+    if name in there:
+        return name
+    those = [device for device, uuid in there.items() if name.startswith(("GPU-", "MIG-")) and uuid.startswith(name)]
+    return those[0] if len(those) == 1 else None
+
+
+def open_pool(
+    kind: str, there: dict[str, str], asked: Any, world: int, listed: Sequence[gpus.Gpu] | None
+) -> tuple[Pool, list[str]]:
+    """The devices of a kind that a grid may use; what others compute on is left to them, unless a person names it.
+
+    Args:
+        kind: gpu or cpu.
+        there: Name to lock of those that are there.
+        asked: As for `choose`.
+        world: Processes of a point.
+        listed: What `gpus.look` found.
+
+    Returns:
+        Those, and lines on what a person should know of them.
+
+    Raises:
+        ConfigError: It does not have those that were asked for, or they do not fit the processes of a point.
+    """
+    if kind == "cpu" or listed is None:
+        return Pool(kind, choose(asked, there, kind)), []
+    notes = [
+        f"gpu {gpu.index} is in MIG mode and has no slice: nothing can run on it"
+        for gpu in listed
+        if gpu.mig and not gpu.slices
+    ]
+    used = gpus.computing(listed)
+    if isinstance(asked, list):
+        pool = Pool(kind, choose(asked, there, kind))
+        in_use = {device: used[lock] for device, lock in pool.locks.items() if lock in used}
+        words = "it is taken all the same, as hydra.launcher.devices names it"
+    else:
+        there = dict(sorted(there.items(), key=lambda device: device[1] in used))  # of a number the free ones first
+        pool = Pool(kind, choose(asked, there, kind), lambda: gpus.computing(gpus.look() or []))
+        in_use = pool.foreign()
+        words = "it is taken when that has ended, or at once where hydra.launcher.devices names it"
+    if world > 1 and any(lock.startswith("MIG-") for lock in pool.locks.values()):
+        raise ConfigError(
+            f"hydra.launcher.devices={asked}: {world} processes per point, and there are MIG slices, of which CUDA "
+            "shows a process one. Use hydra.launcher.devices_per_run=1, or name whole GPUs."
+        )
+    return pool, [*notes, *(f"gpu {device} is in use by {who}: {words}" for device, who in in_use.items())]

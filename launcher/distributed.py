@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from launcher import accelerate_flags, slurm
+from launcher import accelerate_flags, gpus, slurm
 from launcher.config import FP16_ON_CPU
 from launcher.errors import ConfigError, Explained
 
@@ -182,12 +182,41 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
     on_cpu = device == "cpu" or accelerate_flags.asks_for_cpu(os.environ) or not torch.cuda.is_available()
     if on_cpu and mixed_precision == "fp16":
         raise ConfigError(FP16_ON_CPU)
-    if not on_cpu and ranks.local_world_size > torch.cuda.device_count():
+    if not on_cpu and index_of_gpu(ranks) is None:
         raise ConfigError(
             f"{ranks.local_world_size} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
             "start one process per GPU, or use device=cpu."
         )
     return on_cpu
+
+
+def index_of_gpu(ranks: Ranks) -> int | None:
+    """Which of the GPUs that this process sees is its own; None where there are too few. It makes no CUDA context."""
+    import torch
+
+    return gpus.index_of_rank(torch.cuda.device_count(), ranks.local_rank, ranks.local_world_size)
+
+
+def compare_devices(ranks: Ranks, on_cpu: bool, timeout: float) -> None:
+    """Check that all ranks are on devices of one kind, and each on its own, before they meet in a collective.
+
+    A rank that sees one GPU where its machine has several ranks cannot tell whether that is also the others': NCCL
+    would hang or fail on one that two ranks share.
+
+    Args:
+        ranks: What find_ranks found.
+        on_cpu: What choose_device chose.
+        timeout: Seconds to wait for every rank.
+
+    Raises:
+        ConfigError: They are not, on every rank.
+    """
+    import torch
+
+    fact: dict[str, str | None] = {"host": socket.gethostname(), "kind": "cpu" if on_cpu else "gpu", "gpu": None}
+    if not on_cpu and torch.cuda.device_count() < ranks.local_world_size:
+        fact["gpu"] = gpus.identity(0)
+    judged_by_rank_0(fact, gpus.check_devices, ranks, timeout)
 
 
 def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | None] = lambda: None) -> int:
@@ -303,7 +332,7 @@ def start(
         store = dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait)
         own = own_part("start", store)
         if not on_cpu:
-            torch.cuda.set_device(ranks.local_rank)
+            torch.cuda.set_device(index_of_gpu(ranks))
         backend = "gloo" if on_cpu else "nccl"
         dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.world_size, timeout=longer)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp, group])
@@ -314,12 +343,23 @@ def start(
         )
     if on_cpu:  # Accelerate says cpu:0 in a group, which Tensor.to takes for another device than cpu: it would copy
         accelerator.state.device = torch.device("cpu")
+    take_own_index(accelerator)
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(count)
     torch.set_float32_matmul_precision(float32_matmul_precision)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     return accelerator
+
+
+def take_own_index(accelerator: "Accelerator") -> None:
+    """Let DDP have the GPU that the rank is on.
+
+    Accelerate gives it the local rank for device_ids (`Accelerator.prepare_model`), which is another number where
+    each rank is shown one GPU, and leads nowhere.
+    """
+    if accelerator.device.index is not None:
+        accelerator.state.local_process_index = accelerator.device.index
 
 
 def sum_over_ranks(tensors: list["torch.Tensor"], world_size: int) -> list["torch.Tensor"]:
@@ -363,9 +403,7 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
     """
     if ranks.world_size == 1:
         return make()
-    if not _told:
-        _told.append(_Told(ranks, timeout))
-    told = _told[0]
+    told = _telling(ranks, timeout)
     number = told.begin()
     if ranks.rank == 0:
         said: tuple[Exception | None, Any] = (Explained("rank 0 was stopped"), None)
@@ -386,6 +424,42 @@ def told_by_rank_0(make: Callable[[], T], ranks: Ranks, timeout: float) -> T:
     if problem is not None:
         raise problem
     return thing
+
+
+def judged_by_rank_0(fact: Any, judge: Callable[[list[Any]], T], ranks: Ranks, timeout: float) -> T:
+    """What rank 0 makes of what every rank knows, on every rank, before they are a process group.
+
+    Args:
+        fact: Of this rank. Anything that pickles.
+        judge: Called on rank 0 alone, with the facts of all ranks in their order.
+        ranks: What find_ranks found.
+        timeout: Seconds to wait for every rank.
+
+    Raises:
+        ConfigError: It did on rank 0, so it does on every rank.
+        Explained: A rank did not come, or `judge` failed.
+    """
+    if ranks.world_size == 1:
+        return judge([fact])
+    told = _telling(ranks, timeout)
+    keys = [f"fact {told.times}/{rank}" for rank in range(ranks.world_size)]
+    told.store.set(keys[ranks.rank], pickle.dumps(fact))
+
+    def make() -> T:
+        try:
+            told.store.wait(keys, timedelta(seconds=0.9 * timeout))  # while the others still wait for what it says
+        except Exception as error:
+            missing = [rank for rank, key in enumerate(keys) if not told.store.check([key])]
+            raise Explained(f"ranks {missing} did not come within {0.9 * timeout:g} s") from error
+        return judge([pickle.loads(known) for known in told.store.multi_get(keys)])
+
+    return told_by_rank_0(make, ranks, timeout)
+
+
+def _telling(ranks: Ranks, timeout: float) -> "_Told":
+    if not _told:
+        _told.append(_Told(ranks, timeout))
+    return _told[0]
 
 
 class _Told:

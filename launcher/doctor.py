@@ -27,6 +27,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import distributed, slurm
 from launcher.distributed import Ranks
+from launcher.gpus import identity
 from launcher.run_directory import is_locked
 from launcher.watch import guarded
 
@@ -115,10 +116,9 @@ def look_here(ranks: Ranks, device: str) -> dict[str, Any]:
     gpu, gpus = None, 0
     if device != "cpu" and torch.cuda.is_available():
         gpus = torch.cuda.device_count()
-        if ranks.local_rank < gpus:
-            properties = torch.cuda.get_device_properties(ranks.local_rank)
-            gpu = {"name": properties.name, "id": str(getattr(properties, "uuid", ranks.local_rank))}
-            torch.ones(8, device=f"cuda:{ranks.local_rank}").sum().item()  # it works
+        if (index := distributed.index_of_gpu(ranks)) is not None:
+            gpu = {"name": torch.cuda.get_device_properties(index).name, "id": identity(index)}
+            torch.ones(8, device=f"cuda:{index}").sum().item()  # it works
     given = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("SLURM_JOB_GPUS", ""))
     return {
         "rank": ranks.rank,
@@ -159,7 +159,7 @@ def find_problems(facts: Sequence[Mapping[str, Any]]) -> list[str]:
             problems.append(
                 f"{host}: {fact['given_gpus']} GPUs were given, and torch sees none: no driver, or no torch with CUDA."
             )
-        elif fact["gpus"] and fact["local_world_size"] > fact["gpus"]:
+        elif fact["gpus"] and not fact["gpu"]:
             problems.append(f"{host}: {fact['local_world_size']} ranks and {fact['gpus']} GPUs: start one per GPU.")
     bound = Counter((fact["host"], tuple(fact["cores"])) for fact in facts if len(fact["cores"]) == 1)
     for (host, cores), count in bound.items():
@@ -254,7 +254,7 @@ def all_reduce(store: Any, ranks: Ranks, on_cpu: bool, timeout: float) -> dict[s
     import torch
     import torch.distributed as dist
 
-    device = torch.device("cpu" if on_cpu else f"cuda:{ranks.local_rank}")
+    device = torch.device("cpu" if on_cpu else f"cuda:{distributed.index_of_gpu(ranks)}")
     backend = "gloo" if on_cpu else "nccl"
     if not on_cpu:
         torch.cuda.set_device(device)

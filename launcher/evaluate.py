@@ -44,6 +44,7 @@ def evaluate(settings: dict[str, Any]) -> int:
         config.check_file(output, "output")
     ranks = distributed.join()
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
+    distributed.compare_devices(ranks, on_cpu, settings["timeout"])
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 
     from launcher import engine, losses, tryout

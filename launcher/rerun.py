@@ -134,7 +134,8 @@ def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -
     data = provenance.record_of(build("data", run["data"]))
     for key, target in trust.targets(run):
         locate(target, key)  # a person's own file is known once it is imported
-    now = provenance.collect(run, ranks.world_size, torch.device("cpu" if on_cpu else f"cuda:{ranks.local_rank}"))
+    device = torch.device("cpu" if on_cpu else f"cuda:{distributed.index_of_gpu(ranks)}")
+    now = provenance.collect(run, ranks.world_size, device)
     return [*provenance.differences(then, now), *provenance.data_differences(record, data)]
 
 

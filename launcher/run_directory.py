@@ -12,13 +12,14 @@ import socket
 import sys
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from launcher import config, distributed
+from launcher import config, distributed, shared
 from launcher.config import Composed, check_writable, differences, directory_override, make_directory
 from launcher.distributed import Ranks, is_launcher, parent_command
 from launcher.errors import ConfigError
@@ -183,6 +184,9 @@ def open_for_all(
 ) -> tuple[RunDirectory | None, Path, bool]:
     """The run directory, opened by rank 0; what is wrong with it ends every rank.
 
+    Where a node does not see it, a run that begins can be trained, and says so; one that goes on cannot: every rank
+    reads its checkpoint.
+
     Args:
         composed: The config of the run.
         total_steps: Updates that it is to have.
@@ -193,15 +197,26 @@ def open_for_all(
         The directory on rank 0 and None elsewhere; where it is, and whether its run is complete.
 
     Raises:
-        ConfigError: As for `open_run_directory`.
+        ConfigError: As for `open_run_directory`; or a rank does not see the checkpoint to go on from.
     """
     opened: list[RunDirectory] = []
+    timeout = float(composed.settings.timeout)
+    with contextlib.ExitStack() as stack:
 
-    def make() -> tuple[Path, bool]:
-        opened.append(open_run_directory(composed, total_steps, parts))
-        return opened[0].path, opened[0].complete
+        def make() -> tuple[Path, bool, str | None]:
+            opened.append(open_run_directory(composed, total_steps, parts))
+            path, complete = opened[0].path, opened[0].complete
+            alone = ranks.world_size == 1 or complete
+            return path, complete, None if alone else stack.enter_context(shared.mark(path))
 
-    path, complete = distributed.told_by_rank_0(make, ranks, float(composed.settings.timeout))
+        path, complete, mark = distributed.told_by_rank_0(make, ranks, timeout)
+        if mark is not None:
+            fact = socket.gethostname(), shared.sees(path / mark, shared.SECONDS)
+            resumes = bool(opened) and _has_checkpoint(path)
+            judge = partial(shared.judge, path, resumes)
+            notes = distributed.judged_by_rank_0(fact, judge, ranks, timeout)
+            if opened:
+                opened[0].notes += notes
     return (opened[0] if opened else None), path, complete
 
 

@@ -61,6 +61,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     # 1. Which rank am I, and on what kind of device
     ranks = distributed.join()
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
+    distributed.compare_devices(ranks, on_cpu, settings.timeout)
 
     messages = logs.Log(composed, ranks.rank)
 

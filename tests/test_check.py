@@ -9,6 +9,7 @@ import pytest
 import torch
 from processes import REPOSITORY, command, summary, train
 
+from launcher import check
 from launcher.batch import plan_batch
 
 NET = """
@@ -52,6 +53,33 @@ def tell(place, *words, status=0, **kwargs):
     assert run.status[0] == status, run.out() + run.err()
     assert sorted(path.name for path in place.iterdir() if path.name != "__pycache__") == ["io", "own.py"]
     return run.out() if status != 2 else run.err()
+
+
+def test_the_memory_that_is_free_is_asked_by_a_process_that_ends():
+    import psutil
+
+    free, silence = check.free_memory(True)
+    assert silence == "" and free == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that answers")
+def test_a_device_that_does_not_answer_is_a_problem():
+    free, silence = check.free_memory(False)  # torch has no driver to ask, or no CUDA at all
+    assert free is None and re.match("RuntimeError|AssertionError", silence)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_context_is_left_in_the_process_that_checks(place):
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(REPOSITORY)!r}); import torch; from launcher import gpus; "
+        "from launcher.train import command; status = command(sys.argv[1:]); "
+        "assert not torch.cuda.is_initialized(); "
+        "assert f'pid {os.getpid()} ' not in str(gpus.computing(gpus.look() or [])); sys.exit(status)"
+    )
+    words = ["check=true", "wandb.mode=disabled"]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "fine" in done.stdout, done.stdout + done.stderr
 
 
 def megabytes(said, what):

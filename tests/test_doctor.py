@@ -119,6 +119,7 @@ def fact(rank, **changes):
         ({"gpu": {"name": "H200", "id": "0"}}, "ranks 0, 1 share a GPU of n1"),
         ({"gpu": None, "gpus": 0, "host": "n2"}, "n2: 2 GPUs were given, and torch sees none"),
         ({"gpu": None, "gpus": 1}, "n1: 2 ranks and 1 GPUs"),
+        ({"gpus": 1}, None),  # --gpus-per-task=1: each sees its own alone
         ({"cores": [0]}, "2 ranks are bound to core 0 alone"),
         ({"versions": {"python": "3.11", "torch": "2.8"}}, "torch differs: 2.9 on ranks 0; 2.8 on ranks 1"),
     ],

@@ -1,9 +1,12 @@
 """A run directory taken up again: prolonged, shortened, judged anew, moved, damaged. It goes on, or says why not."""
 
+import ctypes
 import json
 import os
 import shutil
 import signal
+import socket
+import threading
 from pathlib import Path
 
 import processes
@@ -11,6 +14,8 @@ import pytest
 from kill_loop import OWN, RUN, place, same_bits
 from processes import rows, summary, train
 from test_resume import FAULTY, RUN_FAULTY
+
+from launcher import shared
 
 LONG, SHORT = 60, 33  # updates; the short run ends at no evaluation, no log line, no save and no end of an epoch
 LENGTH = ("epochs=", "scheduler", "log_every=", "model.dropout=")
@@ -333,6 +338,71 @@ def test_what_fails_on_rank_0_ends_every_rank(tmp_path):
     assert run.status == [1, 1]
     assert "Traceback" in run.err(0) and "OSError: no such disk" in run.err(0)
     assert "failed: rank 0 failed: no such disk" in run.err(1) and "Traceback" not in run.err(1)
+
+
+# --- A directory that other nodes do not see -----------------------------------------------------------------------
+
+
+def _one_rank_is_elsewhere(blind, hidden, argv, directory):
+    """The training program; a rank has a file system of its own at `hidden`, as a node that does not share it."""
+    if os.environ["RANK"] == str(blind):
+        libc, new_namespace, new_user = ctypes.CDLL(None, use_errno=True), 0x20000, 0x10000000
+        if libc.unshare(new_namespace | (new_user if os.getuid() else 0)):
+            os._exit(77)  # not allowed here
+        recursive, private = 0x4000, 1 << 18
+        assert libc.mount(b"none", b"/", None, recursive | private, None) == 0
+        assert libc.mount(b"tmpfs", os.fsencode(hidden), b"tmpfs", 0, None) == 0
+    shared.SECONDS = 0.5
+    processes._command("train", argv, directory, False)
+
+
+def elsewhere(words, directory, name, blind=1):
+    arguments = (blind, directory / "shared", [*words, "wandb.mode=disabled"], directory)
+    run = processes.start(_one_rank_is_elsewhere, arguments, directory / name, world=3).wait(60)
+    if 77 in run.status:
+        pytest.skip("no mount namespace of one's own here")
+    return run
+
+
+def test_a_node_that_does_not_see_the_directory(tmp_path):
+    """A run can begin so, and is told that it cannot go on; when it is to, every rank is refused with the reason."""
+    directory = place(tmp_path)
+    (directory / "shared").mkdir()
+    words = [word for word in FEW if not word.startswith(("hydra.run.dir", "scheduler"))]
+    words += ["scheduler=constant", "hydra.run.dir=shared/run"]
+    run = elsewhere(words, directory, "begun")
+    assert run.status == [0, 0, 0], run.err()
+    (line,) = [line for line in run.out().splitlines() if "cannot see" in line]
+    host, path = socket.gethostname(), directory / "shared/run"
+    assert f"hydra.run.dir={path}: rank 1 on {host} cannot see this directory of rank 0 on {host}." in line
+    assert not list(path.glob(".seen-*"))
+    other = place(tmp_path / "other")
+    (other / "shared").mkdir()
+    train(words, other, world=3).ok()
+    last = max(path.glob("checkpoints/step_*/model.safetensors"))
+    assert (other / last.relative_to(directory)).read_bytes() == last.read_bytes()
+
+    longer = [word.replace("epochs=", "epochs=1") for word in words]
+    run = elsewhere(longer, directory, "resumed")
+    assert run.status == [2, 2, 2], run.err()
+    for rank in range(3):
+        assert run.err(rank).startswith(f"error: hydra.run.dir={path}: rank 1 on {host} cannot see this directory")
+        assert "every rank reads the checkpoint" in run.err(rank)
+    assert not list(path.glob(".seen-*"))
+    out = train(longer, directory, world=3, name="shared_by_all").ok().out()
+    assert "resumed" in out and "cannot see" not in out
+
+
+def test_ranks_that_do_not_see_a_directory_are_counted(tmp_path):
+    (note,) = shared.judge(tmp_path, False, [("n1", True), ("n1", True), ("n2", False), ("n2", False)])
+    assert "rank 2 on n2 and 1 more cannot see this directory of rank 0 on n1" in note
+    assert shared.judge(tmp_path, False, [("n1", True), ("n2", True)]) == ()
+
+
+def test_a_file_that_comes_late_is_seen(tmp_path):
+    threading.Timer(0.3, lambda: ((tmp_path / "new").mkdir(), (tmp_path / "new/file").touch())).start()
+    assert shared.sees(tmp_path / "new/file", 5)
+    assert not shared.sees(tmp_path / "new/other", 0.2)
 
 
 # --- A first start that failed -------------------------------------------------------------------------------------
