@@ -162,7 +162,7 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
         True for the CPU.
 
     Raises:
-        ConfigError: More processes than GPUs, or fp16 on a CPU.
+        ConfigError: More processes than GPUs, no GPU that they could share, or fp16 on a CPU.
     """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # count GPUs without a CUDA context
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that ends is told by us, in a line
@@ -171,12 +171,41 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
     on_cpu = device == "cpu" or accelerate_flags.asks_for_cpu(os.environ) or not torch.cuda.is_available()
     if on_cpu and mixed_precision == "fp16":
         raise ConfigError(FP16_ON_CPU)
-    if not on_cpu and ranks.local_world_size > torch.cuda.device_count():
-        raise ConfigError(
-            f"{ranks.local_world_size} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
-            "start one process per GPU, or use device=cpu."
-        )
+    check_share(device, ranks, 0 if on_cpu else torch.cuda.device_count())
     return on_cpu
+
+
+def check_share(device: str, ranks: Ranks, gpus: int) -> None:
+    """Check that each process has a GPU of its own, or may share one.
+
+    Args:
+        device: The setting.
+        ranks: Of this launch.
+        gpus: That are used here; 0: the run is on the CPU.
+
+    Raises:
+        ConfigError: There are too few.
+    """
+    if device == "shared" and not gpus:
+        raise ConfigError(
+            "device=shared: torch sees no GPU here that processes could share, or the CPU was asked for "
+            "(ACCELERATE_USE_CPU). Use device=auto, or device=cpu."
+        )
+    if device != "shared" and gpus and ranks.local_world_size > gpus:
+        raise ConfigError(
+            f"{ranks.local_world_size} processes on this machine, which has {gpus} GPUs: start one process per GPU, "
+            "use device=cpu, or, to try several processes on a GPU, device=shared."
+        )
+
+
+def gpu_of(ranks: Ranks, gpus: int) -> int:
+    """The number of the GPU that a process takes: its own, or with device=shared the next in turn.
+
+    Args:
+        ranks: Of this launch.
+        gpus: That this process sees, at least 1.
+    """
+    return ranks.local_rank % gpus
 
 
 def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | None] = lambda: None) -> int:
@@ -241,6 +270,7 @@ def start(
     deterministic: bool,
     strategy: Mapping[str, Any],
     float32_matmul_precision: str,
+    shared: bool = False,
 ) -> "Accelerator":
     """Bring up the devices and the process group.
 
@@ -253,6 +283,7 @@ def start(
         deterministic: Only kernels that give the same bits again.
         strategy: Settings of conf/strategy.
         float32_matmul_precision: highest, high or medium, as torch.set_float32_matmul_precision takes it.
+        shared: Whether several processes may have one GPU (device=shared): NCCL refuses that, gloo takes it.
 
     Raises:
         ConfigError: The ranks did not find each other as one group.
@@ -273,13 +304,19 @@ def start(
     if strategy.get("name") == "fsdp":  # launcher/sharded.py reads its options
         arguments = {}
     ddp = DistributedDataParallelKwargs(comm_hook=hook, **arguments)
-    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    backend, gpu = "gloo" if on_cpu or shared else "nccl", ranks.local_rank
+    # Accelerate finds its own where none is given, and expects a group of several where one is.
+    given = {"backend": backend} if ranks.world_size > 1 else {}
+    group = InitProcessGroupKwargs(**given, timeout=timedelta(seconds=timeout))
     if ranks.world_size == 1:
         for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
             if name not in ("RANK", "WORLD_SIZE") or not os.environ.get(name):
                 os.environ.pop(name, None)
     else:
-        os.environ |= {"LOCAL_RANK": str(ranks.local_rank), "LOCAL_WORLD_SIZE": str(ranks.local_world_size)}
+        if not on_cpu:
+            gpu = gpu_of(ranks, torch.cuda.device_count())
+        # LOCAL_RANK is what Accelerate's prepare_model (1.15) gives to DDP for the number of the GPU.
+        os.environ |= {"LOCAL_RANK": str(gpu), "LOCAL_WORLD_SIZE": str(ranks.local_world_size)}
         _until_rank_0_listens(ranks)
     if ranks.world_size > 1 and agent_serves_store():
         # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
@@ -289,8 +326,7 @@ def start(
         store = dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait)
         own = own_part("start", store)
         if not on_cpu:
-            torch.cuda.set_device(ranks.local_rank)
-        backend = "gloo" if on_cpu else "nccl"
+            torch.cuda.set_device(gpu)
         dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.world_size, timeout=wait)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp, group])
     if accelerator.num_processes != ranks.world_size:

@@ -79,6 +79,7 @@ def evaluate(settings: dict[str, Any]) -> int:
         True,
         run["strategy"],
         run["float32_matmul_precision"],
+        settings["device"] == "shared",
     )
     watch = Watch(ranks, settings["timeout"]) if ranks.world_size > 1 else None
     model.to(accelerator.device)

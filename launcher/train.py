@@ -90,7 +90,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     threads = distributed.choose_threads(settings.threads, ranks, useful)
     accelerator = distributed.start(
         ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
-        settings.strategy, settings.float32_matmul_precision,
+        settings.strategy, settings.float32_matmul_precision, settings.device == "shared",
     )  # fmt: skip
     device = accelerator.device
     data.move_to(device)
