@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from processes import REPOSITORY, command, summary, train
 
 from launcher.batch import plan_batch
@@ -162,7 +161,6 @@ def test_a_grid_is_not_checked(place):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(place):
     said = tell(place, "model.hidden=[2048]", "hydra.run.dir=run")
     assert "on one GPU" in said and "MB at most in the steps" in said and "fine" in said
