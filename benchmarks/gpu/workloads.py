@@ -53,7 +53,7 @@ WORKLOADS = {
     "transformer": Workload("transformer", 4096, 512, 32, 400, width=768, layers=12, bf16=True),
     "mlp": Workload("mlp", 54_000, 28, 64, 6000),
 }
-SMALL = {"samples": 64, "batch": 4, "steps": 24, "warm": 8, "log_every": 4}
+SMALL = {"samples": 64, "batch": 2, "steps": 20, "warm": 8, "log_every": 4}
 DRY = {
     "resnet18": replace(WORKLOADS["resnet18"], side=32, **SMALL),
     "transformer": replace(WORKLOADS["transformer"], side=32, **{**SMALL, "width": 64, "layers": 2}),
