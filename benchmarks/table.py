@@ -98,7 +98,8 @@ def judge_all(goals: Sequence[Goal], rounds: Rounds) -> list[Verdict]:
     return [judge(goal, rounds[goal.suite]) for goal in goals if goal.suite in rounds]
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells under a head, as a Markdown table whose columns stand below each other."""
     lines = [head, ["---"] * len(head), *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join(
@@ -118,12 +119,14 @@ def format_goals(verdicts: Sequence[Verdict]) -> str:
             interval = f"{v.low:.{digits}f} to {v.high:.{digits}f}"
         met = {True: "yes", False: "NO", None: "not measured"}[v.met]
         rows.append([v.goal.what, f"{v.goal.relation} {v.goal.target:g}{unit}", value, interval, str(v.rounds), met])
-    return _markdown(["what", "goal", "median", "95 % interval", "rounds", "met"], rows)
+    return markdown(["what", "goal", "median", "95 % interval", "rounds", "met"], rows)
 
 
 MEASURES = {  # name in a measurement -> heading, decimals
     "steps_per_second": ("steps/s", 0),
     "samples_per_second": ("samples/s", 0),
+    "mfu": ("FLOP utilisation", 2),
+    "synchronisations": ("synchronisations per step", 1),
     "data_wait": ("share waiting for data", 2),
     "seconds_to_step_51": ("s to step 51", 1),
     "seconds": ("s", 2),
@@ -148,7 +151,7 @@ def format_suite(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
             else:
                 cells.append("-")
         rows.append(cells)
-    return _markdown(["", *(MEASURES[m][0] for m in measures)], rows)
+    return markdown(["", *(MEASURES[m][0] for m in measures)], rows)
 
 
 def draw(rounds: Rounds, titles: Mapping[str, str], machine: str, path: Path) -> None:

@@ -188,7 +188,7 @@ SCHEMA: dict[str, Rule] = {
     ).neutral(False),
     "float32_matmul_precision": one_of("highest", "high", "medium").neutral("highest"),
     "deterministic": FLAG.neutral(True),
-    "device": one_of("auto", "cpu").neutral("auto"),
+    "device": one_of("auto", "cpu", "shared").neutral("auto"),
     "threads": whole(1).or_word("auto").neutral("auto"),
     "num_workers": whole(0).or_word("auto").neutral("auto"),
     "timeout": above(0).neutral(600),

@@ -173,7 +173,7 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
         True for the CPU.
 
     Raises:
-        ConfigError: More processes than GPUs, or fp16 on a CPU.
+        ConfigError: More processes than GPUs, no GPU that they could share, or fp16 on a CPU.
     """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # count GPUs without a CUDA context
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that ends is told by us, in a line
@@ -182,12 +182,32 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
     on_cpu = device == "cpu" or accelerate_flags.asks_for_cpu(os.environ) or not torch.cuda.is_available()
     if on_cpu and mixed_precision == "fp16":
         raise ConfigError(FP16_ON_CPU)
-    if not on_cpu and index_of_gpu(ranks) is None:
-        raise ConfigError(
-            f"{ranks.local_world_size} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
-            "start one process per GPU, or use device=cpu."
-        )
+    check_share(device, ranks, 0 if on_cpu else torch.cuda.device_count())
     return on_cpu
+
+
+def check_share(device: str, ranks: Ranks, count: int) -> None:
+    """Check that each process has a GPU of its own, or may share one.
+
+    Args:
+        device: The setting.
+        ranks: Of this launch.
+        count: GPUs that this process sees and uses; 0: the run is on the CPU.
+
+    Raises:
+        ConfigError: There are too few.
+    """
+    if device == "shared" and not count:
+        raise ConfigError(
+            "device=shared: torch sees no GPU here that processes could share, or the CPU was asked for "
+            "(ACCELERATE_USE_CPU). Use device=auto, or device=cpu."
+        )
+    few = gpus.index_of_rank(count, ranks.local_rank, ranks.local_world_size) is None
+    if device != "shared" and count and few:
+        raise ConfigError(
+            f"{ranks.local_world_size} processes on this machine, which has {count} GPUs: start one process per GPU, "
+            "use device=cpu, or, to try several processes on a GPU, device=shared."
+        )
 
 
 def index_of_gpu(ranks: Ranks) -> int | None:
@@ -197,13 +217,24 @@ def index_of_gpu(ranks: Ranks) -> int | None:
     return gpus.index_of_rank(torch.cuda.device_count(), ranks.local_rank, ranks.local_world_size)
 
 
-def compare_devices(ranks: Ranks, on_cpu: bool, timeout: float) -> None:
+def gpu_of(ranks: Ranks, count: int) -> int:
+    """The number of the GPU that a process takes: its own, or with device=shared the next in turn.
+
+    Args:
+        ranks: Of this launch.
+        count: GPUs that this process sees, at least 1; 1 also where each process is shown another one.
+    """
+    return ranks.local_rank % count
+
+
+def compare_devices(device: str, ranks: Ranks, on_cpu: bool, timeout: float) -> None:
     """Check that all ranks are on devices of one kind, and each on its own, before they meet in a collective.
 
     A rank that sees one GPU where its machine has several ranks cannot tell whether that is also the others': NCCL
     would hang or fail on one that two ranks share.
 
     Args:
+        device: The setting; `shared` lets them share.
         ranks: What find_ranks found.
         on_cpu: What choose_device chose.
         timeout: Seconds to wait for every rank.
@@ -214,7 +245,7 @@ def compare_devices(ranks: Ranks, on_cpu: bool, timeout: float) -> None:
     import torch
 
     fact: dict[str, str | None] = {"host": socket.gethostname(), "kind": "cpu" if on_cpu else "gpu", "gpu": None}
-    if not on_cpu and torch.cuda.device_count() < ranks.local_world_size:
+    if not on_cpu and device != "shared" and torch.cuda.device_count() < ranks.local_world_size:
         fact["gpu"] = gpus.identity(0)
     judged_by_rank_0(fact, gpus.check_devices, ranks, timeout)
 
@@ -281,6 +312,7 @@ def start(
     deterministic: bool,
     strategy: Mapping[str, Any],
     float32_matmul_precision: str,
+    shared: bool = False,
 ) -> "Accelerator":
     """Bring up the devices and the process group.
 
@@ -293,6 +325,7 @@ def start(
         deterministic: Only kernels that give the same bits again.
         strategy: Settings of conf/strategy.
         float32_matmul_precision: highest, high or medium, as torch.set_float32_matmul_precision takes it.
+        shared: Whether several processes may have one GPU (device=shared): NCCL refuses that, gloo takes it.
 
     Raises:
         ConfigError: The ranks did not find each other as one group.
@@ -316,7 +349,10 @@ def start(
     for name, value in NO_ABORT.items():
         os.environ.setdefault(name, value)
     longer = timedelta(seconds=timeout + LONGER)
-    group = InitProcessGroupKwargs(timeout=longer)
+    backend = "gloo" if on_cpu or shared else "nccl"
+    # Accelerate finds its own where none is given, and expects a group of several where one is.
+    given = {"backend": backend} if ranks.world_size > 1 else {}
+    group = InitProcessGroupKwargs(**given, timeout=longer)
     if ranks.world_size == 1:
         for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
             if name not in ("RANK", "WORLD_SIZE") or not os.environ.get(name):
@@ -332,8 +368,7 @@ def start(
         store = dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait)
         own = own_part("start", store)
         if not on_cpu:
-            torch.cuda.set_device(index_of_gpu(ranks))
-        backend = "gloo" if on_cpu else "nccl"
+            torch.cuda.set_device(gpu_of(ranks, torch.cuda.device_count()))
         dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.world_size, timeout=longer)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp, group])
     if accelerator.num_processes != ranks.world_size:

@@ -44,7 +44,7 @@ def evaluate(settings: dict[str, Any]) -> int:
         config.check_file(output, "output")
     ranks = distributed.join()
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
-    distributed.compare_devices(ranks, on_cpu, settings["timeout"])
+    distributed.compare_devices(settings["device"], ranks, on_cpu, settings["timeout"])
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 
     from launcher import engine, losses, tryout
@@ -80,6 +80,7 @@ def evaluate(settings: dict[str, Any]) -> int:
         True,
         run["strategy"],
         run["float32_matmul_precision"],
+        settings["device"] == "shared",
     )
     watch = Watch(ranks, settings["timeout"]) if ranks.world_size > 1 else None
     model.to(accelerator.device)

@@ -253,7 +253,7 @@ def check_devices(devices: Sequence[Mapping[str, str | None]]) -> None:
         if gpu in owners:
             raise ConfigError(
                 f"ranks {owners[gpu]} and {rank} have the same GPU of {device['host']} ({gpu}): start one process per "
-                "GPU, or use device=cpu."
+                "GPU, use device=cpu, or, to try several processes on a GPU, device=shared."
             )
         owners[gpu] = rank
 

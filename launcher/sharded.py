@@ -173,6 +173,22 @@ class Sharded(Carried):
             self.model.set_requires_gradient_sync(True)
 
 
+def mesh_of_all(device_type: str) -> "DeviceMesh":
+    """All ranks as a mesh of one dimension, over the process group that there is.
+
+    torch's init_device_mesh makes another group beside one of gloo wherever torch sees a GPU, in older releases one of
+    NCCL ("mesh_default" in torch/distributed/device_mesh.py), which refuses ranks that share a GPU.
+
+    Args:
+        device_type: Where the parameters are: cpu or cuda.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+
+    group = dist.group.WORLD
+    assert group is not None
+    return DeviceMesh.from_group(group, device_type)
+
+
 class ShardedTrainer(Trainer):
     """Updates of a model of which every rank has a part.
 
@@ -189,9 +205,7 @@ class ShardedTrainer(Trainer):
         super().__init__(*arguments)
 
     def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
-        from torch.distributed.device_mesh import init_device_mesh
-
-        mesh = init_device_mesh(self.device.type, (self.ranks.world_size,))
+        mesh = mesh_of_all(self.device.type)
         optimizer, trained = self.optimizer, [parameter.requires_grad for parameter in model.parameters()]
         # By number meanwhile: whoever holds a whole parameter keeps it in memory.
         number = {parameter: i for i, parameter in enumerate(model.parameters())}
@@ -234,7 +248,7 @@ class ShardedTrainer(Trainer):
             fully_shard(model, mesh=mesh)
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"strategy=fsdp: {error}") from error
-        if self.device.type == "cpu":
+        if dist.get_backend() == "gloo":
             for module in model.modules():
                 if isinstance(module, FSDPModule):
                     module.set_force_sum_reduction_for_comms(True)  # gloo does not average

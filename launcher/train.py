@@ -61,7 +61,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     # 1. Which rank am I, and on what kind of device
     ranks = distributed.join()
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
-    distributed.compare_devices(ranks, on_cpu, settings.timeout)
+    distributed.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
 
     messages = logs.Log(composed, ranks.rank)
 
@@ -91,7 +91,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     threads = distributed.choose_threads(settings.threads, ranks, useful)
     accelerator = distributed.start(
         ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
-        settings.strategy, settings.float32_matmul_precision,
+        settings.strategy, settings.float32_matmul_precision, settings.device == "shared",
     )  # fmt: skip
     device = accelerator.device
     data.move_to(device)

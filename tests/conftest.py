@@ -9,6 +9,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = os.pathsep.join(  # for the parent of the tests' processes, which imports from here
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+import gpus
+
+gpus.hide()  # from tests that are not for them, before torch is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # the tests' own arithmetic is small, and runs beside processes they start
 for number in (
     signal.SIGINT,
@@ -20,6 +23,11 @@ for variable in [*os.environ]:
     if variable.startswith("WANDB_") or variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         del os.environ[variable]
 
+from gpus import (  # noqa: E402, F401
+    pytest_configure,
+    pytest_runtest_protocol,
+    pytest_runtest_setup,
+)
 from slurm_cluster import slurm  # noqa: E402, F401
 
 

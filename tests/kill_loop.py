@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import gpus
 import torch
 from processes import summary, train
 from safetensors.torch import load_file
@@ -75,13 +76,14 @@ def newest(directory):
     return max((directory / "run/checkpoints").glob("step_*"))
 
 
-def _flat(tree, prefix=""):
+def flat(tree, prefix=""):
+    """Every leaf of nested mappings and lists, with where it stands."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from _flat(value, f"{prefix}{key}/")
+            yield from flat(value, f"{prefix}{key}/")
     elif isinstance(tree, list | tuple):
         for i, value in enumerate(tree):
-            yield from _flat(value, f"{prefix}{i}/")
+            yield from flat(value, f"{prefix}{i}/")
     else:
         yield prefix, tree
 
@@ -92,7 +94,7 @@ def same_bits(one, other):
     assert (one / "run/metrics.jsonl").read_text() == (other / "run/metrics.jsonl").read_text()
     first, second = (load_file(newest(d) / "model.safetensors") for d in (one, other))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    first, second = (dict(_flat(torch.load(newest(d) / "state.pt", weights_only=True))) for d in (one, other))
+    first, second = (dict(flat(torch.load(newest(d) / "state.pt", weights_only=True))) for d in (one, other))
     assert first.keys() == second.keys()
     for name, value in first.items():
         equal = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
@@ -192,6 +194,7 @@ def main():
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     chosen = parser.parse_args()
+    gpus.hide()  # more ranks than most machines have GPUs
     print(f"seed {chosen.seed}")
     choose = random.Random(chosen.seed)
     work = Path(tempfile.mkdtemp())

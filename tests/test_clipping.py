@@ -72,7 +72,6 @@ def test_neither_is_a_look_at_the_device(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_neither_waits_for_a_gpu():
     trainer, batches = _loop("cuda", clip_grad_value=0.02, log_grad_norm=True)
     _steps(trainer, batches, 3)

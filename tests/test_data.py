@@ -715,7 +715,6 @@ def test_a_part_that_does_not_tell_its_labels_has_no_counts():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_data_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(monkeypatch):
     from launcher.batch import plan_batch
     from launcher.data import Data, TensorPart

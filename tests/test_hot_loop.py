@@ -95,7 +95,6 @@ def test_between_log_boundaries_nothing_is_read_and_nothing_sent_but_gradients(w
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_never_waited_for_between_log_boundaries():
     trainer, batches = _loop("cuda")
     _steps(trainer, batches, 3)

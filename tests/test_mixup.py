@@ -284,7 +284,6 @@ def test_exact_across_devices(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_nothing_is_waited_for():
     device = torch.device("cuda", 0)
     images, labels = pictures(37)

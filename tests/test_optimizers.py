@@ -252,7 +252,6 @@ def test_fused_where_torch_has_it_unless_told_otherwise():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", PARAMETRIZED)
 def test_model_may_move_after_the_optimizer_is_built(name):
     before, after = net(), net().cuda()

@@ -177,7 +177,6 @@ def test_stopped_in_the_last_step_before_its_evaluation(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "no"])
 def test_on_a_gpu_a_stopped_run_ends_with_the_same_bits(precision, tmp_path):
     """Dropout, augmentation, accumulation, moving average and, in half precision, the gradient scaler."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_loop import OWN, RUN, _flat, newest, place, same_bits
+from kill_loop import OWN, RUN, flat, newest, place, same_bits
 from processes import rows, start, summary, train
 from safetensors.torch import load_file
 from torch import nn
@@ -71,7 +71,7 @@ def test_losses_figures_and_checkpoints_are_those_of_ddp(world, whole, sharded):
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
-    one, other = (dict(_flat(torch.load(newest(d[world]) / "state.pt"))) for d in (sharded, whole))
+    one, other = (dict(flat(torch.load(newest(d[world]) / "state.pt"))) for d in (sharded, whole))
     assert one.keys() == other.keys()
     for name in one:
         if isinstance(one[name], torch.Tensor):

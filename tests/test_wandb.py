@@ -121,7 +121,6 @@ def test_what_is_not_finite_or_not_there_has_no_place_in_a_histogram():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_on_a_gpu_they_are_those_of_the_cpu(dtype):
     named = {str(n): torch.randn(n).to(dtype) for n in (1, 50, 10_000)}
