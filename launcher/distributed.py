@@ -4,7 +4,8 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +38,10 @@ ALONE = {
 }  # what these say of a process without others
 # Accelerate reads these, too, and would wait for processes that nobody has started.
 OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+# With these cuBLAS gives the same bits again: torch refuses its products with any other (aten/src/ATen/Context.cpp,
+# checkCuBLASConfigDeterministic). The first, of 32 MiB, is what torch takes on Hopper anyway.
+FIXED_WORKSPACES = (":4096:8", ":16:8")
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,52 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
     return on_cpu
 
 
+def choose_workspace(environment: MutableMapping[str, str], deterministic: bool, on_cpu: bool) -> None:
+    """Fix the workspace of cuBLAS, which it reads when CUDA starts, where the same bits are asked for.
+
+    Args:
+        environment: Of the process; changed.
+        deterministic: The setting.
+        on_cpu: What choose_device chose: no product of a CPU's looks at it.
+
+    Raises:
+        ConfigError: The environment asks for a workspace with which the bits may change.
+    """
+    if deterministic and environment.setdefault(WORKSPACE, FIXED_WORKSPACES[0]) not in FIXED_WORKSPACES and not on_cpu:
+        raise ConfigError(
+            f"{WORKSPACE}={environment[WORKSPACE]} in the environment: with deterministic=true it must be "
+            f"{' or '.join(FIXED_WORKSPACES)}. Unset it, or say deterministic=false."
+        )
+
+
+def choose_numerics(deterministic: bool, float32_matmul_precision: str) -> None:
+    """Choose among torch's kernels, for the rest of the process.
+
+    Args:
+        deterministic: Only kernels that give the same bits again; torch raises where an operation has none on its
+            device (errors.explained_kernels). Attention and embeddings have them: cuDNN's attention is left out, the
+            backwards of flash and memory-efficient attention and of nn.Embedding take another way
+            (transformers/cuda/sdp_utils.cpp, check_cudnn_deterministic; attention_backward.cu). With warn_only the
+            attention would stay as it is.
+        float32_matmul_precision: highest, high or medium, as torch.set_float32_matmul_precision takes it; anything but
+            highest lets convolutions and recurrent layers use TF32 too, which torch would by itself.
+    """
+    import torch
+
+    # The same as use_deterministic_algorithms(), which imports torch's compiler (1.2 s) to set an option of it. A run
+    # that compiles its model asks for that: Trainer.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
+    # Else each torch.empty is filled with NaN: a kernel more for each on a GPU, and no bit differs by it, but for code
+    # that reads what nobody wrote. A step on a CPU took 1.00 to 1.01 times as long with it (mlp, cnn, transformer).
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    with warnings.catch_warnings():  # torch 2.9 told of newer names, which are refused where anyone reads the older
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
+        torch.set_float32_matmul_precision(float32_matmul_precision)
+        torch.backends.cudnn.allow_tf32 = float32_matmul_precision != "highest"
+
+
 def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | None] = lambda: None) -> int:
     """CPU threads of this process: a number, or what `auto` means here.
 
@@ -250,13 +301,15 @@ def start(
         mixed_precision: no, bf16 or fp16.
         threads: CPU threads of this process; auto shares the machine's cores among its processes.
         timeout: Seconds until a collective with a silent rank fails.
-        deterministic: Only kernels that give the same bits again.
+        deterministic: As for choose_numerics.
         strategy: Settings of conf/strategy.
-        float32_matmul_precision: highest, high or medium, as torch.set_float32_matmul_precision takes it.
+        float32_matmul_precision: As for choose_numerics.
 
     Raises:
-        ConfigError: The ranks did not find each other as one group.
+        ConfigError: The ranks did not find each other as one group, or as choose_workspace does.
     """
+    choose_workspace(os.environ, deterministic, on_cpu)
+
     import torch
     import torch.distributed as dist
     from accelerate import Accelerator
@@ -273,6 +326,9 @@ def start(
     if strategy.get("name") == "fsdp":  # launcher/sharded.py reads its options
         arguments = {}
     ddp = DistributedDataParallelKwargs(comm_hook=hook, **arguments)
+    # Before the group is made: that of NCCL then does without NVLS, which adds up in an order that changes (the
+    # constructor in ProcessGroupNCCL.cpp).
+    choose_numerics(deterministic, float32_matmul_precision)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     if ranks.world_size == 1:
         for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
@@ -302,9 +358,6 @@ def start(
         accelerator.state.device = torch.device("cpu")
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(count)
-    torch.set_float32_matmul_precision(float32_matmul_precision)
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.deterministic = deterministic
     return accelerator
 
 

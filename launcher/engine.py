@@ -23,7 +23,7 @@ from launcher.clock import flops_per_sample, peak_flops
 from launcher.data import Data, DatasetPart, TensorPart, first_infinite
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.divergence import Diverged, Rollbacks
-from launcher.errors import BrokenFile, ConfigError, Explained
+from launcher.errors import BrokenFile, ConfigError, Explained, explained_kernels
 from launcher.keys import MODEL, derive
 from launcher.losses import PerSample
 from launcher.metrics import ClassificationSums, make_metrics, update_metrics
@@ -149,6 +149,8 @@ class Trainer:
             p for p, q in zip(self.measured.parameters(), model.parameters(), strict=True) if q.requires_grad
         ]
         self._wrapped = False
+        if compiled:  # distributed.choose_numerics has left out what this tells the compiler beside
+            torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         self._carried: nn.Parameter | None = None
         self._rounded = False  # whether what rides on the gradients travels in half precision, as they do
         self.forward = self._wrap(torch.compile(model) if compiled else model, accelerator)
@@ -432,13 +434,15 @@ class Trainer:
 
 @contextmanager
 def advice(plan: BatchPlan, trainer: Trainer) -> Iterator[None]:
-    """Say what to do about an error of the device's memory, or of DDP's.
+    """Say what to do about an error of the device's memory, of DDP's, or of kernels that are not deterministic.
 
     Raises:
-        Explained: DDP waits for the gradients of parameters that a step did not use, or used twice.
+        Explained: DDP waits for the gradients of parameters that a step did not use, or used twice; or an operation
+            has no deterministic kernel.
     """
     try:
-        yield
+        with explained_kernels():
+            yield
     except torch.OutOfMemoryError as error:
         size = max(1, plan.micro_size // 2)
         error.add_note(f"Out of memory: use batch.max_per_device={size}, or auto. The result stays the same.")

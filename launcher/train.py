@@ -19,6 +19,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import check, config, distributed, logs, run_directory
 from launcher.config import Composed
+from launcher.errors import explained_kernels
 from launcher.watch import Watch, finish, guarded
 
 log = logging.getLogger("launcher")
@@ -61,6 +62,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     # 1. Which rank am I, and on what kind of device
     ranks = distributed.join()
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
+    distributed.choose_workspace(os.environ, settings.deterministic, on_cpu)
 
     messages = logs.Log(composed, ranks.rank)
 
@@ -134,7 +136,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         progress = checkpoint.Progress(**saved[1]["progress"])
     if settings.batch.max_per_device == "auto":
         if progress.max_per_device is None:
-            progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
+            with explained_kernels():
+                progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
         plan = plan.capped(progress.max_per_device)
     log.info("batch      %s", plan)
     trainer = sharded.choose_trainer(parts.sharding, parts.shards)(
@@ -202,7 +205,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     # 6. The end: everything saved; the test part is measured when the run is complete, by the last model and the best
     progress = loop.progress
-    tested = loop.test(partial(measure, data.test, settings.test_time_flip))
+    with engine.advice(plan, trainer):
+        tested = loop.test(partial(measure, data.test, settings.test_time_flip))
     predictions = None
     if tested and settings.wandb.tables:
         predictions = gallery.columns(
