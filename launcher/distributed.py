@@ -311,9 +311,8 @@ def start(
     choose_workspace(os.environ, deterministic, on_cpu)
 
     import torch
-    import torch.distributed as dist
     from accelerate import Accelerator
-    from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 
     # Accelerate reads these again and would follow a saved config against ours.
     os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
@@ -329,26 +328,17 @@ def start(
     # Before the group is made: that of NCCL then does without NVLS, which adds up in an order that changes (the
     # constructor in ProcessGroupNCCL.cpp).
     choose_numerics(deterministic, float32_matmul_precision)
-    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
-    if ranks.world_size == 1:
+    if ranks.world_size == 1:  # without LOCAL_RANK Accelerate makes no group, which nobody would leave
         for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
             if name not in ("RANK", "WORLD_SIZE") or not os.environ.get(name):
                 os.environ.pop(name, None)
     else:
         os.environ |= {"LOCAL_RANK": str(ranks.local_rank), "LOCAL_WORLD_SIZE": str(ranks.local_world_size)}
-        _until_rank_0_listens(ranks)
-    if ranks.world_size > 1 and agent_serves_store():
-        # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
-        # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
-        wait = timedelta(seconds=timeout)
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait)
-        own = own_part("start", store)
-        if not on_cpu:
-            torch.cuda.set_device(ranks.local_rank)
-        backend = "gloo" if on_cpu else "nccl"
-        dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.world_size, timeout=wait)
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp, group])
+        device = None if on_cpu else torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+        if device is not None:  # Accelerate will choose the same
+            torch.cuda.set_device(device)
+        join_group(ranks, "gloo" if on_cpu else "nccl", device, timeout)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp])
     if accelerator.num_processes != ranks.world_size:
         raise ConfigError(
             f"{ranks.world_size} processes were started, but each believes it is one of {accelerator.num_processes}. "
@@ -359,6 +349,32 @@ def start(
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(count)
     return accelerator
+
+
+def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeout: float) -> None:
+    """Make the ranks a process group, which Accelerate then takes up: its own call (1.15) passes no device on.
+
+    Args:
+        ranks: More than one.
+        backend: Of torch.distributed.
+        device: That this rank alone uses. NCCL connects at once then, and fails here where it cannot, in place of in
+            some first collective; and a barrier is not left to guess a device. None for a CPU.
+        timeout: Seconds.
+    """
+    import torch.distributed as dist
+
+    _until_rank_0_listens(ranks)
+    if dist.is_initialized():  # by a module of a person's own
+        return
+    wait, store = timedelta(seconds=timeout), None
+    if agent_serves_store():
+        # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
+        # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = own_part("start", dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait))
+    dist.init_process_group(
+        backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait, device_id=device
+    )
 
 
 def sum_over_ranks(tensors: list["torch.Tensor"], world_size: int) -> list["torch.Tensor"]:
