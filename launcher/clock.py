@@ -20,28 +20,39 @@ from launcher.stream import Batch, first_sample
 
 log = logging.getLogger("launcher")
 
-# Dense matrix products per second that makers state, in 1e12 FLOPs: (float32 as TF32 where there is one, half).
+# Dense matrix products per second that NVIDIA's data sheets state, in 1e12 FLOPs: (float32, as TF32, half). Where they
+# give what sparse ones reach (since Hopper), half of it. Of the forms with the most power, but where a name says other.
 PEAK = {
-    "B200": (1125, 2250),
-    "H200": (494.5, 989),
-    "H100 PCIe": (378, 756),
-    "H100": (494.5, 989),
-    "A100": (156, 312),
-    "L40S": (183, 362),
-    "L4": (60, 121),
-    "V100": (15.7, 125),
-    "T4": (8.1, 65),
+    "B200": (75, 1125, 2250),  # Blackwell Architecture Technical Brief, HGX B200
+    "H200": (67, 494.5, 989),  # H200 Tensor Core GPU data sheet, SXM
+    "H100 PCIe": (51, 378, 756),  # H100 Tensor Core GPU data sheet
+    "H100": (67, 494.5, 989),  # the same, SXM
+    "A100": (19.5, 156, 312),  # A100 Tensor Core GPU data sheet
+    "L40S": (91.6, 183, 362),  # L40S data sheet
+    "L4": (30.3, 60, 121),  # L4 Tensor Core GPU data sheet
+    "V100": (15.7, 15.7, 125),  # V100 data sheet, SXM2; it has no TF32
+    "T4": (8.1, 8.1, 65),  # T4 data sheet; it has no TF32
 }
 THREAD = 5e6  # operations of a matrix product below which one more thread does not help: docs/performance.md
 OUTLIER = 1.25  # a rank busy so many times as long as the median of all is named
 WATCHED = 2.0  # seconds of training until the ranks are compared: less says little
 
 
-def peak_flops(device_name: str, mixed_precision: str) -> float | None:
-    """Floating-point operations per second that a device can do at most; None where it is not known."""
-    for name, (single, half) in PEAK.items():
+def peak_flops(device_name: str, mixed_precision: str, float32_matmul_precision: str) -> float | None:
+    """Floating-point operations per second that a device can do at most, in the precision that a run computes in.
+
+    Args:
+        device_name: As CUDA gives it.
+        mixed_precision: no, bf16 or fp16.
+        float32_matmul_precision: highest, or another, with which float32 is computed as TF32.
+
+    Returns:
+        None where it is not known.
+    """
+    for name, (single, tf32, half) in PEAK.items():
         if all(word in device_name.replace("-", " ").split() for word in name.split()):
-            return 1e12 * (single if mixed_precision == "no" else half)
+            in_float32 = single if float32_matmul_precision == "highest" else tf32
+            return 1e12 * (in_float32 if mixed_precision == "no" else half)
     return None
 
 

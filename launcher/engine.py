@@ -278,11 +278,14 @@ class Trainer:
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    def operations(self, samples: Stream | ShardedStream) -> tuple[float | None, float | None]:
+    def operations(
+        self, samples: Stream | ShardedStream, float32_matmul_precision: str
+    ) -> tuple[float | None, float | None]:
         """Operations per sample, and the most that the device does per second; None where that is not known."""
         if self.device.type != "cuda":
             return None, None
-        peak = peak_flops(torch.cuda.get_device_name(self.device), self.accelerator.mixed_precision)
+        name = torch.cuda.get_device_name(self.device)
+        peak = peak_flops(name, self.accelerator.mixed_precision, float32_matmul_precision)
         if peak is None:
             return None, None
         micro = next(samples.batches(0, 1)).micros[0]

@@ -176,6 +176,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         )  # fmt: skip
 
     # 5. Train
+    operations = trainer.operations(samples, settings.float32_matmul_precision)
     loop = Loop(
         trainer=trainer,
         samples=samples,
@@ -191,7 +192,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         evaluate=lambda: measure(data.validation),
         rules=rules,
         max_rollbacks=settings.divergence.max_rollbacks if settings.divergence.action == "rollback" else 0,
-        clock=Clock(progress.step, device, ranks, trainer.forward, *trainer.operations(samples), data.tokens),
+        clock=Clock(progress.step, device, ranks, trainer.forward, *operations, data.tokens),
         stop=stop,
         watch=watch,
         profiler=Profiler(path / "trace.json") if settings.profile and ranks.rank == 0 else None,

@@ -10,7 +10,7 @@ from processes import rows, summary, train
 from torch import nn
 
 from launcher.batch import plan_batch
-from launcher.clock import Clock, flops_per_sample, peak_flops
+from launcher.clock import PEAK, Clock, flops_per_sample, peak_flops
 from launcher.distributed import find_ranks
 
 
@@ -32,19 +32,31 @@ def test_shares_of_a_run_that_came_back_for_its_evaluation_alone():
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "peak"),
+    ("name", "precision", "matmul", "peak"),
     [
-        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
-        ("NVIDIA H100 PCIe", "bf16", 756e12),
-        ("NVIDIA A100-SXM4-80GB", "no", 156e12),
-        ("NVIDIA L40S", "fp16", 362e12),
-        ("NVIDIA L4", "fp16", 121e12),
-        ("Tesla T4", "fp16", 65e12),
-        ("A card of tomorrow", "bf16", None),
+        ("NVIDIA H100 80GB HBM3", "bf16", "highest", 989e12),
+        ("NVIDIA H100 80GB HBM3", "no", "highest", 67e12),
+        ("NVIDIA H100 80GB HBM3", "no", "high", 494.5e12),
+        ("NVIDIA H100 PCIe", "bf16", "high", 756e12),
+        ("NVIDIA H100 PCIe", "no", "highest", 51e12),
+        ("NVIDIA A100-SXM4-80GB", "no", "highest", 19.5e12),
+        ("NVIDIA A100-SXM4-80GB", "no", "medium", 156e12),
+        ("NVIDIA L40S", "fp16", "highest", 362e12),
+        ("NVIDIA L4", "fp16", "highest", 121e12),
+        ("Tesla T4", "fp16", "highest", 65e12),
+        ("Tesla T4", "no", "high", 8.1e12),
+        ("A card of tomorrow", "bf16", "highest", None),
     ],
 )
-def test_peaks_by_the_names_that_cuda_gives(name, precision, peak):
-    assert peak_flops(name, precision) == peak
+def test_peaks_by_the_names_that_cuda_gives(name, precision, matmul, peak):
+    """TF32 counts where float32 is computed so: utilisation over a peak that a run cannot reach says nothing."""
+    assert peak_flops(name, precision, matmul) == peak
+
+
+def test_full_float32_is_the_least_that_a_device_reaches():
+    """And half precision twice TF32, where there is that: a figure with sparsity in it would show."""
+    for single, tf32, half in PEAK.values():
+        assert single <= tf32 < half and (single == tf32 or 1.95 < half / tf32 < 2.05)
 
 
 def test_utilisation_is_achieved_over_possible(monkeypatch):
