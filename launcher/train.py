@@ -215,7 +215,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             parts.outputs, settings.wandb.tables, plan.evaluation_size(data.tokens), accelerator,
         )  # fmt: skip
     status = "finished" if tested else "stopped"
-    reasons = distributed.at_rank_0(stop.reason, ranks.world_size, ranks.rank)  # one of them has heard the signal
+    # One of them has heard the signal, and one has taken most memory
+    told = distributed.at_rank_0((stop.reason, loop.clock.memory.mb()), ranks.world_size, ranks.rank) or []
     if directory is not None and keeper is not None:
         summary = {
             "status": status,
@@ -229,12 +230,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             "accumulation_steps": plan.accumulation_steps,
             "threads": torch.get_num_threads(),
             **({"reason": progress.ended} if progress.ended else {}),
-            **loop.clock.totals(progress.step, plan),
+            **loop.clock.totals(progress.step, plan, [memory for _, memory in told]),
             **provenance.summary(),
         }
         keeper.close(summary, progress, tested, data.class_names, predictions)
         if status == "stopped":
-            directory.stopped(progress.step, next(filter(None, reasons or ()), None), composed.overrides)
+            directory.stopped(progress.step, next((reason for reason, _ in told if reason), None), composed.overrides)
     finish(watch)
     if directory is not None and keeper is not None:  # what may take long: the other ranks have left
         keeper.show()
