@@ -635,7 +635,8 @@ class ExactTrainer(Trainer):
 
     def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
         """The sums are those of all shards already: rank 0 keeps them for all."""
-        weight = torch.tensor(float(batch.size), device=self.device) if weight_sum is None else weight_sum
+        # Not torch.tensor: it is made on the host, and the copy waits for the device.
+        weight = total.new_full((), batch.size) if weight_sum is None else weight_sum
         factor = float(self.ranks.rank == 0)
         self.window.steps.append(batch.step)
         self.window.losses.append(total * factor)
