@@ -1,10 +1,11 @@
 """Where the time of a run goes. Nothing measured here reaches the record."""
 
+import contextlib
 import logging
 import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,39 @@ from launcher.stream import Batch, first_sample
 
 log = logging.getLogger("launcher")
 
-# Dense matrix products per second that makers state, in 1e12 FLOPs: (float32 as TF32 where there is one, half).
+# Dense matrix products per second that NVIDIA's data sheets state, in 1e12 FLOPs: (float32, as TF32, half). Where they
+# give what sparse ones reach (since Hopper), half of it. Of the forms with the most power, but where a name says other.
 PEAK = {
-    "B200": (1125, 2250),
-    "H200": (494.5, 989),
-    "H100 PCIe": (378, 756),
-    "H100": (494.5, 989),
-    "A100": (156, 312),
-    "L40S": (183, 362),
-    "L4": (60, 121),
-    "V100": (15.7, 125),
-    "T4": (8.1, 65),
+    "B200": (75, 1125, 2250),  # Blackwell Architecture Technical Brief, HGX B200
+    "H200": (67, 494.5, 989),  # H200 Tensor Core GPU data sheet, SXM
+    "H100 PCIe": (51, 378, 756),  # H100 Tensor Core GPU data sheet
+    "H100": (67, 494.5, 989),  # the same, SXM
+    "A100": (19.5, 156, 312),  # A100 Tensor Core GPU data sheet
+    "L40S": (91.6, 183, 362),  # L40S data sheet
+    "L4": (30.3, 60, 121),  # L4 Tensor Core GPU data sheet
+    "V100": (15.7, 15.7, 125),  # V100 data sheet, SXM2; it has no TF32
+    "T4": (8.1, 8.1, 65),  # T4 data sheet; it has no TF32
 }
 THREAD = 5e6  # operations of a matrix product below which one more thread does not help: docs/performance.md
 OUTLIER = 1.25  # a rank busy so many times as long as the median of all is named
 WATCHED = 2.0  # seconds of training until the ranks are compared: less says little
 
 
-def peak_flops(device_name: str, mixed_precision: str) -> float | None:
-    """Floating-point operations per second that a device can do at most; None where it is not known."""
-    for name, (single, half) in PEAK.items():
+def peak_flops(device_name: str, mixed_precision: str, float32_matmul_precision: str) -> float | None:
+    """Floating-point operations per second that a device can do at most, in the precision that a run computes in.
+
+    Args:
+        device_name: As CUDA gives it.
+        mixed_precision: no, bf16 or fp16.
+        float32_matmul_precision: highest, or another, with which float32 is computed as TF32.
+
+    Returns:
+        None where it is not known.
+    """
+    for name, (single, tf32, half) in PEAK.items():
         if all(word in device_name.replace("-", " ").split() for word in name.split()):
-            return 1e12 * (single if mixed_precision == "no" else half)
+            in_float32 = single if float32_matmul_precision == "highest" else tf32
+            return 1e12 * (in_float32 if mixed_precision == "no" else half)
     return None
 
 
@@ -101,8 +113,36 @@ def useful_threads(model: nn.Module, part: TensorPart | DatasetPart, samples: in
     return max(1, int(counter.get_total_flops() / max(matrices, 1) / THREAD)) if counter.get_total_flops() else None
 
 
+class PeakMemory:
+    """The most memory that this process has taken since this was made.
+
+    A GPU tells what its allocator has given out, a CPU what of the process is resident: no one figure is for both.
+
+    Args:
+        device: The one that the process computes on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # sets VmHWM to what is resident now; elsewhere than on Linux it counts from the start
+
+    def mb(self) -> float:
+        """The peak so far, in MB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        try:
+            with open("/proc/self/status") as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) / 1024
+        except (OSError, StopIteration):
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 class Clock:
-    """Rates, and the seconds that a run spends on what.
+    """Rates, the seconds that a run spends on what, and its memory, all counted from when this is made.
 
     Args:
         step: Updates done before this process.
@@ -124,7 +164,7 @@ class Clock:
         peak: float | None = None,
         tokens: int | None = None,
     ) -> None:
-        self.tokens = tokens
+        self.tokens, self.memory = tokens, PeakMemory(device)
         self.device, self.ranks, self.flops, self.peak = device, ranks, flops, peak
         self.ddp = forward if isinstance(forward, DistributedDataParallel) else None
         self._first_step = self._row_step = step
@@ -172,22 +212,28 @@ class Clock:
         spent = {name: total - self._row_spent[name] for name, total in self._spent.items()}
         training = max(now - self._row_begun - spent["evaluating"] - spent["saving"], 1e-9)
         rate = steps / training
+        slowest, memory = self._compare(busy, training)
         row: dict[str, float] = {
             "step": step,
             "time": time.time(),
             **(self._rates(rate, plan) if steps else {}),  # none where a run goes on with an evaluation put off
             **spent,
             "computing": max(0.0, training - spent["data_wait"] - spent["communication"]),
-            "memory_mb": self.memory_mb(),
+            "memory_mb": memory,
         }
-        slowest = self._slowest(busy, training)
         if slowest is not None:
             row["slowest_rank"] = slowest
         self._row_begun, self._row_step, self._row_spent = now, step, dict(self._spent)
         return row
 
-    def totals(self, step: int, plan: BatchPlan) -> dict[str, Any]:
-        """The rates of the whole loop and the share of time that each part of it took, for the summary."""
+    def totals(self, step: int, plan: BatchPlan, memory_mb: Iterable[float]) -> dict[str, Any]:
+        """The rates of the whole loop and the share of time that each part of it took, for the summary.
+
+        Args:
+            step: Updates done.
+            plan: How batches are cut.
+            memory_mb: Peak memory of each rank.
+        """
         now = time.perf_counter()
         whole = max(now - (self._begun or self._made), 1e-9)
         training = max(whole - self._spent["evaluating"] - self._spent["saving"], 1e-9)
@@ -197,7 +243,7 @@ class Clock:
             "training_seconds": training,
             **{f"{name}_seconds": seconds for name, seconds in self._spent.items()},
             "time_shares": {"computing": max(0.0, 1 - sum(shares.values())), **shares},
-            "peak_memory_mb": self.memory_mb(),
+            "peak_memory_mb": max(memory_mb),
         }
 
     def _rates(self, steps_per_second: float, plan: BatchPlan) -> dict[str, float]:
@@ -209,40 +255,37 @@ class Clock:
             rates["mfu"] = samples * self.flops / (self.peak * self.ranks.world_size)
         return rates
 
-    def _slowest(self, busy: float, seconds: float) -> int | None:
-        """The rank that the others wait for, if there is one; named in the log when it is another than before.
+    def _compare(self, busy: float, seconds: float) -> tuple[int | None, float]:
+        """The rank that the others wait for, if there is one, and the peak memory in MB of the one that has most.
 
-        A rank counts as busy while it waits for data and computes, not while it waits for the gradients of others.
+        A rank counts as busy while it waits for data and computes, not while it waits for the gradients of others. It
+        is named in the log when it is another than before.
         """
         if self.ranks.world_size == 1:
-            return None
+            return None, self.memory.mb()
         import torch.distributed as dist
 
-        mine = torch.tensor([busy, seconds], dtype=torch.float64, device=self.device)
+        mine = torch.tensor([busy, seconds, self.memory.mb()], dtype=torch.float64, device=self.device)
         every = [torch.empty_like(mine) for _ in range(self.ranks.world_size)]
         dist.all_gather(every, mine)
-        self._watched += torch.stack(every).cpu()
+        found = torch.stack(every).cpu()
+        memory = found[:, 2].max().item()
+        self._watched += found[:, :2]
         times, (seconds, *_) = self._watched.T.tolist()
         if seconds < WATCHED:
-            return None
+            return None, memory
         self._watched.zero_()
         slowest = max(range(len(times)), key=times.__getitem__)
         others = statistics.median(times[:slowest] + times[slowest + 1 :])
         if times[slowest] < OUTLIER * others or times[slowest] - others < 0.1 * seconds:
-            return None
+            return None, memory
         if slowest != self._named and self.ranks.rank == 0:
             log.warning(
                 "rank %d is slow: busy for %.2f of the last %.2f s, the others for %.2f s",
                 slowest, times[slowest], seconds, others,
             )  # fmt: skip
         self._named = slowest
-        return slowest
-
-    def memory_mb(self) -> float:
-        """Peak memory in MB: the device's, or on a CPU the process's resident set."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return slowest, memory
 
 
 class Profiler:

@@ -4,7 +4,8 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +49,10 @@ ALONE = {
 }  # what these say of a process without others
 # Accelerate reads these, too, and would wait for processes that nobody has started.
 OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+# With these cuBLAS gives the same bits again: torch refuses its products with any other (aten/src/ATen/Context.cpp,
+# checkCuBLASConfigDeterministic). The first, of 32 MiB, is what torch takes on Hopper anyway.
+FIXED_WORKSPACES = (":4096:8", ":16:8")
 
 
 @dataclass(frozen=True)
@@ -250,6 +255,52 @@ def compare_devices(device: str, ranks: Ranks, on_cpu: bool, timeout: float) -> 
     judged_by_rank_0(fact, gpus.check_devices, ranks, timeout)
 
 
+def choose_workspace(environment: MutableMapping[str, str], deterministic: bool, on_cpu: bool) -> None:
+    """Fix the workspace of cuBLAS, which it reads when CUDA starts, where the same bits are asked for.
+
+    Args:
+        environment: Of the process; changed.
+        deterministic: The setting.
+        on_cpu: What choose_device chose: no product of a CPU's looks at it.
+
+    Raises:
+        ConfigError: The environment asks for a workspace with which the bits may change.
+    """
+    if deterministic and environment.setdefault(WORKSPACE, FIXED_WORKSPACES[0]) not in FIXED_WORKSPACES and not on_cpu:
+        raise ConfigError(
+            f"{WORKSPACE}={environment[WORKSPACE]} in the environment: with deterministic=true it must be "
+            f"{' or '.join(FIXED_WORKSPACES)}. Unset it, or say deterministic=false."
+        )
+
+
+def choose_numerics(deterministic: bool, float32_matmul_precision: str) -> None:
+    """Choose among torch's kernels, for the rest of the process.
+
+    Args:
+        deterministic: Only kernels that give the same bits again; torch raises where an operation has none on its
+            device (errors.explained_kernels). Attention and embeddings have them: cuDNN's attention is left out, the
+            backwards of flash and memory-efficient attention and of nn.Embedding take another way
+            (transformers/cuda/sdp_utils.cpp, check_cudnn_deterministic; attention_backward.cu). With warn_only the
+            attention would stay as it is.
+        float32_matmul_precision: highest, high or medium, as torch.set_float32_matmul_precision takes it; anything but
+            highest lets convolutions and recurrent layers use TF32 too, which torch would by itself.
+    """
+    import torch
+
+    # The same as use_deterministic_algorithms(), which imports torch's compiler (1.2 s) to set an option of it. A run
+    # that compiles its model asks for that: Trainer.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
+    # Else each torch.empty is filled with NaN: a kernel more for each on a GPU, and no bit differs by it, but for code
+    # that reads what nobody wrote. A step on a CPU took 1.00 to 1.01 times as long with it (mlp, cnn, transformer).
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    with warnings.catch_warnings():  # torch 2.9 told of newer names, which are refused where anyone reads the older
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
+        torch.set_float32_matmul_precision(float32_matmul_precision)
+        torch.backends.cudnn.allow_tf32 = float32_matmul_precision != "highest"
+
+
 def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | None] = lambda: None) -> int:
     """CPU threads of this process: a number, or what `auto` means here.
 
@@ -322,18 +373,19 @@ def start(
         mixed_precision: no, bf16 or fp16.
         threads: CPU threads of this process; auto shares the machine's cores among its processes.
         timeout: Seconds until a rank counts as hung (launcher/watch.py); a collective fails an hour later.
-        deterministic: Only kernels that give the same bits again.
+        deterministic: As for choose_numerics.
         strategy: Settings of conf/strategy.
-        float32_matmul_precision: highest, high or medium, as torch.set_float32_matmul_precision takes it.
+        float32_matmul_precision: As for choose_numerics.
         shared: Whether several processes may have one GPU (device=shared): NCCL refuses that, gloo takes it.
 
     Raises:
-        ConfigError: The ranks did not find each other as one group.
+        ConfigError: The ranks did not find each other as one group, or as choose_workspace does.
     """
+    choose_workspace(os.environ, deterministic, on_cpu)
+
     import torch
-    import torch.distributed as dist
     from accelerate import Accelerator
-    from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 
     # Accelerate reads these again and would follow a saved config against ours.
     os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
@@ -348,29 +400,20 @@ def start(
     ddp = DistributedDataParallelKwargs(comm_hook=hook, **arguments)
     for name, value in NO_ABORT.items():
         os.environ.setdefault(name, value)
-    longer = timedelta(seconds=timeout + LONGER)
-    backend = "gloo" if on_cpu or shared else "nccl"
-    # Accelerate finds its own where none is given, and expects a group of several where one is.
-    given = {"backend": backend} if ranks.world_size > 1 else {}
-    group = InitProcessGroupKwargs(**given, timeout=longer)
-    if ranks.world_size == 1:
+    # Before the group is made: that of NCCL then does without NVLS, which adds up in an order that changes (the
+    # constructor in ProcessGroupNCCL.cpp).
+    choose_numerics(deterministic, float32_matmul_precision)
+    if ranks.world_size == 1:  # without LOCAL_RANK Accelerate makes no group, which nobody would leave
         for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
             if name not in ("RANK", "WORLD_SIZE") or not os.environ.get(name):
                 os.environ.pop(name, None)
     else:
         os.environ |= {"LOCAL_RANK": str(ranks.local_rank), "LOCAL_WORLD_SIZE": str(ranks.local_world_size)}
-        _until_rank_0_listens(ranks)
-    if ranks.world_size > 1 and agent_serves_store():
-        # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
-        # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
-        wait = timedelta(seconds=timeout)
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait)
-        own = own_part("start", store)
-        if not on_cpu:
-            torch.cuda.set_device(gpu_of(ranks, torch.cuda.device_count()))
-        dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.world_size, timeout=longer)
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp, group])
+        device = None if on_cpu else torch.device("cuda", gpu_of(ranks, torch.cuda.device_count()))
+        if device is not None:  # Accelerate will choose the same
+            torch.cuda.set_device(device)
+        join_group(ranks, "gloo" if on_cpu or shared else "nccl", device, timeout)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp])
     if accelerator.num_processes != ranks.world_size:
         raise ConfigError(
             f"{ranks.world_size} processes were started, but each believes it is one of {accelerator.num_processes}. "
@@ -381,9 +424,6 @@ def start(
     take_own_index(accelerator)
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(count)
-    torch.set_float32_matmul_precision(float32_matmul_precision)
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.deterministic = deterministic
     return accelerator
 
 
@@ -395,6 +435,34 @@ def take_own_index(accelerator: "Accelerator") -> None:
     """
     if accelerator.device.index is not None:
         accelerator.state.local_process_index = accelerator.device.index
+
+
+def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeout: float) -> None:
+    """Make the ranks a process group, which Accelerate then takes up: its own call (1.15) passes no device on.
+
+    Args:
+        ranks: More than one.
+        backend: Of torch.distributed.
+        device: That this rank uses; None for a CPU. NCCL connects at once where it is told one, and fails here where it
+            cannot, in place of in some first collective; and a barrier is not left to guess a device.
+        timeout: Seconds in which they meet; a collective of theirs fails an hour later.
+    """
+    import torch.distributed as dist
+
+    _until_rank_0_listens(ranks)
+    if dist.is_initialized():  # by a module of a person's own
+        return
+    wait, store = timedelta(seconds=timeout), None
+    if agent_serves_store():
+        # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
+        # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = own_part("start", dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait))
+    alone = device if backend == "nccl" else None
+    longer = timedelta(seconds=timeout + LONGER)
+    dist.init_process_group(
+        backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=longer, device_id=alone
+    )
 
 
 def sum_over_ranks(tensors: list["torch.Tensor"], world_size: int) -> list["torch.Tensor"]:

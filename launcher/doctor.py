@@ -259,8 +259,9 @@ def all_reduce(store: Any, ranks: Ranks, on_cpu: bool, timeout: float) -> dict[s
     if not on_cpu:
         torch.cuda.set_device(device)
     dist.init_process_group(
-        backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=timedelta(seconds=timeout)
-    )
+        backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=timedelta(seconds=timeout),
+        device_id=None if on_cpu else device,
+    )  # fmt: skip
 
     def timed(tensor: torch.Tensor) -> float:
         dist.barrier()

@@ -23,7 +23,7 @@ from launcher.clock import flops_per_sample, peak_flops
 from launcher.data import Data, DatasetPart, TensorPart, first_infinite
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.divergence import Diverged, Rollbacks
-from launcher.errors import BrokenFile, ConfigError, Explained
+from launcher.errors import BrokenFile, ConfigError, Explained, explained_kernels
 from launcher.keys import MODEL, derive
 from launcher.losses import PerSample
 from launcher.metrics import ClassificationSums, make_metrics, update_metrics
@@ -153,6 +153,8 @@ class Trainer:
             p for p, q in zip(self.measured.parameters(), model.parameters(), strict=True) if q.requires_grad
         ]
         self._wrapped = False
+        if compiled:  # distributed.choose_numerics has left out what this tells the compiler beside
+            torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         self._carried: nn.Parameter | None = None
         self._rounded = False  # whether what rides on the gradients travels in half precision, as they do
         self.forward = self._wrap(torch.compile(model) if compiled else model, accelerator)
@@ -282,11 +284,14 @@ class Trainer:
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    def operations(self, samples: Stream | ShardedStream) -> tuple[float | None, float | None]:
+    def operations(
+        self, samples: Stream | ShardedStream, float32_matmul_precision: str
+    ) -> tuple[float | None, float | None]:
         """Operations per sample, and the most that the device does per second; None where that is not known."""
         if self.device.type != "cuda":
             return None, None
-        peak = peak_flops(torch.cuda.get_device_name(self.device), self.accelerator.mixed_precision)
+        name = torch.cuda.get_device_name(self.device)
+        peak = peak_flops(name, self.accelerator.mixed_precision, float32_matmul_precision)
         if peak is None:
             return None, None
         micro = next(samples.batches(0, 1)).micros[0]
@@ -430,13 +435,15 @@ class Trainer:
 
 @contextmanager
 def advice(plan: BatchPlan, trainer: Trainer) -> Iterator[None]:
-    """Say what to do about an error of the device's memory, or of DDP's.
+    """Say what to do about an error of the device's memory, of DDP's, or of kernels that are not deterministic.
 
     Raises:
-        Explained: DDP waits for the gradients of parameters that a step did not use, or used twice.
+        Explained: DDP waits for the gradients of parameters that a step did not use, or used twice; or an operation
+            has no deterministic kernel.
     """
     try:
-        yield
+        with explained_kernels():
+            yield
     except torch.OutOfMemoryError as error:
         size = max(1, plan.micro_size // 2)
         error.add_note(f"Out of memory: use batch.max_per_device={size}, or auto. The result stays the same.")
@@ -627,7 +634,8 @@ class ExactTrainer(Trainer):
 
     def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
         """The sums are those of all shards already: rank 0 keeps them for all."""
-        weight = torch.tensor(float(batch.size), device=self.device) if weight_sum is None else weight_sum
+        # Not torch.tensor: it is made on the host, and the copy waits for the device.
+        weight = total.new_full((), batch.size) if weight_sum is None else weight_sum
         factor = float(self.ranks.rank == 0)
         self.window.steps.append(batch.step)
         self.window.losses.append(total * factor)

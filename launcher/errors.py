@@ -1,5 +1,9 @@
 """The exceptions for what a user can put right."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BrokenFile(ValueError):
     """A file among a user's data cannot be read, which shows when its turn comes.
@@ -27,3 +31,30 @@ class ConfigError(ValueError):
     Args:
         message: Names the setting, says what is wrong with it and what would be right.
     """
+
+
+@contextmanager
+def explained_kernels(
+    way_out: str = "say deterministic=false, with which the bits may change from run to run",
+) -> Iterator[None]:
+    """Say in a sentence that an operation has no kernel that gives the same bits again.
+
+    torch finds out where it is called (aten/src/ATen/Context.cpp, alertNotDeterministic): most such operations are
+    backwards, and have one on a CPU.
+
+    Args:
+        way_out: What to do, beside taking another layer.
+
+    Raises:
+        Explained: One has none.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"(.+?) does not have a deterministic implementation", str(error))
+        if found is None:
+            raise
+        raise Explained(
+            f"deterministic=true: torch's {found[1]} has no kernel on this device that gives the same bits again. Take "
+            f"another layer or loss in the place of the one that needs it, or {way_out}."
+        ) from error

@@ -13,7 +13,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launcher import config, distributed, saved
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, explained_kernels
 from launcher.watch import Watch, finish, guarded
 
 
@@ -77,7 +77,7 @@ def evaluate(settings: dict[str, Any]) -> int:
         precision,
         settings["threads"],
         settings["timeout"],
-        True,
+        run["deterministic"],
         run["strategy"],
         run["float32_matmul_precision"],
         settings["device"] == "shared",
@@ -85,10 +85,11 @@ def evaluate(settings: dict[str, Any]) -> int:
     watch = Watch(ranks, settings["timeout"]) if ranks.world_size > 1 else None
     model.to(accelerator.device)
     loss.to(accelerator.device)
-    found = engine.evaluate(
-        model, loss, getattr(data, part), meaning, accelerator, ranks, settings["batch_size"],
-        settings["num_workers"], [*run["metrics"], *(m for m in settings["metrics"] if m not in run["metrics"])],
-    )  # fmt: skip
+    with explained_kernels("use device=cpu"):
+        found = engine.evaluate(
+            model, loss, getattr(data, part), meaning, accelerator, ranks, settings["batch_size"],
+            settings["num_workers"], [*run["metrics"], *(m for m in settings["metrics"] if m not in run["metrics"])],
+        )  # fmt: skip
     assert found is not None
     if ranks.rank == 0:
         name, what = settings["part"], f"{settings['part']} part"

@@ -1,12 +1,14 @@
 """Histograms of tensors as wandb.watch makes them, without W&B in the process that trains."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 BINS = 64  # as wandb.watch has them
+EXACT = 1 << 24  # ones that float32, in which histc counts, adds up exactly
 WRAPPED = "_checkpoint_wrapped_module."  # what activation checkpointing puts into names
 
 
@@ -51,13 +53,34 @@ def of_tensors(named: Mapping[str, Tensor]) -> dict[str, list[float]]:
     counts = {}
     for (name, tensor), (low, high) in zip(named.items(), ends, strict=True):
         if low < high:  # what lies outside, such as infinity, counts nowhere
-            counts[name] = low, high, tensor.reshape(-1).float().histc(BINS, low, high)
+            counts[name] = low, high, _counts(tensor.reshape(-1).float(), low, high)
         elif low == high:
-            counts[name] = low, high, tensor.isfinite().sum()[None].float()
+            counts[name] = low, high, tensor.isfinite().sum()[None]
     if not counts:
         return {}
-    found = iter(torch.cat([count for *_, count in counts.values()]).long().tolist())
+    found = iter(torch.cat([count for *_, count in counts.values()]).tolist())
     return {name: [low, high, *islice(found, len(count))] for name, (low, high, count) in counts.items()}
+
+
+def _counts(values: Tensor, low: float, high: float) -> Tensor:
+    """[BINS] int64 counts of float32 values [n], in bins of equal width."""
+    with _in_any_order():
+        pieces = [piece.histc(BINS, low, high).long() for piece in values.split(EXACT)]
+    return pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum(0)
+
+
+@contextmanager
+def _in_any_order() -> Iterator[None]:
+    """Let torch count: on CUDA it refuses histc where kernels are to be deterministic.
+
+    It adds up by atomic operations, in an order that changes. A sum of ones is the same in any.
+    """
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def _ends(tensor: Tensor) -> Tensor:

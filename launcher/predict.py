@@ -16,7 +16,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launcher import config, distributed, saved
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, explained_kernels
 from launcher.files import replacing
 from launcher.watch import guarded
 
@@ -79,13 +79,14 @@ def predict(settings: dict[str, Any]) -> int:
         model = Mirrored(model)
 
     accelerator = distributed.start(
-        ranks, on_cpu, precision, settings["threads"], TIMEOUT, True, run["strategy"],
+        ranks, on_cpu, precision, settings["threads"], TIMEOUT, run["deterministic"], run["strategy"],
         run["float32_matmul_precision"],
     )  # fmt: skip
     model.to(accelerator.device).eval()
     batches = in_order(part, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(explained_kernels("use device=cpu"))
         try:
             file = stack.enter_context(replacing(output, newline=""))
         except OSError as error:

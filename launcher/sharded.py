@@ -339,7 +339,9 @@ class ShardedTrainer(Trainer):
         if self.ema_decay is not None:
             self.measured.reshard()  # type: ignore[operator]
 
-    def operations(self, samples: Stream | ShardedStream) -> tuple[float | None, float | None]:
+    def operations(
+        self, samples: Stream | ShardedStream, float32_matmul_precision: str
+    ) -> tuple[float | None, float | None]:
         """Not counted: the counter does not see through the gathering."""
         return None, None
 

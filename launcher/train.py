@@ -19,6 +19,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import check, config, distributed, logs, run_directory
 from launcher.config import Composed
+from launcher.errors import explained_kernels
 from launcher.watch import Watch, by_rank_0, finish, guarded
 
 log = logging.getLogger("launcher")
@@ -62,6 +63,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     ranks = distributed.join()
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
     distributed.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
+    distributed.choose_workspace(os.environ, settings.deterministic, on_cpu)
 
     messages = logs.Log(composed, ranks.rank)
 
@@ -136,7 +138,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         progress = checkpoint.Progress(**saved[1]["progress"])
     if settings.batch.max_per_device == "auto":
         if progress.max_per_device is None:
-            progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
+            with explained_kernels():
+                progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
         plan = plan.capped(progress.max_per_device)
     log.info("batch      %s", plan)
     trainer = sharded.choose_trainer(parts.sharding, parts.shards)(
@@ -175,6 +178,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         )  # fmt: skip
 
     # 5. Train
+    operations = trainer.operations(samples, settings.float32_matmul_precision)
     loop = Loop(
         trainer=trainer,
         samples=samples,
@@ -190,7 +194,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         evaluate=lambda: measure(data.validation),
         rules=rules,
         max_rollbacks=settings.divergence.max_rollbacks if settings.divergence.action == "rollback" else 0,
-        clock=Clock(progress.step, device, ranks, trainer.forward, *trainer.operations(samples), data.tokens),
+        clock=Clock(progress.step, device, ranks, trainer.forward, *operations, data.tokens),
         stop=stop,
         profiler=Profiler(path / "trace.json") if settings.profile and ranks.rank == 0 else None,
         checkpoints=path / "checkpoints",
@@ -203,7 +207,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     # 6. The end: everything saved; the test part is measured when the run is complete, by the last model and the best
     progress = loop.progress
-    tested = loop.test(partial(measure, data.test, settings.test_time_flip))
+    with engine.advice(plan, trainer):
+        tested = loop.test(partial(measure, data.test, settings.test_time_flip))
     predictions = None
     if tested and settings.wandb.tables:
         predictions = gallery.columns(
@@ -211,7 +216,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             parts.outputs, settings.wandb.tables, plan.evaluation_size(data.tokens), accelerator,
         )  # fmt: skip
     status = "finished" if tested else "stopped"
-    reasons = distributed.at_rank_0(stop.reason, ranks.world_size, ranks.rank)  # one of them has heard the signal
+    # One of them has heard the signal, and one has taken most memory
+    told = distributed.at_rank_0((stop.reason, loop.clock.memory.mb()), ranks.world_size, ranks.rank) or []
     if directory is not None and keeper is not None:
         summary = {
             "status": status,
@@ -225,12 +231,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             "accumulation_steps": plan.accumulation_steps,
             "threads": torch.get_num_threads(),
             **({"reason": progress.ended} if progress.ended else {}),
-            **loop.clock.totals(progress.step, plan),
+            **loop.clock.totals(progress.step, plan, [memory for _, memory in told]),
             **provenance.summary(),
         }
         keeper.close(summary, progress, tested, data.class_names, predictions)
         if status == "stopped":
-            directory.stopped(progress.step, next(filter(None, reasons or ()), None), composed.overrides)
+            directory.stopped(progress.step, next((reason for reason, _ in told if reason), None), composed.overrides)
     finish(watch)
     if directory is not None and keeper is not None:  # what may take long: the other ranks have left
         keeper.show()

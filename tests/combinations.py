@@ -33,11 +33,13 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import conftest  # noqa: F401  # what a test run sets up
 import plain_loop
@@ -184,7 +186,7 @@ NOT_A_FACTOR = {
     "test_time_flip": "the test split alone: test_mirrored.py",
     "canonical_shards": "4, which 1, 2 and 4 ranks divide",
     "float32_matmul_precision": "changes nothing on a CPU",
-    "deterministic": "changes nothing on a CPU",
+    "deterministic": "changes no kernel of these on a CPU: test_determinism.py",
     "device": "the CPU",
     "threads": "bits are promised at equal threads: 1",
     "num_workers": "part of the factor data",
@@ -348,7 +350,7 @@ def command(combination: Combination, world: int) -> str:
 # --- Running ---------------------------------------------------------------------------------------------------------
 
 
-def _train(packed: bytes, server: str) -> None:
+def _train(packed: bytes, server: str, around: Callable[[], AbstractContextManager[Any]]) -> None:
     """One rank of a run, in a process forked from the warm one.
 
     Pictures are left out, which are half of the time, and processes that load data come from the warm one too.
@@ -358,7 +360,8 @@ def _train(packed: bytes, server: str) -> None:
     forkserver._forkserver._forkserver_address = server
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
     without_pictures()
-    sys.exit(train_composed(*pickle.loads(packed)))
+    with around():
+        sys.exit(train_composed(*pickle.loads(packed)))
 
 
 def warm_server() -> str:
@@ -377,10 +380,11 @@ class Runner:
 
     Args:
         directory: For all that is written.
+        around: Makes what each run runs within.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.count = directory, itertools.count()
+    def __init__(self, directory: Path, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        self.directory, self.around, self.count = directory, around, itertools.count()
 
     def run(self, combination: Combination, path: Path, world: int, **changes: str) -> Path:
         """Train a combination in a run directory, or go on there.
@@ -401,7 +405,7 @@ class Runner:
         OmegaConf.update(hydra, "run.dir", str(path))
         packed = pickle.dumps((settings.plain(), hydra, [*argv, f"hydra.run.dir={path}"]))
         with STARTING:
-            run = start(_train, (packed, warm_server()), self.directory / f"io{next(self.count)}", world)
+            run = start(_train, (packed, warm_server(), self.around), self.directory / f"io{next(self.count)}", world)
             # A start in another thread would look after these too, and of the two who ask one finds no exit status
             multiprocessing.process._children.difference_update(run.processes)
         run.processes[0].join(120)

@@ -192,7 +192,8 @@ class Erase:
             pixels = torch.arange(side, device=raw.device)
             box.append((pixels >= first) & (pixels < first + length[:, None]))
         mask = (inside & box[0])[:, None, :, None] & box[1][:, None, None, :]
-        colour = torch.tensor(self.colour, device=raw.device).to(raw.dtype)
+        # Not torch.tensor: it is made on the host, and the copy waits for the device. A number is a kernel's argument.
+        colour = torch.stack([torch.full((), one, device=raw.device) for one in self.colour]).to(raw.dtype)
         return torch.where(mask, colour[:, None, None], raw)
 
 
