@@ -1,5 +1,11 @@
 """The exceptions for what a user can put right."""
 
+import re
+
+# How libraries say that memory was not enough: torch of a device, of the host and of CUDA's own calls, NCCL ("Cuda
+# failure 2 'out of memory'"); cuBLAS, cuSPARSE, cuSOLVER, cuFFT, cuDNN 8 (ALLOC_FAILED), 9 (DEVICE_ALLOCATION_FAILED).
+OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|can't allocate memory|ALLOC(ATION)?_FAILED")
+
 
 class BrokenFile(ValueError):
     """A file among a user's data cannot be read, which shows when its turn comes.
@@ -27,3 +33,8 @@ class ConfigError(ValueError):
     Args:
         message: Names the setting, says what is wrong with it and what would be right.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory was not enough, whichever library says so, in its own words."""
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}") is not None
