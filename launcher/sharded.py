@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from launcher.distributed import Ranks, from_rank_0, sum_over_ranks
 from launcher.engine import Carried, ExactTrainer, Trainer
 from launcher.errors import ConfigError
+from launcher.staging import own_copy
 from launcher.stream import Batch, ShardedStream, Stream
 
 if TYPE_CHECKING:  # half a second that only a sharded run pays
@@ -240,9 +241,9 @@ class ShardedTrainer(Trainer):
         def shard(module: nn.Module, **how: Any) -> None:
             self._fetch(module)
             for inner in module.modules() if half else ():
-                if _keeps_statistics(inner) and not isinstance(inner, FSDPModule):
+                if inner is not module and _keeps_statistics(inner) and not isinstance(inner, FSDPModule):
                     fully_shard(inner, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=whole)
-            fully_shard(module, mesh=mesh, mp_policy=policy, **how)
+            fully_shard(module, mesh=mesh, mp_policy=whole if _keeps_statistics(module) else policy, **how)
 
         for module in model.modules() if half else ():
             if isinstance(module, NORMS):
@@ -290,7 +291,7 @@ class ShardedTrainer(Trainer):
     def _whole(self, tensor: Any) -> Tensor:
         """A tensor put together from all ranks, on the host of rank 0; nothing elsewhere."""
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        return whole.cpu() if self.ranks.rank == 0 else whole.new_empty(0)
+        return own_copy(whole) if self.ranks.rank == 0 else whole.new_empty(0)
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """As for any Trainer; on ranks other than 0 without content."""

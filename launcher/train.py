@@ -81,6 +81,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     from launcher.clock import Clock, Profiler, useful_threads
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
+    from launcher.staging import Staging
     from launcher.stopping import StopRequest
     from launcher.tracking import Record
 
@@ -156,7 +157,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
     saver = keeper = None
     if directory is not None:
-        saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
+        saver = checkpoint.Saver(
+            path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures, Staging.for_device(device)
+        )
         keeper = reporter.Reporter(
             directory, progress.step, progress.recorded, total_steps, plan.steps_per_epoch, composed.plain(),
             list(settings.trackers), settings.wandb,

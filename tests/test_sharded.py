@@ -141,6 +141,7 @@ def _parts(directory):
     from launcher.losses import build_loss
     from launcher.schedulers import build_schedule
     from launcher.sharded import build_model, choose_trainer, plan_sharding
+    from launcher.staging import Staging
     from launcher.stream import Stream
 
     ranks = find_ranks(os.environ)
@@ -173,6 +174,10 @@ def _parts(directory):
         seen = False
     except Diverged:
         seen = True
+    staging = Staging()  # rank 0 has put it all together in host memory once, and is not to copy it there again
+    copied, _ = staging.copy((trainer.weights(model), trainer.optimizer_state()))
+    again = sum(one.numel() for buffers in staging._kept.values() for one in buffers)
+    assert again < 20 and (ranks.rank > 0 or torch.equal(copied[0]["own"], expected["own"]))
     torch.save((whole, kept, states, seen, same), Path(directory) / f"parts.{ranks.rank}")
 
 
