@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from launcher import loading
 from launcher.batch import BatchPlan
+from launcher.data import Part, TensorPart
 from launcher.distributed import Ranks, from_rank_0, sum_over_ranks
 from launcher.engine import Trainer, check_alone, evaluate
 from launcher.errors import ConfigError, is_out_of_memory
@@ -108,8 +109,19 @@ def _warm_up(trainer: Trainer, parts: "Parts") -> None:
 
 
 def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | ShardedStream:
-    part, ranks = parts.data.train, trainer.ranks
+    part, ranks = _copied(parts.data.train), trainer.ranks
     return of_rank(part, plan, trainer.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
+
+
+def _copied(part: Part) -> Part:
+    """A part as a worker would get it: the files that a dataset opens when it is read are not sent to one later."""
+    if isinstance(part, TensorPart):
+        return part
+    try:
+        dataset, plain = (loading.as_a_worker_gets_it(one) for one in (part.dataset, part.plain))
+    except Exception:  # it cannot be sent to one at all
+        return part
+    return replace(part, dataset=dataset, plain=plain)
 
 
 def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
@@ -126,7 +138,7 @@ def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
     """
     data, ranks = parts.data, trainer.ranks
     step = trainer.rollbacks.careful_until  # the gradient of none from here on is looked at, which takes all ranks
-    part = max(data.validation, data.test, key=len)
+    part = _copied(max(data.validation, data.test, key=len))
     model = Mirrored(trainer.measured) if flip else trainer.measured
     asked = itertools.count()
     try:

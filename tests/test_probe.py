@@ -288,6 +288,7 @@ class Rows:
     def __len__(self):
         return len(self.part.targets)
     def __getitem__(self, i):
+        self.opened = open(os.devnull)  # which cannot be sent to a process that loads
         return self.part.inputs[i] + (random.random() if self.draws else 0), int(self.part.targets[i])
 
 def read():
@@ -315,6 +316,7 @@ def _same_run(one, other):
         (1, ("optimizer=adagrad", "optimizer.lr=0.1")),
         pytest.param(1, ("data._target_=own.read", "mixed_precision=bf16"), marks=pytest.mark.soak),
         (2, ("data._target_=own.read", "mixup.alpha=0.4", "optimizer=adagrad", "optimizer.lr=0.1")),
+        (1, ("data._target_=own.read", "num_workers=1")),
         (2, ("strategy.static_graph=true", "log_grad_norm=true")),
         pytest.param(3, ("strategy.find_unused_parameters=true",), marks=pytest.mark.soak),
         pytest.param(2, ("strategy.compress=bf16", "loss.weight=[1.0,2.0,3.0]"), marks=pytest.mark.soak),
