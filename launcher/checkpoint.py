@@ -30,6 +30,7 @@ from torch import Tensor
 from launcher.distributed import Ranks, at_rank_0, sum_over_ranks
 from launcher.errors import ConfigError
 from launcher.files import flush
+from launcher.staging import Staging
 from launcher.watch import by_rank_0
 
 if TYPE_CHECKING:
@@ -62,15 +63,6 @@ def checkpoints(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     return sorted((p for p in directory.iterdir() if NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
-
-
-def copy_to_host(tree: Any) -> Any:
-    """A copy of a state in host memory that training does not change any more: tensors contiguous and untied."""
-
-    def copy(tensor: Tensor) -> Tensor:
-        return tensor.detach().to("cpu", copy=True).contiguous()
-
-    return torch.utils._pytree.tree_map_only(Tensor, copy, tree)
 
 
 def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
@@ -231,15 +223,17 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The measured weights of a checkpoint by name, in host memory."""
+    """The measured weights of a checkpoint by name: the file, mapped, of which who takes a part reads that part."""
     return load_file(checkpoint / "model.safetensors")
 
 
-def read_state(checkpoint: Path, lazily: bool = False) -> dict[str, Any]:
-    """The state of a checkpoint; nothing in the file is executed. Lazily, its tensors are left in the file."""
-    state: dict[str, Any] = torch.load(
-        checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=lazily or None
-    )
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of a checkpoint; nothing in the file is executed. Its tensors are those of the file, mapped.
+
+    Ranks of a machine share its pages, and each reads those that it takes a part of. What stays has to be copied: a
+    file that is changed or removed must not change or end a run.
+    """
+    state: dict[str, Any] = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=True)
     return state
 
 
@@ -253,7 +247,7 @@ def glance(directory: Path) -> tuple[dict[str, Any], dict[str, list[int]]] | Non
         newest = checkpoints(directory)[-1]
         with safe_open(newest / "model.safetensors", "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
-        return read_state(newest, lazily=True), shapes
+        return read_state(newest), shapes
     except Exception:  # the readers raise whatever a damaged file leads them to
         return None
 
@@ -364,7 +358,7 @@ def best_step(path: Path) -> int | None:
     Raises:
         DamagedCheckpoint: Its files are not what was written.
     """
-    step: int | None = read_state(path, lazily=True)["progress"]["best_step"]
+    step: int | None = read_state(path)["progress"]["best_step"]
     return step
 
 
@@ -513,11 +507,11 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "T
         trainer.scaler.load_state_dict(state["scaler"])
     trainer.lr = state["lr"]
     window = state["window"]
-    mine = (lambda tensor: tensor) if ranks.rank == 0 else torch.zeros_like
+    mine = torch.clone if ranks.rank == 0 else torch.zeros_like
     trainer.window.steps = list(window["steps"])
     trainer.window.losses = list(mine(window["losses"]).to(trainer.device).unbind())
     trainer.window.weights = list(mine(window["weights"]).to(trainer.device).unbind())
-    trainer.window.grad_norm = window["grad_norm"]
+    trainer.window.grad_norm = None if window["grad_norm"] is None else torch.clone(window["grad_norm"])
     if state["random"] is not None and ranks.rank < len(state["random"]):
         of_rank = state["random"][ranks.rank]
         version, internal, gauss = of_rank["python"]
@@ -563,10 +557,12 @@ class Saver:
         directory: Where checkpoints are.
         keep: How many of the newest to keep, beside the best.
         max_failures: Saves in a row that may fail before `save` raises.
+        staging: Where the state is copied to; None: as for a CPU.
     """
 
-    def __init__(self, directory: Path, keep: int, max_failures: int) -> None:
+    def __init__(self, directory: Path, keep: int, max_failures: int, staging: Staging | None = None) -> None:
         self.directory, self.keep, self.max_failures = directory, keep, max_failures
+        self.staging = staging or Staging()
         self.failures = 0
         self.seconds = 0.0  # the longest save so far, for who must stop in time
         self._thread: threading.Thread | None = None
@@ -598,7 +594,7 @@ class Saver:
             return self._failed(step, error)
         for stale in self.directory.glob(".removing-*"):
             shutil.rmtree(stale, ignore_errors=True)
-        arguments = (step, copy_to_host(dict(model)), copy_to_host(dict(state)), best)
+        arguments = (step, *self.staging.copy((dict(model), dict(state))), best)
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self._thread.start()
 
@@ -624,10 +620,11 @@ class Saver:
         if self.failures:
             raise OSError("the last checkpoint could not be saved. The same command goes on from the one before it.")
 
-    def _write(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], best: Collection[int]) -> None:
+    def _write(self, step: int, copied: Any, arrived: Callable[[], None], best: Collection[int]) -> None:
         begun = time.perf_counter()
         try:
-            write_checkpoint(self.directory, step, model, state)
+            arrived()
+            write_checkpoint(self.directory, step, *copied)
             prune(self.directory, self.keep, best)
             self.failures = 0
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them

@@ -478,7 +478,7 @@ NOT_SHARDED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("compile", (True,), "the two are not supported together. Use compile=false, or strategy=ddp."),
     ("channels_last", (True,), "parts of parameters lie in torch's usual layout. Use channels_last=false."),
     ("wandb.watch", WATCHED, "histograms are made of whole tensors. Use wandb.watch=false, or strategy=ddp."),
-    ("batch.max_per_device", ("auto",), "trying needs the whole model on each device. Give a number."),
+    ("batch.max_per_device", ("auto",), "a device out of memory would leave the others in a gather. Give a number."),
     (
         "optimizer._target_",
         ("launcher.optimizers.Muon", "torch.optim.Muon", "torch.optim.Adafactor", "torch.optim.LBFGS"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from launcher.clock import flops_per_sample, peak_flops
 from launcher.data import Data, DatasetPart, TensorPart, first_infinite
 from launcher.distributed import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.divergence import Diverged, Rollbacks
-from launcher.errors import BrokenFile, ConfigError, Explained, explained_kernels
+from launcher.errors import BrokenFile, ConfigError, Explained, explained_kernels, is_out_of_memory
 from launcher.keys import MODEL, derive
 from launcher.losses import PerSample
 from launcher.metrics import ClassificationSums, make_metrics, update_metrics
@@ -157,6 +158,7 @@ class Trainer:
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         self._carried: nn.Parameter | None = None
         self._rounded = False  # whether what rides on the gradients travels in half precision, as they do
+        self._alone = False
         self.forward = self._wrap(torch.compile(model) if compiled else model, accelerator)
         if optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
             layout.load_optimizer_state(optimizer, optimizer.state_dict())
@@ -229,6 +231,27 @@ class Trainer:
         self._note(batch, total, weight_sum)
         return self._vote()
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Updates in here say nothing to the other ranks, and are noted nowhere: neither in schedule nor in window.
+
+        Once it is warm, DDP does not hear a backward of the module that it wraps: its hooks on the parameters return
+        unless its own forward has prepared them (torch/csrc/distributed/c10d/reducer.cpp, Reducer::autograd_hook, by
+        expect_autograd_hooks_). A gradient scaler is left out, since it may leave out the step.
+        """
+        names = ("forward", "schedule", "scaler", "window", "lr", "votes", "_carried", "_rounded", "_alone")
+        before = {name: getattr(self, name) for name in names}
+        if isinstance(self.forward, DistributedDataParallel):
+            self.forward = self.forward.module
+        still: Any = SimpleNamespace(lr=self.schedule.lr, step=lambda: None)
+        self.schedule, self.scaler, self.window, self.votes = still, None, Window(), Votes(0, pinned=False)
+        self._carried, self._rounded, self._alone = None, False, True
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
     def settle(self) -> None:
         """Bring the moving average's buffers up to date, before it is evaluated or saved."""
         if self.ema_decay is not None:
@@ -280,7 +303,7 @@ class Trainer:
         for _ in range(2):
             batch = next(samples.batches(0, 1))
             self._backward(Batch(batch.step, batch.size, batch.micros[-1:]))
-        self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)  # an update has no gradients beside all activations either
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
@@ -444,11 +467,11 @@ def advice(plan: BatchPlan, trainer: Trainer) -> Iterator[None]:
     try:
         with explained_kernels():
             yield
-    except torch.OutOfMemoryError as error:
-        size = max(1, plan.micro_size // 2)
-        error.add_note(f"Out of memory: use batch.max_per_device={size}, or auto. The result stays the same.")
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            size = max(1, plan.micro_size // 2)
+            error.add_note(f"Out of memory: use batch.max_per_device={size}, or auto. The result stays the same.")
+            raise
         text = str(error)
         if found := re.search(r"did not receive grad for rank \d+: ([\d ]+)", text):
             names = [name for name, one in trainer.model.named_parameters() if one.requires_grad]
@@ -467,58 +490,6 @@ def advice(plan: BatchPlan, trainer: Trainer) -> Iterator[None]:
                 f"use_reentrant=True): say strategy.static_graph=true. ({' '.join(text.split())[:200]} ...)"
             ) from error
         raise
-
-
-def fits(model: nn.Module, loss: PerSample, batch: Batch, accelerator: Accelerator) -> bool:
-    """Try one forward and backward without any word to the other ranks, and leave no trace.
-
-    Returns:
-        False where the device's memory was not enough on this rank.
-    """
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    micro = max(batch.micros, key=lambda one: one.size)
-    try:
-        with accelerator.autocast():
-            outputs = model(micro.inputs)
-        values, _ = loss(outputs, micro.targets)
-        values.sum().backward()
-        return True
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.data.copy_(before)
-        if accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def probe(
-    model: nn.Module,
-    loss: PerSample,
-    part: TensorPart | DatasetPart,
-    plan: BatchPlan,
-    accelerator: Accelerator,
-    ranks: Ranks,
-) -> int:
-    """Find the most samples that every device can see at once, by trying: the share of a device, its half, ...
-
-    Returns:
-        Samples, the same on every rank.
-
-    Raises:
-        ConfigError: A single sample does not fit.
-    """
-    size = plan.micro_size
-    while True:
-        samples = Stream(part, plan.capped(size), 0, ranks.rank, accelerator.device, 0)
-        good = fits(model, loss, next(samples.batches(0, 1)), accelerator)
-        (failed,) = sum_over_ranks([torch.tensor(float(not good), device=accelerator.device)], ranks.world_size)
-        if not failed.item():
-            return size
-        if size == 1:
-            raise ConfigError("batch.max_per_device=auto: not even one sample fits into the device's memory.")
-        size = (size + 1) // 2
 
 
 def check_exact(model: nn.Module) -> None:
@@ -621,7 +592,11 @@ class ExactTrainer(Trainer):
         every = [mine]
         if self.ranks.world_size > 1:
             every = [torch.empty_like(mine) for _ in range(self.ranks.world_size)]
-            dist.all_gather(every, mine)
+            if self._alone:  # the same memory
+                for one in every:
+                    one.copy_(mine)
+            else:
+                dist.all_gather(every, mine)
         first, *others = torch.cat(every).unbind()
         summed = first.clone()
         for other in others:

@@ -4,6 +4,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# How libraries say that memory was not enough: torch of a device, of the host and of CUDA's own calls, NCCL ("Cuda
+# failure 2 'out of memory'"); cuBLAS, cuSPARSE, cuSOLVER, cuFFT, cuDNN 8 (ALLOC_FAILED), 9 (DEVICE_ALLOCATION_FAILED).
+OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|can't allocate memory|ALLOC(ATION)?_FAILED")
+
 
 class BrokenFile(ValueError):
     """A file among a user's data cannot be read, which shows when its turn comes.
@@ -58,3 +62,8 @@ def explained_kernels(
             f"deterministic=true: torch's {found[1]} has no kernel on this device that gives the same bits again. Take "
             f"another layer or loss in the place of the one that needs it, or {way_out}."
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory was not enough, whichever library says so, in its own words."""
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}") is not None

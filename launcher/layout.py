@@ -35,10 +35,21 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     laid_out = {
-        i: torch.utils._pytree.tree_map_only(Tensor, partial(like, parameters[i]), of_one)
+        i: torch.utils._pytree.tree_map_only(Tensor, partial(_taken, parameters[i]), of_one)
         for i, of_one in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": laid_out})
+
+
+def _taken(parameter: Tensor, value: Tensor) -> Tensor:
+    """A part of a parameter's state as `load_state_dict` shall keep it.
+
+    That copies what goes to another device or type. What does not, which is a CPU's and everywhere the count of steps
+    that is kept on the host, would go on living in the file that it was mapped from.
+    """
+    laid_out = like(parameter, value)
+    stays = value.device == parameter.device or value.dim() == 0
+    return laid_out.clone() if laid_out is value and stays else laid_out
 
 
 def channels_last(value: Any) -> Any:

@@ -7,8 +7,8 @@ import pickle
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache, partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -55,7 +55,7 @@ def drawn(
     """
     workers = choose_workers(workers, part, size)
     dataset = WholeDataset(part.dataset) if part.batched else SeededDataset(part.dataset, key)
-    return _prepared(part, _open(part, dataset, numbered, workers, device), device)
+    return _prepared(part, _open(part, dataset, numbered, workers, device), device, Side.of(device))
 
 
 def in_order(
@@ -76,7 +76,7 @@ def in_order(
     if part.loader is None or (part.loader.num_workers > 0) != (workers > 0):
         part.loader = _open(part, part.plain or part.dataset, [], workers, device, stay=workers > 0)
     part.loader.batch_sampler[:] = batches
-    return _prepared(part, part.loader, device)
+    return _prepared(part, part.loader, device, Side.of(device))
 
 
 def choose_workers(workers: int | str, part: Part, size: int) -> int:
@@ -230,15 +230,65 @@ def _smaller(tensor: Tensor) -> Tensor | np.ndarray:
     return tensor.numpy() if small and tensor.layout is torch.strided and not tensor.requires_grad else tensor
 
 
-def _prepared(part: DatasetPart, loader: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
+class Side:
+    """A second queue of a GPU, in which a batch is copied while the first one still computes the step before.
+
+    On the queue of the computation itself a copy waits for all that was asked of it before, pinned memory or not.
+
+    Args:
+        device: A GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    @staticmethod
+    @cache
+    def of(device: torch.device) -> "Side | None":
+        """The one of a device; None where nothing is queued, on a CPU, whose copies are there when they are made."""
+        return Side(device) if device.type == "cuda" else None
+
+    def entered(self) -> AbstractContextManager[Any]:
+        """Let what is asked of the device in here go into this queue."""
+        return torch.cuda.stream(self.stream)
+
+    def computing(self) -> Any:
+        """The queue that computes."""
+        return torch.cuda.current_stream(self.device)
+
+    def lend(self, tensor: Tensor, queue: Any) -> None:
+        """Keep a tensor's memory from being used again here before what `queue` does with it is done."""
+        tensor.record_stream(queue)
+
+
+def _prepared(part: DatasetPart, loader: Any, device: torch.device, side: Side | None) -> Iterator[tuple[Any, Any]]:
     as_it_is = device.type == "cpu" and not loader.num_workers
     for batch in children.loaded(loader):
-        inputs, targets = batch if as_it_is else to_device(batch, device)
+        inputs, targets = batch if as_it_is else copied_aside(batch, device, side)
         yield as_numbers(inputs if part.prepare is None else part.prepare(inputs), part), targets
 
 
+def copied_aside(tree: Any, device: torch.device, side: Side | None) -> Any:
+    """What `to_device` gives, copied beside the computation, which waits for it in its queue before it goes on.
+
+    Args:
+        tree: As for `to_device`.
+        device: Where to put it.
+        side: The queue for it; None copies at once.
+    """
+    if side is None:
+        return to_device(tree, device)
+    with side.entered():
+        found = to_device(tree, device)
+        arrived = side.stream.record_event()
+    computing = side.computing()
+    computing.wait_event(arrived)
+    _each(found, Tensor, lambda tensor: side.lend(tensor, computing))
+    return found
+
+
 def to_device(tree: Any, device: torch.device) -> Any:
-    """Put every tensor of a pytree on the device; from pinned memory the copy runs beside the computation.
+    """Put every tensor of a pytree on the device; from pinned memory this process does not wait for the copy.
 
     Args:
         tree: Of tensors, or of NumPy arrays, of which they are made.

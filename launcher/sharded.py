@@ -23,12 +23,15 @@ from torch import Tensor, nn
 from launcher.distributed import Ranks, from_rank_0, sum_over_ranks
 from launcher.engine import Carried, ExactTrainer, Trainer
 from launcher.errors import ConfigError
+from launcher.staging import own_copy
 from launcher.stream import Batch, ShardedStream, Stream
 
 if TYPE_CHECKING:  # half a second that only a sharded run pays
     from torch.distributed.device_mesh import DeviceMesh
 
 log = logging.getLogger("launcher")
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
 @dataclass(frozen=True)
@@ -236,16 +239,33 @@ class ShardedTrainer(Trainer):
         return accelerator.prepare_model(wrapper, device_placement=False, evaluation_mode=True)
 
     def _shard(self, model: nn.Module, mesh: "DeviceMesh", reshard_after_forward: bool) -> list[Any]:
-        """Cut a model in place; its parameters, as DTensors."""
-        from torch.distributed.fsdp import FSDPModule, fully_shard
+        """Cut a model in place; its parameters, as DTensors.
 
+        In bf16 they are gathered in it, and autocast has nothing left to convert: of a float32 weight it would make a
+        copy, which autograd keeps from the forward to the backward, when what was gathered has long been given up.
+        Gradients travel and are kept in float32. Inputs are left to autocast, which converts them as under DDP.
+        """
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        half = self.accelerator.mixed_precision == "bf16"
+        policy, whole = MixedPrecisionPolicy(), MixedPrecisionPolicy()
+        if half:
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+
+        def shard(module: nn.Module, **how: Any) -> None:
+            self._fetch(module)
+            for inner in module.modules() if half else ():
+                if inner is not module and _keeps_statistics(inner) and not isinstance(inner, FSDPModule):
+                    fully_shard(inner, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=whole)
+            fully_shard(module, mesh=mesh, mp_policy=whole if _keeps_statistics(module) else policy, **how)
+
+        for module in model.modules() if half else ():
+            if isinstance(module, NORMS):
+                module.register_forward_pre_hook(_meet)
         try:
             for name in self.sharding.units:
-                unit = model.get_submodule(name)
-                self._fetch(unit)
-                fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward)
-            self._fetch(model)
-            fully_shard(model, mesh=mesh)
+                shard(model.get_submodule(name), reshard_after_forward=reshard_after_forward)
+            shard(model)
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"strategy=fsdp: {error}") from error
         if dist.get_backend() == "gloo":
@@ -285,7 +305,7 @@ class ShardedTrainer(Trainer):
     def _whole(self, tensor: Any) -> Tensor:
         """A tensor put together from all ranks, on the host of rank 0; nothing elsewhere."""
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        return whole.cpu() if self.ranks.rank == 0 else whole.new_empty(0)
+        return own_copy(whole) if self.ranks.rank == 0 else whole.new_empty(0)
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """As for any Trainer; on ranks other than 0 without content."""
@@ -377,6 +397,22 @@ class ShardedTrainer(Trainer):
     def _healthy(self) -> bool:
         sick = torch.tensor(float(not super()._healthy()), device=self.device)
         return not sum_over_ranks([sick], self.ranks.world_size)[0].item()
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Whether a module has weights and running statistics, which stay float32 and whose kernels want both alike."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.affine and module.track_running_stats
+
+
+def _meet(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hook that gives a normalisation of bf16 weights its inputs in bf16.
+
+    Where they are float32, as a sum with a position buffer is, a CPU's kernels refuse the two together, and its
+    autocast leaves them as they are; on a GPU that computes either in float32.
+    """
+    if not isinstance(module.weight, Tensor) or module.weight.dtype != torch.bfloat16:
+        return inputs
+    return tuple(one.to(module.weight.dtype) if isinstance(one, Tensor) else one for one in inputs)
 
 
 def _own(part: Any) -> nn.Parameter:

@@ -19,7 +19,6 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import check, config, distributed, logs, run_directory
 from launcher.config import Composed
-from launcher.errors import explained_kernels
 from launcher.watch import Watch, by_rank_0, finish, guarded
 
 log = logging.getLogger("launcher")
@@ -80,10 +79,11 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     import torch
 
-    from launcher import checkpoint, divergence, engine, gallery, provenance, reporter, stream
+    from launcher import checkpoint, divergence, engine, gallery, probe, provenance, reporter, stream
     from launcher.clock import Clock, Profiler, useful_threads
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
+    from launcher.staging import Staging
     from launcher.stopping import StopRequest
     from launcher.tracking import Record
 
@@ -136,18 +136,18 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     if found is not None:
         saved = checkpoint.resume(found, total_steps, rules, Record(path / "metrics.jsonl"), every, ranks)
         progress = checkpoint.Progress(**saved[1]["progress"])
-    if settings.batch.max_per_device == "auto":
-        if progress.max_per_device is None:
-            with explained_kernels():
-                progress.max_per_device = engine.probe(model, loss, data.train, plan, accelerator, ranks)
-        plan = plan.capped(progress.max_per_device)
-    log.info("batch      %s", plan)
     trainer = sharded.choose_trainer(parts.sharding, parts.shards)(
         model, loss, parts.optimizer, parts.schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
         settings.ema_decay, settings.compile, settings.channels_last,
         divergence.Rollbacks(path / "rollbacks.json", directory is not None),
         settings.clip_grad_value, settings.log_grad_norm,
     )  # fmt: skip
+    if settings.batch.max_per_device == "auto":
+        find = partial(probe.find_size, trainer, parts, settings.test_time_flip)
+        with engine.advice(plan, trainer):
+            progress.max_per_device = probe.settle_size(progress.max_per_device, path, ranks, find)
+        plan = plan.capped(progress.max_per_device)
+    log.info("batch      %s", plan)
     # Until here a signal simply ends the process: nothing is lost. From here on it starts others, that load samples
     stop = StopRequest(config.parse_duration(settings.max_time), REPORT_SECONDS)
     samples = stream.of_rank(
@@ -161,7 +161,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
     saver = keeper = None
     if directory is not None:
-        saver = checkpoint.Saver(path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures)
+        saver = checkpoint.Saver(
+            path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures, Staging.for_device(device)
+        )
         keeper = reporter.Reporter(
             directory, progress.step, progress.recorded, total_steps, plan.steps_per_epoch, composed.plain(),
             list(settings.trackers), settings.wandb,

@@ -1,5 +1,6 @@
 """Samples read one by one: what they draw is their own, and the processes that load them stay."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -7,12 +8,14 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
+from launcher import loading
 from launcher.batch import BatchPlan
 from launcher.data import DatasetPart, TensorPart
 from launcher.keys import AUGMENT, derive
@@ -246,3 +249,77 @@ def test_python_ends_while_a_loader_has_more_to_give():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+class _Recorded:
+    """In the place of loading.Side: writes down what is asked of the two queues of a GPU."""
+
+    def __init__(self, said):
+        self.said, self.stream = said, self
+        self.inside = False
+
+    def entered(self):
+        @contextlib.contextmanager
+        def inside():
+            self.inside = True
+            yield
+            self.inside = False
+
+        return inside()
+
+    def record_event(self):
+        assert self.inside
+        self.said.append("mark")
+        return f"event {self.said.count('mark')}"
+
+    def computing(self):
+        assert not self.inside, "in here that would be the queue of the copies"
+        return SimpleNamespace(wait_event=lambda event: self.said.append(f"wait for {event}"))
+
+    def lend(self, tensor, queue):
+        self.said.append(f"lend {tuple(tensor.shape)}")
+
+
+def test_a_batch_is_copied_in_a_queue_of_its_own_and_the_computation_waits_for_it(monkeypatch):
+    """The same code as on a GPU: copy, mark, wait for the mark, lend; then what is computed with it."""
+    said = []
+    side = _Recorded(said)
+    real = loading.to_device
+
+    def copied(tree, device):
+        said.append("copy" if side.inside else "copy at once")
+        return real(tree, device)
+
+    monkeypatch.setattr(loading, "to_device", copied)
+    part = DatasetPart(list(range(4)), prepare=lambda inputs: said.append("prepare") or inputs)
+    loader = _Batches([({"x": torch.ones(2, 3)}, torch.tensor([1, 2])), ({"x": torch.zeros(1, 3)}, torch.tensor([3]))])
+    found = []
+    for inputs, targets in loading._prepared(part, loader, CPU, side):
+        said.append("compute")
+        found.append((inputs["x"], targets))
+    first = ["copy", "mark", "wait for event 1", "lend (2, 3)", "lend (2,)", "prepare", "compute"]
+    second = ["copy", "mark", "wait for event 2", "lend (1, 3)", "lend (1,)", "prepare", "compute"]
+    assert said == [*first, *second]
+    assert torch.equal(found[0][0], torch.ones(2, 3)) and found[1][1].tolist() == [3]
+    said.clear()
+    list(loading._prepared(part, loader, CPU, loading.Side.of(CPU)))
+    assert said == ["copy at once", "prepare"] * 2
+
+
+class _Batches(list):
+    num_workers = 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_batch_is_whole_when_it_is_computed_with():
+    device = torch.device("cuda:0")
+    side = loading.Side.of(device)
+    busy = torch.randn(4096, 4096, device=device)
+    for i in range(20):
+        for _ in range(5):
+            busy = busy @ busy / 64  # the computation lags behind
+        batch = loading.copied_aside(torch.full((1 << 22,), float(i)), device, side)
+        total = batch.double().sum()
+        del batch
+        assert total.item() == i * (1 << 22)

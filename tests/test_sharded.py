@@ -141,6 +141,7 @@ def _parts(directory):
     from launcher.losses import build_loss
     from launcher.schedulers import build_schedule
     from launcher.sharded import build_model, choose_trainer, plan_sharding
+    from launcher.staging import Staging
     from launcher.stream import Stream
 
     ranks = find_ranks(os.environ)
@@ -173,6 +174,10 @@ def _parts(directory):
         seen = False
     except Diverged:
         seen = True
+    staging = Staging()  # rank 0 has put it all together in host memory once, and is not to copy it there again
+    copied, _ = staging.copy((trainer.weights(model), trainer.optimizer_state()))
+    again = sum(one.numel() for buffers in staging._kept.values() for one in buffers)
+    assert again < 20 and (ranks.rank > 0 or torch.equal(copied[0]["own"], expected["own"]))
     torch.save((whole, kept, states, seen, same), Path(directory) / f"parts.{ranks.rank}")
 
 
@@ -184,6 +189,111 @@ def test_each_rank_keeps_its_part_of_the_same_weights_and_hears_what_another_los
     assert sum(kept) == wholes[0] and sum(states) == 2 * wholes[0]
     assert max(kept) < 1.15 * wholes[0] / world
     assert all(seen) and all(same)
+
+
+class Half(nn.Module):
+    """Blocks of two layers, every kind of normalisation, a buffer that makes a sum float32, a part that is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem, self.norm = nn.Linear(7, 64), nn.BatchNorm1d(64)
+        self.register_buffer("place", torch.linspace(0, 1, 64))
+        self.blocks = nn.ModuleList([self._block(norm) for norm in (nn.LayerNorm, nn.BatchNorm1d, nn.RMSNorm)])
+        self.blocks.append(self._block(lambda width: nn.GroupNorm(4, width)))
+        self.blocks[1][1].bias.requires_grad_(False)
+        self.head = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 5))
+
+    def _block(self, norm):
+        return nn.Sequential(norm(64), nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)) + self.place
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def _halves(directory, strategy, precision, whole):
+    """On each rank: the gradient of an update, the types in which things travel, what the forward keeps of weights."""
+    import torch.distributed as dist
+
+    from launcher.batch import plan_batch
+    from launcher.data import Data, TensorPart
+    from launcher.distributed import find_ranks
+    from launcher.distributed import start as bring_up
+    from launcher.divergence import Rollbacks
+    from launcher.losses import build_loss
+    from launcher.schedulers import build_schedule
+    from launcher.sharded import build_model, choose_trainer, plan_sharding
+    from launcher.stream import Stream
+
+    ranks = find_ranks(os.environ)
+    options = {"name": strategy} | (
+        {"find_unused_parameters": False}
+        if strategy == "ddp"
+        else {"block": None, "reshard_after_forward": True, "accumulate_whole": whole, "meta_init": True}
+    )
+    accelerator = bring_up(ranks, True, precision, 1, 60, True, options, "highest")
+    torch.manual_seed(0)
+    part = TensorPart(torch.randn(64, 7), torch.arange(64) % 5)
+    data = Data("made", "classification", (7,), 5, part, part, part)
+    model = build_model(options, ranks, Half)
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1.0)
+    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
+    trainer = choose_trainer(plan_sharding(options, model, ranks), None)(
+        model, build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data), optimizer,
+        build_schedule(constant, optimizer, 10, 4), accelerator, ranks, 0, None, 0.5, False, False,
+        Rollbacks(Path("none"), False),
+    )  # fmt: skip
+    before = {name: value.clone() for name, value in trainer.weights(model).items()}
+    travelled = set()
+    for name in dir(dist):  # torch has given these new names
+        if name.startswith(("all_gather_", "reduce_scatter_")) and name.endswith(("_tensor", "_single")):
+            real = getattr(dist, name)
+
+            def noted(*a, real=real, name=name, **k):
+                tensor = a[1] if len(a) > 1 else k.get("input_tensor", k.get("input"))
+                if tensor is not None and tensor.numel() > 1000:
+                    travelled.add((name.partition("_")[0], tensor.dtype))
+                return real(*a, **k)
+
+            setattr(dist, name, noted)
+    samples = Stream(part, plan_batch(64, 32, 2, 8), 0, ranks.rank, accelerator.device, 0)
+    trainer.step(next(samples.batches(0, 1)))
+    update = {name: before[name] - value for name, value in trainer.weights(model).items()}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
+        outputs, _ = trainer.forward(part.inputs[:8])
+    kept = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in saved if one.numel() == 64 * 256}
+    trainer.model.eval(), trainer.measured.eval()
+    with torch.no_grad(), accelerator.autocast():
+        measured = trainer.measured(part.inputs[:8])
+    torch.save(
+        (update, travelled, sum(kept.values()), outputs.detach(), measured.detach()),
+        Path(directory) / f"{strategy}.{precision}.{whole}.{ranks.rank}",
+    )
+
+
+def test_bf16_gathers_halves_keeps_none_of_them_and_rounds_as_ddp_does(tmp_path):
+    """Gradients travel in float32; normalisations with statistics stay in it; an error like that of autocast."""
+    found = {}
+    for strategy, precision, whole in (
+        ("ddp", "no", False), ("ddp", "bf16", False), ("fsdp", "bf16", False), ("fsdp", "bf16", True)
+    ):  # fmt: skip
+        start(_halves, (tmp_path, strategy, precision, whole), tmp_path / f"io.{strategy}{precision}{whole}", 2).ok(60)
+        found[strategy, precision, whole] = torch.load(tmp_path / f"{strategy}.{precision}.{whole}.0")
+    exact, ddp = found["ddp", "no", False], found["ddp", "bf16", False]
+    assert ddp[2] == 8 * 2 * 64 * 256, "what autocast keeps: both layers of each of four blocks"
+    for whole in (False, True):
+        update, travelled, kept, outputs, measured = found["fsdp", "bf16", whole]
+        assert travelled == {("all", torch.bfloat16), ("reduce", torch.float32)}
+        assert kept == 0
+        assert outputs.dtype == torch.float32
+        for one, two, true in ((outputs, ddp[3], exact[3]), (measured.float(), ddp[4].float(), exact[4])):
+            assert (one - true).norm() < 2 * (two - true).norm() < 0.1 * true.norm()
+        one, two, true = (torch.cat([u[name].flatten() for name in exact[0]]) for u in (update, ddp[0], exact[0]))
+        assert (one - true).norm() < 2 * (two - true).norm() < 0.1 * true.norm()
 
 
 class Block(nn.Module):

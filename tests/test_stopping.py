@@ -363,50 +363,6 @@ def test_what_diverges_before_the_first_save_goes_back_to_the_start(tmp_path):
     assert not any({"train/loss", "train/grad_norm"} & row.keys() for row in rows(tmp_path / "run"))
 
 
-OOM = (
-    OWN
-    + """
-import os
-class Net(torch.nn.Linear):
-    '''Rank 1 has memory for 2 samples at once, and rank 0 for 3.'''
-    def __init__(self, num_outputs):
-        super().__init__(5, num_outputs)
-    def forward(self, x):
-        limit = {"0": 3, "1": 2}[os.environ.get("RANK", "0")]
-        where = os.environ["WHERE"]
-        if self.training and len(x) > limit and where == "forward":
-            raise torch.OutOfMemoryError("injected")
-        y = super().forward(x)
-        if self.training and len(x) > limit and where == "backward":
-            def full(grad):
-                raise torch.OutOfMemoryError("injected")
-            y.register_hook(full)
-        return y
-"""
-)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_the_probe_finds_what_every_rank_can_hold(where, tmp_path):
-    words = [*FAULTY, "epochs=3", "wandb.mode=disabled"]
-    auto = [w for w in words if not w.startswith("batch.max")]
-    run = train([*auto, "batch.max_per_device=auto"], place(tmp_path / "auto", OOM), 2, {"WHERE": where}).ok(90)
-    assert "micro-batches of at most 2" in run.out() or "micro-batches of 2" in run.out(), run.out()
-    train([*auto, "batch.max_per_device=2"], place(tmp_path / "two", OOM), 2, {"WHERE": where}).ok()
-    same_bits_of_weights(tmp_path / "auto", tmp_path / "two")
-    advice = train([*auto, "batch.max_per_device=5"], place(tmp_path / "five", OOM), 2, {"WHERE": where}).wait()
-    assert all(status == 1 for status in advice.status)
-    assert "batch.max_per_device=2" in advice.err(0) + advice.err(1)
-
-
-def same_bits_of_weights(one, other):
-    from safetensors.torch import load_file
-
-    first, second = (load_file(newest(d) / "model.safetensors") for d in (one, other))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 @pytest.mark.soak
 def test_ranks_do_not_wait_for_pictures_and_uploads(tmp_path):
     """Rank 0 may take longer for them than `timeout`, in which a rank has to come to a meeting."""
