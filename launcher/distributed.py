@@ -459,10 +459,12 @@ def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeou
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = own_part("start", dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait))
     alone = device if backend == "nccl" else None
-    longer = timedelta(seconds=timeout + LONGER)
     dist.init_process_group(
-        backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=longer, device_id=alone
+        backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait, device_id=alone
     )
+    # Now that they have met. Before torch 2.14 the function is a private one.
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_timeout(timedelta(seconds=timeout + LONGER))
 
 
 def sum_over_ranks(tensors: list["torch.Tensor"], world_size: int) -> list["torch.Tensor"]:

@@ -129,6 +129,7 @@ def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -
 
     then, record = provenance.read(path), saved.read_record(path, run)
     on_cpu = distributed.choose_device(run["device"], "no", ranks)  # what says the differences trains nothing
+    distributed.choose_workspace(os.environ, run["deterministic"], on_cpu)
     torch.set_num_threads(distributed.choose_threads(run["threads"], ranks))
     seed_generators(run["seed"])
     data = provenance.record_of(build("data", run["data"]))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from kill_loop import OWN, RUN, _flat, newest, place
+from kill_loop import OWN, RUN, flat, newest, place
 from processes import rows, start, train
 from safetensors.torch import load_file
 from torch import nn
@@ -150,7 +150,7 @@ def _all_of(trainer):
         "gradients": [parameter.grad is None for parameter in trainer.model.parameters()],
         "torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()[1].tolist(),
     }  # fmt: skip
-    return dict(_flat(copy.deepcopy(found)))
+    return dict(flat(copy.deepcopy(found)))
 
 
 def _same(one, other):
@@ -306,7 +306,7 @@ def _same_run(one, other):
     """Two runs to the last bit, but for whether the size was found or given."""
     assert (one / "run/metrics.jsonl").read_text() == (other / "run/metrics.jsonl").read_text()
     for read in (lambda d: load_file(d / "model.safetensors"), lambda d: torch.load(d / "state.pt", weights_only=True)):
-        found = [dict(_flat(read(newest(directory)))) for directory in (one, other)]
+        found = [dict(flat(read(newest(directory)))) for directory in (one, other)]
         _same(*({name: value for name, value in of.items() if "max_per_device" not in name} for of in found))
 
 

@@ -59,7 +59,7 @@ DUMP = "import json, os, sys; print('ARGV', json.dumps(sys.argv[1:]), flush=True
 PRINT_RANKS = """
 import json, os, sys
 from launcher.slurm import ranks
-print("RANKS", json.dumps([ranks(os.environ), os.environ.get("CUDA_VISIBLE_DEVICES")]), flush=True)
+print("RANKS", json.dumps([ranks(os.environ), os.environ.get("CUDA_VISIBLE_DEVICES") or None]), flush=True)
 """
 # A program that counts its steps in checkpoints/, stops at a signal with a stopped.json, as launcher/train.py does.
 COUNTER = """
