@@ -27,7 +27,7 @@ from launcher.divergence import Diverged, Rollbacks
 from launcher.errors import BrokenFile, ConfigError, Explained, explained_kernels, is_out_of_memory
 from launcher.keys import MODEL, derive
 from launcher.losses import PerSample
-from launcher.metrics import ClassificationSums, make_metrics, update_metrics
+from launcher.metrics import ClassificationSums, compute_metrics, make_metrics, update_metrics
 from launcher.optimizers import lean_step
 from launcher.outputs import Outputs
 from launcher.pulse import pulse
@@ -738,7 +738,7 @@ def evaluate(
         if gathered is not None:
             for scores, targets in (pair for of_rank in gathered for pair in of_rank):
                 update_metrics(extra, meaning, scores, targets)
-            figures |= {name: float(metric.compute()) for name, metric in extra.items()}
+            figures |= compute_metrics(extra)
         figures = from_rank_0(figures, world)  # what is chosen by them is chosen by every rank
     if isinstance(sums, ClassificationSums):
         return Evaluation(int(counted), figures, sums.per_class_accuracy(), sums.confusion())

@@ -1,11 +1,12 @@
 """Histograms of tensors as wandb.watch makes them, without W&B in the process that trains."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
+
+from launcher.kernels import in_any_order
 
 BINS = 64  # as wandb.watch has them
 EXACT = 1 << 24  # ones that float32, in which histc counts, adds up exactly
@@ -64,23 +65,9 @@ def of_tensors(named: Mapping[str, Tensor]) -> dict[str, list[float]]:
 
 def _counts(values: Tensor, low: float, high: float) -> Tensor:
     """[BINS] int64 counts of float32 values [n], in bins of equal width."""
-    with _in_any_order():
+    with in_any_order():
         pieces = [piece.histc(BINS, low, high).long() for piece in values.split(EXACT)]
     return pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum(0)
-
-
-@contextmanager
-def _in_any_order() -> Iterator[None]:
-    """Let torch count: on CUDA it refuses histc where kernels are to be deterministic.
-
-    It adds up by atomic operations, in an order that changes. A sum of ones is the same in any.
-    """
-    mode = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode("default")
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
 
 
 def _ends(tensor: Tensor) -> Tensor:

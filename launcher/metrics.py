@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from launcher.errors import BrokenFile, ConfigError
+from launcher.kernels import in_any_order
 
 if TYPE_CHECKING:
     from launcher.outputs import Outputs
@@ -330,7 +331,14 @@ def update_metrics(metrics: Mapping[str, Any], outputs: "Outputs", scores: Tenso
                 given, true = given[:, -1], true.reshape(-1)
         elif outputs.task == "classification":
             given = scores.log_softmax(1)  # for the same reason
-        metric.update(given, true)
+        with in_any_order():
+            metric.update(given, true)
+
+
+def compute_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of metrics from `make_metrics`, which `update_metrics` has given samples, by name."""
+    with in_any_order():
+        return {name: float(metric.compute()) for name, metric in metrics.items()}
 
 
 def _probe(metric: Any, outputs: "Outputs") -> None:
@@ -346,7 +354,8 @@ def _probe(metric: Any, outputs: "Outputs") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         update_metrics({"": metric}, outputs, scores, targets)
-        result = metric.compute()
+        with in_any_order():
+            result = metric.compute()
     metric.reset()
     if not isinstance(result, Tensor) or result.numel() != 1:
         shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__

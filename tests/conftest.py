@@ -33,9 +33,13 @@ from slurm_cluster import slurm  # noqa: E402, F401
 
 @pytest.fixture(autouse=True)
 def environment_kept():
-    """What a test, or a library that it calls, sets in the environment is gone when the test is."""
+    """What a test, or a library that it calls, sets in the environment or of torch's kernels is gone when it is."""
     before = dict(os.environ)
+    torch = sys.modules.get("torch")
+    mode = torch.get_deterministic_debug_mode() if torch else 0
     yield
     if os.environ != before:
         os.environ.clear()
         os.environ.update(before)
+    if torch := sys.modules.get("torch"):
+        torch.set_deterministic_debug_mode(mode)  # which a test that brings up a run has on

@@ -81,7 +81,7 @@ def test_a_checkpoint_may_take_longer_than_the_timeout(world, tmp_path):
 
 def test_a_rank_that_is_killed_takes_no_checkpoint_along(tmp_path):
     words = [*(word for word in LONG if not word.startswith(("checkpoint", "scheduler"))), "scheduler=constant"]
-    place(tmp_path, OWN + ABORTS + SLOW.replace("SECONDS", "5"))
+    place(tmp_path, OWN + ABORTS + SLOW.replace("SECONDS", "3"))
     run = train([*words, "checkpoint.every=30", "log_every=1"], tmp_path, 2)
     deadline = time.monotonic() + 60
     while not (tmp_path / "writing.30").exists():

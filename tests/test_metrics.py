@@ -9,7 +9,7 @@ import torch
 import torchmetrics
 
 from launcher.errors import ConfigError
-from launcher.metrics import ClassificationSums, RegressionSums, make_metrics, update_metrics
+from launcher.metrics import ClassificationSums, RegressionSums, compute_metrics, make_metrics, update_metrics
 from launcher.outputs import Outputs
 
 
@@ -69,6 +69,18 @@ def test_a_named_metric_does_not_depend_on_the_batches():
         for x, y in zip(outputs.split(size), targets.split(size), strict=True):
             update_metrics(metrics, meaning, x, y)
         assert float(metrics["AUROC"].compute()) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_many_classes_take_no_table_of_samples_and_bins():
+    """As torchmetrics makes one where kernels are to be deterministic: 16 GB for twice 1,001 samples."""
+    torch.set_deterministic_debug_mode("error")
+    outputs, targets = scored(1001, n=900)
+    meaning = Outputs("classification", 1001)
+    metrics = make_metrics(["F1Score", "CohenKappa"], meaning)
+    update_metrics(metrics, meaning, outputs, targets)
+    found = compute_metrics(metrics)
+    assert torch.get_deterministic_debug_mode() == 2
+    assert found["CohenKappa"] == pytest.approx(sk.cohen_kappa_score(targets, outputs.argmax(1)), abs=1e-6)
 
 
 def test_classification_of_half_precision_and_of_nothing():
