@@ -150,16 +150,17 @@ def _cover(seed):
         generator.ran(best)
 
 
-def test_no_combination_of_settings_calls_what_cuda_refuses(tmp_path):
+@pytest.mark.parametrize("most", [3, pytest.param(None, marks=pytest.mark.soak)])
+def test_no_combination_of_settings_calls_what_cuda_refuses(most, tmp_path):
     """Models, losses, optimizers, schedules, augmentation, mixing, clipping, averages, DDP and fsdp: each value."""
     runner, ran = Runner(tmp_path, AsOnCuda), 0
-    for number, combination in enumerate(_cover(7)):
+    for number, combination in enumerate(itertools.islice(_cover(7), most)):
         try:
             runner.run(combination, tmp_path / f"run{number}", int(combination["ranks"]))
             ran += 1
         except Refusal as refusal:
             assert "deterministic" not in str(refusal)
-    assert ran >= 8
+    assert ran >= (8 if most is None else 1)
 
 
 def _as_on_cuda(*arguments):

@@ -112,6 +112,7 @@ def test_ranks_that_have_the_same_gpu_are_all_refused(tmp_path):
         assert run.err(rank).startswith("error: ranks 1 and 2 have the same GPU of n1 (GPU-b): start one process per")
 
 
+@pytest.mark.soak
 def test_a_rank_that_does_not_say_its_device_is_named(tmp_path):
     started = time.monotonic()
     run = processes.start(_compare, (["GPU-a", "GPU-b", None], 5), tmp_path, 3).wait(40)
@@ -412,6 +413,7 @@ train.main()
 
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch cannot use a GPU")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPUs of this machine are not those of the stand-in")
+@pytest.mark.soak
 def test_a_sweep_takes_what_is_free(tmp_path):
     """One of three GPUs is in use until the others have had a trial each: said, left alone, and taken then."""
     listing = line(0, WHOLE[0]) + line(1, WHOLE[1]) + line(2, OTHER)

@@ -14,7 +14,7 @@ from kill_loop import OWN, newest, place, same_bits
 from processes import train
 from test_stopping import FAULT, FAULTY, LONG
 
-from launcher.pulse import BEAT, Onlooker, Pulse, pulse, share
+from launcher.pulse import Onlooker, Pulse, pulse, share
 
 ABORTS = """
 import os, sys, threading, time
@@ -136,18 +136,20 @@ def test_a_place_in_a_library_names_who_called_it():
     assert "in <lambda> (test_hang.py, line" in place and not meets
 
 
-def test_another_process_is_told():
+def test_another_process_is_told(monkeypatch):
+    beat = 0.2
+    monkeypatch.setattr("launcher.pulse.BEAT", beat)
     figures = [0.0, 0.0, 0.0]
     before = pulse.step, pulse.stopping
     pulse.step, pulse.stopping = 3, lambda: 12.5
     moved = []
-    timers = [threading.Timer(n * BEAT, lambda: moved.append(figures[0])) for n in (1.5, 3.5, 5.5)]
-    timers.append(threading.Timer(4.2 * BEAT, lambda: setattr(pulse, "batches", pulse.batches + 1)))
+    timers = [threading.Timer(n * beat, lambda: moved.append(figures[0])) for n in (1.5, 3.5, 5.5)]
+    timers.append(threading.Timer(4.2 * beat, lambda: setattr(pulse, "batches", pulse.batches + 1)))
     try:
         share(figures)
         for timer in timers:
             timer.start()
-        time.sleep(6 * BEAT)
+        time.sleep(6 * beat)
     finally:
         pulse.step, pulse.stopping = before
     assert figures[1:] == [1.0, 12.5]

@@ -69,7 +69,11 @@ def suite(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("workers", "visible"), [([], None), (["-n", "2"], "7")], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    ("workers", "visible"),
+    [pytest.param([], None, marks=pytest.mark.soak), (["-n", "2"], "7")],
+    ids=["alone", "xdist"],
+)
 def test_gpu_tests_run_in_processes_of_their_own(workers, visible, suite):
     (suite / "test_own.py").write_text(TESTS.replace("WANTED", repr(visible)))
     done = run_pytest(["-v", "-rA", *workers], suite, visible)

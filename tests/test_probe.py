@@ -93,7 +93,13 @@ class Device(Meter):
 
 
 @pytest.mark.parametrize("cheap", [True, False], ids=["an update needs most", "an evaluation needs most"])
-@pytest.mark.parametrize(("ema", "cap"), [(None, None), (0.9, None), (None, 8), (0.9, 8)])
+@pytest.mark.parametrize(
+    ("ema", "cap"),
+    [
+        (0.9, 8),
+        *(pytest.param(ema, cap, marks=pytest.mark.soak) for ema, cap in ((None, None), (0.9, None), (None, 8))),
+    ],
+)
 def test_what_is_found_is_enough_for_updates_and_evaluations_and_twice_as_much_is_not(cheap, ema, cap):
     """On devices of many sizes: those on which the last bytes are Adam's moments, an average, gradients that wait."""
 
@@ -316,7 +322,7 @@ def _same_run(one, other):
         (1, ("optimizer=adagrad", "optimizer.lr=0.1")),
         pytest.param(1, ("data._target_=own.read", "mixed_precision=bf16"), marks=pytest.mark.soak),
         (2, ("data._target_=own.read", "mixup.alpha=0.4", "optimizer=adagrad", "optimizer.lr=0.1")),
-        (1, ("data._target_=own.read", "num_workers=1")),
+        pytest.param(1, ("data._target_=own.read", "num_workers=1"), marks=pytest.mark.soak),
         (2, ("strategy.static_graph=true", "log_grad_norm=true")),
         pytest.param(3, ("strategy.find_unused_parameters=true",), marks=pytest.mark.soak),
         pytest.param(2, ("strategy.compress=bf16", "loss.weight=[1.0,2.0,3.0]"), marks=pytest.mark.soak),

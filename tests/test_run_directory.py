@@ -364,6 +364,7 @@ def elsewhere(words, directory, name, blind=1):
     return run
 
 
+@pytest.mark.soak
 def test_a_node_that_does_not_see_the_directory(tmp_path):
     """A run can begin so, and is told that it cannot go on; when it is to, every rank is refused with the reason."""
     directory = place(tmp_path)
