@@ -1,5 +1,6 @@
 """deterministic=true: what torch is asked for, that CUDA refuses nothing of the launcher then, and what is said."""
 
+import itertools
 import re
 import subprocess
 import sys
