@@ -372,7 +372,7 @@ def start(
         on_cpu: What choose_device chose.
         mixed_precision: no, bf16 or fp16.
         threads: CPU threads of this process; auto shares the machine's cores among its processes.
-        timeout: Seconds until a rank counts as hung (launcher/watch.py); a collective fails an hour later.
+        timeout: Seconds until a rank counts as hung (launcher/watch.py); a collective of gloo fails an hour later.
         deterministic: As for choose_numerics.
         strategy: Settings of conf/strategy.
         float32_matmul_precision: As for choose_numerics.
@@ -445,23 +445,22 @@ def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeou
         backend: Of torch.distributed.
         device: That this rank uses; None for a CPU. NCCL connects at once where it is told one, and fails here where it
             cannot, in place of in some first collective; and a barrier is not left to guess a device.
-        timeout: Seconds in which they meet; a collective of theirs fails an hour later.
+        timeout: Seconds in which they meet; a collective of gloo fails an hour later.
     """
     import torch.distributed as dist
 
     _until_rank_0_listens(ranks)
-    if dist.is_initialized():  # by a module of a person's own
-        return
     wait, store = timedelta(seconds=timeout), None
-    if agent_serves_store():
+    if agent_serves_store() and not dist.is_initialized():
         # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
         # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = own_part("start", dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait))
     alone = device if backend == "nccl" else None
-    dist.init_process_group(
-        backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait, device_id=alone
-    )
+    if not dist.is_initialized():  # by a module of a person's own
+        dist.init_process_group(
+            backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait, device_id=alone
+        )
     # Now that they have met. Before torch 2.14 the function is a private one.
     set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
     set_timeout(timedelta(seconds=timeout + LONGER))

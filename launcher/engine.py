@@ -737,6 +737,7 @@ def evaluate(
         gathered = at_rank_0(kept, world, ranks.rank)
         if gathered is not None:
             for scores, targets in (pair for of_rank in gathered for pair in of_rank):
+                pulse.batches += 1
                 update_metrics(extra, meaning, scores, targets)
             figures |= compute_metrics(extra)
         figures = from_rank_0(figures, world)  # what is chosen by them is chosen by every rank
@@ -753,6 +754,7 @@ def _check_inputs(part: TensorPart | DatasetPart, ranks: Ranks, batch_size: int)
     """
     first = len(part) * ranks.rank // ranks.world_size
     for inputs, targets in in_order(part, ranks.rank, ranks.world_size, batch_size, torch.device("cpu"), 0):
+        pulse.batches += 1
         if (row := first_infinite(inputs)) is not None:
             raise BrokenFile(f"data: the inputs of sample {first + row} of what is measured hold NaN or infinity")
         first += len(targets)

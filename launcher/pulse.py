@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 BEAT = 1.0  # seconds between two looks
+GAP = 5.0  # from which on it was this process that did not run: suspended by a cluster, or by Ctrl-Z
 # Where a rank waits for the others: in torch's collectives, in a backward with its reductions, in a vote, for its GPU.
 MEETINGS = ("torch/distributed/", "torch/autograd/graph.py", "launcher/votes.py", "torch/cuda/")
 
@@ -77,13 +78,14 @@ class Onlooker:
 
     def __init__(self) -> None:
         self._at: tuple[int | None, int, str] | None = None
-        self._since = time.monotonic()
+        self._since = self._looked = time.monotonic()
 
     def seconds_still(self) -> float:
         """Seconds for which the main thread has been seen at the same place; 0 while it waits by right."""
         now, at = time.monotonic(), pulse.at()
-        if at != self._at or pulse.waiting is not None:
+        if at != self._at or pulse.waiting is not None or now - self._looked > GAP:
             self._at, self._since = at, now
+        self._looked = now
         return now - self._since
 
 

@@ -96,8 +96,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         settings.strategy, settings.float32_matmul_precision, settings.device == "shared",
     )  # fmt: skip
     device = accelerator.device
-    data.move_to(device)
     watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
+    data.move_to(device)
     config.publish(composed.hydra, path)
     if directory is not None:
         messages.begin_file(path)

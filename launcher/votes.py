@@ -43,7 +43,8 @@ class Votes:
     @property
     def update_seconds(self) -> float:
         """Seconds that an update takes: the median of the last ones, of all ranks where they vote; 0.0 at first."""
-        return sorted(self._times)[len(self._times) // 2] if self._times else 0.0
+        times = sorted(self._times)  # once: another thread may ask while this one appends
+        return times[len(times) // 2] if times else 0.0
 
     @property
     def stopping_seconds(self) -> float:

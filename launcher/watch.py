@@ -21,11 +21,11 @@ import traceback
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from launcher.distributed import Ranks, from_rank_0, until_heard
 from launcher.errors import BrokenFile, ConfigError, Explained
-from launcher.pulse import BEAT, Onlooker, pulse
+from launcher.pulse import BEAT, GAP, Onlooker, pulse
 from launcher.stopping import ctrl_c_was_pressed, heed_ctrl_c, leave, watch_launcher
 from launcher.terminal import keep_streams
 
@@ -62,7 +62,7 @@ class Watch:
         self._told: Any
         self._told, self._tellings = PrefixStore(name, store.clone()), 0  # on which the main thread waits for rank 0
         self._done = threading.Event()
-        self._leaving = False
+        self._leaving = self._store_is_gone = False
         self._launcher_is_gone = watch_launcher()
         self._host = socket.gethostname()
         self._store.append(f"host/{self._host}", f"{ranks.rank} {os.getpid()}\n")  # type: ignore[attr-defined]
@@ -82,20 +82,42 @@ class Watch:
             what: What rank 0 does, for messages: "the checkpoint to be written".
             make: Called on rank 0 alone. What it raises ends this rank and, told by the watch, the others.
         """
-        from torch.distributed import DistStoreError
+        problem, made = None, None
+        with pulse.waits(what if self.ranks.rank == 0 else f"rank 0, and that for {what}"):
+            if self.ranks.rank == 0:
+                try:
+                    made = make()
+                except ConfigError as error:  # of the user's, so of every rank
+                    problem = str(error)
+            problem, made = self._tell((problem, made))
+        if problem is not None:
+            raise ConfigError(problem)
+        return cast(T, made)
+
+    def _tell(self, thing: Any) -> Any:
+        """What rank 0 has, on every rank, by the store; where that went with its launcher, in a collective."""
+        from torch.distributed import DistNetworkError, DistStoreError
 
         self._tellings += 1
         key = f"told/{self._tellings}"
-        with pulse.waits(what if self.ranks.rank == 0 else f"rank 0, and that for {what}"):
-            if self.ranks.rank == 0:
-                made = make()
-                self._told.set(key, pickle.dumps(made))
-                return made
-            while True:
-                with contextlib.suppress(DistStoreError):  # not yet; the watch ends this process if rank 0 is gone
-                    self._told.wait([key], timedelta(seconds=WAIT))
-                    found: T = pickle.loads(self._told.get(key))
-                    return found
+        while not self._store_is_gone:
+            try:
+                if self.ranks.rank == 0:
+                    self._told.set(key, pickle.dumps(thing))
+                    self._told.check([key])  # what is sent to a store that has just gone is lost without an error
+                    return thing
+                self._told.wait([key], timedelta(seconds=WAIT))
+                return pickle.loads(self._told.get(key))
+            except DistNetworkError:
+                deadline = time.monotonic() + BEAT
+                while not self._launcher_is_gone():  # then the ranks go on without it, stop, and save
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
+                self._store_is_gone = True
+            except DistStoreError:  # not yet; the watch ends this process if rank 0 is gone
+                continue
+        return from_rank_0(thing, self.ranks.world_size)
 
     def leave(self) -> None:
         """Say that this rank is done: its process may end from the next barrier on, and nobody should wonder."""
@@ -159,13 +181,16 @@ class Watch:
     def _run(self) -> None:
         beats: dict[int, Any] = {}
         changed: dict[int, float] = {}
-        count, looks, waited = 0, Onlooker(), 0.0
+        count, looks, waited, looked = 0, Onlooker(), 0.0, time.monotonic()
         while not self._done.wait(BEAT):
             try:
                 count += 1
                 still = looks.seconds_still()
                 self._set("beat", [count, pulse.step or 0, pulse.place(), round(still), pulse.meets()])
                 now = time.monotonic()
+                if now - looked > GAP:  # the job was suspended: nobody could have moved
+                    changed = dict.fromkeys(changed, now)
+                looked = now
                 waited = 0.0 if pulse.waiting is None else waited or now
                 if waited and now - waited > self.timeout:
                     log.warning("rank %d has been waiting for %s for %.0f s more", self.ranks.rank, pulse.waiting,
@@ -256,6 +281,7 @@ def _is_echo(text: str) -> bool:
         "gloo",
         "NCCL",
         "DistBackendError",
+        "DistNetworkError",
         "Timed out",
     )
     return any(word in text for word in words)

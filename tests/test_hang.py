@@ -158,3 +158,20 @@ def test_another_process_is_told(monkeypatch):
 
 def test_a_new_pulse_has_not_begun_to_train():
     assert Pulse().step is None and Pulse().stopping() == 0.0
+
+
+def test_a_process_that_was_suspended_has_not_hung(monkeypatch):
+    monkeypatch.setattr("launcher.pulse.GAP", 0.3)
+    still = []
+
+    def look():
+        looks = Onlooker()
+        for pause in (0.1, 0.1, 0.1, 0.5, 0.1):
+            looks.seconds_still()
+            time.sleep(pause)
+            still.append(looks.seconds_still())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert still[2] > 0.2 and still[3] == 0.0, "nobody looked for longer than between two looks"
