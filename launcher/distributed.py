@@ -215,13 +215,6 @@ def check_share(device: str, ranks: Ranks, count: int) -> None:
         )
 
 
-def index_of_gpu(ranks: Ranks) -> int | None:
-    """Which of the GPUs that this process sees is its own; None where there are too few. It makes no CUDA context."""
-    import torch
-
-    return gpus.index_of_rank(torch.cuda.device_count(), ranks.local_rank, ranks.local_world_size)
-
-
 def gpu_of(ranks: Ranks, count: int) -> int:
     """The number of the GPU that a process takes: its own, or with device=shared the next in turn.
 

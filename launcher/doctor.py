@@ -27,7 +27,7 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import distributed, slurm
 from launcher.distributed import Ranks
-from launcher.gpus import identity
+from launcher.gpus import identity, index_of_rank
 from launcher.run_directory import is_locked
 from launcher.watch import guarded
 
@@ -116,7 +116,7 @@ def look_here(ranks: Ranks, device: str) -> dict[str, Any]:
     gpu, gpus = None, 0
     if device != "cpu" and torch.cuda.is_available():
         gpus = torch.cuda.device_count()
-        if (index := distributed.index_of_gpu(ranks)) is not None:
+        if (index := index_of_rank(gpus, ranks.local_rank, ranks.local_world_size)) is not None:
             gpu = {"name": torch.cuda.get_device_properties(index).name, "id": identity(index)}
             torch.ones(8, device=f"cuda:{index}").sum().item()  # it works
     given = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("SLURM_JOB_GPUS", ""))
@@ -254,7 +254,7 @@ def all_reduce(store: Any, ranks: Ranks, on_cpu: bool, timeout: float) -> dict[s
     import torch
     import torch.distributed as dist
 
-    device = torch.device("cpu" if on_cpu else f"cuda:{distributed.index_of_gpu(ranks)}")
+    device = torch.device("cpu" if on_cpu else f"cuda:{distributed.gpu_of(ranks, torch.cuda.device_count())}")
     backend = "gloo" if on_cpu else "nccl"
     if not on_cpu:
         torch.cuda.set_device(device)

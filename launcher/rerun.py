@@ -135,7 +135,7 @@ def say_differences(path: Path, run: dict[str, Any], ranks: distributed.Ranks) -
     data = provenance.record_of(build("data", run["data"]))
     for key, target in trust.targets(run):
         locate(target, key)  # a person's own file is known once it is imported
-    device = torch.device("cpu" if on_cpu else f"cuda:{distributed.index_of_gpu(ranks)}")
+    device = torch.device("cpu" if on_cpu else f"cuda:{distributed.gpu_of(ranks, torch.cuda.device_count())}")
     now = provenance.collect(run, ranks.world_size, device)
     return [*provenance.differences(then, now), *provenance.data_differences(record, data)]
 
