@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import figures
+from launcher.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = ("torch", "numpy", "accelerate", "hydra", "omegaconf", "antlr4", "yaml", "safetensors", "rich")
@@ -153,12 +154,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def write(out: Path, results: dict[str, Any]) -> None:
     """Write results.json and figures.md, each whole or not at all."""
-    for name, text in (
-        ("results.json", json.dumps(results, indent=1) + "\n"),
-        ("figures.md", figures.page(results)),
-    ):
-        (out / f".{name}").write_text(text)
-        (out / f".{name}").replace(out / name)
+    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(out / "figures.md", figures.page(results))
 
 
 def hold(
