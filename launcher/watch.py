@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -144,10 +144,10 @@ class Watch:
             self._thread.join(PATIENCE)
         self._done.set()
         try:
-            if (
-                "Timed out" in text
-            ):  # all of them live: say where each one stands, the one that does not come among them
-                text = "\n".join([*self._places(), text])
+            if "Timed out" in text:  # all of them live: say where each stands, the one that does not come among them
+                places = self._places(self._beats())
+                others = [f"rank {rank} was {place}" for rank, place in places.items() if rank != self.ranks.rank]
+                text = "\n".join([*others, text])
             self._store.compare_set("failure", "", json.dumps({"rank": self.ranks.rank, "text": text}))
             first = self._first_failure()
         except Exception:  # the store went with rank 0
@@ -158,10 +158,15 @@ class Watch:
         self._linger()
         return text if "Timed out" in text else None
 
-    def _places(self) -> list[str]:
-        """Where every other rank was at its last heartbeat."""
-        beats = {rank: self._get("beat", rank) for rank in range(self.ranks.world_size) if rank != self.ranks.rank}
-        return [f"rank {rank} was at step {beat[1]}, {beat[2]}" for rank, beat in beats.items() if beat]
+    def _beats(self) -> dict[int, Any]:
+        """The last heartbeat of each rank that has told one."""
+        beats = {rank: self._get("beat", rank) for rank in range(self.ranks.world_size)}
+        return {rank: beat for rank, beat in beats.items() if beat}
+
+    @staticmethod
+    def _places(beats: Mapping[int, Any]) -> dict[int, str]:
+        """Where the main thread of each rank was at its heartbeat."""
+        return {rank: f"at step {beat[1]}, {beat[2]}" for rank, beat in beats.items()}
 
     def _linger(self) -> None:
         """The store may go with rank 0: let the others read first who is behind it all."""
@@ -231,9 +236,9 @@ class Watch:
     def _who_hangs(self) -> str:
         """Where the main thread of every rank is, those first that do not wait for others."""
         seconds = int(self._store.get("still"))
-        beats = [(rank, self._get("beat", rank)) for rank in range(self.ranks.world_size)]
-        at = {rank: f"at step {beat[1]}, {beat[2]}" for rank, beat in beats if beat}
-        hang = [rank for rank, beat in beats if beat and not beat[4] and beat[3] >= seconds / 2]
+        beats = self._beats()
+        at = self._places(beats)
+        hang = [rank for rank, beat in beats.items() if not beat[4] and beat[3] >= seconds / 2]
         others = [f"rank {rank} is {place}." for rank, place in at.items() if rank not in hang]
         still = f"has not moved for {seconds} s (timeout={self.timeout:g})"
         head = [f"rank {rank} hangs: it {still}, {at[rank]}." for rank in hang]
