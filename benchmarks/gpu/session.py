@@ -5,6 +5,7 @@ stand in OUT/results.json, as tables in OUT/figures.md, and what the step printe
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -62,6 +63,7 @@ STEPS = (
 )
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
     """What the figures are of; asked in a process of its own, which may crash."""
     code = (
