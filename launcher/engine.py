@@ -165,7 +165,6 @@ class Trainer:
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
         self._losses = loss.forward  # of our own wrapper, which nobody hooks
         self._update = lean_step(optimizer)
-        self._seconds = 0.0  # since the last update began
         self._carry = torch.zeros(3, device=self.device)
         self._carried_seconds = self._carry[2]
 
@@ -192,7 +191,7 @@ class Trainer:
             True where a rank has asked to stop: the same step on all of them.
         """
         self.lr = self.schedule.lr
-        self._seconds = self.votes.begin()
+        self.votes.begin()
         if batch.step in self.rollbacks.skipped:
             self.schedule.step()
             return False
@@ -425,10 +424,10 @@ class Trainer:
 
     def _ballot(self, weight_sums: list[Tensor]) -> Tensor:
         if not weight_sums and not self.wants_to_stop:
-            self._carried_seconds.fill_(self._seconds)
+            self._carried_seconds.fill_(self.votes.seconds)
             return self._carry
         weight = torch.stack(weight_sums).sum() if weight_sums else torch.zeros((), device=self.device)
-        own = (torch.full_like(weight, float(n), dtype=torch.float32) for n in (self.wants_to_stop, self._seconds))
+        own = (torch.full_like(weight, float(n), dtype=torch.float32) for n in (self.wants_to_stop, self.votes.seconds))
         return torch.stack([weight.float(), *own])
 
     def _divide_by_weights(self, weight_sum: Tensor, samples: int) -> None:
@@ -444,7 +443,7 @@ class Trainer:
     def _vote(self) -> bool:
         """Whether some rank asked to stop, read so that every rank reads the vote of the same step."""
         if self._carried is None or self._carried.grad is None:
-            self.votes.note(self._seconds)
+            self.votes.note(self.votes.seconds)
             return self.wants_to_stop
         return self.votes.add(self._carried.grad[1:])
 
@@ -585,7 +584,8 @@ class ExactTrainer(Trainer):
                     weighted = True
                     weight_sum += weights[: micro.size].detach().sum()
                 self._differentiate(values, 1 / batch.size)
-            vote, seconds = (torch.full_like(total, float(number)) for number in (self.wants_to_stop, self._seconds))
+            own = self.wants_to_stop, self.votes.seconds
+            vote, seconds = (torch.full_like(total, float(number)) for number in own)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
             rows.append(torch.cat([*(g.flatten() for g in gradients), torch.stack([total, weight_sum, vote, seconds])]))
         mine = torch.stack(rows)

@@ -23,22 +23,22 @@ class Votes:
 
     Attributes:
         lag: Updates that a vote waits now; 0 until the first times are known.
+        seconds: From the last update's beginning to this one's, on this rank; 0.0 before the second.
     """
 
     def __init__(self, most: int, pinned: bool) -> None:
         self.most, self.pinned = most, pinned
         self.lag = 0
+        self.seconds = 0.0
         self._begun: float | None = None
-        self._last = 0.0
         self._times: deque[float] = deque(maxlen=REMEMBERED)
         self._waiting: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
 
-    def begin(self) -> float:
-        """Begin an update; the seconds since the last one began, on this rank, 0.0 before the second."""
+    def begin(self) -> None:
+        """Begin an update."""
         now = time.perf_counter()
-        self._last = 0.0 if self._begun is None else now - self._begun
+        self.seconds = 0.0 if self._begun is None else now - self._begun
         self._begun = now
-        return self._last
 
     @property
     def update_seconds(self) -> float:
