@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from launcher.clock import Profiler, flops_per_sample, peak_flops
 from launcher.data import Data, TensorPart
 from launcher.models.transformer import Transformer
+from launcher.training.clock import Profiler, flops_per_sample, peak_flops
 
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from launcher.data import Data, TensorPart, split_three
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.data import Data, TensorPart
+from launcher.data.source import split_three
 
 
 def jitter(raw: Tensor, uniforms: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from launcher.data import Data, TensorPart, check_flag, check_fraction, check_seed, split
+from launcher.batching.splits import TensorPart
+from launcher.core.errors import ConfigError
 from launcher.data.images import StandardiseChannels, augmentation, long_tail
-from launcher.errors import ConfigError
+from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
 
 # Mean and deviation of red, green and blue over the 50,000 training images, which run from 0 to 255.
 COLOURS = {

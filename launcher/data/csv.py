@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from launcher.data import Data, Others, TensorPart
+from launcher.batching.splits import TensorPart
+from launcher.core.errors import ConfigError
+from launcher.data.source import Data, Others
 from launcher.data.table import (
     CONSTANT,
     NUMBER,
@@ -23,7 +25,6 @@ from launcher.data.table import (
     standardise,
     told,
 )
-from launcher.errors import ConfigError
 
 MISSING = {"", "nan", "-nan", "na", "n/a", "<na>", "#n/a", "#na", "null"}
 UNNAMED = re.compile(r"(Unnamed: \d+(_\w+)?)?")  # a column that pandas wrote without a name, or named so

@@ -2,9 +2,10 @@
 
 import torch
 
-from launcher.data import Data, TensorPart, split_three
+from launcher.batching.splits import TensorPart
 from launcher.data.images import Standardise, flip_and_shift, long_tail
 from launcher.data.shipped import read_shipped
+from launcher.data.source import Data, split_three
 
 MEAN, STD = 4.8842, 6.0168  # of all pixels, which run from 0 to 16
 

@@ -14,19 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from launcher.data import Data, DatasetPart, check_flag, check_fraction, check_seed, split
+from launcher.batching.splits import DatasetPart
+from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.images import LOOK, StandardiseChannels, check_bits, converted, has_colours, look
-from launcher.data.table import (
-    TASKS,
-    check_task,
-    doubts,
-    guess_task,
-    standardise,
-    statistics,
-    target_statistics,
-    told,
-)
-from launcher.errors import BrokenFile, ConfigError
+from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
+from launcher.data.table import TASKS, check_task, doubts, guess_task, standardise, statistics, target_statistics, told
 
 FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 NAMES = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}

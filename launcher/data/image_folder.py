@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from launcher.data import Data, DatasetPart, Others, check_flag, check_fraction, check_seed, split
+from launcher.batching.splits import DatasetPart
+from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.folders import ENDINGS, Folders
 from launcher.data.images import LOOK, StandardiseChannels, check_bits, check_erasing, converted, look
+from launcher.data.source import Data, Others, check_flag, check_fraction, check_seed, split
 from launcher.data.table import doubts
-from launcher.errors import BrokenFile, ConfigError
 
 AUGMENTS = ("none", "light", "randaugment", "trivial")
 TRAIN = ("train", "training")

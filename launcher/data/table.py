@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.data import Data, TensorPart, split_three
-from launcher.errors import ConfigError
+from launcher.batching.splits import TensorPart
+from launcher.core.errors import ConfigError
+from launcher.data.source import Data, split_three
 
 TASKS = ("auto", "classification", "regression")
 FEW = 20  # different whole numbers up to which `auto` takes a target for classes

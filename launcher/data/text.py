@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.data import Data, TensorPart, as_indices, check_fraction
-from launcher.errors import ConfigError
+from launcher.batching.splits import TensorPart, as_indices
+from launcher.core.errors import ConfigError
+from launcher.data.source import Data, check_fraction
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line
 AT_ONCE = 64  # pieces that the tokenizer's threads share
