@@ -25,7 +25,7 @@ import workload  # noqa: E402
 from benchmarks.table import bootstrap_interval  # noqa: E402
 from launcher.batching import stream  # noqa: E402
 from launcher.batching.plan import plan_batch  # noqa: E402
-from launcher.data import Data, DatasetPart  # noqa: E402
+from launcher.data import Data, DatasetSplit  # noqa: E402
 from launcher.distributed.process_group import find_ranks, start  # noqa: E402
 from launcher.losses.loss import build_loss  # noqa: E402
 from launcher.optimizers.optimizer import build_optimizer  # noqa: E402
@@ -102,7 +102,7 @@ def by_hand(train: Samples, held_out: Samples, workers: int) -> Callable[[], Non
 
 def of_launcher(train: Samples, held_out: Samples, workers: int) -> Callable[[], None]:
     """The same of a run as train.py builds it."""
-    parts = [DatasetPart(dataset, torch.tensor(dataset.targets)) for dataset in (train, held_out, held_out)]
+    parts = [DatasetSplit(dataset, torch.tensor(dataset.targets)) for dataset in (train, held_out, held_out)]
     data = Data("made", "classification", (784,), 10, *parts)
     ranks = find_ranks({})
     accelerator = start(ranks, True, "no", 1, 60, False, {}, "highest")

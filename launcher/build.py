@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from launcher.batching import stream
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
 from launcher.batching.sampling import Balanced
-from launcher.batching.splits import TensorPart, suit
+from launcher.batching.splits import TensorSplit, suit
 from launcher.config import components
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
@@ -94,8 +94,8 @@ def build(
     if len(described) < len(settings.model):
         sources["model.checkpoint"] = settings.model["checkpoint"]
     begun = finetune.begin(model, {} if resumed else sources, data.num_outputs, settings.freeze)
-    suit(model, *data.parts().values())
-    if isinstance(data.train, TensorPart) and data.train.targets.is_floating_point():
+    suit(model, *data.splits().values())
+    if isinstance(data.train, TensorSplit) and data.train.targets.is_floating_point():
         data.train.targets = (
             data.train.targets.float()
         )  # once, and not in each batch; what is predicted keeps its digits

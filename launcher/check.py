@@ -173,10 +173,10 @@ def excerpt(source: "Data", samples: int) -> "Data":
     """A data source with no more than so many samples to validate on; a data source's `_target_` itself."""
     from torch.utils.data import Subset
 
-    from launcher.batching.splits import TensorPart
+    from launcher.batching.splits import TensorSplit
 
     part, count = source.validation, min(samples, len(source.validation))
-    if isinstance(part, TensorPart):
+    if isinstance(part, TensorSplit):
         return replace(source, validation=replace(part, inputs=part.inputs[:count], targets=part.targets[:count]))
     targets = None if part.targets is None else part.targets[:count]
     return replace(source, validation=replace(part, dataset=Subset(part.dataset, range(count)), targets=targets))

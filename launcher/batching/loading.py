@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from launcher.batching.keys import derive_each
-from launcher.batching.splits import DatasetPart, Part, TensorPart, as_numbers
+from launcher.batching.splits import DatasetSplit, Split, TensorSplit, as_numbers
 from launcher.distributed import children
 from launcher.distributed.process_group import share_of_cores
 
@@ -36,7 +36,7 @@ MOST = 8  # processes that `auto` starts, of each kind of samples
 
 
 def drawn(
-    part: DatasetPart,
+    part: DatasetSplit,
     numbered: Iterable[tuple[int, list[int]]],
     key: Callable[..., int],
     workers: int | str,
@@ -59,7 +59,7 @@ def drawn(
 
 
 def in_order(
-    part: DatasetPart, cuts: list[tuple[int, int]], workers: int | str, device: torch.device
+    part: DatasetSplit, cuts: list[tuple[int, int]], workers: int | str, device: torch.device
 ) -> Iterator[tuple[Any, Any]]:
     """Prepared inputs and targets of batches in the order of the data and without augmentation, on the device.
 
@@ -79,7 +79,7 @@ def in_order(
     return _prepared(part, part.loader, device, Side.of(device))
 
 
-def choose_workers(workers: int | str, part: Part, size: int) -> int:
+def choose_workers(workers: int | str, part: Split, size: int) -> int:
     """Processes that load samples: a number, or what `auto` means for a part.
 
     None where a batch is read in less time than it takes to send it from one process to another, or where the dataset
@@ -93,7 +93,7 @@ def choose_workers(workers: int | str, part: Part, size: int) -> int:
     """
     if workers != "auto":
         return int(workers)
-    if isinstance(part, TensorPart):
+    if isinstance(part, TensorSplit):
         return 0
     if part.workers is None:
         try:
@@ -166,7 +166,7 @@ class _Sharing(ForkingPickler):
 
 
 def _open(
-    part: DatasetPart,
+    part: DatasetSplit,
     dataset: Dataset,
     batches: Iterable[Any],
     workers: int,
@@ -261,7 +261,7 @@ class Side:
         tensor.record_stream(queue)
 
 
-def _prepared(part: DatasetPart, loader: Any, device: torch.device, side: Side | None) -> Iterator[tuple[Any, Any]]:
+def _prepared(part: DatasetSplit, loader: Any, device: torch.device, side: Side | None) -> Iterator[tuple[Any, Any]]:
     as_it_is = device.type == "cpu" and not loader.num_workers
     for batch in children.loaded(loader):
         inputs, targets = batch if as_it_is else copied_aside(batch, device, side)

@@ -16,7 +16,7 @@ INDICES = {torch.int32, torch.int64}
 
 
 @dataclass
-class TensorPart:
+class TensorSplit:
     """A part that lies in memory as two tensors, so that a batch is one indexing of each.
 
     Args:
@@ -46,7 +46,7 @@ class TensorPart:
             if not isinstance(getattr(self, name), Tensor):
                 kind = type(getattr(self, name)).__name__
                 raise ConfigError(
-                    f"data: the {name} of a TensorPart are a {kind}, not a tensor; give torch.as_tensor(...)."
+                    f"data: the {name} of a TensorSplit are a {kind}, not a tensor; give torch.as_tensor(...)."
                 )
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class TensorPart:
 
 
 @dataclass
-class DatasetPart:
+class DatasetSplit:
     """A part that is read sample by sample, from a map-style torch Dataset.
 
     Args:
@@ -91,7 +91,7 @@ class DatasetPart:
         return len(self.dataset)
 
 
-Part = TensorPart | DatasetPart
+Split = TensorSplit | DatasetSplit
 
 
 def as_indices(raw: Any) -> Any:
@@ -99,7 +99,7 @@ def as_indices(raw: Any) -> Any:
     return raw.long() if isinstance(raw, Tensor) else raw
 
 
-def as_numbers(inputs: Any, part: Part) -> Any:
+def as_numbers(inputs: Any, part: Split) -> Any:
     """Inputs of a part as layers take them: floating-point, but for int32 and int64 where these are indices."""
     if not isinstance(inputs, Tensor):
         return tree_map_only(Tensor, lambda tensor: as_numbers(tensor, part), inputs)
@@ -107,12 +107,12 @@ def as_numbers(inputs: Any, part: Part) -> Any:
     return inputs if kept else inputs.to(part.dtype)
 
 
-def suit(model: nn.Module, *parts: Part) -> None:
+def suit(model: nn.Module, *parts: Split) -> None:
     """Let a model get its inputs in the type of its parameters, float32 for most."""
     dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
     for part in parts:
         part.dtype = dtype
-        if isinstance(part, TensorPart) and part.prepare is None and part.inputs.is_floating_point():
+        if isinstance(part, TensorSplit) and part.prepare is None and part.inputs.is_floating_point():
             part.inputs = part.inputs.to(dtype)  # once, and not in each batch
 
 

@@ -17,7 +17,7 @@ from launcher.batching import loading
 from launcher.batching.keys import AUGMENT, ORDER, derive, derive_each, mix
 from launcher.batching.loading import to_device
 from launcher.batching.plan import BatchPlan
-from launcher.batching.splits import DatasetPart, TensorPart, as_numbers
+from launcher.batching.splits import DatasetSplit, TensorSplit, as_numbers
 from launcher.distributed.process_group import Ranks
 
 if TYPE_CHECKING:
@@ -161,14 +161,14 @@ class Stream:
         seed: Of the run.
         rank: Whose part to deliver: a rank's, or that of a canonical shard.
         device: Where the batches are put.
-        workers: Processes that load samples of a DatasetPart; see loading.choose_workers.
+        workers: Processes that load samples of a DatasetSplit; see loading.choose_workers.
         shuffle: False keeps the order of the data (every epoch the same).
         balanced: Draws the samples instead, each class equally often.
     """
 
     def __init__(
         self,
-        part: TensorPart | DatasetPart,
+        part: TensorSplit | DatasetSplit,
         plan: BatchPlan,
         seed: int,
         rank: int,
@@ -188,7 +188,7 @@ class Stream:
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This rank's batches of the steps first_step (inclusive) to last_step (exclusive)."""
-        if isinstance(self.part, TensorPart):
+        if isinstance(self.part, TensorSplit):
             return self._from_memory(self.part, first_step, last_step)
         return self._from_loader(self.part, first_step, last_step)
 
@@ -217,7 +217,7 @@ class Stream:
             at += micro
         return np.concatenate(parts), sizes
 
-    def _from_memory(self, part: TensorPart, step: int, last_step: int) -> Iterator[Batch]:
+    def _from_memory(self, part: TensorSplit, step: int, last_step: int) -> Iterator[Batch]:
         """Number many batches at once and gather some at once: a call costs as much for one batch as for a hundred."""
         steps_per_epoch, micro_batch = self.plan.steps_per_epoch, self.plan.global_size // self.plan.shards or 1
         at_once = GATHER_BYTES["cuda" if self.device.type == "cuda" else "cpu"]
@@ -248,7 +248,7 @@ class Stream:
                         yield Batch(step, self.plan.size_of(i), micros)
                         step += 1
 
-    def _gather(self, part: TensorPart, index: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _gather(self, part: TensorSplit, index: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
         """Inputs as the model gets them, and targets, of the samples `index`, on the device."""
         inputs, targets = part.inputs.index_select(0, index), part.targets.index_select(0, index)
         if draws is not None and part.augment is not None:
@@ -258,7 +258,7 @@ class Stream:
         inputs = as_numbers(inputs, part)
         return (inputs, targets) if inputs.device == self.device else to_device((inputs, targets), self.device)
 
-    def _from_loader(self, part: DatasetPart, first_step: int, last_step: int) -> Iterator[Batch]:
+    def _from_loader(self, part: DatasetSplit, first_step: int, last_step: int) -> Iterator[Batch]:
         """One DataLoader for the rest of the run, so that no epoch begins with idle workers."""
         numbered = self._numbered(first_step, last_step)
         key, size = partial(derive, self.seed, AUGMENT), self.plan.micro_size
@@ -308,7 +308,7 @@ class ShardedStream:
 
 
 def of_rank(
-    part: TensorPart | DatasetPart,
+    part: TensorSplit | DatasetSplit,
     plan: BatchPlan,
     seed: int,
     ranks: Ranks,
@@ -329,7 +329,7 @@ def of_rank(
 
 
 def in_order(
-    part: TensorPart | DatasetPart,
+    part: TensorSplit | DatasetSplit,
     rank: int,
     world_size: int,
     batch_size: int,
@@ -344,11 +344,11 @@ def in_order(
         world_size: Number of shares; they differ by at most one sample, and may be empty.
         batch_size: Most samples at once.
         device: Where the batches are put.
-        workers: Processes that load samples of a DatasetPart; see loading.choose_workers.
+        workers: Processes that load samples of a DatasetSplit; see loading.choose_workers.
     """
     first, last = len(part) * rank // world_size, len(part) * (rank + 1) // world_size
     cuts = [(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]
-    if isinstance(part, TensorPart):
+    if isinstance(part, TensorSplit):
         for start, stop in cuts:
             inputs = part.inputs[start:stop]
             # A copy lies at a fixed alignment, on which the last bits of a matrix product depend.
@@ -358,7 +358,7 @@ def in_order(
     yield from loading.in_order(part, cuts, workers, device)
 
 
-def first_sample(part: TensorPart | DatasetPart) -> tuple[Any, Any]:
+def first_sample(part: TensorSplit | DatasetSplit) -> tuple[Any, Any]:
     """Inputs and targets of the first sample, as a batch of one on the CPU; leaves the generators as they are."""
     with loading.generators_kept():
         return next(in_order(part, 0, len(part), 1, torch.device("cpu"), 0))

@@ -27,7 +27,7 @@ from launcher.run import provenance, saved
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from launcher.batching.splits import Part
+    from launcher.batching.splits import Split
     from launcher.data.source import Data
     from launcher.training.outputs import Outputs
 
@@ -180,7 +180,7 @@ def compare(
     return difference, scale, samples
 
 
-def measure(model: "nn.Module", meaning: "Outputs", part: "Part", batch_size: int, workers: int) -> dict[str, float]:
+def measure(model: "nn.Module", meaning: "Outputs", part: "Split", batch_size: int, workers: int) -> dict[str, float]:
     """The figures of the model on a part, in float32 on the CPU; none of a language."""
     import torch
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from launcher.batching.splits import TensorPart
+from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
 from launcher.data.images import StandardiseChannels, augmentation, long_tail
 from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
@@ -62,9 +62,9 @@ def load(
         task="classification",
         input_shape=(3, 32, 32),
         num_outputs=classes,
-        train=TensorPart(images[kept], labels[kept], prepare, augment, augment.draws if augment else 0),
-        validation=TensorPart(images[validated], labels[validated], prepare),
-        test=TensorPart(
+        train=TensorSplit(images[kept], labels[kept], prepare, augment, augment.draws if augment else 0),
+        validation=TensorSplit(images[validated], labels[validated], prepare),
+        test=TensorSplit(
             torch.from_numpy(tested.data).movedim(-1, 1).contiguous(), torch.tensor(tested.targets), prepare
         ),
         class_names=train.classes,

@@ -2,7 +2,7 @@
 
 import torch
 
-from launcher.batching.splits import TensorPart
+from launcher.batching.splits import TensorSplit
 from launcher.data.images import Standardise, flip_and_shift, long_tail
 from launcher.data.shipped import read_shipped
 from launcher.data.source import Data, split_three
@@ -36,8 +36,8 @@ def load(test: float, validation: float, split_seed: int, flip: bool, shift: int
         task="classification",
         input_shape=(1, 8, 8),
         num_outputs=10,
-        train=TensorPart(images[train], labels[train], prepare, augment, augment.draws if augment else 0),
-        validation=TensorPart(images[validated], labels[validated], prepare),
-        test=TensorPart(images[tested], labels[tested], prepare),
+        train=TensorSplit(images[train], labels[train], prepare, augment, augment.draws if augment else 0),
+        validation=TensorSplit(images[validated], labels[validated], prepare),
+        test=TensorSplit(images[tested], labels[tested], prepare),
         class_names=[str(digit) for digit in range(10)],
     )

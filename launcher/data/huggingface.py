@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from launcher.batching.splits import DatasetPart
+from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.images import LOOK, StandardiseChannels, check_bits, converted, has_colours, look
 from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
@@ -218,9 +218,9 @@ def load(
         values = {part: standardise(rows, centre, spread) for part, rows in values.items()}
         target_mean, target_std = torch.from_numpy(centre), torch.from_numpy(spread)
 
-    def part_of(part: str) -> DatasetPart:
+    def part_of(part: str) -> DatasetSplit:
         targets = torch.from_numpy(values[part])
-        return DatasetPart(Rows(found[part].select_columns([input]), targets, decode), targets, prepare, batched=True)
+        return DatasetSplit(Rows(found[part].select_columns([input]), targets, decode), targets, prepare, batched=True)
 
     return Data(
         name="huggingface",

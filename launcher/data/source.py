@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from launcher.batching.splits import (
-    Part,
-    TensorPart,
+    Split,
+    TensorSplit,
     as_indices,
     first_infinite,
 )
@@ -51,9 +51,9 @@ class Data:
     task: str
     input_shape: tuple[int, ...]
     num_outputs: int
-    train: Part
-    validation: Part
-    test: Part
+    train: Split
+    validation: Split
+    test: Split
     class_names: list[str] | None = None
     target_mean: Tensor | None = None
     target_std: Tensor | None = None
@@ -63,7 +63,7 @@ class Data:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for part in self.parts().values():
+        for part in self.splits().values():
             targets = part.targets
             if self.task == "classification" and targets is not None and not targets.is_floating_point():
                 part.targets = targets.long()
@@ -77,8 +77,8 @@ class Data:
             f"{len(self.validation)} to validate, {len(self.test)} to test"
         )
 
-    def parts(self) -> dict[str, Part]:
-        """The three parts by name."""
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @property
@@ -124,10 +124,10 @@ class Data:
             if often > 1 or len(self.class_names) != self.num_outputs:
                 many = f"calls {often} classes {name!r}" if often > 1 else f"names {len(self.class_names)} classes"
                 raise ConfigError(f"data={self.name} {many}; give each of its {self.num_outputs} classes its own name.")
-        for name, part in self.parts().items():
+        for name, part in self.splits().items():
             if len(part) == 0:
                 raise ConfigError(f"data={self.name}: its {name} part is empty.")
-            if isinstance(part, TensorPart) and not part.mapped and not (leaves_out and name == "train"):
+            if isinstance(part, TensorSplit) and not part.mapped and not (leaves_out and name == "train"):
                 row = first_infinite(part.inputs)
                 if row is not None:
                     raise ConfigError(
@@ -178,7 +178,7 @@ class Data:
 
         Batches are then gathered on the device, and no copy is waited for.
         """
-        parts = [p for p in (self.train, self.validation, self.test) if isinstance(p, TensorPart) and not p.mapped]
+        parts = [p for p in (self.train, self.validation, self.test) if isinstance(p, TensorSplit) and not p.mapped]
         if device.type != "cuda" or sum(p.inputs.nbytes + p.targets.nbytes for p in parts) > 0.25 * free(device):
             return
         for part in parts:
@@ -223,7 +223,7 @@ class Data:
             "prepare": {"name": type(prepare).__name__, **plain} if prepare is not None else None,
             "reader": self.reader,
             "facts": {key: list(fact) if isinstance(fact, tuple) else fact for key, fact in self.facts().items()},
-            "parts": {name: _print_of(part) for name, part in self.parts().items()},
+            "parts": {name: _print_of(part) for name, part in self.splits().items()},
         }
 
 
@@ -237,7 +237,7 @@ class Others:
         labelled: Whether the true targets are there.
     """
 
-    part: Part
+    part: Split
     names: list[str]
     labelled: bool
 
@@ -246,7 +246,7 @@ def _listed(tensor: Tensor | None) -> list[float] | None:
     return None if tensor is None else tensor.tolist()
 
 
-def _print_of(part: Part) -> dict[str, Any]:
+def _print_of(part: Split) -> dict[str, Any]:
     """Samples of a part, and a checksum of what is in memory: all of it, or rows at equal distances."""
     tensors = [getattr(part, "inputs", None), getattr(part, "targets", None)]
     checksum = 0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.batching.splits import TensorPart, as_indices
+from launcher.batching.splits import TensorSplit, as_indices
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, check_fraction
 
@@ -61,8 +61,8 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     tokens = mapped(file, kind)
     inputs, targets = (tokens[first : first + samples * block].view(samples, block) for first in (0, 1))
 
-    def part(first: int, last: int) -> TensorPart:
-        return TensorPart(inputs[first:last], targets[first:last], prepare=as_indices, mapped=True)
+    def part(first: int, last: int) -> TensorSplit:
+        return TensorSplit(inputs[first:last], targets[first:last], prepare=as_indices, mapped=True)
 
     return Data(
         name="text",

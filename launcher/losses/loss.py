@@ -154,7 +154,7 @@ def fit_task(data: "Data", settings: Mapping[str, Any]) -> "Data":
         data: Of the run.
         settings: Of the loss.
     """
-    targets = [part.targets for part in data.parts().values()]
+    targets = [part.targets for part in data.splits().values()]
     if data.task != "regression" or gives(settings) == "scores":
         return data
     if not all(one is not None and bool(torch.isin(one, torch.tensor([0, 1])).all()) for one in targets):
@@ -257,7 +257,7 @@ def _try_out(loss: nn.Module, settings: Mapping[str, Any], data: "Data") -> None
 
 
 def _check_probabilities(data: "Data", name: str) -> None:
-    for part in data.parts().values():
+    for part in data.splits().values():
         if part.targets is not None and len(part.targets):
             low, high = float(part.targets.min()), float(part.targets.max())
             if low < 0 or high > 1:

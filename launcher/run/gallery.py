@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
-from launcher.batching.splits import Part, TensorPart, as_numbers
+from launcher.batching.splits import Split, TensorSplit, as_numbers
 from launcher.core.errors import ConfigError
 from launcher.core.files import replacing
 from launcher.data.source import Data
@@ -35,7 +35,7 @@ def check(data: Data) -> None:
 @torch.no_grad()
 def columns(
     model: nn.Module,
-    part: Part,
+    part: Split,
     input_shape: tuple[int, ...],
     meaning: Outputs,
     count: int,
@@ -59,7 +59,7 @@ def columns(
     """
     rows = min(count, len(part))
     numbers = [len(part) * row // rows for row in range(rows)]
-    if isinstance(part, TensorPart):
+    if isinstance(part, TensorSplit):
         raw, targets = part.inputs[numbers].cpu(), part.targets[numbers].cpu()
     else:
         raw, targets = next(iter(DataLoader(part.dataset, batch_sampler=[numbers])))

@@ -253,13 +253,13 @@ def data_of_others(record: Mapping[str, Any], others: "Others") -> "Data":
     """
     import torch
 
-    from launcher.batching.splits import DatasetPart
+    from launcher.batching.splits import DatasetSplit
     from launcher.data.source import Data
 
     # Balanced weights of a loss are those of training: the labels of its training part, and no samples.
     counts = record["class_counts"]
     labels = None if counts is None else torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    train = DatasetPart([], labels)
+    train = DatasetSplit([], labels)
     return Data(
         name=record["name"],
         task=record["task"],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batching.plan import BatchPlan
-from launcher.batching.splits import DatasetPart, TensorPart
+from launcher.batching.splits import DatasetSplit, TensorSplit
 from launcher.batching.stream import Batch, first_sample
 from launcher.distributed.process_group import Ranks
 
@@ -77,7 +77,7 @@ def flops_per_sample(model: nn.Module, inputs: Any, samples: int) -> float:
     return 3 * counter.get_total_flops() / samples
 
 
-def useful_threads(model: nn.Module, part: TensorPart | DatasetPart, samples: int) -> int | None:
+def useful_threads(model: nn.Module, part: TensorSplit | DatasetSplit, samples: int) -> int | None:
     """How many CPU threads help a model: as many as have THREAD operations each in an average matrix product.
 
     More of them wait for each other most of the time, and on a machine that others use for a long time. Whoever needs

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batching.keys import MODEL, derive
 from launcher.batching.plan import BatchPlan, plan_batch
-from launcher.batching.splits import DatasetPart, TensorPart, first_infinite
+from launcher.batching.splits import DatasetSplit, TensorSplit, first_infinite
 from launcher.batching.stream import Batch, ShardedStream, Stream, first_sample, in_order
 from launcher.core.errors import BrokenFile, ConfigError, Explained, explained_kernels, is_out_of_memory
 from launcher.data.source import Data
@@ -654,7 +654,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     loss: PerSample,
-    part: TensorPart | DatasetPart,
+    part: TensorSplit | DatasetSplit,
     meaning: Outputs,
     accelerator: Accelerator,
     ranks: Ranks,
@@ -747,7 +747,7 @@ def evaluate(
     return Evaluation(int(counted), figures)
 
 
-def _check_inputs(part: TensorPart | DatasetPart, ranks: Ranks, batch_size: int) -> None:
+def _check_inputs(part: TensorSplit | DatasetSplit, ranks: Ranks, batch_size: int) -> None:
     """Look for what made a loss infinite in the samples themselves.
 
     Raises:
@@ -763,7 +763,7 @@ def _check_inputs(part: TensorPart | DatasetPart, ranks: Ranks, batch_size: int)
 
 def _equally_many(
     batches: Iterator[tuple[Any, Any]],
-    part: TensorPart | DatasetPart,
+    part: TensorSplit | DatasetSplit,
     shards: int,
     batch_size: int,
     device: torch.device,

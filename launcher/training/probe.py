@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from launcher.batching import loading
 from launcher.batching.plan import BatchPlan
-from launcher.batching.splits import Part, TensorPart
+from launcher.batching.splits import Split, TensorSplit
 from launcher.batching.stream import Batch, ShardedStream, Stream, of_rank
 from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.core.files import read_json, write_json
@@ -113,9 +113,9 @@ def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | Shar
     return of_rank(part, plan, trainer.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
 
 
-def _copied(part: Part) -> Part:
+def _copied(part: Split) -> Split:
     """A part as a worker would get it: the files that a dataset opens when it is read are not sent to one later."""
-    if isinstance(part, TensorPart):
+    if isinstance(part, TensorSplit):
         return part
     try:
         dataset, plain = (loading.as_a_worker_gets_it(one) for one in (part.dataset, part.plain))

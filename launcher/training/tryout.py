@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from launcher.batching.loading import as_a_worker_gets_it, generators_kept
 from launcher.batching.plan import plan_batch
-from launcher.batching.splits import INDICES, DatasetPart, Part, as_numbers, first_infinite, suit
+from launcher.batching.splits import INDICES, DatasetSplit, Split, as_numbers, first_infinite, suit
 from launcher.batching.stream import Stream, in_order
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.source import Data
@@ -71,14 +71,14 @@ def try_out(
         ConfigError: Something does not fit.
     """
     run = partial(_run, model, how.shapes or _is_large(model))
-    parts = {name: _as_a_worker_gets_it(name, part, how.workers) for name, part in data.parts().items()}
+    parts = {name: _as_a_worker_gets_it(name, part, how.workers) for name, part in data.splits().items()}
     few = min(FEW, len(parts["train"]))
     with _no_trace(model):
         stream = kind(parts["train"], plan_batch(len(parts["train"]), few, 1, None), 0, 0, CPU, 0)
         micro = _reading("train", lambda: next(stream.batches(0, 1)).micros[0])
         targets = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
         _check_sample(data, "train", micro.inputs, targets, how.leaves_out)
-        outputs = _run_as_it_is(run, micro.inputs, *parts.values(), *data.parts().values())
+        outputs = _run_as_it_is(run, micro.inputs, *parts.values(), *data.splits().values())
         if outputs is not None:
             meaning = meaning.fitted(outputs, few)
             if outputs.is_meta:
@@ -101,7 +101,7 @@ def try_out(
     return meaning
 
 
-def read_outputs(model: nn.Module, part: Part, meaning: Outputs) -> Outputs:
+def read_outputs(model: nn.Module, part: Split, meaning: Outputs) -> Outputs:
     """The meaning of the outputs of a trained model, by those for the first sample of a part.
 
     Args:
@@ -184,7 +184,7 @@ def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any, 
 
 
 @torch.no_grad()
-def _try_measuring(run: Run, loss: PerSample, data: Data, name: str, part: Part, meaning: Outputs) -> Outputs:
+def _try_measuring(run: Run, loss: PerSample, data: Data, name: str, part: Split, meaning: Outputs) -> Outputs:
     inputs, targets = _reading(name, lambda: next(in_order(part, 0, len(part), 1, CPU, 0)))
     _check_sample(data, name, inputs, targets)
     meaning = _near(meaning, targets)
@@ -222,7 +222,7 @@ def _measure(loss: PerSample, name: str, outputs: Tensor, targets: Tensor, meani
         ) from error
 
 
-def _run_as_it_is(run: Run, inputs: Any, *parts: Part) -> Any:
+def _run_as_it_is(run: Run, inputs: Any, *parts: Split) -> Any:
     """What `run` gives; whole numbers that the model does not take, but as floats, are from now on given so."""
     try:
         outputs = run(inputs)
@@ -336,13 +336,13 @@ def _no_trace(model: nn.Module) -> Iterator[None]:
 # --- Datasets in other processes -------------------------------------------------------------------------------------
 
 
-def _as_a_worker_gets_it(name: str, part: Part, workers: int | str) -> Part:
+def _as_a_worker_gets_it(name: str, part: Split, workers: int | str) -> Split:
     """A part whose dataset is a copy, made as for a process that loads: what it opens when it is read stays there.
 
     Raises:
         ConfigError: It cannot be sent to a process.
     """
-    if not workers or not isinstance(part, DatasetPart):
+    if not workers or not isinstance(part, DatasetSplit):
         return replace(part)  # with a loader of its own
     try:
         dataset, plain = as_a_worker_gets_it((part.dataset, part.plain))

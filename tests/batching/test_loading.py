@@ -20,7 +20,7 @@ from launcher.batching.keys import AUGMENT, derive
 from launcher.batching.loading import SeededDataset, _Loader, _open, choose_workers, to_device
 from launcher.batching.plan import BatchPlan
 from launcher.batching.stream import Stream, in_order
-from launcher.data import DatasetPart, TensorPart
+from launcher.data import DatasetSplit, TensorSplit
 
 CPU = torch.device("cpu")
 DRAWS = {
@@ -98,7 +98,7 @@ class Asking(Drawing):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_generator_seeded_by_initial_seed_does_not_depend_on_the_devices(workers):
-    part = DatasetPart(Asking(()))
+    part = DatasetSplit(Asking(()))
     found = []
     for world in (1, 2, 3):
         plan = BatchPlan(20, 10, world, world, 10, 1)
@@ -146,7 +146,7 @@ def test_batches_sent_by_a_process_are_those_of_a_data_loader():
         for i in range(5)
     ]
     named = [[0, 1, 2], [4, 3]]
-    part = DatasetPart(samples)
+    part = DatasetSplit(samples)
     found = [to_device(batch, CPU) for batch in _open(part, samples, named, 1, CPU)]
     expected = [*torch.utils.data.DataLoader(samples, batch_sampler=named)]
     assert str(found) == str(expected), "with the types of what holds them"
@@ -163,7 +163,7 @@ def _workers():
 
 def test_the_processes_of_an_evaluation_stay_for_the_next_one():
     """Also after one that was broken off; another number of batches, or of shares, needs no others."""
-    part, before = DatasetPart(Drawing(())), _workers()
+    part, before = DatasetSplit(Drawing(())), _workers()
     first = list(in_order(part, 0, 1, 4, CPU, 2))
     assert [t.tolist() for _, t in first] == [[*range(at, at + 4)] for at in range(0, 20, 4)]
     stayed = _workers() - before
@@ -212,7 +212,7 @@ def test_auto_starts_processes_where_they_help(caplog, monkeypatch):
         (Drawing(("torch", "python", "numpy")), 4, 0), (Slow(("torch",)), 4, min(8, cores)),
         (Slow((), size=1), 1, min(8, cores)), (Alone(()), 64, 0), (Together(()), 4, 0),
     ):  # fmt: skip
-        part, before = DatasetPart(dataset), torch.initial_seed()
+        part, before = DatasetSplit(dataset), torch.initial_seed()
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
         for _ in range(2):
             assert choose_workers("auto", part, size) == expected, type(dataset).__name__
@@ -222,11 +222,11 @@ def test_auto_starts_processes_where_they_help(caplog, monkeypatch):
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 5 and "the run's own process: the dataset cannot be sent to another process" in said[3]
     assert f"by {min(8, cores)} processes: to read a batch of 4 takes 2" in said[1], said
-    assert choose_workers("auto", TensorPart(torch.zeros(3, 2), torch.zeros(3)), 2) == 0
-    assert choose_workers(3, DatasetPart(Slow(())), 4) == 3
+    assert choose_workers("auto", TensorSplit(torch.zeros(3, 2), torch.zeros(3)), 2) == 0
+    assert choose_workers(3, DatasetSplit(Slow(())), 4) == 3
     for ranks in (cores, 4 * cores):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        assert choose_workers("auto", DatasetPart(Slow(())), 4) == 1
+        assert choose_workers("auto", DatasetSplit(Slow(())), 4) == 1
 
 
 @pytest.mark.parametrize("kind", [Drawing, Slow])
@@ -234,7 +234,7 @@ def test_auto_gives_the_samples_of_any_number(kind):
     plan = BatchPlan(20, 10, 1, 1, 10, 1)
     found = []
     for workers in (0, "auto"):
-        stream = Stream(DatasetPart(kind(("torch", "python"))), plan, 3, 0, CPU, workers)
+        stream = Stream(DatasetSplit(kind(("torch", "python"))), plan, 3, 0, CPU, workers)
         found.append([(m.inputs.tolist(), m.targets.tolist()) for b in stream.batches(0, 4) for m in b.micros])
     assert found[0] == found[1] and len(found[0]) == 4
 
@@ -291,7 +291,7 @@ def test_a_batch_is_copied_in_a_queue_of_its_own_and_the_computation_waits_for_i
         return real(tree, device)
 
     monkeypatch.setattr(loading, "to_device", copied)
-    part = DatasetPart(list(range(4)), prepare=lambda inputs: said.append("prepare") or inputs)
+    part = DatasetSplit(list(range(4)), prepare=lambda inputs: said.append("prepare") or inputs)
     loader = _Batches([({"x": torch.ones(2, 3)}, torch.tensor([1, 2])), ({"x": torch.zeros(1, 3)}, torch.tensor([3]))])
     found = []
     for inputs, targets in loading._prepared(part, loader, CPU, side):

@@ -12,7 +12,7 @@ from launcher.batching.plan import plan_batch
 from launcher.batching.sampling import Balanced
 from launcher.batching.stream import Stream, permute, permute_each
 from launcher.core.errors import ConfigError
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetSplit, TensorSplit
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def data(*counts, kind="tensors", **more):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
     inputs = torch.arange(len(labels))[:, None].float()
-    part = TensorPart(inputs, labels, **more) if kind == "tensors" else DatasetPart(Numbers(labels), labels)
+    part = TensorSplit(inputs, labels, **more) if kind == "tensors" else DatasetSplit(Numbers(labels), labels)
     return Data("made", "classification", (1,), len(counts), part, part, part)
 
 

@@ -6,14 +6,14 @@ from torch.utils.data import Dataset
 from launcher.batching.keys import derive
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream, in_order, permute, uniforms
-from launcher.data import DatasetPart, TensorPart
+from launcher.data import DatasetSplit, TensorSplit
 
 CPU = torch.device("cpu")
 
 
 def tensors(n, **more):
     numbers = torch.arange(n)
-    return TensorPart(inputs=numbers[:, None].float(), targets=numbers, **more)
+    return TensorSplit(inputs=numbers[:, None].float(), targets=numbers, **more)
 
 
 class Numbers(Dataset):
@@ -69,7 +69,7 @@ def test_uniforms_are_uniform_and_belong_to_the_sample():
 
 
 @pytest.mark.parametrize("cap", [None, 3])
-@pytest.mark.parametrize("kind", [tensors, lambda n: DatasetPart(Numbers(n))])
+@pytest.mark.parametrize("kind", [tensors, lambda n: DatasetSplit(Numbers(n))])
 def test_the_global_batches_are_the_same_on_any_number_of_ranks(kind, cap):
     part = kind(97)
 
@@ -98,7 +98,7 @@ def test_augmentation_belongs_to_the_sample_whatever_the_ranks_and_workers():
     for world, workers in ((1, 0), (2, 0), (3, 0), (1, 2)):
         plan = plan_batch(20, 6, world, 2)
         for rank in range(world):
-            for batch in Stream(DatasetPart(Numbers(20)), plan, 5, rank, CPU, workers).batches(0, 8):
+            for batch in Stream(DatasetSplit(Numbers(20)), plan, 5, rank, CPU, workers).batches(0, 8):
                 for micro in batch.micros:
                     for row in micro.inputs[: micro.size].tolist():
                         seen.setdefault((batch.step // plan.steps_per_epoch, row[0]), set()).add(tuple(row))
@@ -123,7 +123,7 @@ def test_augmentation_in_memory_gets_the_samples_own_numbers():
     assert len({next(iter(v))[1:] for v in seen.values()}) == 20
 
 
-@pytest.mark.parametrize("part", [tensors(97), DatasetPart(Numbers(97))])
+@pytest.mark.parametrize("part", [tensors(97), DatasetSplit(Numbers(97))])
 @pytest.mark.parametrize("world", [1, 2, 3, 120])
 def test_evaluation_reads_every_sample_once_in_order(part, world):
     got = [t for rank in range(world) for _, ts in in_order(part, rank, world, 10, CPU, 0) for t in ts.tolist()]
@@ -148,7 +148,7 @@ def test_a_dataset_that_gives_batches_is_asked_for_batches_and_they_are_prepared
         shapes.append(tuple(raw.shape))
         return raw.float() / 2
 
-    part = DatasetPart(Batched(), prepare=prepare, batched=True)
+    part = DatasetSplit(Batched(), prepare=prepare, batched=True)
     (batch,) = Stream(part, plan_batch(20, 6, 2, None), 5, 1, CPU, workers).batches(4, 5)
     (reference,) = Stream(tensors(20), plan_batch(20, 6, 2, None), 5, 1, CPU, 0).batches(4, 5)
     assert batch.micros[0].targets.tolist() == reference.micros[0].targets.tolist()

@@ -17,7 +17,7 @@ from launcher.core import files
 
 OWN = """
 import torch
-from launcher.data import Data, TensorPart
+from launcher.data import Data, TensorSplit
 
 class Net(torch.nn.Sequential):
     def __init__(self, num_outputs):
@@ -31,7 +31,7 @@ def load(broken=True):
         y = torch.arange(n) % 3
         x = torch.randn(n, 5, generator=g) + y[:, None]
         x[-1] = 99 if bad else x[-1]  # one is tried before the run, the first
-        return TensorPart(x, y)
+        return TensorSplit(x, y)
     return Data("own", "classification", (5,), 3, part(60), part(30, broken), part(30, broken), class_names=["nan", "inf", "c"])
 """  # noqa: E501
 RUN = ["data._target_=own.load", "model._target_=own.Net", "threads=1", "epochs=3", "log_every=2", "device=cpu"]

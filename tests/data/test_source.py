@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.data.fashion_mnist import SHAPES
 from launcher.data.images import FlipAndShift, Standardise, long_tail
 from launcher.data.source import split
@@ -58,7 +58,7 @@ def test_facts_reach_what_names_them_whatever_else_it_takes():
 
 @pytest.mark.parametrize("targets", [[1, 2, 3], [-1, 0, 1], [[0.0, 1.0]] * 3, [0.0, 1.0, 2.0]])
 def test_targets_that_are_no_classes_are_refused_in_a_sentence(targets):
-    part = TensorPart(torch.zeros(3, 2), torch.tensor(targets))
+    part = TensorSplit(torch.zeros(3, 2), torch.tensor(targets))
     with pytest.raises(ConfigError, match="none of its 3 classes: give int64 labels"):
         Data("own", "classification", (2,), 3, part, part, part).class_counts  # noqa: B018
 
@@ -574,7 +574,7 @@ def pictures(root: Path, counts: dict[str, int], side: tuple[int, int] = (20, 14
             image.fromarray(pixels).save(root / name / f"{i:03}.png")
 
 
-def read(part: DatasetPart, index: int) -> torch.Tensor:
+def read(part: DatasetSplit, index: int) -> torch.Tensor:
     return part.prepare(part.dataset[index][0][None])[0]
 
 
@@ -705,12 +705,12 @@ def test_image_folder_without_torchvision_says_how_to_install_it(tmp_path):
 
 
 def test_a_part_that_does_not_tell_its_labels_has_no_counts():
-    part = DatasetPart(list(range(3)))
+    part = DatasetSplit(list(range(3)))
     data = Data("own", "classification", (1,), 2, part, part, part)
     assert len(part) == 3
     with pytest.raises(ConfigError, match="data=own does not tell its labels"):
         _ = data.class_counts
-    tensors = TensorPart(torch.zeros(4, 1), torch.tensor([0, 0, 1, 0]))
+    tensors = TensorSplit(torch.zeros(4, 1), torch.tensor([0, 0, 1, 0]))
     data = Data("own", "classification", (1,), 3, tensors, part, part)
     assert data.class_counts.tolist() == [3, 1, 0]
 
@@ -719,11 +719,11 @@ def test_a_part_that_does_not_tell_its_labels_has_no_counts():
 def test_data_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(monkeypatch):
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import of_rank
-    from launcher.data import Data, TensorPart
+    from launcher.data import Data, TensorSplit
     from launcher.distributed.process_group import find_ranks
 
     def made():
-        part = TensorPart(torch.arange(4000, dtype=torch.uint8).view(1000, 4), torch.arange(1000) % 3,
+        part = TensorSplit(torch.arange(4000, dtype=torch.uint8).view(1000, 4), torch.arange(1000) % 3,
                           prepare=torch.Tensor.float)  # fmt: skip
         return Data("made", "classification", (4,), 3, part, part, part)
 

@@ -22,7 +22,7 @@ from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream, in_order
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
-from launcher.data import Data, TensorPart, text
+from launcher.data import Data, TensorSplit, text
 from launcher.losses.focal import FocalLoss
 from launcher.losses.loss import PerSample, build_loss
 from launcher.metrics.sums import LanguageSums
@@ -217,7 +217,7 @@ def test_what_a_tokenizer_cannot_do_is_told(tokenizer, tmp_path):
 
 
 def language(v=11) -> Data:
-    part = TensorPart(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(4, 6, dtype=torch.uint8))
+    part = TensorSplit(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(4, 6, dtype=torch.uint8))
     return Data("own", "language", (6,), v, part, part, part)
 
 

@@ -319,10 +319,10 @@ def test_a_machine_may_leave_and_another_join(tmp_path):
 
 # One training sample becomes NaN when it is augmented: in the data itself it would be found before the run.
 NAN = OWN.replace("return raw + 0.1 * (uniforms - 0.5)", "return torch.where(raw > 50, torch.nan, raw)").replace(
-    "return TensorPart(torch.randn(n, 5, generator=g) + y[:, None], y, augment=shake, draws=5)",
+    "return TensorSplit(torch.randn(n, 5, generator=g) + y[:, None], y, augment=shake, draws=5)",
     "x = torch.randn(n, 5, generator=g) + y[:, None]\n"
     "        if n == 60:\n            x[17] = 99\n"
-    "        return TensorPart(x, y, augment=shake, draws=5)",
+    "        return TensorSplit(x, y, augment=shake, draws=5)",
 )
 
 

@@ -12,7 +12,7 @@ from kill_loop import OWN, place
 from processes import REPOSITORY, summary, train
 from torch import nn
 
-from launcher.data import TensorPart
+from launcher.data import TensorSplit
 from launcher.distributed import process_group
 from launcher.distributed.process_group import Ranks
 from launcher.training import clock
@@ -100,7 +100,7 @@ def mlp(*widths):
 
 
 def part(*shape):
-    return TensorPart(torch.zeros(3, *shape), torch.zeros(3).long())
+    return TensorSplit(torch.zeros(3, *shape), torch.zeros(3).long())
 
 
 @pytest.mark.parametrize(("width", "samples"), [(16, 64), (512, 64), (512, 1024), (2048, 64)])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from launcher.core.errors import ConfigError
-from launcher.data import Data, TensorPart
+from launcher.data import Data, TensorSplit
 from launcher.losses.focal import FocalLoss
 from launcher.losses.loss import PerSample, build_loss
 
@@ -19,12 +19,12 @@ WEIGHTS = [0.2, 1.0, 3.0, 0.0]
 
 
 def classes(labels=(0, 0, 0, 0, 1, 1, 2, 2, 2, 3), k: int = 4) -> Data:
-    part = TensorPart(torch.zeros(len(labels), 2), torch.tensor(labels))
+    part = TensorSplit(torch.zeros(len(labels), 2), torch.tensor(labels))
     return Data("labels", "classification", (2,), k, part, part, part)
 
 
 def numbers(d: int = 3, targets: torch.Tensor | None = None) -> Data:
-    part = TensorPart(torch.zeros(10, 2), torch.rand(10, d) if targets is None else targets)
+    part = TensorSplit(torch.zeros(10, 2), torch.rand(10, d) if targets is None else targets)
     return Data("numbers", "regression", (2,), d, part, part, part)
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.run import gallery, histograms
 from launcher.training.outputs import Outputs
 
@@ -195,7 +195,7 @@ class Scores(nn.Module):
 
 def test_colours_from_a_dataset_names_of_classes_and_numbers_in_their_own_unit():
     accelerator = Accelerator(cpu=True)
-    part = DatasetPart(Photos(), prepare=lambda raw: raw.float() / 100)
+    part = DatasetSplit(Photos(), prepare=lambda raw: raw.float() / 100)
     data = Data("photos", "classification", (3, 2, 2), 3, part, part, part, ["ant", "bee", "cow"])
     net = Scores().train()
     table = gallery.columns(
@@ -216,7 +216,7 @@ def test_colours_from_a_dataset_names_of_classes_and_numbers_in_their_own_unit()
     raw = np.stack([Photos()[i][0].movedim(0, -1).numpy() for i in (0, 2, 4, 6)])
     np.testing.assert_allclose(table["image"], raw * (255 / raw.max()), atol=0.5)
 
-    part = TensorPart(torch.arange(6.0).view(3, 2), torch.tensor([[0.0], [1.0], [-1.0]]))
+    part = TensorSplit(torch.arange(6.0).view(3, 2), torch.tensor([[0.0], [1.0], [-1.0]]))
     data = Data("numbers", "regression", (2,), 1, part, part, part,
                 target_mean=torch.tensor([10.0]).double(), target_std=torch.tensor([4.0]).double())  # fmt: skip
     table = gallery.columns(nn.Linear(2, 1), part, data.input_shape, Outputs.of(data, {}), 9, 2, accelerator)
@@ -254,6 +254,6 @@ def test_off_none_of_it_is_there(tmp_path):
 
 
 def test_a_language_has_no_such_table():
-    part = TensorPart(torch.zeros(3, 4).long(), torch.zeros(3, 4).long())
+    part = TensorSplit(torch.zeros(3, 4).long(), torch.zeros(3, 4).long())
     with pytest.raises(ConfigError, match=r"wandb\.tables: .*language.*Set it to 0"):
         gallery.check(Data("text", "language", (4,), 5, part, part, part))

@@ -22,7 +22,7 @@ from processes import REPOSITORY, rows, summary, train
 TRAIN = str(REPOSITORY / "launcher/train.py")
 OWN = """
 import pathlib, time, torch
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetSplit, TensorSplit
 
 class Samples(torch.utils.data.Dataset):
     def __init__(self, count, slow=0):
@@ -38,11 +38,11 @@ class Samples(torch.utils.data.Dataset):
         return torch.randn(5, generator=torch.Generator().manual_seed(number)) + number % 3, number % 3
 
 def load(slow=0):
-    return Data("own", "classification", (5,), 3, *map(DatasetPart, (Samples(60), Samples(30, slow), Samples(30))))
+    return Data("own", "classification", (5,), 3, *map(DatasetSplit, (Samples(60), Samples(30, slow), Samples(30))))
 
 def in_memory():
     inputs, targets = torch.randn(90, 5, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 3
-    parts = [TensorPart(inputs[a:b] + targets[a:b, None], targets[a:b]) for a, b in ((0, 60), (60, 75), (75, 90))]
+    parts = [TensorSplit(inputs[a:b] + targets[a:b, None], targets[a:b]) for a, b in ((0, 60), (60, 75), (75, 90))]
     return Data("own", "classification", (5,), 3, *parts)
 """
 LONG = ["threads=1", "epochs=100000", "log_every=1", "batch.global_size=14", "hydra.run.dir=run", "eval_every=50",

@@ -15,9 +15,9 @@ from launcher.__main__ import COMMANDS
 
 LAUNCHER = REPOSITORY / "launcher"
 RUN = ["data._target_=own.load", "model.hidden=[4]", "epochs=1", "threads=1", "device=cpu"]
-LOADED = OWN.replace("import Data, TensorPart", "import Data, DatasetPart, TensorPart").replace(
+LOADED = OWN.replace("import Data, TensorSplit", "import Data, DatasetSplit, TensorSplit").replace(
     '    return Data("own", "classification", (5,), classes, part(n), part(30), part(30))',
-    '    return Data("own", "classification", (5,), classes, *(DatasetPart(Samples(part(m))) for m in (n, 30, 30)))',
+    '    return Data("own", "classification", (5,), classes, *(DatasetSplit(Samples(part(m))) for m in (n, 30, 30)))',
 ) + (
     "\nclass Samples(torch.utils.data.Dataset):\n"
     "    def __init__(self, part):\n        self.part = part\n"

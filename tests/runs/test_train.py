@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 OWN = """
 import os
 import torch
-from launcher.data import Data, TensorPart
+from launcher.data import Data, TensorSplit
 
 def load(n, classes):
     g = torch.Generator().manual_seed(0)
     def part(n, first):
         y = torch.arange(n) % classes
         x = torch.randn(n, 5, generator=g) + y[:, None]
-        return TensorPart(torch.cat([x, torch.arange(first, first + n)[:, None].float()], 1), y)
+        return TensorSplit(torch.cat([x, torch.arange(first, first + n)[:, None].float()], 1), y)
     return Data("own", "classification", (6,), classes, part(n, 0), part(97, 1000), part(97, 2000))
 
 class Net(torch.nn.Module):

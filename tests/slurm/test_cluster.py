@@ -132,7 +132,7 @@ def test_preempted(slurm, local, place):
 
 
 SAMPLES = """
-from launcher.data import DatasetPart
+from launcher.data import DatasetSplit
 
 class Samples(torch.utils.data.Dataset):
     def __init__(self, part):
@@ -145,7 +145,7 @@ class Samples(torch.utils.data.Dataset):
 def samples():
     data = load()
     for name in ("train", "validation", "test"):
-        setattr(data, name, DatasetPart(Samples(getattr(data, name))))
+        setattr(data, name, DatasetSplit(Samples(getattr(data, name))))
     return data
 """
 

@@ -10,7 +10,7 @@ from torch import nn
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream
 from launcher.core.errors import ConfigError
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.training.engine import check_alone
 from launcher.training.finetune import freeze
 
@@ -24,7 +24,7 @@ CUTS = [
 
 
 def data_of(samples, shape=(3,)):
-    part = TensorPart(torch.rand(samples, *shape), torch.arange(samples) % 3)
+    part = TensorSplit(torch.rand(samples, *shape), torch.arange(samples) % 3)
     return Data("own", "classification", shape, 3, part, part, part)
 
 
@@ -97,7 +97,7 @@ class Both(nn.Module):
 
 
 def test_inputs_in_a_dict_and_a_model_that_works_in_memory_alone():
-    part = DatasetPart(Pairs())
+    part = DatasetSplit(Pairs())
     data = Data("pairs", "classification", (3,), 3, part, part, part)
     drawn = torch.random.get_rng_state()
     with pytest.raises(ConfigError, match="last update of an epoch, whose size is 1,"):

@@ -25,14 +25,14 @@ SIZES = (10, 7, 1)  # a full batch, a ragged one, a last one with fewer samples 
 
 
 def _data(name, samples=37):
-    from launcher.data import Data, TensorPart
+    from launcher.data import Data, TensorSplit
 
     torch.manual_seed(1)
     inputs = torch.randn(samples, 6)
     if name in REGRESSION:
-        part = TensorPart(inputs, torch.randn(samples, 4))
+        part = TensorSplit(inputs, torch.randn(samples, 4))
         return Data("made", "regression", (6,), 4, part, part, part)
-    part = TensorPart(inputs, torch.arange(samples) % 4)
+    part = TensorSplit(inputs, torch.arange(samples) % 4)
     return Data("made", "classification", (6,), 4, part, part, part)
 
 

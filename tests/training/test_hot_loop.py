@@ -24,7 +24,7 @@ def _loop(device="cpu", weight=None, ema_decay=None, **more):
     """A trainer and its batches, as train.py builds them, for a dense network with SGD, momentum and cosine."""
     from launcher.batching import stream
     from launcher.batching.plan import plan_batch
-    from launcher.data import Data, TensorPart
+    from launcher.data import Data, TensorSplit
     from launcher.distributed.process_group import find_ranks
     from launcher.distributed.process_group import start as bring_up
     from launcher.losses.loss import build_loss
@@ -37,7 +37,7 @@ def _loop(device="cpu", weight=None, ema_decay=None, **more):
     strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
     accelerator = bring_up(ranks, device == "cpu", "no", 1, 60, True, strategy, "highest")
     torch.manual_seed(0)
-    part = TensorPart(torch.randn(4000, 16), torch.arange(4000) % 4)
+    part = TensorSplit(torch.randn(4000, 16), torch.arange(4000) % 4)
     data = Data("made", "classification", (16,), 4, part, part, part)
     plan = plan_batch(len(part), 16, ranks.world_size, None, None)
     model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).to(accelerator.device)

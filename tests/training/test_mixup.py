@@ -17,7 +17,7 @@ from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream, of_rank
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.distributed.process_group import Ranks, find_ranks
 from launcher.losses.loss import build_loss
 from launcher.training.mixup import MixedStream, MixedTargets, Mixing, mixed
@@ -76,7 +76,7 @@ def delivered(part, mixing, world, cap, first, last, batch=10, shards=None):
 def loop(mixing, step, batch=10, n=37):
     """A global batch mixed sample by sample, as the paper writes it."""
     images, labels = pictures(n)
-    numbers = Stream(TensorPart(images, labels), plan_batch(n, batch, 1, None), 5, 0, CPU, 0).samples(step)
+    numbers = Stream(TensorSplit(images, labels), plan_batch(n, batch, 1, None), 5, 0, CPU, 0).samples(step)
     share, box = mixing.draw(5, step, 6, 5)
     mixed_images, probabilities = [], []
     for p in range(len(numbers)):
@@ -100,7 +100,7 @@ def loop(mixing, step, batch=10, n=37):
 
 
 @pytest.mark.parametrize("mixing", [MIXUP, CUTMIX, BOTH], ids=["mixup", "cutmix", "both"])
-@pytest.mark.parametrize("kind", [lambda n: TensorPart(*pictures(n)), lambda n: DatasetPart(Pictures(n))])
+@pytest.mark.parametrize("kind", [lambda n: TensorSplit(*pictures(n)), lambda n: DatasetSplit(Pictures(n))])
 @pytest.mark.parametrize(("world", "cap"), [(1, None), (1, 3), (2, None), (3, 2), (4, 1), (10, None)])
 def test_every_cut_of_the_global_batch_gives_the_loop_over_samples(mixing, kind, world, cap):
     """37 samples by 10: the last batch is odd, and has fewer samples than ten ranks."""
@@ -114,7 +114,7 @@ def test_every_cut_of_the_global_batch_gives_the_loop_over_samples(mixing, kind,
 
 
 def test_canonical_shards_have_the_same_bits_on_any_number_of_ranks():
-    part = TensorPart(*pictures(37))
+    part = TensorSplit(*pictures(37))
     alone = delivered(part, BOTH, 1, None, 0, 8, shards=4)
     for world in (2, 4):
         for one, other in zip(alone, delivered(part, BOTH, world, None, 0, 8, shards=4), strict=True):
@@ -125,7 +125,7 @@ def test_of_two_samples_it_is_torchvisions_mixup_and_cutmix():
     """torchvision mixes with the sample before: of two samples that is the neighbour."""
     transforms = pytest.importorskip("torchvision.transforms.v2")
     images, labels = pictures(2)
-    part = TensorPart(images, labels)
+    part = TensorSplit(images, labels)
     theirs = {MIXUP: transforms.MixUp(alpha=1.0, num_classes=4), CUTMIX: transforms.CutMix(alpha=1.0, num_classes=4)}
     for mixing, transform in theirs.items():
         for step in range(6):
@@ -162,7 +162,7 @@ def test_shares_and_boxes_have_their_distribution():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_the_cross_entropy_of_soft_targets(smoothing):
-    data = data_of(TensorPart(*pictures(8)))
+    data = data_of(TensorSplit(*pictures(8)))
     settings = {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": smoothing, "weight": None}
     _, loss = mixed(OFF | {"alpha": 0.4}, data, build_loss(settings, data))
     outputs = torch.randn(8, 4, requires_grad=True)
@@ -178,7 +178,7 @@ def test_the_loss_is_the_cross_entropy_of_soft_targets(smoothing):
 
 
 def test_class_weights_are_mixed_alike():
-    data = data_of(TensorPart(*pictures(8)))
+    data = data_of(TensorSplit(*pictures(8)))
     class_weights = [1.0, 2.0, 3.0, 4.0]
     settings = {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.0, "weight": class_weights}
     _, loss = mixed(OFF | {"cutmix_alpha": 1}, data, build_loss(settings, data))
@@ -190,7 +190,7 @@ def test_class_weights_are_mixed_alike():
 
 
 def test_off_it_is_the_stream_and_the_loss_of_any_run():
-    data = data_of(TensorPart(*pictures(8)))
+    data = data_of(TensorSplit(*pictures(8)))
     loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
     assert mixed(OFF, data, loss) == (Stream, loss)
 
@@ -206,7 +206,7 @@ def test_off_it_is_the_stream_and_the_loss_of_any_run():
 )
 def test_refuses_what_cannot_be_mixed(changes, shape, task, whole, message):
     images, labels = pictures(8)
-    part = TensorPart(images.long() if whole else images, labels)
+    part = TensorSplit(images.long() if whole else images, labels)
     with pytest.raises(ConfigError, match=message):
         mixed(OFF | changes, data_of(part, shape, task), build("loss", {"_target_": "torch.nn.CrossEntropyLoss"}))
 
@@ -227,7 +227,7 @@ class Described(Pictures):
 def test_refuses_a_dataset_whose_inputs_are_no_tensor_of_numbers(whole, message):
     drawn = torch.random.get_rng_state()
     with pytest.raises(ConfigError, match=rf"mixup\.alpha: .*{message}"):
-        data = data_of(DatasetPart(Described(8, whole)))
+        data = data_of(DatasetSplit(Described(8, whole)))
         mixed(OFF | {"alpha": 0.2}, data, build("loss", {"_target_": "torch.nn.CrossEntropyLoss"}))
     assert torch.equal(drawn, torch.random.get_rng_state())
 
@@ -287,7 +287,7 @@ def test_exact_across_devices(tmp_path):
 def test_on_a_gpu_nothing_is_waited_for():
     device = torch.device("cuda", 0)
     images, labels = pictures(37)
-    part = TensorPart(images.to(device), labels.to(device))
+    part = TensorSplit(images.to(device), labels.to(device))
     stream = MixedStream(BOTH, part, plan_batch(37, 10, 1, 4), 5, find_ranks({}).rank, device, 0)
     list(stream.batches(0, 4))
     batches = stream.batches(0, 4)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from launcher.core.errors import BrokenFile, ConfigError
-from launcher.data import Data, TensorPart
+from launcher.data import Data, TensorSplit
 from launcher.losses.binary_cross_entropy import BinaryCrossEntropy
 from launcher.losses.loss import PerSample, build_loss, fit_task, gives
 from launcher.metrics.sums import ClassificationSums, LabelSums, RegressionSums, make_metrics, update_metrics
@@ -25,7 +25,7 @@ TORCH_BCE = {"_target_": "torch.nn.BCEWithLogitsLoss"}
 
 
 def source(task, targets, k, inputs=None):
-    part = TensorPart(torch.zeros(len(targets), 2) if inputs is None else inputs, targets)
+    part = TensorSplit(torch.zeros(len(targets), 2) if inputs is None else inputs, targets)
     return Data("own", task, (2,), k, part, part, part)
 
 
@@ -228,14 +228,14 @@ def test_numbers_of_0_and_1_with_a_sigmoid_each_are_labels():
 
 MULTI = """
 import torch
-from launcher.data import Data, TensorPart
+from launcher.data import Data, TensorSplit
 
 def load():
     g = torch.Generator().manual_seed(0)
     w = torch.randn(6, 3, generator=g)
     def part(n):
         x = torch.randn(n, 6, generator=g)
-        return TensorPart(x, (x @ w > 0).float())
+        return TensorSplit(x, (x @ w > 0).float())
     names = ["red", "round", "ripe"]
     return Data("fruit", "multilabel", (6,), 3, part(300), part(60), part(80), class_names=names)
 """

@@ -33,10 +33,10 @@ DDP = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
 
 
 def _data(width, samples=64):
-    from launcher.data import Data, TensorPart
+    from launcher.data import Data, TensorSplit
 
     torch.manual_seed(1)
-    part = TensorPart(torch.randn(samples, width), torch.arange(samples) % 4)
+    part = TensorSplit(torch.randn(samples, width), torch.arange(samples) % 4)
     return Data("made", "classification", (width,), 4, part, part, part)
 
 
@@ -258,7 +258,7 @@ SCARCE = (
     OWN
     + """
 import os, random
-from launcher.data import Data, DatasetPart
+from launcher.data import Data, DatasetSplit
 
 class Net(torch.nn.Module):
     calls = 0
@@ -299,7 +299,7 @@ class Rows:
 
 def read():
     data = load()
-    parts = [DatasetPart(Rows(p, p is data.train), p.targets) for p in (data.train, data.validation, data.test)]
+    parts = [DatasetSplit(Rows(p, p is data.train), p.targets) for p in (data.train, data.validation, data.test)]
     return Data("own", "classification", (5,), 3, *parts)
 """
 )

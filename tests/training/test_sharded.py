@@ -135,7 +135,7 @@ def _parts(directory):
     """On each rank: what it keeps, whether it began as the whole does, and whether all see that one lost a weight."""
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import Stream
-    from launcher.data import Data, TensorPart
+    from launcher.data import Data, TensorSplit
     from launcher.distributed.process_group import find_ranks
     from launcher.distributed.process_group import start as bring_up
     from launcher.losses.loss import build_loss
@@ -149,7 +149,7 @@ def _parts(directory):
     strategy |= {"meta_init": True}
     accelerator = bring_up(ranks, True, "no", 1, 60, True, strategy, "highest")
     torch.manual_seed(0)
-    part = TensorPart(torch.randn(64, 7), torch.arange(64) % 5)
+    part = TensorSplit(torch.randn(64, 7), torch.arange(64) % 5)
     data = Data("made", "classification", (7,), 5, part, part, part)
     model = build_model(strategy, ranks, _net)
     expected, whole = _net().state_dict(), sum(p.numel() for p in model.parameters())
@@ -220,7 +220,7 @@ def _halves(directory, strategy, precision, whole):
 
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import Stream
-    from launcher.data import Data, TensorPart
+    from launcher.data import Data, TensorSplit
     from launcher.distributed.process_group import find_ranks
     from launcher.distributed.process_group import start as bring_up
     from launcher.losses.loss import build_loss
@@ -236,7 +236,7 @@ def _halves(directory, strategy, precision, whole):
     )
     accelerator = bring_up(ranks, True, precision, 1, 60, True, options, "highest")
     torch.manual_seed(0)
-    part = TensorPart(torch.randn(64, 7), torch.arange(64) % 5)
+    part = TensorSplit(torch.randn(64, 7), torch.arange(64) % 5)
     data = Data("made", "classification", (7,), 5, part, part, part)
     model = build_model(options, ranks, Half)
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1.0)

@@ -19,7 +19,7 @@ from launcher.batching.stream import Stream, in_order, seed_generators
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
 from launcher.core.errors import ConfigError
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.distributed.process_group import find_ranks
 from launcher.losses.loss import PerSample
 from launcher.training import tryout
@@ -29,7 +29,7 @@ OWN = """
 import torch
 from torch import nn
 from torch.nn import functional as F
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetSplit, TensorSplit
 
 def of(dtype, n, shape, bad=()):
     x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(n))
@@ -45,11 +45,11 @@ def tensors(dtype="float32", shape=(4,), bad=None, value=0.0, labels="int64"):
             x[5] = value
         if bad == f"label of {name}":
             y[7] = int(value)
-        made[name] = TensorPart(x, y.to(getattr(torch, labels)))
+        made[name] = TensorSplit(x, y.to(getattr(torch, labels)))
     return Data("own", "classification", tuple(shape), 3, **made)
 
 def two():
-    part = lambda n: TensorPart(of("float32", n, (4,)), torch.zeros(n, dtype=torch.int64))
+    part = lambda n: TensorSplit(of("float32", n, (4,)), torch.zeros(n, dtype=torch.int64))
     return Data("own", "classification", (4,), 2, part(60), part(30), part(31))
 
 class Samples(torch.utils.data.Dataset):
@@ -100,7 +100,7 @@ class Endless(torch.utils.data.IterableDataset):
             yield torch.zeros(4), 0
 
 def dataset(train="", measured=""):
-    part = lambda n, kind: DatasetPart(Endless() if kind == "iterable" else Samples(n, kind))
+    part = lambda n, kind: DatasetSplit(Endless() if kind == "iterable" else Samples(n, kind))
     return Data("own", "classification", (4,), 3, part(60, train), part(30, measured), part(31, measured))
 
 class Net(nn.Module):
@@ -183,14 +183,14 @@ def test_labels_and_samples_of_any_dtype(place):
 def test_a_model_gets_numbers_in_the_type_of_its_own_parameters():
     double, half = nn.Linear(4, 2).double(), nn.Linear(4, 2).half()
     for model, kind in ((double, torch.float64), (half, torch.float16), (nn.Linear(4, 2), torch.float32)):
-        part = TensorPart(torch.rand(6, 4, dtype=torch.float64), torch.zeros(6))
+        part = TensorSplit(torch.rand(6, 4, dtype=torch.float64), torch.zeros(6))
         suit(model, part)
         inputs, _ = next(in_order(part, 0, 1, 4, torch.device("cpu"), 0))
         assert inputs.dtype is kind and model(inputs).dtype is kind
 
 
 def test_indices_stay_whole_where_the_model_takes_them():
-    part = TensorPart(torch.randint(9, (8, 5)), torch.arange(8) % 2)
+    part = TensorSplit(torch.randint(9, (8, 5)), torch.arange(8) % 2)
     data = Data("own", "classification", (5,), 2, part, part, part)
 
     class Bag(nn.Module):
@@ -209,7 +209,7 @@ def test_indices_stay_whole_where_the_model_takes_them():
 
 def tried(model, loss, data, cut=None, workers=0, **settings):
     settings = settings or {"_target_": f"{type(loss).__module__}.{type(loss).__qualname__}"}
-    suit(model, *data.parts().values())
+    suit(model, *data.splits().values())
     meaning = Outputs(data.task, data.num_outputs)
     return tryout.try_out(model, PerSample(loss, data.task), data, meaning, Stream, tryout.How(workers, cut))
 
@@ -395,7 +395,7 @@ def test_a_loss_that_looks_at_the_batch_is_not_cut(loss, refused, zeros):
     if zeros:  # as many models begin: the outputs of all samples are the same
         nn.init.zeros_(model.weight)
         nn.init.zeros_(model.bias)
-    part = TensorPart(torch.randn(20, 4), torch.arange(20) % 3)
+    part = TensorSplit(torch.randn(20, 4), torch.arange(20) % 3)
     data = Data("own", "classification", (4,), 3, part, part, part)
     tried(model, loss, data)  # one device sees all of the batch: nobody minds
     if refused:
@@ -406,7 +406,7 @@ def test_a_loss_that_looks_at_the_batch_is_not_cut(loss, refused, zeros):
 
 
 def test_a_loss_that_takes_no_random_outputs_is_tried_on_those_of_the_model():
-    part = TensorPart(torch.rand(20, 4), torch.arange(20) % 3)
+    part = TensorSplit(torch.rand(20, 4), torch.arange(20) % 3)
     data = Data("own", "classification", (4,), 3, part, part, part)
     tried(nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), Shares(), data, cut="batch.max_per_device=4")
 
@@ -473,7 +473,7 @@ def test_a_batchnorm_and_modules_in_a_mode_of_their_own_stay():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
     model[2].eval()
     before = copy.deepcopy(model.state_dict())
-    part = TensorPart(torch.randn(20, 4), torch.arange(20) % 3)
+    part = TensorSplit(torch.randn(20, 4), torch.arange(20) % 3)
     seed_generators(3)
     state = torch.get_rng_state()
     tried(model, nn.CrossEntropyLoss(), Data("own", "classification", (4,), 3, part, part, part))
@@ -495,7 +495,7 @@ class Scripted(nn.Module):
 def test_a_scripted_model_is_tried_too(monkeypatch):
     model = torch.jit.script(Scripted())
     before = copy.deepcopy(model.state_dict())
-    part = TensorPart(torch.randn(20, 4), torch.arange(20) % 3)
+    part = TensorSplit(torch.randn(20, 4), torch.arange(20) % 3)
     data = Data("own", "classification", (4,), 3, part, part, part)
     tried(model, nn.CrossEntropyLoss(), data)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -521,7 +521,7 @@ class Lazy(torch.utils.data.Dataset):
 
 
 def test_a_dataset_that_opens_files_can_still_be_sent_to_workers():
-    data = Data("own", "classification", (4,), 3, *(DatasetPart(Lazy()) for _ in range(3)))
+    data = Data("own", "classification", (4,), 3, *(DatasetSplit(Lazy()) for _ in range(3)))
     tried(nn.Linear(4, 3), nn.CrossEntropyLoss(), data, workers=2)
     assert data.train.dataset.file is None and not loading._kept
     other = tryout._as_a_worker_gets_it("train", data.train, 2).dataset
@@ -533,7 +533,7 @@ def test_a_dataset_that_opens_files_can_still_be_sent_to_workers():
 
 def test_a_large_model_is_tried_by_its_shapes(monkeypatch):
     monkeypatch.setattr(tryout, "LARGE", 10)
-    part = TensorPart(torch.randn(20, 4), torch.arange(20) % 3)
+    part = TensorSplit(torch.randn(20, 4), torch.arange(20) % 3)
     data = Data("own", "classification", (4,), 3, part, part, part)
     begun = []
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from launcher.batching import stream
 from launcher.batching.plan import plan_batch
-from launcher.data import Data, TensorPart
+from launcher.data import Data, TensorSplit
 from launcher.data.images import FlipAndShift, Standardise, StandardiseChannels, augmentation
 from launcher.distributed.process_group import find_ranks
 from launcher.losses.loss import build_loss
@@ -95,7 +95,7 @@ def _trainer(loss, optimizer, mixup, device):
     change = augmentation(True, 2, 0.5, 8, [124.5, 20.0, 3.0])
     images, classes = torch.zeros(40, 3, 8, 8, dtype=torch.uint8), torch.arange(40) % 4
     regression = loss["_target_"] in REGRESSIONS
-    part = TensorPart(
+    part = TensorSplit(
         images, torch.zeros(40, 4) if regression else classes, StandardiseChannels([1.0] * 3, [2.0] * 3), change,
         change.draws,
     )  # fmt: skip
