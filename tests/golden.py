@@ -292,6 +292,7 @@ def left_behind(place: Path) -> dict[str, Any]:
         for file in sorted(path.glob("checkpoints/*/*.safetensors")):  # one, or its shards
             weights.setdefault(file.parent.name, {}).update(tensors(file))
         files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+        files = [file for file in files if not file.startswith("changes-")]  # what git has not committed of the tree
         found[path.relative_to(place).as_posix()] = {
             "record": [json.loads(line) for line in record.read_text().splitlines()],
             "record_sha256": hashlib.sha256(record.read_bytes()).hexdigest(),
@@ -387,11 +388,14 @@ def main() -> int:
         print("note: " + "; ".join(found))
     for name, result in carry_out_all(runs, tree, asked.jobs):
         if "failed" in result:
-            report.show(name, f"FAILED  {result['failed']}", True)
+            first, *rest = result["failed"].strip().splitlines()
+            report.show(name, f"FAILED  {first}", True)
+            print(*[f"    {line}" for line in rest], sep="\n", file=sys.stderr)
             continue
         kept["runs"][name] = result
         if "skipped" in result:
-            report.show(name, f"skipped  {result['skipped']}")
+            lost = before is not None and "left" in before["runs"].get(name, {})
+            report.show(name, f"skipped  {result['skipped']}{', as it was not before' if lost else ''}", lost)
         elif before is None:
             report.show(name, f"kept  {result['seconds']} s")
         else:

@@ -73,6 +73,10 @@ GROWN = f"data=iris batch.global_size=32 ema_decay=0.8 {BOTH.replace('1.0', '0')
 
 RUNS = [
     # Longest first, so that none is left alone at the end
+    one("workers", 2, f"{FOLDER} {CNN} data.augment=randaugment data.random_erasing=0.5 num_workers=2 "
+        "sampling=balanced model.dropout=0.2 loss=focal loss.alpha=balanced epochs=2", "torchvision PIL"),
+    one("torchvision", 1, f"{FOLDER} model=torchvision model.name=resnet18 optimizer.lr=0.001 max_steps=3 "
+        "checkpoint.best=null eval_every=null freeze=['layer1.*']", "torchvision PIL"),
     Run("sweep", (Step("-m hydra.sweep.dir=sweep data=iris optimizer=sgd,adam optimizer.lr=0.1,0.01 epochs=2"),)),
     one("experiment fashion_mnist", 2, "experiment=fashion_mnist max_steps=4 eval_every=null checkpoint.best=null "
         "data.validation=0.002 model.channels=[8,16] model.dense=8", "fashion_mnist"),
@@ -87,10 +91,6 @@ RUNS = [
     one("wine", 1, "data=wine model=linear scheduler=constant loss.weight=balanced loss.label_smoothing=0.1"),
     one("csv", 3, f"{TABLE} loss=mse model.hidden=[12,12] optimizer=adagrad optimizer.initial_accumulator_value=0.1 "
         "scheduler=step scheduler.interval=epoch scheduler.step_size=1 batch.global_size=10 batch.lr_scaling=linear"),
-    one("workers", 2, f"{FOLDER} {CNN} data.augment=randaugment data.random_erasing=0.5 num_workers=2 sampling=balanced "
-        "model.dropout=0.2 loss=focal loss.alpha=balanced epochs=2", "torchvision PIL"),
-    one("torchvision", 1, f"{FOLDER} model=torchvision model.name=resnet18 optimizer.lr=0.001 max_steps=3 "
-        "checkpoint.best=null eval_every=null freeze=['layer1.*']", "torchvision PIL"),
     # Settings in combination
     one("channels_last mixup ema", 2, f"{CNN} channels_last=true {BOTH} ema_decay=0.8 mixed_precision=bf16 "
         f"scheduler.warmup=2 {SOME}"),
@@ -105,7 +105,7 @@ RUNS = [
         "timm"),
     one("resnet cutmix one_cycle", 3, "model=resnet model.depth=8 model.width=8 channels_last=true "
         "mixup.cutmix_alpha=1.0 freeze=['*bias'] scheduler=one_cycle scheduler.cycle_momentum=true "
-        f"log_grad_norm=true max_steps=5 eval_every=3"),
+        "log_grad_norm=true max_steps=5 eval_every=3"),
     one("transformer fsdp recompute", 2, f"{TRANSFORMER} strategy=fsdp optimizer=adamw activation_checkpointing=['*'] "
         f"ema_decay=0.8 model.dropout=0.2 clip_grad_norm=0.5 {SOME}"),
     one("fsdp bf16 whole", 3, "strategy=fsdp strategy.accumulate_whole=true strategy.meta_init=false "
