@@ -1,4 +1,4 @@
-"""What some forty runs leave behind, kept before a change of the code and compared after it.
+"""What some 35 runs leave behind, kept before a change of the code and compared after it.
 
     python tests/golden.py write golden.json      # before the change
     python tests/golden.py compare golden.json    # after it: a line per run, exit status 1 where one differs
@@ -63,18 +63,8 @@ class Failed(Exception):
 
 def environment(tree: Path) -> dict[str, str]:
     """Variables of all runs: one thread, no accelerator, nothing of a job that this one runs in."""
-    dropped = (
-        "WANDB_",
-        "SLURM_",
-        "LAUNCHER_",
-        "ACCELERATE_",
-        "TORCHELASTIC_",
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_",
-        "MASTER_",
-    )
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    dropped = "WANDB_ SLURM_ LAUNCHER_ ACCELERATE_ TORCHELASTIC_ RANK WORLD_SIZE LOCAL_ MASTER_"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(tuple(dropped.split()))}
     return kept | {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
@@ -154,20 +144,25 @@ def rank(tree: Path, place: Path, step: Step, number: int, port: int) -> None:
     program(tree, step.program, [*(COMMON if step.program == "train" else ()), *step.words.split()])
 
 
-def stop(place: Path, processes: Sequence[Any]) -> None:
+def stop(place: Path, processes: Sequence[Any], deadline: float) -> None:
     """Ask a run to stop as soon as it has a record.
 
     Raises:
-        Failed: It ended by itself before that.
+        Failed: It ended by itself before that, or has none yet at `deadline` (of time.monotonic).
     """
     record = place / "run" / "metrics.jsonl"
     while not (record.exists() and record.stat().st_size):
-        if not any(process.is_alive() for process in processes):
-            raise Failed("it ended before it could be stopped")
+        if time.monotonic() > deadline or not any(process.is_alive() for process in processes):
+            raise Failed(f"it had no record by which to stop it\n{said(place)}")
         time.sleep(0.005)
     for process in processes:
         if process.is_alive():
             os.kill(process.pid, signal.SIGTERM)
+
+
+def said(place: Path) -> str:
+    """The end of what each rank has printed."""
+    return "".join(file.read_text(errors="replace")[-1500:] for file in sorted(place.glob("output.*")))
 
 
 def do(tree: Path, place: Path, step: Step) -> None:
@@ -185,7 +180,7 @@ def do(tree: Path, place: Path, step: Step) -> None:
         for process in processes:
             process.start()
         if step.stopped:
-            stop(place, processes)
+            stop(place, processes, deadline)
         for process in processes:
             process.join(max(0, deadline - time.monotonic()))
         status = [process.exitcode for process in processes]
@@ -197,8 +192,7 @@ def do(tree: Path, place: Path, step: Step) -> None:
                 if process.is_alive():
                     os.killpg(process.pid, signal.SIGKILL)
     if status != [0] * step.ranks:
-        said = "".join((place / f"output.{n}").read_text()[-1500:] for n in range(step.ranks))
-        raise Failed(f"exit status {status} (None: after {PATIENCE} s) of {step.words}\n{said}")
+        raise Failed(f"exit status {status} (None: after {PATIENCE} s) of {step.words}\n{said(place)}")
     if step.stopped and json.loads((place / "run" / "summary.json").read_text())["status"] == "finished":
         raise Failed("it finished before it was stopped")
 
@@ -334,14 +328,11 @@ def differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
 
 
 def about(tree: Path) -> dict[str, str]:
-    """What the values belong to."""
-    commit = subprocess.run(["git", "-C", tree, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    versions = {name: metadata.version(name) for name in ("torch", "numpy", "accelerate")}
-    return {
-        "commit": commit.stdout.strip(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-    } | versions
+    """What the values belong to; the commit is the last one that changed what is run."""
+    git = ["git", "-C", str(tree), "log", "-1", "--format=%h", "--", "launcher", "conf", "hydra_plugins"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    found = {"commit": commit, "machine": platform.machine(), "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in ("torch", "numpy", "accelerate")}
 
 
 # --- The command line ------------------------------------------------------------------------------------------------
