@@ -189,7 +189,7 @@ def test_a_run_of_an_earlier_commit_says_what_differs_and_one_of_the_same_has_th
     site = str(Path(torch.__file__).parents[1])
 
     def tell(program, *words, more=site):
-        line = [sys.executable, f"launcher/{program}.py", *words]
+        line = [sys.executable, "-m", "launcher", program, *words]
         variables = environment | {"PYTHONPATH": f"{clone}{os.pathsep}{more}", "WANDB_MODE": "disabled"}
         done = subprocess.run(line, cwd=clone, env=variables, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
