@@ -380,7 +380,9 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCH
     if settings.get("device") == "cpu" and settings.get("mixed_precision") == "fp16":
         raise ConfigError(FP16_ON_CPU)
     if "tensorboard" in settings.get("trackers", ()) and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("trackers: tensorboard is not installed: pip install 'launcher[tensorboard]'.")
+        raise ConfigError(
+            "trackers: tensorboard is not installed: pip install 'hydra-accelerate-launcher[tensorboard]'."
+        )
     if (settings.get("strategy") or {}).get("name") == "fsdp":
         for key, unfit, reason in NOT_SHARDED:
             value = settings
@@ -688,8 +690,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def _versions() -> str:
     from importlib import metadata
 
-    lines = []
-    for package in ("launcher", "hydra-core", "omegaconf", "torch", "accelerate", "wandb"):
+    import launcher
+
+    lines = [f"launcher {launcher.__version__}"]
+    for package in ("hydra-core", "omegaconf", "torch", "accelerate", "wandb"):
         with suppress(metadata.PackageNotFoundError):
             lines.append(f"{package} {metadata.version(package)}")
     return ", ".join(lines)

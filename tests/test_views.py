@@ -178,6 +178,6 @@ def test_a_missing_tensorboard_is_one_sentence(monkeypatch):
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
-    with pytest.raises(ConfigError, match=r"pip install 'launcher\[tensorboard\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'hydra-accelerate-launcher\[tensorboard\]'"):
         compose("trackers=[tensorboard]")
     compose("trackers=[csv]")
