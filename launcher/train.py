@@ -63,6 +63,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
     distributed.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
     distributed.choose_workspace(os.environ, settings.deterministic, on_cpu)
+    distributed.check_compression(settings.strategy, ranks)
 
     messages = logs.Log(composed, ranks.rank)
 
