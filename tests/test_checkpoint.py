@@ -18,6 +18,8 @@ from launcher.checkpoint import DamagedCheckpoint, Saver, newest_good, read_chec
 from launcher.staging import Staging, own_copy
 from launcher.tracking import Record
 
+pytestmark = pytest.mark.versions
+
 MODEL = {"weight": torch.arange(12.0).view(3, 4), "tied": torch.ones(5)}
 STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "progress": {"step": 3}}
 

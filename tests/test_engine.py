@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 from processes import REPOSITORY, start
 from torch.nn.parallel import DistributedDataParallel
 
+pytestmark = pytest.mark.versions
+
 WITH_CUDA = torch.version.cuda is not None or torch.version.hip is not None  # how torch was built
 
 LOSSES = {

@@ -19,6 +19,8 @@ from launcher.errors import ConfigError
 from launcher.losses import build_loss
 from launcher.stream import in_order
 
+pytestmark = pytest.mark.versions
+
 datasets = pytest.importorskip("datasets")
 CONF = Path(__file__).parents[1] / "conf" / "data" / "huggingface.yaml"
 CPU = torch.device("cpu")

@@ -14,6 +14,8 @@ from launcher import layout
 from launcher.errors import ConfigError
 from launcher.optimizers import Lion, Muon, build_optimizer, lean_step
 
+pytestmark = pytest.mark.versions
+
 CONF = Path(__file__).parents[1] / "conf" / "optimizer"
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))
 NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9")

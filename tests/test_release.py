@@ -1,5 +1,6 @@
 """What a release is made of: its name and version in one place, its licence, and what reads them."""
 
+import importlib
 import re
 import tomllib
 from importlib import metadata
@@ -74,6 +75,17 @@ def test_the_version_that_is_told_needs_no_installation(monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         config.parse_arguments(["--version"])
     assert "torch" in asked and "launcher" not in asked
+
+
+def test_every_dependency_has_one_lower_bound(monkeypatch):
+    """The gate installs these together: .ci/lowest.py."""
+    monkeypatch.syspath_prepend(REPOSITORY / ".ci")
+    lowest = importlib.import_module("lowest").lowest
+    pins = lowest(PROJECT, "test")
+    names = [pin.partition("==")[0] for pin in pins]
+    assert len(names) == len(set(names)) > len(PROJECT["dependencies"]) and "torch" in names and "timm" in names
+    with pytest.raises(ValueError, match="numpy: name the lowest version"):
+        lowest(PROJECT | {"dependencies": ["numpy"]}, "test")
 
 
 def test_type_checkers_find_the_types():

@@ -16,6 +16,8 @@ from matplotlib.image import imread
 from launcher import report
 from launcher.report import draw_curves, write_report
 
+pytestmark = pytest.mark.versions
+
 HOSTILE = "<script>alert('x')</script>&\"$\\alpha_{$"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

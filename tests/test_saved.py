@@ -10,6 +10,8 @@ import torch
 from processes import command, rows, summary, train
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.versions
+
 OWN = """
 import torch
 from launcher.models.mlp import MLP

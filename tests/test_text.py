@@ -27,6 +27,8 @@ from launcher.metrics import LanguageSums
 from launcher.models.transformer import Transformer, rotate, rotations
 from launcher.stream import Stream, in_order
 
+pytestmark = pytest.mark.versions
+
 CONF = Path(__file__).parents[1] / "conf"
 CPU = torch.device("cpu")
 

@@ -17,6 +17,8 @@ from test_resume import FAULTY, RUN_FAULTY
 from launcher.views import Views
 from launcher.watch import exists
 
+pytestmark = pytest.mark.versions
+
 VIEWED = [*RUN_FAULTY, "trackers=[tensorboard,csv]"]
 
 

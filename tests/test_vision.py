@@ -29,6 +29,8 @@ from launcher.models.mirrored import Mirrored
 from launcher.saved import without_file
 from launcher.stream import in_order
 
+pytestmark = pytest.mark.versions
+
 transforms = pytest.importorskip("torchvision.transforms.v2")
 CONF = REPOSITORY / "conf"
 CPU = torch.device("cpu")
