@@ -69,6 +69,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     on_cpu = process_group.choose_device(settings.device, settings.mixed_precision, ranks)
     process_group.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
     process_group.choose_workspace(os.environ, settings.deterministic, on_cpu)
+    process_group.check_compression(settings.strategy, ranks)
 
     messages = logs.Log(composed, ranks.rank)
 

@@ -1,6 +1,7 @@
 """README, CONTRIBUTING, docs/ and the READMEs beside them: links resolve, commands are ones, the pictures are true."""
 
 import argparse
+import ast
 import importlib.util
 import itertools
 import os
@@ -367,7 +368,7 @@ def test_the_commands_of_the_readme(checkout):
 
 @pytest.mark.soak
 def test_the_site_builds_without_a_warning(tmp_path):
-    if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("material") is None:
+    if None in map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings")):
         pytest.skip("mkdocs is not installed: pip install -e '.[docs]'")
     words = ["build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(
@@ -378,6 +379,47 @@ def test_the_site_builds_without_a_warning(tmp_path):
     pages = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")}
     assert {"index.html", "reference.html", "slurm/index.html", "examples/spirals/index.html"} <= pages
     assert len(pages) >= len(PAGES)  # and its page for what is not found
+    public = [path for path in (REPOSITORY / "launcher").rglob("*.py") if not re.search(r"/_(?!_init__)", str(path))]
+    for path in public:
+        name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+        assert f"api/{name}.html" in pages, name
+        text = (tmp_path / "site/api" / f"{name}.html").read_text()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                assert f'id="{name}.{node.name}"' in text, (name, node.name)
+    assert len(public) > 50
+
+
+def test_the_api_pages_follow_the_folders(tmp_path, monkeypatch):
+    """Packages within packages: each has its place in the navigation, and tells of what is in it."""
+    pytest.importorskip("mkdocs")
+    hooks = runpy.run_path(str(REPOSITORY / "docs/hooks.py"))
+    package = tmp_path / "launcher"
+    for name, told in {"__init__": "All.", "train": "A | b.", "_own": "-", "core/__init__": "Core.",
+                       "core/files": "Files.", "run/__init__": "Run.", "run/trackers/__init__": "Views.",
+                       "run/trackers/csv": "A table."}.items():  # fmt: skip
+        file = package / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f'"""{told}\n\nMore."""\n')
+    monkeypatch.setitem(hooks["dotted"].__globals__, "ROOT", tmp_path)
+    assert hooks["navigation"](package) == [
+        {"Overview": "api/launcher.md"}, {"train": "api/launcher.train.md"},
+        {"core": [{"Overview": "api/launcher.core.md"}, {"files": "api/launcher.core.files.md"}]},
+        {"run": [
+            {"Overview": "api/launcher.run.md"},
+            {"trackers": [
+                {"Overview": "api/launcher.run.trackers.md"}, {"csv": "api/launcher.run.trackers.csv.md"},
+            ]},
+        ]},
+    ]  # fmt: skip
+    rows = hooks["page_of"](package / "__init__.py").splitlines()
+    assert rows[0] == "# launcher" and "::: launcher" in rows
+    assert [row for row in rows if row.startswith("| [")] == [
+        "| [launcher.train](launcher.train.md) | A &#124; b. |",
+        "| [launcher.core](launcher.core.md) | Core. |",
+        "| [launcher.run](launcher.run.md) | Run. |",
+    ]
+    assert hooks["page_of"](package / "core/files.py") == "# launcher.core.files\n\n::: launcher.core.files\n"
 
 
 def test_the_readme_names_every_room():

@@ -1,4 +1,7 @@
-"""The package as a person installs it: a wheel, in an environment of its own, away from the checkout."""
+"""The package as a person installs it, in an environment of its own, away from the checkout.
+
+The wheel that is tried out is made of the sdist, and has to be the one that the checkout gives.
+"""
 
 import importlib.util
 import json
@@ -29,9 +32,13 @@ class Net(torch.nn.Module):
 def test_the_commands_of_an_installed_wheel(tmp_path):
     """Every command, with a class of the person's own beside it, on the conf/ that the wheel carries."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    built = [] if importlib.util.find_spec("hatchling") is None else ["--no-build-isolation"]
-    _run([*pip, "wheel", "-q", "--no-deps", *built, "-w", str(tmp_path / "wheel"), str(REPOSITORY)], tmp_path)
-    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    _run([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)], REPOSITORY)
+    (sdist,) = tmp_path.glob("hydra_accelerate_launcher-*.tar.gz")
+    for name, source in (("of_sdist", sdist), ("of_checkout", REPOSITORY)):
+        words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / name), str(source)]
+        _run([*pip, *words], tmp_path)
+    (wheel,) = (tmp_path / "of_sdist").glob("hydra_accelerate_launcher-*.whl")
+    assert wheel.read_bytes() == (tmp_path / "of_checkout" / wheel.name).read_bytes()
     _run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], tmp_path)
     _run([*pip, "--python", str(tmp_path / "venv/bin/python"), "install", "-q", "--no-deps", str(wheel)], tmp_path)
     (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
@@ -47,8 +54,11 @@ def test_the_commands_of_an_installed_wheel(tmp_path):
         called.add(program)
         return _run([str(tmp_path / "venv/bin/launcher"), program, *words], here)
 
-    where = _run([str(tmp_path / "venv/bin/python"), "-c", "import launcher; print(launcher.__file__)"], here)
+    ask = "import launcher; from importlib.metadata import version as v; print(launcher.__file__); "
+    ask += "assert v('hydra-accelerate-launcher') == launcher.__version__"
+    where = _run([str(tmp_path / "venv/bin/python"), "-c", ask], here)
     assert where.strip().startswith(str(tmp_path / "venv"))
+    assert (Path(where.strip()).parent / "py.typed").is_file()
     words = ["model._target_=own.Net", "threads=1", "device=cpu", "wandb.mode=disabled"]
     assert "fine" in tell("train", *words, "check=true")
     tell("train", *words, "max_steps=100", "hydra.run.dir=run")

@@ -298,5 +298,5 @@ def _need_onnx() -> None:
             import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"format=onnx: {name} does not import ({error}): pip install 'launcher[export]'"
+                f"format=onnx: {name} does not import ({error}): pip install 'hydra-accelerate-launcher[export]'"
             ) from error

@@ -70,7 +70,9 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCH
     if settings.get("device") == "cpu" and settings.get("mixed_precision") == "fp16":
         raise ConfigError(FP16_ON_CPU)
     if "tensorboard" in settings.get("trackers", ()) and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("trackers: tensorboard is not installed: pip install 'launcher[tensorboard]'.")
+        raise ConfigError(
+            "trackers: tensorboard is not installed: pip install 'hydra-accelerate-launcher[tensorboard]'."
+        )
     if (settings.get("strategy") or {}).get("name") == "fsdp":
         for key, unfit, reason in NOT_SHARDED:
             value = settings

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 
+import launcher
 from launcher.config import messages
 from launcher.config.places import check_length
 from launcher.core.errors import ConfigError
@@ -56,8 +57,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def _versions() -> str:
     from importlib import metadata
 
-    lines = []
-    for package in ("launcher", "hydra-core", "omegaconf", "torch", "accelerate", "wandb"):
+    lines = [f"launcher {launcher.__version__}"]
+    for package in ("hydra-core", "omegaconf", "torch", "accelerate", "wandb"):
         with suppress(metadata.PackageNotFoundError):
             lines.append(f"{package} {metadata.version(package)}")
     return ", ".join(lines)

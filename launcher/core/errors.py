@@ -12,8 +12,7 @@ OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|can't allocate memor
 class BrokenFile(ValueError):
     """A file among a user's data cannot be read, which shows when its turn comes.
 
-    Args:
-        message: Names the file and says what is wrong with it, in one line.
+    Its message names the file and says what is wrong with it, in one line.
     """
 
     def in_short(self) -> str:
@@ -22,18 +21,13 @@ class BrokenFile(ValueError):
 
 
 class Explained(RuntimeError):
-    """A failure of which a sentence tells more than a traceback, and what to do.
-
-    Args:
-        message: That sentence.
-    """
+    """A failure of which a sentence tells more than a traceback, and what to do: its message."""
 
 
 class ConfigError(ValueError):
     """The user's input is wrong: the run ends with exit status 2 and this message alone, no traceback.
 
-    Args:
-        message: Names the setting, says what is wrong with it and what would be right.
+    The message names the setting, says what is wrong with it and what would be right.
     """
 
 

@@ -84,7 +84,7 @@ def read(root: Any, download: bool, classes: int) -> tuple[Any, Any]:
     except ImportError as error:
         raise ConfigError(
             f"data=cifar{classes} is read by torchvision, which does not import ({error}): "
-            "pip install 'launcher[vision]'"
+            "pip install 'hydra-accelerate-launcher[vision]'"
         ) from error
     kind = datasets.CIFAR10 if classes == 10 else datasets.CIFAR100
     if not root or not isinstance(root, str):

@@ -94,7 +94,7 @@ def find_files(root: Any, download: bool) -> list[Path]:
             f"data.root: {folder} has no {next(iter(SHAPES))}.gz or lacks another of the four files. On Debian "
             "and Ubuntu `apt install dataset-fashion-mnist` puts them into /usr/share/datasets/fashion-mnist; "
             "elsewhere data.download=true data.root=DIRECTORY downloads them (30 MB) into a directory of yours, by "
-            "torchvision (pip install 'launcher[vision]')."
+            "torchvision (pip install 'hydra-accelerate-launcher[vision]')."
         )
     return found
 
@@ -121,7 +121,7 @@ def fetch(folder: Path) -> None:
     except ImportError as error:
         raise ConfigError(
             f"data.download: torchvision downloads Fashion-MNIST and does not import ({error}): "
-            "pip install 'launcher[vision]'"
+            "pip install 'hydra-accelerate-launcher[vision]'"
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -257,7 +257,7 @@ def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
     except ImportError as error:
         raise ConfigError(
             f"data=huggingface reads with the package datasets, which does not import ({error}): "
-            "pip install 'launcher[hf]'"
+            "pip install 'hydra-accelerate-launcher[hf]'"
         ) from error
     datasets.disable_progress_bars()
     place = Path(path).expanduser()
@@ -404,7 +404,8 @@ def decoding(
             first = dataset[0][column]
         except ImportError as error:
             raise ConfigError(
-                f"data.input: images are read with Pillow, which does not import ({error}): pip install 'launcher[hf]'"
+                f"data.input: images are read with Pillow, which does not import ({error}): "
+                "pip install 'hydra-accelerate-launcher[hf]'"
             ) from error
         if first is None:
             raise ConfigError(f"data.input: the first row has no image in {column!r}.")

@@ -249,7 +249,7 @@ def _transforms() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"data=image_folder reads images with torchvision, which does not import ({error}): "
-            "pip install 'launcher[vision]'"
+            "pip install 'hydra-accelerate-launcher[vision]'"
         ) from error
     return transforms
 

@@ -113,7 +113,8 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
         from tokenizers import Tokenizer
     except ImportError as error:
         raise ConfigError(
-            f"data.tokenizer: the package tokenizers does not import ({error}): pip install 'launcher[text]'"
+            f"data.tokenizer: the package tokenizers does not import ({error}): "
+            "pip install 'hydra-accelerate-launcher[text]'"
         ) from error
     content = tokenizer.read_bytes()
     try:

@@ -267,6 +267,27 @@ def choose_workspace(environment: MutableMapping[str, str], deterministic: bool,
         )
 
 
+def check_compression(strategy: Mapping[str, Any], ranks: Ranks) -> None:
+    """Refuse gradients in bf16 where torch is built without CUDA, as DDP does later and on any device.
+
+    See `_check_comm_hook` in torch/nn/parallel/distributed.py.
+
+    Args:
+        strategy: Settings of conf/strategy.
+        ranks: What find_ranks found: one process sums nothing up.
+
+    Raises:
+        ConfigError: This torch is built without CUDA.
+    """
+    import torch
+
+    if strategy.get("compress") == "bf16" and ranks.world_size > 1 and not (torch.version.cuda or torch.version.hip):
+        raise ConfigError(
+            f"strategy.compress=bf16: torch {torch.__version__} is built without CUDA, and its DDP refuses that. Use "
+            "fp16 or null, or a torch with CUDA."
+        )
+
+
 def choose_numerics(deterministic: bool, float32_matmul_precision: str) -> None:
     """Choose among torch's kernels, for the rest of the process.
 

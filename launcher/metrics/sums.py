@@ -65,7 +65,7 @@ class ClassificationSums:
         return [self._cells, self._top5, self._strange]
 
     def confusion(self) -> list[list[int]] | None:
-        """Counts, [k][k]: rows are the true classes, columns the predicted ones; None for k > MATRIX."""
+        """Counts, [k, k]: rows are the true classes, columns the predicted ones; None for k > MATRIX."""
         return self._cells.view(-1, self.num_classes).tolist() if self._whole else None
 
     def figures(self) -> dict[str, float]:

@@ -36,7 +36,8 @@ def create(
         import timm
     except ImportError as error:
         raise ConfigError(
-            f"model=timm needs the package timm, which does not import ({error}): pip install 'launcher[vision]'"
+            f"model=timm needs the package timm, which does not import ({error}): "
+            "pip install 'hydra-accelerate-launcher[vision]'"
         ) from error
     check_name("timm", name, timm.list_models(), "python -c 'import timm; print(timm.list_models())'")
     model = timm.create_model(

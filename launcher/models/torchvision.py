@@ -40,7 +40,7 @@ def create(
     except ImportError as error:
         raise ConfigError(
             f"model=torchvision needs the package torchvision, which does not import ({error}): "
-            "pip install 'launcher[vision]'"
+            "pip install 'hydra-accelerate-launcher[vision]'"
         ) from error
     known = models.list_models(module=models)
     check_name("torchvision", name, known, "python -c 'from torchvision import models as m; print(m.list_models(m))'")

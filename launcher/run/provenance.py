@@ -45,8 +45,8 @@ SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 def summary() -> dict[str, Any]:
     """The commit of the working directory (with `+` where files differ from it) and the versions of what matters."""
-    packages = ("launcher", "torch", "accelerate", "hydra-core", "numpy", "wandb")
-    versions = {"python": platform.python_version()}
+    packages = ("torch", "accelerate", "hydra-core", "numpy", "wandb")
+    versions = {"python": platform.python_version(), "launcher": launcher.__version__}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)

@@ -224,8 +224,7 @@ class Grid:
         pools: Devices by kind.
         limit: Most points at once; None: as many as there are devices for.
         max_time: Seconds that a point may take; None: any.
-        announce: Called with each thing that a person should know.
-        show: Called now and then with what is running, for a progress display.
+        display: Told each thing that a person should know, and shown now and then what is running.
     """
 
     def __init__(

@@ -19,6 +19,8 @@ from launcher.data import Data
 from launcher.data.huggingface import Images
 from launcher.losses.loss import build_loss
 
+pytestmark = pytest.mark.versions
+
 datasets = pytest.importorskip("datasets")
 CONF = Path(__file__).parents[2] / "conf" / "data" / "huggingface.yaml"
 CPU = torch.device("cpu")

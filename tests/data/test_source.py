@@ -701,7 +701,7 @@ def test_image_folder_without_torchvision_says_how_to_install_it(tmp_path):
         check=True,
         env={**os.environ, "PYTHONPATH": path},
     )
-    assert result.stdout.startswith("ConfigError ") and "pip install 'launcher[vision]'" in result.stdout
+    assert result.stdout.startswith("ConfigError ") and "'hydra-accelerate-launcher[vision]'" in result.stdout
 
 
 def test_a_part_that_does_not_tell_its_labels_has_no_counts():

@@ -28,6 +28,8 @@ from launcher.losses.loss import PerSample, build_loss
 from launcher.metrics.sums import LanguageSums
 from launcher.models.transformer import Transformer, rotate, rotations
 
+pytestmark = pytest.mark.versions
+
 CONF = Path(__file__).parents[2] / "conf"
 CPU = torch.device("cpu")
 

@@ -12,6 +12,8 @@ from launcher.core.errors import ConfigError
 from launcher.metrics.sums import ClassificationSums, RegressionSums, compute_metrics, make_metrics, update_metrics
 from launcher.training.outputs import Outputs
 
+pytestmark = pytest.mark.versions
+
 
 def scored(k: int, n: int = 500, labels: int | None = None, seed: int = 0):
     """Scores that are right more often than chance; targets of the first `labels` classes alone."""

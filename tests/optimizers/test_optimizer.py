@@ -16,6 +16,8 @@ from launcher.optimizers.muon import Muon
 from launcher.optimizers.optimizer import build_optimizer, lean_step
 from launcher.training import layout
 
+pytestmark = pytest.mark.versions
+
 CONF = Path(__file__).parents[2] / "conf" / "optimizer"
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))
 NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9")

@@ -16,6 +16,8 @@ from matplotlib.image import imread
 from launcher.run import report
 from launcher.run.report import draw_curves, write_report
 
+pytestmark = pytest.mark.versions
+
 HOSTILE = "<script>alert('x')</script>&\"$\\alpha_{$"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

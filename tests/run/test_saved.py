@@ -10,6 +10,8 @@ import torch
 from processes import command, rows, summary, train
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.versions
+
 OWN = """
 import torch
 from launcher.models.mlp import MLP
@@ -383,4 +385,4 @@ def test_without_onnx_it_says_how_to_install_it(place, tmp_path):
     for name in ("flowers", "flowers.csv"):
         (tmp_path / name).symlink_to(place / name)
     run = command("export", ["run_dir=flowers", "format=onnx", "output=model"], tmp_path).wait()
-    assert run.status == [2] and "pip install 'launcher[export]'" in run.err(), run.err()
+    assert run.status == [2] and "pip install 'hydra-accelerate-launcher[export]'" in run.err(), run.err()

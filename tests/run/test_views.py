@@ -17,6 +17,8 @@ from test_resume import FAULTY, RUN_FAULTY
 from launcher.distributed.watch import exists
 from launcher.run.views import Views
 
+pytestmark = pytest.mark.versions
+
 VIEWED = [*RUN_FAULTY, "trackers=[tensorboard,csv]"]
 
 
@@ -178,6 +180,6 @@ def test_a_missing_tensorboard_is_one_sentence(monkeypatch):
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
-    with pytest.raises(ConfigError, match=r"pip install 'launcher\[tensorboard\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'hydra-accelerate-launcher\[tensorboard\]'"):
         compose("trackers=[tensorboard]")
     compose("trackers=[csv]")

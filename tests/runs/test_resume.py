@@ -13,6 +13,8 @@ from kill_loop import OWN, RUN, STEPS, disturb, newest, place, same_bits
 from processes import rows, summary, train
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):

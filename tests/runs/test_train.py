@@ -11,6 +11,8 @@ import pytest
 from processes import REPOSITORY, free_port, own, rows, summary, train
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.versions
+
 # 97 samples to evaluate: no number of ranks but 1 and 97 divides them. Its model notes which samples it is shown.
 OWN = """
 import os

@@ -25,6 +25,8 @@ from launcher.training.checkpoint import (
 )
 from launcher.training.staging import Staging, own_copy
 
+pytestmark = pytest.mark.versions
+
 MODEL = {"weight": torch.arange(12.0).view(3, 4), "tied": torch.ones(5)}
 STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "progress": {"step": 3}}
 

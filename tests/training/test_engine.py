@@ -1,11 +1,17 @@
 """The gradient of a global batch is the same however it is cut: compared with plain PyTorch on the whole batch."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from processes import REPOSITORY, start
+from torch.nn.parallel import DistributedDataParallel
+
+pytestmark = pytest.mark.versions
+
+WITH_CUDA = torch.version.cuda is not None or torch.version.hip is not None  # how torch was built
 
 LOSSES = {
     path.stem: OmegaConf.to_container(OmegaConf.load(path))
@@ -155,7 +161,11 @@ def test_every_loss_has_the_gradient_of_the_whole_batch_on_any_cut(world, cap, t
         ({"find_unused_parameters": True}, 1e-4),
         ({"static_graph": True}, 1e-4),
         ({"gradient_as_bucket_view": False}, 1e-4),
-        ({"compress": "bf16"}, 2e-2),  # 8 bits of mantissa
+        pytest.param(
+            {"compress": "bf16"},
+            2e-2,  # 8 bits of mantissa
+            marks=pytest.mark.skipif(not WITH_CUDA, reason="DDP refuses it in a torch that is built without CUDA"),
+        ),
         ({"compress": "fp16"}, 2e-3),
     ],
     ids=str,
@@ -167,6 +177,29 @@ def test_options_of_ddp_leave_the_gradient_as_it_is(options, rtol, tmp_path):
         close = (update.double() - gradient).abs() <= rtol * gradient.abs() + rtol * gradient.abs().max()
         assert close.all(), f"{variant}, {size}: {update} {gradient}"
         assert loss == pytest.approx(value, rel=1e-5)
+
+
+def test_bf16_gradients_need_a_torch_with_cuda(monkeypatch):
+    """The launcher refuses, before there is a run directory, what DDP would refuse afterwards; and nothing else."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+    from launcher.core.errors import ConfigError
+    from launcher.distributed.process_group import Ranks, check_compression
+
+    def throw(kind, message):
+        raise kind(message)
+
+    one, two = Ranks(0, 1, 0, 1), Ranks(0, 2, 0, 2)
+    if WITH_CUDA:
+        check_compression({"compress": "bf16"}, two)
+        monkeypatch.setattr(torch.version, "cuda", None)
+        monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(TypeError, match="BF16 all reduce communication hook required CUDA"):
+        DistributedDataParallel._check_comm_hook(SimpleNamespace(_log_and_throw=throw), bf16_compress_hook)
+    with pytest.raises(ConfigError, match=r"strategy\.compress=bf16: torch .* without CUDA.* Use fp16 or null"):
+        check_compression({"compress": "bf16"}, two)
+    check_compression({"compress": "bf16"}, one)
+    check_compression({"compress": "fp16"}, two)
 
 
 class _Overflowing(torch.nn.Module):

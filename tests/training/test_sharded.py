@@ -14,6 +14,8 @@ from torch import nn
 from launcher.core.errors import ConfigError
 from launcher.training.sharded import find_units
 
+pytestmark = pytest.mark.versions
+
 # 25 samples to validate on: of two ranks one has a batch more than the other. FAULT="1 1 65 15": on rank 1, in
 # training, the 65th call sends the process signal 15.
 FAULTY = (
