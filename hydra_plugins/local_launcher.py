@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 class GridSweeper(basic_sweeper.BasicSweeper):
     """Every combination of what is swept, as Hydra's own sweeper makes them.
 
-    Hydra's composes every point twice, writes files before it has checked them, and gives up all where one failed.
+    Hydra's composes every trial twice, writes files before it has checked them, and gives up all where one failed.
     """
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Hand all points to the launcher.
+        """Hand all trials to the launcher.
 
         Raises:
             ConfigError: There is none, or more than hydra.launcher.max_points.
@@ -59,7 +59,7 @@ class GridSweeper(basic_sweeper.BasicSweeper):
 
 
 class LocalLauncher(Launcher):
-    """Runs the points of a grid on the devices of this machine; the settings are those of its YAML file."""
+    """Runs the trials of a sweep on the devices of this machine; the settings are those of its YAML file."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -69,16 +69,16 @@ class LocalLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra with what `launch` will need."""
         self.config, self.task = config, task_function
-        HydraConfig.instance().set_config(config)  # for what refers to `hydra` in the grid's own config
+        HydraConfig.instance().set_config(config)  # for what refers to `hydra` in the sweep's own config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Check every point, then run them.
+        """Check every trial, then run them.
 
         Returns:
-            For each point the metric that counts, for sweepers that optimise it.
+            For each trial the metric that counts, for sweepers that optimise it.
 
         Raises:
-            ConfigError: A setting is wrong; no point has been started.
+            ConfigError: A setting is wrong; no trial has been started.
         """
         from launcher.sweep import executor
 
@@ -86,23 +86,23 @@ class LocalLauncher(Launcher):
             raise SystemExit(int(bool(self.task.failed)))
         options = executor.Options(**self.plain_options())
         return [
-            self.result(point, JobStatus.COMPLETED)
-            for point in executor.conduct(self.task, self.config, job_overrides, initial_job_idx, options)
+            self.result(trial, JobStatus.COMPLETED)
+            for trial in executor.run_sweep(self.task, self.config, job_overrides, initial_job_idx, options)
         ]
 
     def plain_options(self) -> dict[str, Any]:
         """The settings of the launcher's YAML file."""
         return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
 
-    def result(self, point: Any, status: JobStatus) -> JobReturn:
-        """What Hydra's sweepers get to know of a point; `status` where it has not failed."""
+    def result(self, trial: Any, status: JobStatus) -> JobReturn:
+        """What Hydra's sweepers get to know of a trial; `status` where it has not failed."""
         from launcher.sweep.board import figure_of
 
-        result = JobReturn(overrides=point.overrides, status=status)
-        if point.state == "failed":
-            self.task.failed.append(point.label)
+        result = JobReturn(overrides=trial.overrides, status=status)
+        if trial.state == "failed":
+            self.task.failed.append(trial.label)
             result.status = JobStatus.FAILED
-            result.return_value = RuntimeError(f"point {point.index} ({point.label}): {point.reason}")
+            result.return_value = RuntimeError(f"trial {trial.index} ({trial.label}): {trial.reason}")
         else:
-            result.return_value = figure_of(point.path, point.metric[0])
+            result.return_value = figure_of(trial.path, trial.metric[0])
         return result

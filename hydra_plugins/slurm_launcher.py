@@ -1,4 +1,4 @@
-"""Hydra's launcher for grids on SLURM. Hydra imports this at every start, so it imports nothing heavy itself."""
+"""Hydra's launcher for sweeps on SLURM. Hydra imports this at every start, so it imports nothing heavy itself."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from hydra_plugins import local_launcher
 
 
 class SlurmLauncher(local_launcher.LocalLauncher):
-    """Submits the points of a grid as one job array; the settings are those of its YAML file."""
+    """Submits the trials of a sweep as one job array; the settings are those of its YAML file."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Check every point, then submit those that are neither done nor under way.
+        """Check every trial, then submit those that are neither done nor under way.
 
         Returns:
-            For each point the metric that counts, where it is known: a sweeper that optimises it needs `wait`.
+            For each trial the metric that counts, where it is known: a sweeper that optimises it needs `wait`.
 
         Raises:
             ConfigError: A setting is wrong, or SLURM refuses; nothing has been submitted.
@@ -29,6 +29,6 @@ class SlurmLauncher(local_launcher.LocalLauncher):
         cluster: Any = OmegaConf.to_container(self.config.cluster, resolve=True)
         options = job_array.Options(**self.plain_options(), cluster=cluster)
         return [
-            self.result(point, JobStatus.COMPLETED if point.state == "finished" else JobStatus.UNKNOWN)
-            for point in job_array.submit(self.task, self.config, job_overrides, initial_job_idx, options)
+            self.result(trial, JobStatus.COMPLETED if trial.state == "finished" else JobStatus.UNKNOWN)
+            for trial in job_array.submit(self.task, self.config, job_overrides, initial_job_idx, options)
         ]

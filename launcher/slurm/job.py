@@ -96,11 +96,11 @@ def run_directory(arguments: Sequence[str], environment: Mapping[str, str]) -> s
         environment: Of the batch script.
 
     Raises:
-        ConfigError: It is a grid, or the directory would be another one after a requeue.
+        ConfigError: It is a sweep, or the directory would be another one after a requeue.
     """
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigError(
-            "-m (--multirun): one batch job holds one run. For a grid as a job array, call "
+            "-m (--multirun): one batch job holds one run. For a sweep as a job array, call "
             "`python launcher/train.py -m hydra/launcher=slurm ...` on the login node."
         )
     chosen = None
@@ -212,7 +212,7 @@ def _was_stopped(run_dir: Path, status: int, job: str) -> bool:
 
 USAGE = """What batch scripts call:
   python -m launcher.slurm.job directory [OVERRIDE ...]         print the run directory of this job
-  python -m launcher.slurm.job directory --task FILE            the same, for a point of a grid
+  python -m launcher.slurm.job directory --task FILE            the same, for a trial of a sweep
   python -m launcher.slurm.job begin MAX_REQUEUES DIRECTORY   note that the job starts; status 1 if it gets no further
   python -m launcher.slurm.job end STATUS DIRECTORY           requeue the job if its run was stopped, not finished"""
 

@@ -1,4 +1,4 @@
-"""A grid as one SLURM job array: submitted and left alone. Each task trains one point, and comes back if preempted."""
+"""A sweep as one SLURM job array: submitted and left alone. Each task trains one trial, and comes back if preempted."""
 
 import os
 import re
@@ -27,14 +27,14 @@ from launcher.sweep.failure import FAILED, OUTPUT
 from launcher.sweep.submissions import SUBMISSIONS, in_queue
 from launcher.sweep.trials import (
     LOCK,
-    Point,
+    Trial,
     again,
     base_of,
     check_count,
-    compose_points,
+    compose_trials,
     directory_of,
     key_of,
-    lock_grid,
+    lock_sweep,
     remember,
     state_of,
 )
@@ -81,36 +81,36 @@ class Options:
                 raise ConfigError(f"hydra.launcher.{name}={value}: must be {rule.words}.")
         for name, value in self.cluster.items():
             if name in OURS:
-                raise ConfigError(f"cluster.{name}: the grid sets this option of sbatch itself.")
+                raise ConfigError(f"cluster.{name}: the sweep sets this option of sbatch itself.")
             if isinstance(value, dict | list) or re.search(r"[\x00-\x1f]", str(value)):
                 raise ConfigError(f"cluster.{name}={value}: must be a number, a text of one line, true, false or null.")
 
     @property
     def world(self) -> int:
-        """Processes of a point, as far as that is known before it runs."""
+        """Processes of a trial, as far as that is known before it runs."""
         per_node = self.cluster.get("ntasks_per_node") or self.cluster.get("gpus_per_node") or 1
         found = re.search(r"\d+$", str(per_node))
         return int(self.cluster.get("nodes") or 1) * (int(found[0]) if found else 1)
 
     def place(self, settings: Any) -> tuple[str, int | str]:
-        """Where a point will run, and on how many CPU threads: its node will tell."""
+        """Where a trial will run, and on how many CPU threads: its node will tell."""
         return "slurm", settings.threads
 
 
 def submit(
     task: composition.Task, master: Any, job_overrides: Sequence[Sequence[str]], first: int, options: Options
-) -> list[Point]:
-    """Check all points, and submit those that are neither done nor under way.
+) -> list[Trial]:
+    """Check all trials, and submit those that are neither done nor under way.
 
     Args:
-        task: Composes a point.
-        master: The grid's own config, as Hydra composed it.
-        job_overrides: Of each point.
+        task: Composes a trial.
+        master: The sweep's own config, as Hydra composed it.
+        job_overrides: Of each trial.
         first: Number of the first.
         options: Of the launcher.
 
     Returns:
-        The points; as they ended where `wait` is set, none with `dry_run`.
+        The trials; as they ended where `wait` is set, none with `dry_run`.
 
     Raises:
         ConfigError: Something is wrong, or SLURM refuses; nothing has been submitted, and no directory made.
@@ -120,28 +120,28 @@ def submit(
     keys = {key_of(override) for overrides in job_overrides for override in overrides}
     for key in sorted(key for key in keys if key == "cluster" or key.startswith("cluster.")):
         if len({o for overrides in job_overrides for o in overrides if key_of(o) == key}) > 1:
-            raise ConfigError(f"{key}: cannot be swept, since all points of a job array have the same options.")
+            raise ConfigError(f"{key}: cannot be swept, since all trials of a job array have the same options.")
     path = directory_of(master)
-    lock = lock_grid(path) if (path / LOCK).exists() else None
+    lock = lock_sweep(path) if (path / LOCK).exists() else None
     base = base_of(task, master, path)
-    points = list(compose_points(task, master, job_overrides, first, options, path))
+    trials = list(compose_trials(task, master, job_overrides, first, options, path))
     try:
         active = in_queue(path)
     except RuntimeError as error:
-        raise ConfigError(f"hydra/launcher=slurm: SLURM does not say which points are queued ({error}).") from error
+        raise ConfigError(f"hydra/launcher=slurm: SLURM does not say which trials are queued ({error}).") from error
     todo = []
-    for point in points:
-        if point.state != "finished":
-            point.state = active.get(_name(point, path)) or (
-                "running" if run_directory.is_held(point.path) else point.state
+    for trial in trials:
+        if trial.state != "finished":
+            trial.state = active.get(_name(trial, path)) or (
+                "running" if run_directory.is_held(trial.path) else trial.state
             )
-            if point.state not in ("queued", "running"):
-                todo.append(point)
+            if trial.state not in ("queued", "running"):
+                todo.append(trial)
     words = {"finished": "finished before", "queued": "queued", "running": "running", "failed": "to try again",
              "stopped": "to resume", "interrupted": "to resume", "new": "new"}  # fmt: skip
-    states = [words[point.state] for point in points]
+    states = [words[trial.state] for trial in trials]
     counts = [f"{states.count(word)} {word}" for word in dict.fromkeys(words.values()) if word in states]
-    print(f"grid       {os.path.relpath(path)}: {', '.join(counts)}", flush=True)
+    print(f"sweep      {os.path.relpath(path)}: {', '.join(counts)}", flush=True)
     if todo:
         submission = _next_submission(path)
         command = _command(path, submission, len(todo), options)
@@ -152,15 +152,15 @@ def submit(
             _say(f"{script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
             return []
         make_directory(path, "hydra.sweep.dir")
-        lock = lock_grid(path) if lock is None else lock
+        lock = lock_sweep(path) if lock is None else lock
         _submit(path, submission, command, script, code, todo, options)
-        remember(path, master, points, base)
+        remember(path, master, trials, base)
     elif options.dry_run:
         return []
     if lock is not None:
         os.close(lock)
     if options.wait:
-        _wait(task, path, points)
+        _wait(task, path, trials)
     if options.wait or not todo:
         from launcher.sweep import comparison
 
@@ -168,11 +168,11 @@ def submit(
     else:
         _say(f"results    launcher compare {quote([os.path.relpath(path)])}")
         _say(f"again      submits what has failed or is left by then:\n  {again(path)}")
-    return points
+    return trials
 
 
-def _name(point: Point, path: Path) -> str:
-    return str(point.path.relative_to(path))
+def _name(trial: Trial, path: Path) -> str:
+    return str(trial.path.relative_to(path))
 
 
 def _next_submission(path: Path) -> Path:
@@ -190,7 +190,7 @@ def _command(path: Path, submission: Path, count: int, options: Options) -> list
 
 
 def _script(submission: Path, command: Sequence[str], code: Path, options: Options) -> str:
-    """slurm/train.sbatch without its options for sbatch, told which point to train, by which code."""
+    """slurm/train.sbatch without its options for sbatch, told which trial to train, by which code."""
     lines = TEMPLATE.read_text(encoding="utf-8").splitlines()
     last = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
 
@@ -199,7 +199,7 @@ def _script(submission: Path, command: Sequence[str], code: Path, options: Optio
 
     head = [
         "#!/bin/bash",
-        "# Points of a grid, one for each task of the array; the rest is slurm/train.sbatch. Submitted as",
+        "# Trials of a sweep, one for each task of the array; the rest is slurm/train.sbatch. Submitted as",
         f"# {quote(command)}",
         "",
         f"LAUNCHER_CODE={quoted(code)}",
@@ -223,7 +223,7 @@ def _check_with_slurm(command: list[str], script: str, count: int) -> str:
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", config_text, re.M)
         if found and count > int(found[1]):
             raise ConfigError(
-                f"The grid has {count:,} points to submit, and this SLURM takes arrays of {found[1]} (MaxArraySize): "
+                f"The sweep has {count:,} trials to submit, and this SLURM takes arrays of {found[1]} (MaxArraySize): "
                 f"hydra.sweeper.max_batch_size={found[1]} makes several of them."
             )
         environment = submission_environment(os.environ)
@@ -239,7 +239,7 @@ def _submit(
     command: list[str],
     script: str,
     code: snapshot.Snapshot,
-    todo: Sequence[Point],
+    todo: Sequence[Trial],
     options: Options,
 ) -> None:
     submission.mkdir(parents=True)
@@ -249,11 +249,11 @@ def _submit(
         (submission / "site.sh").write_bytes(site.read_bytes() if site.is_file() else b"")
         (submission / "script.sh").write_text(script, encoding="utf-8")
         (submission / "tasks").mkdir()
-        for number, point in enumerate(todo):
-            point.path.mkdir(parents=True, exist_ok=True)
-            settings, hydra, overrides = point.unpacked()
+        for number, trial in enumerate(todo):
+            trial.path.mkdir(parents=True, exist_ok=True)
+            settings, hydra, overrides = trial.unpacked()
             content = {
-                "run_dir": str(point.path),
+                "run_dir": str(trial.path),
                 "overrides": overrides,
                 "settings": OmegaConf.to_yaml(OmegaConf.create(settings)),
                 "hydra": OmegaConf.to_yaml(OmegaConf.create(hydra)),
@@ -268,14 +268,14 @@ def _submit(
     except BaseException:
         shutil.rmtree(submission, ignore_errors=True)
         raise
-    # At once: from here on the same command must not submit these points again.
-    write_json(submission / "job.json", {"job": job, "points": [_name(point, path) for point in todo]})
-    for number, point in enumerate(todo):
-        point.state = "queued"
+    # At once: from here on the same command must not submit these trials again.
+    write_json(submission / "job.json", {"job": job, "points": [_name(trial, path) for trial in todo]})
+    for number, trial in enumerate(todo):
+        trial.state = "queued"
         record = {"job": f"{job}_{number}", "submission": str(submission), "snapshot": bool(code.trees), **asdict(code)}
-        write_json(point.path / SUBMITTED, record | {"left_out": left_out})
+        write_json(trial.path / SUBMITTED, record | {"left_out": left_out})
     limit = f", at most {options.max_parallel} at once" if options.max_parallel else ""
-    _say(f"submitted  {len(todo)} points as job array {job}{limit} (squeue --jobs {job}; scancel {job})")
+    _say(f"submitted  {len(todo)} trials as job array {job}{limit} (squeue --jobs {job}; scancel {job})")
     if code.trees:
         _say(f"code       {os.path.relpath(code.code)}: what you edit from now on does not reach these jobs")
     if left_out:
@@ -284,58 +284,58 @@ def _submit(
 
 @dataclass
 class _Running:
-    point: Point
+    trial: Trial
     started: float
 
 
 class _View:
-    """What the board shows of a grid."""
+    """What the board shows of a sweep."""
 
-    def __init__(self, points: Sequence[Point]) -> None:
-        self.points, self.running = points, list[_Running]()
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self.trials, self.running = trials, list[_Running]()
 
 
-def _wait(task: composition.Task, path: Path, points: Sequence[Point]) -> None:
-    """Show the points until none is queued or running; a signal ends the waiting alone, not the jobs."""
+def _wait(task: composition.Task, path: Path, trials: Sequence[Trial]) -> None:
+    """Show the trials until none is queued or running; a signal ends the waiting alone, not the jobs."""
     from launcher.distributed.stopping import StopRequest
     from launcher.sweep.board import Board
 
     task.stop = StopRequest(None, 0) if task.stop is None else task.stop
-    display = Board(len(points), sum(point.state == "finished" for point in points))
-    view: Any = _View(points)
+    display = Board(len(trials), sum(trial.state == "finished" for trial in trials))
+    view: Any = _View(trials)
     started: dict[int, float] = {}
     try:
-        while not task.stop and (waiting := [p for p in points if p.state in ("queued", "running")]):
+        while not task.stop and (waiting := [p for p in trials if p.state in ("queued", "running")]):
             try:
                 active = in_queue(path)
             except RuntimeError as error:  # a controller that restarts
                 display.note(f"waiting    {error}")
-                active = {_name(point, path): point.state for point in waiting}
-            for point in waiting:
-                was, now = point.state, active.get(_name(point, path))
-                if now is None and run_directory.is_held(point.path):
+                active = {_name(trial, path): trial.state for trial in waiting}
+            for trial in waiting:
+                was, now = trial.state, active.get(_name(trial, path))
+                if now is None and run_directory.is_held(trial.path):
                     now = "running"
-                point.state = now or state_of(point.path)
+                trial.state = now or state_of(trial.path)
                 if now == "running":
-                    started.setdefault(point.index, time.monotonic())
+                    started.setdefault(trial.index, time.monotonic())
                     if was == "queued":
-                        display.say(point, "runs")
+                        display.say(trial, "runs")
                 elif now is None:
-                    reason = read_json(point.path / FAILED).get("reason", "")
-                    point.reason = str(reason) if point.state == "failed" else ""
-                    if point.state != "finished":  # cancelled, or out of time without a requeue
-                        point.reason, point.state = point.reason or f"{point.state}: its job ended", "failed"
-                    display.ended(point, time.monotonic() - started.get(point.index, time.monotonic()))
-            view.running = [_Running(p, started[p.index]) for p in points if p.state == "running"]
+                    reason = read_json(trial.path / FAILED).get("reason", "")
+                    trial.reason = str(reason) if trial.state == "failed" else ""
+                    if trial.state != "finished":  # cancelled, or out of time without a requeue
+                        trial.reason, trial.state = trial.reason or f"{trial.state}: its job ended", "failed"
+                    display.ended(trial, time.monotonic() - started.get(trial.index, time.monotonic()))
+            view.running = [_Running(p, started[p.index]) for p in trials if p.state == "running"]
             display.update(view)
             time.sleep(min(POLL, 1.0) if len(waiting) < 20 else POLL)
     finally:
         display.close()
     if task.stop:
         _say(f"left       ({task.stop.reason}): the jobs go on. To wait again:\n  {again(path)}")
-    for point in points:
-        if point.state == "failed":
-            print(f"FAILED     point {point.index} ({point.label}): {point.reason}", file=sys.stderr, flush=True)
+    for trial in trials:
+        if trial.state == "failed":
+            print(f"FAILED     trial {trial.index} ({trial.label}): {trial.reason}", file=sys.stderr, flush=True)
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while a grid runs: a line for each running point and a count; plain lines off a terminal."""
+"""What a person sees while a sweep runs: a line for each running trial and a count; plain lines off a terminal."""
 
 import json
 import os
@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 from launcher.core.files import number, numbers, read_json
 
 if TYPE_CHECKING:
-    from launcher.sweep.executor import Grid, Running
-    from launcher.sweep.trials import Point
+    from launcher.sweep.executor import Executor, Running
+    from launcher.sweep.trials import Trial
 
 REFRESH = 0.5  # seconds between two pictures
 QUIET = 30.0  # seconds between two plain lines about what is running
-SHOWN = 20  # running points on a terminal; more only as a number
+SHOWN = 20  # running trials on a terminal; more only as a number
 
 
 class Board:
-    """The progress of a grid on standard output.
+    """The progress of a sweep on standard output.
 
     Args:
-        total: Points of the grid.
+        total: Trials of the sweep.
         done: Of those, finished before.
     """
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done, self._shown = total, done, time.monotonic()
         self._live: Any = None
-        self._grid: Grid | None = None
+        self._grid: Executor | None = None
         self._started = time.monotonic()
         if sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown"):
             from rich.console import Console
@@ -49,27 +49,27 @@ class Board:
         else:
             print(text, flush=True)
 
-    def say(self, point: "Point", text: str) -> None:
-        """Print a line about a point."""
-        self.note(f"point {point.index:<4} {text}: {point.label}")
+    def say(self, trial: "Trial", text: str) -> None:
+        """Print a line about a trial."""
+        self.note(f"trial {trial.index:<4} {text}: {trial.label}")
 
-    def ended(self, point: "Point", seconds: float) -> None:
-        """Print how a point ended."""
-        self.done += point.state == "finished"
+    def ended(self, trial: "Trial", seconds: float) -> None:
+        """Print how a trial ended."""
+        self.done += trial.state == "finished"
         count = f"[{self.done}/{self.total}]"
-        if point.state == "failed":
+        if trial.state == "failed":
             self.say(
-                point, f"{count} FAILED after {seconds:.1f} s ({point.reason}; see {_near(point.path)}/output.log)"
+                trial, f"{count} FAILED after {seconds:.1f} s ({trial.reason}; see {_near(trial.path)}/output.log)"
             )
         else:
             figure = ""
-            if point.state == "finished" and (value := figure_of(point.path, point.metric[0])) is not None:
-                figure = f", {point.metric[0]} {value:.4g}"
-            self.say(point, f"{count} {point.state} in {seconds:.1f} s{figure}")
+            if trial.state == "finished" and (value := figure_of(trial.path, trial.metric[0])) is not None:
+                figure = f", {trial.metric[0]} {value:.4g}"
+            self.say(trial, f"{count} {trial.state} in {seconds:.1f} s{figure}")
 
-    def update(self, grid: "Grid") -> None:
+    def update(self, sweep: "Executor") -> None:
         """Show what is running."""
-        self._grid = grid
+        self._grid = sweep
         now = time.monotonic()
         if now - self._shown < (REFRESH if self._live else QUIET):
             return
@@ -77,8 +77,8 @@ class Board:
         if self._live:
             self._live.refresh()
         else:
-            running = "; ".join(f"{run.point.label} ({how_far(run)})" for run in grid.running[:4])
-            self.note(f"{self._count(grid)}{': ' + running if running else ''}")
+            running = "; ".join(f"{run.trial.label} ({how_far(run)})" for run in sweep.running[:4])
+            self.note(f"{self._count(sweep)}{': ' + running if running else ''}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -86,8 +86,8 @@ class Board:
             self._live.stop()
             self._live = None
 
-    def _count(self, grid: "Grid") -> str:
-        states = Counter(point.state for point in grid.points)
+    def _count(self, sweep: "Executor") -> str:
+        states = Counter(trial.state for trial in sweep.trials)
         parts = [f"{self.done}/{self.total} finished"]
         parts += [f"{states[name]} {name}" for name in ("running", "failed", "stopped", "waiting") if states[name]]
         return ", ".join(parts)
@@ -101,7 +101,7 @@ class Board:
         table.add_column(no_wrap=True, justify="right")
         if self._grid is not None:
             for run in self._grid.running[:SHOWN]:
-                table.add_row(Text(run.point.label), Text(how_far(run)))
+                table.add_row(Text(run.trial.label), Text(how_far(run)))
             if len(self._grid.running) > SHOWN:
                 table.add_row(Text(f"and {len(self._grid.running) - SHOWN} more"), Text(""))
             table.add_row(
@@ -111,11 +111,11 @@ class Board:
 
 
 def how_far(run: "Running") -> str:
-    """Epoch, loss and seconds of a running point, from the last row of its record."""
+    """Epoch, loss and seconds of a running trial, from the last row of its record."""
     parts = []
-    row = last_row(run.point.path / "metrics.jsonl")
+    row = last_row(run.trial.path / "metrics.jsonl")
     if "epoch" in row:
-        parts.append(f"epoch {row['epoch']:.3g}/{run.point.epochs}")
+        parts.append(f"epoch {row['epoch']:.3g}/{run.trial.epochs}")
     if isinstance(loss := number(row.get("train/loss", row.get("eval/loss"))), float):
         parts.append(f"loss {loss:.4g}")
     return "  ".join([*parts, f"{time.monotonic() - run.started:.0f} s"])

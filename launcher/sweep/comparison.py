@@ -1,8 +1,8 @@
-"""The points of a grid compared: grid.csv, a table, grid.png and grid.html, from the files of its run directories.
+"""The trials of a sweep compared: grid.csv, a table, grid.png and grid.html, from the files of its run directories.
 
     launcher compare outputs/grids/NAME --metric eval/accuracy
 
-A grid that is not complete, or still running, is shown as far as it has come.
+A sweep that is not complete, or still running, is shown as far as it has come.
 """
 
 import csv
@@ -42,16 +42,16 @@ COLOURS = ("#3987e5", "#d95926", "#2b9d74", "#a465c4", "#c79a13", "#4fb3c9")
 
 @dataclass
 class Entry:
-    """One point as its files tell.
+    """One trial as its files tell.
 
     Attributes:
-        name: Its directory within the grid's.
+        name: Its directory within the sweep's.
         state: finished, stopped, failed, interrupted (or running now) or new; of a job array also queued and running.
         overrides: That made it.
         config: Its settings by dotted name.
         summary: summary.json.
         value: The metric that counts; None where it is not known.
-        varied: Value of each setting that differs between the points.
+        varied: Value of each setting that differs between the trials.
         curve: Epochs and values of the metric.
         reason: Why it failed.
     """
@@ -80,7 +80,7 @@ class Entry:
 
 @dataclass
 class Comparison:
-    """A grid, its points from the best to the worst; those without the metric come last.
+    """A sweep, its trials from the best to the worst; those without the metric come last.
 
     Attributes:
         metric: Name of the metric that counts.
@@ -103,7 +103,7 @@ class Comparison:
 
     @property
     def measured(self) -> list[Entry]:
-        """Finished points that have the metric."""
+        """Finished trials that have the metric."""
         return [entry for entry in self.entries if entry.state == "finished" and entry.value is not None]
 
     def better(self, values: Iterable[float]) -> float:
@@ -112,7 +112,7 @@ class Comparison:
         return min(finite) if self.mode == "min" else max(finite)
 
     def repeat(self, entry: Entry) -> str:
-        """The command that runs a point alone, in a new run directory."""
+        """The command that runs a trial alone, in a new run directory."""
         own = [o for o in entry.overrides if not o.startswith("hydra.run.dir=")]
         world = entry.summary.get("world_size", 1)
         words = self.started
@@ -122,16 +122,16 @@ class Comparison:
         return shlex.join([*words, *self.options, *own])
 
 
-def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
-    """Read the run directories of a grid.
+def read_sweep(path: Path, metric: str | None, mode: str | None) -> Comparison:
+    """Read the run directories of a sweep.
 
     Args:
-        path: Of the grid.
-        metric: The one that counts; None: the checkpoint.best of its points.
+        path: Of the sweep.
+        metric: The one that counts; None: the checkpoint.best of its trials.
         mode: min or max; None: checkpoint.best_mode, for another metric as its name tells.
 
     Raises:
-        ConfigError: It is no grid, or no point has the metric.
+        ConfigError: It is no sweep, or no trial has the metric.
     """
     known = read_json(path / "grid.json")
     planned: dict[str, list[str]] = dict(known.get("points") or {})
@@ -139,7 +139,7 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
     found = {name for name in found if not name.startswith(f"{SUBMISSIONS}/")}  # copies of code
     active = in_queue(path)
     if not planned and not found:
-        raise ConfigError(f"{path}: there is no grid in it. Name the directory that hydra.sweep.dir named.")
+        raise ConfigError(f"{path}: there is no sweep in it. Name the directory that hydra.sweep.dir named.")
     entries = []
     for name in [*planned, *sorted(found - planned.keys())]:
         place = path / name
@@ -170,7 +170,7 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
     if metric is not None and all(entry.value is None and not entry.curve[0] for entry in entries):
         names = sorted({name for entry in entries for name in entry.summary.get("final") or {}})
         if names:
-            raise ConfigError(f"metric={metric}: no point has it. There are: {', '.join(names)}.")
+            raise ConfigError(f"metric={metric}: no trial has it. There are: {', '.join(names)}.")
     _find_varied(entries)
     sign = 1 if mode == "min" else -1
     entries.sort(key=lambda e: (e.value is None or math.isnan(e.value), sign * (e.value or 0.0), e.name))
@@ -179,12 +179,12 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
 
 
 def conclude(path: Path, metric: str | None, mode: str | None) -> None:
-    """Compare a grid that has just run; a metric that none of its points turned out to have costs it no more than that.
+    """Compare a sweep that has just run; a metric that none of its trials turned out to have costs it no more than that.
 
     Args:
-        path: Of the grid.
-        metric: As for `read_grid`.
-        mode: As for `read_grid`.
+        path: Of the sweep.
+        metric: As for `read_sweep`.
+        mode: As for `read_sweep`.
     """
     try:
         compare(path, metric, mode)
@@ -199,30 +199,30 @@ def compare(path: Path, metric: str | None, mode: str | None) -> Comparison:
     """Write grid.csv, grid.png and grid.html, and print the table.
 
     Args:
-        path: Of the grid.
-        metric: As for `read_grid`.
-        mode: As for `read_grid`.
+        path: Of the sweep.
+        metric: As for `read_sweep`.
+        mode: As for `read_sweep`.
 
     Returns:
         What was compared.
 
     Raises:
-        ConfigError: As for `read_grid`.
+        ConfigError: As for `read_sweep`.
     """
     check_length(path, "")
     path = path.resolve()
-    grid = read_grid(path, metric, mode)
+    sweep = read_sweep(path, metric, mode)
     unwritten = None
     try:
-        write_csv(grid)
-        draw(grid)
-        write_page(grid)
-    except OSError as error:  # somebody else's grid, or a full disk
+        write_csv(sweep)
+        draw(sweep)
+        write_page(sweep)
+    except OSError as error:  # somebody else's sweep, or a full disk
         unwritten = error
-    print_table(grid)
+    print_table(sweep)
     if unwritten is not None:
         print(f"grid.csv, grid.png and grid.html cannot be written into {path}: {unwritten.strerror}")
-    return grid
+    return sweep
 
 
 def _yaml(path: Path) -> Any:
@@ -262,15 +262,15 @@ def _order(value: str) -> tuple[bool, float, str]:
         return True, 0.0, value
 
 
-def seeds(grid: Comparison) -> list[tuple[str, list[float]]]:
+def seeds(sweep: Comparison) -> list[tuple[str, list[float]]]:
     """Each setting that was run with several seeds, from the best mean to the worst, and its values."""
     groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
-    for entry in grid.measured:
+    for entry in sweep.measured:
         assert entry.value is not None
         groups.setdefault(entry.seedless, []).append(entry.value)
     if all(len(values) < 2 for values in groups.values()):
         return []
-    sign = 1 if grid.mode == "min" else -1
+    sign = 1 if sweep.mode == "min" else -1
 
     def rank(group: tuple[Any, list[float]]) -> tuple[bool, float]:
         mean = statistics.fmean(group[1])
@@ -282,12 +282,12 @@ def seeds(grid: Comparison) -> list[tuple[str, list[float]]]:
     ]
 
 
-def effects(grid: Comparison) -> dict[str, list[tuple[str, list[float]]]]:
-    """For each setting that varies, its values and the metric of all points that have it."""
+def effects(sweep: Comparison) -> dict[str, list[tuple[str, list[float]]]]:
+    """For each setting that varies, its values and the metric of all trials that have it."""
     found: dict[str, list[tuple[str, list[float]]]] = {}
-    for key in grid.varied:
+    for key in sweep.varied:
         values: dict[str, list[float]] = {}
-        for entry in grid.measured:
+        for entry in sweep.measured:
             assert entry.value is not None
             values.setdefault(entry.varied[key], []).append(entry.value)
         if len(values) > 1:
@@ -302,28 +302,28 @@ def _spread(values: Sequence[float]) -> float | None:
 # --- Files and the terminal ----------------------------------------------------------------------------------------
 
 
-def write_csv(grid: Comparison) -> Path:
-    """One row for each point: what varied, how it ended, all its figures."""
-    metrics = list(dict.fromkeys(name for e in grid.entries for name in e.summary.get("final") or {}))
+def write_csv(sweep: Comparison) -> Path:
+    """One row for each trial: what varied, how it ended, all its figures."""
+    metrics = list(dict.fromkeys(name for e in sweep.entries for name in e.summary.get("final") or {}))
     facts = ["step", "epoch", "world_size", "training_seconds", "samples_per_second", "peak_memory_mb"]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     best = [f"best/{name}" for name in metrics if name.startswith(("eval/", "test/"))]
-    table.writerow(["point", "state", *grid.varied, grid.metric + " (compared)", *metrics, *best, *facts, "reason"])
-    for entry in grid.entries:
+    table.writerow(["trial", "state", *sweep.varied, sweep.metric + " (compared)", *metrics, *best, *facts, "reason"])
+    for entry in sweep.entries:
         final, kept = entry.summary.get("final") or {}, entry.summary.get("best") or {}
         table.writerow(
             [entry.name, entry.state, *entry.varied.values(), entry.value, *map(final.get, metrics)]
             + [kept.get(name.removeprefix("best/")) for name in best]
             + [*map(entry.summary.get, facts), entry.reason]
         )
-    path = grid.path / "grid.csv"
+    path = sweep.path / "grid.csv"
     write_text(path, text.getvalue())
     return path
 
 
-def print_table(grid: Comparison) -> None:
-    """Print the best points, what failed, and the command that repeats the best one."""
+def print_table(sweep: Comparison) -> None:
+    """Print the best trials, what failed, and the command that repeats the best one."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -333,36 +333,36 @@ def print_table(grid: Comparison) -> None:
     console = Console(file=sys.stdout, width=None if terminal else 200, highlight=False)
     seconds = "training_seconds"
     table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
-    for heading in ("", *grid.varied, grid.metric, "state", "seconds"):
+    for heading in ("", *sweep.varied, sweep.metric, "state", "seconds"):
         table.add_column(
-            Text(heading), justify="right" if heading in (grid.metric, "seconds", "") else "left", overflow="fold"
+            Text(heading), justify="right" if heading in (sweep.metric, "seconds", "") else "left", overflow="fold"
         )
-    for place, entry in enumerate(grid.entries[:ROWS], start=1):
+    for place, entry in enumerate(sweep.entries[:ROWS], start=1):
         cells = [str(place), *entry.varied.values(), report.figure_text(entry.value, 5), entry.state]
         table.add_row(*map(Text, [*cells, report.figure_text(entry.summary.get(seconds), 3)]))
     console.print(table)
-    if len(grid.entries) > ROWS:
-        console.print(Text(f"and {len(grid.entries) - ROWS} more in grid.csv"))
-    for label, values in seeds(grid)[:5]:
+    if len(sweep.entries) > ROWS:
+        console.print(Text(f"and {len(sweep.entries) - ROWS} more in grid.csv"))
+    for label, values in seeds(sweep)[:5]:
         spread = _spread(values)
         text = f"{statistics.fmean(values):.5g}" + (f" ± {spread:.2g}" if spread is not None else "")
         console.print(Text(f"mean       {text} of {len(values)} seeds: {label}"))
-    if grid.measured:
-        console.print(Text(f"best       {grid.metric} {grid.measured[0].value:.5g}: {grid.measured[0].label}"))
-        console.print(Text(f"           {grid.repeat(grid.measured[0])}"), soft_wrap=True)
-    here = os.path.relpath(grid.path / "grid.html")
-    console.print(Text(f"comparison {here if not here.startswith('..') else grid.path / 'grid.html'}"), soft_wrap=True)
+    if sweep.measured:
+        console.print(Text(f"best       {sweep.metric} {sweep.measured[0].value:.5g}: {sweep.measured[0].label}"))
+        console.print(Text(f"           {sweep.repeat(sweep.measured[0])}"), soft_wrap=True)
+    here = os.path.relpath(sweep.path / "grid.html")
+    console.print(Text(f"comparison {here if not here.startswith('..') else sweep.path / 'grid.html'}"), soft_wrap=True)
 
 
 # --- Pictures and the page -----------------------------------------------------------------------------------------
 
 
-def draw(grid: Comparison) -> Path | None:
+def draw(sweep: Comparison) -> Path | None:
     """Draw grid.png: the curves, and the effect of each setting."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    panels = _panels(grid)
+    panels = _panels(sweep)
     if not panels:
         return None
     columns = min(2, len(panels))
@@ -371,26 +371,26 @@ def draw(grid: Comparison) -> Path | None:
         figure = Figure(figsize=(6.2 * columns, 3.8 * rows), layout="constrained", facecolor="white")
         for place, panel in enumerate(panels, start=1):
             panel(figure.add_subplot(rows, columns, place))
-        path = grid.path / "grid.png"
+        path = sweep.path / "grid.png"
         with replacing(path, "wb") as file:
             figure.savefig(file, dpi=130)
     return path
 
 
-def _panels(grid: Comparison) -> list[Any]:
+def _panels(sweep: Comparison) -> list[Any]:
     panels: list[Any] = []
-    if any(len(entry.curve[0]) > 1 for entry in grid.entries):
-        panels.append(lambda axes: _draw_curves(axes, grid))
-    for key, values in effects(grid).items():
-        panels.append(lambda axes, key=key, values=values: _draw_effect(axes, grid, key, values))
+    if any(len(entry.curve[0]) > 1 for entry in sweep.entries):
+        panels.append(lambda axes: _draw_curves(axes, sweep))
+    for key, values in effects(sweep).items():
+        panels.append(lambda axes, key=key, values=values: _draw_effect(axes, sweep, key, values))
     return panels
 
 
-def _draw_curves(axes: Any, grid: Comparison) -> None:
+def _draw_curves(axes: Any, sweep: Comparison) -> None:
     import numpy as np
 
-    named = [entry for entry in grid.measured if entry.curve[0]][:NAMED]
-    grey = [entry for entry in grid.entries if entry.curve[0] and entry not in named]
+    named = [entry for entry in sweep.measured if entry.curve[0]][:NAMED]
+    grey = [entry for entry in sweep.entries if entry.curve[0] and entry not in named]
     ground = axes.xaxis.label.get_color()
     for entry in grey:
         axes.plot(*report._envelope(*map(np.asarray, entry.curve)), color=ground, alpha=0.18, linewidth=0.8)
@@ -400,23 +400,23 @@ def _draw_curves(axes: Any, grid: Comparison) -> None:
         label = " ".join(entry.varied.values()) or entry.name
         label = label if len(label) <= 34 else label[:33] + "…"
         axes.plot(x, y, color=COLOURS[place], linewidth=1.7, marker=marker, markersize=3, label=f"{place + 1}. {label}")
-    ends = np.asarray([v for entry in grid.entries for v in entry.curve[1] if math.isfinite(v)])
+    ends = np.asarray([v for entry in sweep.entries for v in entry.curve[1] if math.isfinite(v)])
     if len(ends) and ends.min() > 0 and ends.max() > 50 * ends.min():
         axes.set_yscale("log")
-    axes.set_title(f"{grid.metric}: the best {len(named)} of {len(named) + len(grey)}", parse_math=False)
+    axes.set_title(f"{sweep.metric}: the best {len(named)} of {len(named) + len(grey)}", parse_math=False)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(True)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        keys = ", ".join(key.rsplit(".", 1)[-1] for key in grid.varied)
+        keys = ", ".join(key.rsplit(".", 1)[-1] for key in sweep.varied)
         below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "ncols": 2, "borderaxespad": 0, "alignment": "left"}
         legend = axes.legend(handles[::-1], labels[::-1], title=keys, frameon=False, fontsize=8, **below)
         for text in [*legend.get_texts(), legend.get_title()]:
             text.set(parse_math=False, fontsize=8)
 
 
-def _draw_effect(axes: Any, grid: Comparison, key: str, values: Sequence[tuple[str, list[float]]]) -> None:
+def _draw_effect(axes: Any, sweep: Comparison, key: str, values: Sequence[tuple[str, list[float]]]) -> None:
     finite = [[v for v in own if math.isfinite(v)] for _, own in values]
     for place, own in enumerate(finite):
         alpha = max(0.15, min(0.7, 8 / (len(own) + 8)))
@@ -430,7 +430,7 @@ def _draw_effect(axes: Any, grid: Comparison, key: str, values: Sequence[tuple[s
         )
         axes.plot(
             [place for place, own in enumerate(finite) if own],
-            [grid.better(own) for own in finite if own],
+            [sweep.better(own) for own in finite if own],
             line.replace("-", ":") + "_",
             color=report.EVALUATED,
             linewidth=1.0,
@@ -446,46 +446,46 @@ def _draw_effect(axes: Any, grid: Comparison, key: str, values: Sequence[tuple[s
     for text in axes.get_xticklabels():
         text.set_parse_math(False)
     axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_title(f"{grid.metric} by {key}", parse_math=False)
+    axes.set_title(f"{sweep.metric} by {key}", parse_math=False)
     axes.grid(True, axis="y")
     axes.legend(frameon=False, fontsize=8)
 
 
-def write_page(grid: Comparison) -> Path:
-    """Write grid.html: one file that needs nothing else; it links to the reports of the points."""
-    name = grid.path.resolve().name
-    finished = sum(entry.state == "finished" for entry in grid.entries)
-    failed = sum(entry.state == "failed" for entry in grid.entries)
-    tone = "bad" if failed else "good" if finished == len(grid.entries) else "open"
-    status = f"{finished} of {len(grid.entries)} finished" + (f", {failed} failed" if failed else "")
+def write_page(sweep: Comparison) -> Path:
+    """Write grid.html: one file that needs nothing else; it links to the reports of the trials."""
+    name = sweep.path.resolve().name
+    finished = sum(entry.state == "finished" for entry in sweep.entries)
+    failed = sum(entry.state == "failed" for entry in sweep.entries)
+    tone = "bad" if failed else "good" if finished == len(sweep.entries) else "open"
+    status = f"{finished} of {len(sweep.entries)} finished" + (f", {failed} failed" if failed else "")
     parts = [
         f'<header><h1>{escape(name)}</h1><span class="status {tone}">{escape(status)}</span></header>',
-        _tiles(grid),
-        report._section("Best run", _best(grid)),
-        report._section("Curves and effects", _pictures(grid)),
-        report._section("Seeds", _seeds(grid)),
-        report._section("Effect of each setting", _effects(grid)),
-        report._section("Points", _points(grid)),
-        report._section("Failures", _failures(grid)),
+        _tiles(sweep),
+        report._section("Best run", _best(sweep)),
+        report._section("Curves and effects", _pictures(sweep)),
+        report._section("Seeds", _seeds(sweep)),
+        report._section("Effect of each setting", _effects(sweep)),
+        report._section("Trials", _trials(sweep)),
+        report._section("Failures", _failures(sweep)),
     ]
     style = report.STYLE + (
         "a { color: var(--blue); } td.n { text-align: right; } tr.first td { font-weight: 600; }\n"
         "details { margin: .4rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }\n"
     )
-    path = grid.path / "grid.html"
+    path = sweep.path / "grid.html"
     write_text(
         path, report.PAGE.format(title=escape(name), style=style, body="\n".join(part for part in parts if part))
     )
     return path
 
 
-def _tiles(grid: Comparison) -> str:
+def _tiles(sweep: Comparison) -> str:
     figures: dict[str, Any] = {}
-    if grid.measured:
-        figures[f"best {grid.metric}"] = grid.measured[0].value
-    figures["points"] = len(grid.entries)
-    figures["settings varied"] = len(grid.varied)
-    seconds = [entry.summary.get("training_seconds") for entry in grid.measured]
+    if sweep.measured:
+        figures[f"best {sweep.metric}"] = sweep.measured[0].value
+    figures["trials"] = len(sweep.entries)
+    figures["settings varied"] = len(sweep.varied)
+    seconds = [entry.summary.get("training_seconds") for entry in sweep.measured]
     known = [value for value in seconds if isinstance(value, int | float)]
     if known:
         figures["seconds of training, mean"] = statistics.fmean(known)
@@ -496,11 +496,11 @@ def _tiles(grid: Comparison) -> str:
     return f'<div class="tiles">{cells}</div>'
 
 
-def _best(grid: Comparison) -> str:
-    if not grid.measured:
-        return "<p>No point has finished yet.</p>"
-    best = grid.measured[0]
-    return f"<div>{_link(best)}</div><p>To repeat it:</p><pre>{escape(grid.repeat(best))}</pre>"
+def _best(sweep: Comparison) -> str:
+    if not sweep.measured:
+        return "<p>No trial has finished yet.</p>"
+    best = sweep.measured[0]
+    return f"<div>{_link(best)}</div><p>To repeat it:</p><pre>{escape(sweep.repeat(best))}</pre>"
 
 
 def _link(entry: Entry) -> str:
@@ -510,13 +510,13 @@ def _link(entry: Entry) -> str:
     return f'<a href="{escape(quote(entry.name), quote=True)}/report.html">{text}</a>'
 
 
-def _pictures(grid: Comparison) -> str:
+def _pictures(sweep: Comparison) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     pictures = []
-    for number, panel in enumerate(_panels(grid)):
-        with rc_context(report._style(report.INK) | {"svg.hashsalt": f"grid {number}"}):
+    for number, panel in enumerate(_panels(sweep)):
+        with rc_context(report._style(report.INK) | {"svg.hashsalt": f"sweep {number}"}):
             figure = Figure(figsize=(5.4, 3.4), layout="constrained")
             axes = figure.add_subplot()
             panel(axes)
@@ -529,42 +529,44 @@ def _pictures(grid: Comparison) -> str:
     return f'<div class="curves">{"".join(pictures)}</div>' if pictures else ""
 
 
-def _seeds(grid: Comparison) -> str:
+def _seeds(sweep: Comparison) -> str:
     rows = [
         (label, statistics.fmean(values), _spread(values), min(values), max(values), len(values))
-        for label, values in seeds(grid)
+        for label, values in seeds(sweep)
     ]
-    head = ("setting", f"mean {grid.metric}", "standard deviation", "least", "greatest", "seeds")
+    head = ("setting", f"mean {sweep.metric}", "standard deviation", "least", "greatest", "seeds")
     return report._table(head, rows) if rows else ""
 
 
-def _effects(grid: Comparison) -> str:
+def _effects(sweep: Comparison) -> str:
     rows = [
-        (key, value, statistics.fmean(own), _spread(own), grid.better(own), len(own))
-        for key, values in effects(grid).items()
+        (key, value, statistics.fmean(own), _spread(own), sweep.better(own), len(own))
+        for key, values in effects(sweep).items()
         for value, own in values
     ]
-    head = ("setting", "value", f"mean {grid.metric}", "standard deviation", "best", "points")
-    note = "<p>Over all points that have the value, whatever their other settings.</p>"
+    head = ("setting", "value", f"mean {sweep.metric}", "standard deviation", "best", "points")
+    note = "<p>Over all trials that have the value, whatever their other settings.</p>"
     return report._table(head, rows) + note if rows else ""
 
 
-def _points(grid: Comparison) -> str:
+def _trials(sweep: Comparison) -> str:
     final = list(
-        dict.fromkeys(n for e in grid.entries for n in e.summary.get("final") or {} if n.startswith(("eval/", "test/")))
+        dict.fromkeys(
+            n for e in sweep.entries for n in e.summary.get("final") or {} if n.startswith(("eval/", "test/"))
+        )
     )
     head = "".join(
         f"<th>{escape(text)}</th>"
-        for text in ("", *grid.varied, grid.metric, "state", *(f"final {n}" for n in final), "")
+        for text in ("", *sweep.varied, sweep.metric, "state", *(f"final {n}" for n in final), "")
     )
     rows = []
-    for place, entry in enumerate(grid.entries, start=1):
+    for place, entry in enumerate(sweep.entries, start=1):
         figures = [report.figure_text((entry.summary.get("final") or {}).get(name), 4) for name in final]
         cells = [str(place), *entry.varied.values(), report.figure_text(entry.value, 5)]
         tone = {"finished": "good", "failed": "bad"}.get(entry.state, "open")
         page = f'<a href="{escape(quote(entry.name), quote=True)}/report.html">report</a>'
         rows.append(
-            f"<tr{' class=first' if place == 1 and entry in grid.measured else ''}>"
+            f"<tr{' class=first' if place == 1 and entry in sweep.measured else ''}>"
             + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
             + f'<td class="{tone}">{escape(entry.state)}</td>'
             + "".join(f"<td>{escape(cell)}</td>" for cell in figures)
@@ -573,9 +575,9 @@ def _points(grid: Comparison) -> str:
     return f'<div class="scroll tall"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _failures(grid: Comparison) -> str:
+def _failures(sweep: Comparison) -> str:
     parts = []
-    for entry in grid.entries:
+    for entry in sweep.entries:
         if entry.state == "failed":
             output = str(read_json(entry.path / FAILED).get("output", ""))
             link = f'<p><a href="{escape(quote(f"{entry.name}/{OUTPUT}"), quote=True)}">{OUTPUT}</a></p>'

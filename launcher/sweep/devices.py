@@ -1,4 +1,4 @@
-"""The devices of this machine, lent to one run at a time: a lock file for each, which every grid of a user respects."""
+"""The devices of this machine, lent to one run at a time: a lock file for each, which every sweep of a user respects."""
 
 import contextlib
 import fcntl
@@ -149,7 +149,7 @@ class Pool:
         return len(self.locks)
 
     def take(self, count: int) -> list[Lease] | None:
-        """Take `count` free devices, or none where another grid has too many of them."""
+        """Take `count` free devices, or none where another sweep has too many of them."""
         leases: list[Lease] = []
         for device in self.locks:
             if device in self.lent or len(leases) == count or device in self.foreign():
@@ -157,7 +157,7 @@ class Pool:
             if lease := self._lock(device):
                 leases.append(lease)
         if len(leases) < count:
-            for lease in leases:  # two grids that each hold half of what they need would wait for ever
+            for lease in leases:  # two sweeps that each hold half of what they need would wait for ever
                 lease.give_back()
             return None
         self.lent |= {lease.device for lease in leases}
@@ -221,7 +221,7 @@ class Pool:
 
 
 def choose(asked: str | int | list[Any], there: dict[str, str], kind: str) -> dict[str, str]:
-    """The devices that a grid may use.
+    """The devices that a sweep may use.
 
     Args:
         asked: auto (all there are), how many, or their names.
@@ -265,20 +265,20 @@ def _named(name: str, there: Mapping[str, str]) -> str | None:
 def open_pool(
     kind: str, there: dict[str, str], asked: Any, world: int, listed: Sequence[gpus.Gpu] | None
 ) -> tuple[Pool, list[str]]:
-    """The devices of a kind that a grid may use; what others compute on is left to them, unless a person names it.
+    """The devices of a kind that a sweep may use; what others compute on is left to them, unless a person names it.
 
     Args:
         kind: gpu or cpu.
         there: Name to lock of those that are there.
         asked: As for `choose`.
-        world: Processes of a point.
+        world: Processes of a trial.
         listed: What `gpus.look` found.
 
     Returns:
         Those, and lines on what a person should know of them.
 
     Raises:
-        ConfigError: It does not have those that were asked for, or they do not fit the processes of a point.
+        ConfigError: It does not have those that were asked for, or they do not fit the processes of a trial.
     """
     if kind == "cpu" or listed is None:
         return Pool(kind, choose(asked, there, kind)), []
@@ -299,7 +299,7 @@ def open_pool(
         words = "it is taken when that has ended, or at once where hydra.launcher.devices names it"
     if world > 1 and any(lock.startswith("MIG-") for lock in pool.locks.values()):
         raise ConfigError(
-            f"hydra.launcher.devices={asked}: {world} processes per point, and there are MIG slices, of which CUDA "
+            f"hydra.launcher.devices={asked}: {world} processes per trial, and there are MIG slices, of which CUDA "
             "shows a process one. Use hydra.launcher.devices_per_run=1, or name whole GPUs."
         )
     return pool, [*notes, *(f"gpu {device} is in use by {who}: {words}" for device, who in in_use.items())]

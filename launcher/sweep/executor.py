@@ -1,4 +1,4 @@
-"""A grid on this machine: every point in processes and on devices of its own, each once, whatever is killed."""
+"""A sweep on this machine: every trial in processes and on devices of its own, each once, whatever is killed."""
 
 import contextlib
 import functools
@@ -31,13 +31,13 @@ from launcher.sweep import devices, failure
 from launcher.sweep.failure import FAILED, OUTPUT, said, tail
 from launcher.sweep.trials import (
     LOCK,
-    Point,
+    Trial,
     again,
     base_of,
     check_count,
-    compose_points,
+    compose_trials,
     directory_of,
-    lock_grid,
+    lock_sweep,
     remember,
     state_of,
 )
@@ -45,12 +45,12 @@ from launcher.sweep.trials import (
 log = logging.getLogger("launcher")
 
 CONTEXT = multiprocessing.get_context("forkserver")
-POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other grids
+POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other sweeps
 PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (distributed/watch.py), or a minute to save
-LOST = 255  # what multiprocessing says of a process whose parent, the one of all points, is dead
-STOPPING = 60.0  # seconds in which a point that was asked to stop saves and ends
+LOST = 255  # what multiprocessing says of a process whose parent, the one of all trials, is dead
+STOPPING = 60.0  # seconds in which a trial that was asked to stop saves and ends
 
-# --- The processes of a point --------------------------------------------------------------------------------------
+# --- The processes of a trial --------------------------------------------------------------------------------------
 
 
 def _rank(
@@ -62,7 +62,7 @@ def _rank(
     leases: list[devices.Lease],
     figures: Any,
 ) -> None:
-    """One process of a point, forked from the warm parent.
+    """One process of a trial, forked from the warm parent.
 
     Args:
         packed: Pickled (settings, Hydra's node, overrides).
@@ -70,7 +70,7 @@ def _rank(
         environment: The whole environment.
         own_cores: CPU cores to stay on; empty: anywhere.
         output: File that takes what it prints.
-        leases: Of the point's devices: they are free when the last process of the point is gone.
+        leases: Of the trial's devices: they are free when the last process of the trial is gone.
         figures: [3] in shared memory, by which it tells that it moves on; see pulse.share.
     """
     os.setsid()
@@ -122,12 +122,12 @@ def _compare(path: str, metric: str | None, mode: str | None) -> None:
 
 
 def warm_up() -> None:
-    """Start the parent of all points, which imports torch while the conductor goes on."""
+    """Start the parent of all trials, which imports torch while the executor goes on."""
     children.start_fork_server(["launcher.sweep.preload"])
 
 
 def cool_down() -> None:
-    """End the parent of all points, where one was started."""
+    """End the parent of all trials, where one was started."""
     server = forkserver._forkserver
     if (pid := getattr(server, "_forkserver_pid", None)) is not None:
         os.kill(pid, signal.SIGKILL)  # it does not take another
@@ -136,7 +136,7 @@ def cool_down() -> None:
 
 
 def _process(target: Callable[..., None], *args: Any) -> Any:
-    """Start a process from the parent of all points, and that one anew where it was killed.
+    """Start a process from the parent of all trials, and that one anew where it was killed.
 
     It can die between two lines of `start`: its pipes close before it can be waited for.
     """
@@ -154,8 +154,8 @@ def _process(target: Callable[..., None], *args: Any) -> Any:
     return process
 
 
-def environment_of_points() -> dict[str, str]:
-    """The environment without the ranks of the grid's own launch, and without the threads that its launcher chose."""
+def environment_of_trials() -> dict[str, str]:
+    """The environment without the ranks of the sweep's own launch, and without the threads that its launcher chose."""
     ours = {
         "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK",
         "ROLE_NAME", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS", "KMP_AFFINITY",
@@ -178,9 +178,9 @@ def _free_port(used: set[int]) -> int:
 
 @dataclass
 class Running:
-    """A point whose processes are there."""
+    """A trial whose processes are there."""
 
-    point: Point
+    trial: Trial
     ranks: list[Any]
     leases: list[devices.Lease]
     offset: int  # in its output, where this attempt begins
@@ -212,18 +212,18 @@ class Running:
         self.send(signal.SIGKILL)
 
 
-# --- The grid ------------------------------------------------------------------------------------------------------
+# --- The sweep ------------------------------------------------------------------------------------------------------
 
 
-class Grid:
-    """Runs points until each is finished, failed, or the grid was asked to stop.
+class Executor:
+    """Runs trials until each is finished, failed, or the sweep was asked to stop.
 
     Args:
-        path: Directory of the grid.
-        points: All of them, checked.
+        path: Directory of the sweep.
+        trials: All of them, checked.
         pools: Devices by kind.
-        limit: Most points at once; None: as many as there are devices for.
-        max_time: Seconds that a point may take; None: any.
+        limit: Most trials at once; None: as many as there are devices for.
+        max_time: Seconds that a trial may take; None: any.
         announce: Called with each thing that a person should know.
         show: Called now and then with what is running, for a progress display.
     """
@@ -231,19 +231,19 @@ class Grid:
     def __init__(
         self,
         path: Path,
-        points: Sequence[Point],
+        trials: Sequence[Trial],
         pools: Mapping[str, devices.Pool],
         limit: int | None,
         max_time: float | None,
         display: Any,
     ) -> None:
-        self.path, self.points, self.pools, self.display = path, list(points), pools, display
-        self.limit, self.max_time = limit or len(self.points), max_time
-        self.queue = [point for point in self.points if point.state != "finished"]
+        self.path, self.trials, self.pools, self.display = path, list(trials), pools, display
+        self.limit, self.max_time = limit or len(self.trials), max_time
+        self.queue = [trial for trial in self.trials if trial.state != "finished"]
         self.running: list[Running] = []
-        self.environment = environment_of_points()
+        self.environment = environment_of_trials()
         self.ports: set[int] = set()
-        self.moved: dict[int, int] = {}  # starts that were no fault of the point's, by its index
+        self.moved: dict[int, int] = {}  # starts that were no fault of the trial's, by its index
         self.waited = 0.0
 
     def run(self, stop: StopRequest) -> None:
@@ -257,29 +257,29 @@ class Grid:
 
     def _start_what_fits(self) -> None:
         blocked: set[str] = set()
-        for point in list(self.queue):
+        for trial in list(self.queue):
             if len(self.running) >= self.limit:
                 return
-            if point.kind in blocked:
+            if trial.kind in blocked:
                 continue
-            if run_directory.is_held(point.path):  # left over from a conductor that was killed, or started alone
-                if point.state != "waiting":
-                    point.state = "waiting"
-                    self.display.say(point, "waits for the run that is in its directory")
+            if run_directory.is_held(trial.path):  # left over from a executor that was killed, or started alone
+                if trial.state != "waiting":
+                    trial.state = "waiting"
+                    self.display.say(trial, "waits for the run that is in its directory")
                 continue
-            if point.state == "waiting":
-                point.state = state_of(point.path)
-                if point.state == "finished":
-                    self.queue.remove(point)
-                    self.display.say(point, "finished, by another process")
+            if trial.state == "waiting":
+                trial.state = state_of(trial.path)
+                if trial.state == "finished":
+                    self.queue.remove(trial)
+                    self.display.say(trial, "finished, by another process")
                     continue
-            leases = self.pools[point.kind].take(_devices_of(point, len(self.pools[point.kind])))
+            leases = self.pools[trial.kind].take(_devices_of(trial, len(self.pools[trial.kind])))
             if leases is None:
-                blocked.add(point.kind)
-                self._say_who_has_them(point.kind)
+                blocked.add(trial.kind)
+                self._say_who_has_them(trial.kind)
                 continue
-            self.queue.remove(point)
-            self._start(point, leases)
+            self.queue.remove(trial)
+            self._start(trial, leases)
 
     def _say_who_has_them(self, kind: str) -> None:
         late = not self.running and time.monotonic() - self.waited > 60
@@ -287,40 +287,40 @@ class Grid:
             self.display.note(f"waiting    for devices that others hold ({', '.join(holders)})")
             self.waited = time.monotonic()
 
-    def _start(self, point: Point, leases: list[devices.Lease]) -> None:
-        pool, names = self.pools[point.kind], [lease.device for lease in leases]
+    def _start(self, trial: Trial, leases: list[devices.Lease]) -> None:
+        pool, names = self.pools[trial.kind], [lease.device for lease in leases]
         try:
-            point.path.mkdir(parents=True, exist_ok=True)
+            trial.path.mkdir(parents=True, exist_ok=True)
             for stale in (FAILED, "stopped.json"):
-                (point.path / stale).unlink(missing_ok=True)
+                (trial.path / stale).unlink(missing_ok=True)
         except OSError as error:
             pool.give_back(leases)
-            point.state, point.reason = "failed", f"its directory cannot be written: {error.strerror}"
-            self.display.ended(point, 0.0)
+            trial.state, trial.reason = "failed", f"its directory cannot be written: {error.strerror}"
+            self.display.ended(trial, 0.0)
             return
-        output = point.path / OUTPUT
+        output = trial.path / OUTPUT
         offset = output.stat().st_size if output.exists() else 0
         environment, own_cores = self.environment | {"LAUNCHER_DEVICES": ",".join(names)}, []
-        if point.kind == "gpu":
+        if trial.kind == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
             environment.pop("HIP_VISIBLE_DEVICES", None)
         else:
             environment["CUDA_VISIBLE_DEVICES"] = ""
             every, slots = devices.cores(), list(pool.locks)
             own_cores = sorted({int(n) if n.isdigit() else every[slots.index(n) % len(every)] for n in names})
-        if point.world > 1:
+        if trial.world > 1:
             environment |= {
-                "WORLD_SIZE": str(point.world),
-                "LOCAL_WORLD_SIZE": str(point.world),
+                "WORLD_SIZE": str(trial.world),
+                "LOCAL_WORLD_SIZE": str(trial.world),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(_free_port(self.ports)),
             }
-        run = Running(point, [], leases, offset)
-        for rank in range(point.world):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if point.world > 1 else {}
+        run = Running(trial, [], leases, offset)
+        for rank in range(trial.world):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if trial.world > 1 else {}
             run.figures.append(CONTEXT.RawArray("d", 3))
             arguments = (
-                point.packed,
+                trial.packed,
                 launcher.command,
                 environment | own,
                 own_cores,
@@ -330,10 +330,10 @@ class Grid:
             )
             run.ranks.append(_process(_rank, *arguments))
         run.started = run.seen = time.monotonic()
-        was, point.state = point.state, "running"
+        was, trial.state = trial.state, "running"
         self.running.append(run)
         how = {"new": "started", "failed": "tried again"}.get(was, "resumed")
-        self.display.say(point, f"{how} on {point.kind} {','.join(names)}")
+        self.display.say(trial, f"{how} on {trial.kind} {','.join(names)}")
 
     def _wait(self) -> None:
         sentinels = [rank.sentinel for run in self.running for rank in run.ranks if rank.exitcode is None]
@@ -365,18 +365,18 @@ class Grid:
             elif self.max_time is not None and run.asked is None and now - run.started > self.max_time:
                 run.asked, run.killed = now, f"took longer than hydra.launcher.max_time_per_run ({self.max_time:g} s)"
                 run.send(signal.SIGTERM)
-            elif now - run.seen > run.point.timeout and not self._gives_sign(run):
-                run.kill(f"hangs: it has not moved for {run.point.timeout:g} s (timeout)")
-            elif now - run.seen > min(1.0, run.point.timeout / 4):
+            elif now - run.seen > run.trial.timeout and not self._gives_sign(run):
+                run.kill(f"hangs: it has not moved for {run.trial.timeout:g} s (timeout)")
+            elif now - run.seen > min(1.0, run.trial.timeout / 4):
                 self._gives_sign(run)
 
     def _gives_sign(self, run: Running) -> bool:
-        """Whether a point did anything since it last gave a sign of life: wrote, or a main thread of it moved on.
+        """Whether a trial did anything since it last gave a sign of life: wrote, or a main thread of it moved on.
 
         Until its first update it may also use a hundredth of a core: to prepare data takes one line of a library at
         times. Afterwards that says nothing: a process that waits for its GPU in vain spins.
         """
-        files = [run.point.path / name for name in (OUTPUT, "metrics.jsonl", "timings.jsonl")]
+        files = [run.trial.path / name for name in (OUTPUT, "metrics.jsonl", "timings.jsonl")]
         sign = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
         sign += [(int(told[0]), int(told[1])) for told in run.figures]
         used, now = sum(_cpu_seconds(rank.pid) for rank in run.ranks if not _has_ended(rank)), time.monotonic()
@@ -387,43 +387,43 @@ class Grid:
         return True
 
     def _ended(self, run: Running, stopping: str | None) -> None:
-        point, seconds = run.point, time.monotonic() - run.started
-        self.pools[point.kind].give_back(run.leases)
+        trial, seconds = run.trial, time.monotonic() - run.started
+        self.pools[trial.kind].give_back(run.leases)
         statuses = [rank.exitcode for rank in run.ranks]
-        text = tail(point.path / OUTPUT, run.offset)
+        text = tail(trial.path / OUTPUT, run.offset)
         asked = run.asked is not None or stopping is not None
         if not run.killed and all(status == 0 for status in statuses):
-            point.state = state_of(point.path)
-            self.display.ended(point, seconds)
+            trial.state = state_of(trial.path)
+            self.display.ended(trial, seconds)
         elif (
             asked
             and not run.killed
             and all(status in (0, -signal.SIGTERM, 128 + signal.SIGTERM, LOST) for status in statuses)
         ):
-            point.state = state_of(point.path)  # of a point that had nothing to save yet: as before
-            self.display.ended(point, seconds)
+            trial.state = state_of(trial.path)  # of a trial that had nothing to save yet: as before
+            self.display.ended(trial, seconds)
         elif (
             not stopping
-            and self.moved.get(point.index, 0) < 3
+            and self.moved.get(trial.index, 0) < 3
             and ("EADDRINUSE" in text or (2 in statuses and "a run is in it" in text) or LOST in statuses)
         ):
-            # Another took its port or its directory in between, or the parent of all points was killed.
-            self.moved[point.index] = self.moved.get(point.index, 0) + 1
-            point.state = state_of(point.path)
-            self.queue.insert(0, point)
+            # Another took its port or its directory in between, or the parent of all trials was killed.
+            self.moved[trial.index] = self.moved.get(trial.index, 0) + 1
+            trial.state = state_of(trial.path)
+            self.queue.insert(0, trial)
         else:
-            point.state, point.reason = "failed", run.killed or _reason(statuses, run.order, text)
-            more = {"first_rank": run.order[0], "seconds": round(seconds, 3), "overrides": point.overrides}
+            trial.state, trial.reason = "failed", run.killed or _reason(statuses, run.order, text)
+            more = {"first_rank": run.order[0], "seconds": round(seconds, 3), "overrides": trial.overrides}
             try:
-                failure.write(point.path, point.reason, statuses, text, **more)
+                failure.write(trial.path, trial.reason, statuses, text, **more)
             except OSError as error:  # a full disk may be what it failed of; the others go on
-                self.display.say(point, f"{FAILED} cannot be written: {error.strerror}")
-            self.display.ended(point, seconds)
+                self.display.say(trial, f"{FAILED} cannot be written: {error.strerror}")
+            self.display.ended(trial, seconds)
 
 
-def _devices_of(point: Point, there: int) -> int:
-    """Devices that a point takes: on a CPU a core for each thread, as far as there are cores."""
-    return point.world if point.kind == "gpu" else min(point.world * point.threads, there)
+def _devices_of(trial: Trial, there: int) -> int:
+    """Devices that a trial takes: on a CPU a core for each thread, as far as there are cores."""
+    return trial.world if trial.kind == "gpu" else min(trial.world * trial.threads, there)
 
 
 def _reason(statuses: Sequence[int | None], order: Sequence[int], text: str) -> str:
@@ -450,7 +450,7 @@ def _cpu_seconds(pid: int | None) -> float:
         return 0.0
 
 
-# --- From the command line to a grid -------------------------------------------------------------------------------
+# --- From the command line to a sweep -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -490,13 +490,13 @@ class Options:
 
     @property
     def world(self) -> int:
-        """Processes of a point."""
+        """Processes of a trial."""
         if self.devices_per_run != "auto":
             return int(self.devices_per_run)
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     def place(self, settings: Any) -> tuple[str, int | str]:
-        """Where a point will run, and on how many CPU threads: as far as that is known before it does.
+        """Where a trial will run, and on how many CPU threads: as far as that is known before it does.
 
         Raises:
             ConfigError: It cannot run there.
@@ -513,12 +513,12 @@ class Options:
 
     @functools.cached_property
     def listed(self) -> list[gpus.Gpu] | None:
-        """The GPUs of this machine, and what computes on them as the grid starts; None without an NVIDIA driver."""
+        """The GPUs of this machine, and what computes on them as the sweep starts; None without an NVIDIA driver."""
         return gpus.look()
 
     @property
     def fit_on_gpus(self) -> int:
-        """Points that the GPUs have room for at once, at least 1."""
+        """Trials that the GPUs have room for at once, at least 1."""
         count = devices.count_gpus(self.listed)
         if isinstance(self.devices, list | int):
             count = len(self.devices) if isinstance(self.devices, list) else min(self.devices, count)
@@ -526,32 +526,32 @@ class Options:
 
     @property
     def limit(self) -> int | None:
-        """Most points at once."""
+        """Most trials at once."""
         limits = [int(limit) for limit in (self.parallel, self.max_parallel) if isinstance(limit, int)]
         return min(limits) if limits else None
 
 
-def conduct(
+def run_sweep(
     task: composition.Task,
     master: Any,
     job_overrides: Sequence[Sequence[str]],
     first: int,
     options: Options,
-) -> list[Point]:
-    """Check all points, then run those that are not done yet.
+) -> list[Trial]:
+    """Check all trials, then run those that are not done yet.
 
     Args:
-        task: Composes a point.
-        master: The grid's own config, as Hydra composed it.
-        job_overrides: Of each point.
+        task: Composes a trial.
+        master: The sweep's own config, as Hydra composed it.
+        job_overrides: Of each trial.
         first: Number of the first.
         options: Of the launcher.
 
     Returns:
-        The points as they ended.
+        The trials as they ended.
 
     Raises:
-        ConfigError: Something is wrong; no point has been started.
+        ConfigError: Something is wrong; no trial has been started.
     """
     from launcher.sweep.board import Board
 
@@ -559,36 +559,38 @@ def conduct(
     check_count(len(job_overrides), options.max_points)
     ranks = process_group.join()
     if ranks.local_world_size != ranks.world_size:
-        raise ConfigError("A grid with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array.")
+        raise ConfigError(
+            "A sweep with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array."
+        )
     path = directory_of(master)
-    lock = lock_grid(path) if (path / LOCK).exists() else None
-    print(f"grid       {len(job_overrides)} points to compose and check", flush=True)
+    lock = lock_sweep(path) if (path / LOCK).exists() else None
+    print(f"sweep      {len(job_overrides)} trials to compose and check", flush=True)
     try:
         base = base_of(task, master, path)
-        points = []
-        for point in compose_points(task, master, job_overrides, first, options, path):
-            points.append(point)
-            if point.state != "finished":
-                warm_up()  # not before: what is wrong with one point is mostly wrong with the first
-        pools = _pools(points, options)
+        trials = []
+        for trial in compose_trials(task, master, job_overrides, first, options, path):
+            trials.append(trial)
+            if trial.state != "finished":
+                warm_up()  # not before: what is wrong with one trial is mostly wrong with the first
+        pools = _pools(trials, options)
         make_directory(path, "hydra.sweep.dir")
-        lock = lock_grid(path) if lock is None else lock
-        remember(path, master, points, base)
+        lock = lock_sweep(path) if lock is None else lock
+        remember(path, master, trials, base)
     except BaseException:
         cool_down()
         raise
 
-    states = [point.state for point in points]
+    states = [trial.state for trial in trials]
     counts = [(states.count("finished"), "finished before"), (states.count("failed"), "to try again"), (
         states.count("interrupted") + states.count("stopped"), "to resume"), (states.count("new"), "new")]  # fmt: skip
-    print(f"grid       {os.path.relpath(path)}: {', '.join(f'{n} {what}' for n, what in counts if n)}", flush=True)
+    print(f"sweep      {os.path.relpath(path)}: {', '.join(f'{n} {what}' for n, what in counts if n)}", flush=True)
     for pool in pools.values():
-        print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per point", flush=True)
+        print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per trial", flush=True)
     task.stop = StopRequest(None, 0) if task.stop is None else task.stop
-    display = Board(len(points), states.count("finished"))
-    grid = Grid(path, points, pools, options.limit, parse_duration(options.max_time_per_run), display)
+    display = Board(len(trials), states.count("finished"))
+    sweep = Executor(path, trials, pools, options.limit, parse_duration(options.max_time_per_run), display)
     try:
-        grid.run(task.stop)
+        sweep.run(task.stop)
     finally:
         display.close()
     wanted = (str(path), options.metric, options.metric_mode)
@@ -599,22 +601,22 @@ def conduct(
     if task.stop:
         command = again(path, options.world)
         print(f"stopped    ({task.stop.reason}), everything is saved. To go on:\n  {command}", flush=True)
-    for point in points:
-        if point.state == "failed":
-            print(f"FAILED     point {point.index} ({point.label}): {point.reason}", file=sys.stderr, flush=True)
+    for trial in trials:
+        if trial.state == "failed":
+            print(f"FAILED     trial {trial.index} ({trial.label}): {trial.reason}", file=sys.stderr, flush=True)
     cool_down()
     os.close(lock)
-    return points
+    return trials
 
 
-def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]:
-    """The devices that the grid may use, by kind.
+def _pools(trials: Sequence[Trial], options: Options) -> dict[str, devices.Pool]:
+    """The devices that the sweep may use, by kind.
 
     Raises:
-        ConfigError: There are fewer than a point needs, or not those that were asked for.
+        ConfigError: There are fewer than a trial needs, or not those that were asked for.
     """
     found: dict[str, str] = {}
-    if any(point.kind == "gpu" for point in points):
+    if any(trial.kind == "gpu" for trial in trials):
         receiver, sender = CONTEXT.Pipe(duplex=False)
         asking = _process(_gpus, sender, options.listed)
         sender.close()
@@ -625,11 +627,11 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
         asking.join()
         if trouble := options.listed and gpus.visible(options.listed, os.environ.get("CUDA_VISIBLE_DEVICES")).trouble:
             print(f"note       {trouble}", flush=True)
-        for point in points:
+        for trial in trials:
             if not found:
-                point.kind = "cpu"  # a driver is there, but torch is built without it
+                trial.kind = "cpu"  # a driver is there, but torch is built without it
     pools = {}
-    for kind in sorted({point.kind for point in points}):
+    for kind in sorted({trial.kind for trial in trials}):
         there = found if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
         pool, notes = devices.open_pool(kind, there, options.devices, options.world, options.listed)
         for line in notes:
@@ -643,8 +645,8 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
                 (
                     f"hydra.launcher.devices_per_run={asked}"
                     if asked != "auto"
-                    else f"{options.world} processes per point"
+                    else f"{options.world} processes per trial"
                 )
-                + f": point {points[0].index} and all others need {options.world} devices, and there are {what}.{more}"
+                + f": trial {trials[0].index} and all others need {options.world} devices, and there are {what}.{more}"
             )
     return pools

@@ -1,4 +1,4 @@
-"""How a point of a grid failed: failed.json beside its output. Needs the standard library alone, for batch scripts."""
+"""How a trial of a sweep failed: failed.json beside its output. Needs the standard library alone, for batch scripts."""
 
 import re
 import time

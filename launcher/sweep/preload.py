@@ -1,4 +1,4 @@
-"""What the parent of a grid's processes imports once, before it forks them: they are ready in 0.05 s instead of 4 s.
+"""What the parent of a sweep's processes imports once, before it forks them: they are ready in 0.05 s instead of 4 s.
 
 It touches no device and reads no file of a user's. What a run would import later by itself is here too.
 """
@@ -9,10 +9,10 @@ import sys
 import traceback
 
 with contextlib.suppress(OSError):
-    os.setsid()  # what a terminal or `timeout` sends to the whole group, the conductor passes on
+    os.setsid()  # what a terminal or `timeout` sends to the whole group, the executor passes on
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else a question for GPUs starts the driver, which a fork breaks
 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-    os.environ.pop(name, None)  # of the grid's own launch: some modules look when they are imported
+    os.environ.pop(name, None)  # of the sweep's own launch: some modules look when they are imported
 
 try:
     import importlib

@@ -6,11 +6,11 @@ from pathlib import Path
 from launcher.core.files import read_json
 from launcher.distributed import slurm
 
-SUBMISSIONS = "submissions"  # in the directory of a grid; a directory for each that has one
+SUBMISSIONS = "submissions"  # in the directory of a sweep; a directory for each that has one
 
 
 def in_queue(path: Path) -> dict[str, str]:
-    """The points of a grid that a job array of it still has: name to `queued` or `running`.
+    """The trials of a sweep that a job array of it still has: name to `queued` or `running`.
 
     Raises:
         RuntimeError: SLURM does not answer.

@@ -1,4 +1,4 @@
-"""What the points of a grid are: their names, their composed configs, and what the grid's directory keeps of them."""
+"""What the trials of a sweep are: their names, their composed configs, and what the sweep's directory keeps of them."""
 
 import fcntl
 import json
@@ -29,15 +29,15 @@ from launcher.run.command_line import config_options, started_words
 from launcher.sweep.failure import FAILED
 
 LOCK = "grid.lock"
-LONGEST = 150  # characters of a point's directory name; file systems take 255 bytes
+LONGEST = 150  # characters of a trial's directory name; file systems take 255 bytes
 
 
 @dataclass
-class Point:
-    """One point of a grid.
+class Trial:
+    """One trial of a sweep.
 
     Attributes:
-        index: Its place in the grid.
+        index: Its place in the sweep.
         overrides: Those of the command line that make it.
         label: What varies, for people.
         path: Its run directory.
@@ -48,7 +48,7 @@ class Point:
         metric: Name of the metric that counts, and min or max.
         epochs: Of the whole run.
         packed: The composed config, pickled: a few KB, where an open one takes a hundred times that.
-        state: new, interrupted, failed or finished; while the grid runs also running, waiting and stopped.
+        state: new, interrupted, failed or finished; while the sweep runs also running, waiting and stopped.
         reason: Why it failed.
     """
 
@@ -73,16 +73,16 @@ class Point:
 
 
 def name_of(overrides: Sequence[str], varying: frozenset[str], form: Any = None) -> str:
-    """The directory name of a point: made from what it is.
+    """The directory name of a trial: made from what it is.
 
     Args:
-        overrides: `key=value` each. Those that do not change the result are left out, unless they vary in the grid.
-        varying: Keys with more than one value in the grid.
+        overrides: `key=value` each. Those that do not change the result are left out, unless they vary in the sweep.
+        varying: Keys with more than one value in the sweep.
         form: hydra.job.config.override_dirname: its exclude_keys are left out, kv_sep and item_sep stand in between.
 
     Returns:
         A name of letters, digits and `.,_=+-`. Where characters had to go, or the name would be too long, it ends in
-        eight letters of a hash of the full text: different points never share a name.
+        eight letters of a hash of the full text: different trials never share a name.
     """
     left_out = set(form.exclude_keys) if form is not None else set()
     kept = [o for o in overrides if (key_of(o) in varying or not _is_free(key_of(o))) and key_of(o) not in left_out]
@@ -96,7 +96,7 @@ def name_of(overrides: Sequence[str], varying: frozenset[str], form: Any = None)
 
 
 def _is_free(key: str) -> bool:
-    # A longer run is another point of a comparison, and so is one that goes back where another ends.
+    # A longer run is another trial of a comparison, and so is one that goes back where another ends.
     lasting = key in ("epochs", "max_steps") or key.startswith("divergence.")
     return not lasting and any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)
 
@@ -114,7 +114,7 @@ def state_of(path: Path) -> str:
 
 
 def directory_of(master: Any) -> Path:
-    """The directory of a grid, by its own config.
+    """The directory of a sweep, by its own config.
 
     Raises:
         ConfigError: It is none, or cannot be made.
@@ -127,40 +127,40 @@ def directory_of(master: Any) -> Path:
 
 
 def check_count(count: int, most: int) -> None:
-    """Ask for consent where a grid is large.
+    """Ask for consent where a sweep is large.
 
     Raises:
-        ConfigError: It has no point, or more than `most`.
+        ConfigError: It has no trial, or more than `most`.
     """
     if count == 0:
-        raise ConfigError("The grid has no point: a list or range that is swept is empty.")
+        raise ConfigError("The sweep has no trial: a list or range that is swept is empty.")
     if count > most:
         raise ConfigError(
-            f"The grid has {count:,} points, more than hydra.launcher.max_points={most}. "
+            f"The sweep has {count:,} trials, more than hydra.launcher.max_points={most}. "
             f"If that is meant, add hydra.launcher.max_points={count}."
         )
 
 
-def compose_points(
+def compose_trials(
     task: composition.Task,
     master: Any,
     job_overrides: Sequence[Sequence[str]],
     first: int,
     options: Any,
     path: Path,
-) -> Iterator[Point]:
-    """Compose and check each point of a grid.
+) -> Iterator[Trial]:
+    """Compose and check each trial of a sweep.
 
     Args:
-        task: Composes a point.
-        master: The grid's own config, as Hydra composed it.
-        job_overrides: Of each point.
+        task: Composes a trial.
+        master: The sweep's own config, as Hydra composed it.
+        job_overrides: Of each trial.
         first: Number of the first.
-        options: Of a launcher: `world` processes a point, and `place` for kind and threads.
-        path: Of the grid.
+        options: Of a launcher: `world` processes a trial, and `place` for kind and threads.
+        path: Of the sweep.
 
     Raises:
-        ConfigError: A point is wrong, or there twice.
+        ConfigError: A trial is wrong, or there twice.
     """
     values: dict[str, set[str]] = {}
     for overrides in job_overrides:
@@ -176,22 +176,22 @@ def compose_points(
     for index, overrides in enumerate(job_overrides, first):
         try:
             form = master.hydra.job.config.override_dirname
-            point = _point(task, own, list(overrides), index, varying, form, options, path)
-            if (name := str(point.path.relative_to(path))) in names:
+            trial = _trial(task, own, list(overrides), index, varying, form, options, path)
+            if (name := str(trial.path.relative_to(path))) in names:
                 twin = names[name]
                 if sorted(job_overrides[twin - first]) == sorted(overrides):
-                    raise ConfigError(f"it is the same as point {twin}.")
+                    raise ConfigError(f"it is the same as trial {twin}.")
                 raise ConfigError(
-                    f"hydra.sweep.subdir gives it the directory of point {twin}, {name}. Let it name what varies, as "
+                    f"hydra.sweep.subdir gives it the directory of trial {twin}, {name}. Let it name what varies, as "
                     "${hydra.job.override_dirname} and ${hydra.job.num} do."
                 )
         except ConfigError as error:
-            raise ConfigError(f"point {index} ({' '.join(overrides) or 'defaults'}): {error}") from error
+            raise ConfigError(f"trial {index} ({' '.join(overrides) or 'defaults'}): {error}") from error
         names[name] = index
-        yield point
+        yield trial
 
 
-def _point(
+def _trial(
     task: composition.Task,
     own: list[str],
     overrides: list[str],
@@ -200,14 +200,14 @@ def _point(
     form: Any,
     options: Any,
     path: Path,
-) -> Point:
+) -> Trial:
     job = {"num": index, "id": str(index), "override_dirname": name_of(overrides, varying, form)}
     composed = task.compose([*own, *overrides], job)
     label = " ".join(o for o in overrides if key_of(o) in varying) or " ".join(overrides) or "defaults"
     subdirectory = str(composed.hydra.sweep.subdir)
     directory = path / subdirectory
     if directory == path or path not in directory.resolve().parents:
-        raise ConfigError(f"hydra.sweep.subdir={subdirectory}: must name a directory inside of the grid's.")
+        raise ConfigError(f"hydra.sweep.subdir={subdirectory}: must name a directory inside of the sweep's.")
     check_length(directory, "hydra.sweep.subdir")
     state = state_of(directory)
     if state != "new" and (directory / run_directory.CONFIG).is_file():
@@ -233,7 +233,7 @@ def _point(
             raise ConfigError(f"{given}: every trial of a sweep is a W&B run of its own. Leave it out.")
     hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
     hydra["run"]["dir"] = str(directory)
-    return Point(
+    return Trial(
         index=index,
         overrides=overrides,
         label=label,
@@ -275,11 +275,11 @@ def base_of(task: composition.Task, master: Any, path: Path) -> dict[str, Any]:
 
     Args:
         task: Composes it.
-        master: The grid's own config, as Hydra composed it.
-        path: Of the grid.
+        master: The sweep's own config, as Hydra composed it.
+        path: Of the sweep.
 
     Raises:
-        ConfigError: The grid in this directory was made with another config under its points.
+        ConfigError: The sweep in this directory was made with another config under its trials.
     """
     try:
         composed = task.compose(_hydra_overrides(master), {"override_dirname": "base"})  # its directory is not made
@@ -291,8 +291,8 @@ def base_of(task: composition.Task, master: Any, path: Path) -> dict[str, Any]:
     return composed.plain()
 
 
-def lock_grid(path: Path) -> int:
-    """Keep other starts of a grid out of its directory for as long as the returned handle is open.
+def lock_sweep(path: Path) -> int:
+    """Keep other starts of a sweep out of its directory for as long as the returned handle is open.
 
     Raises:
         ConfigError: Another one is in it.
@@ -303,22 +303,22 @@ def lock_grid(path: Path) -> int:
     except OSError as error:
         holder = os.read(handle, 1000).decode(errors="replace").strip() or "an unknown process"
         raise ConfigError(
-            f"hydra.sweep.dir={path}: a grid runs in it ({holder}). Stop it, or choose another."
+            f"hydra.sweep.dir={path}: a sweep runs in it ({holder}). Stop it, or choose another."
         ) from error
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
     return handle
 
 
-def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str, Any]) -> None:
-    """What the comparison and the next start need to know: the points, and the config under them."""
+def remember(path: Path, master: Any, trials: Sequence[Trial], base: Mapping[str, Any]) -> None:
+    """What the comparison and the next start need to know: the trials, and the config under them."""
     known = read_json(path / "grid.json")
-    named = dict(known.get("points") or {}) | {str(p.path.relative_to(path)): p.overrides for p in points}
+    named = dict(known.get("points") or {}) | {str(p.path.relative_to(path)): p.overrides for p in trials}
     content = {
-        "command": again(path, points[0].world if points[0].kind != "slurm" else 1),
+        "command": again(path, trials[0].world if trials[0].kind != "slurm" else 1),
         "started": started_words(),
         "options": config_options(sys.argv[1:]),
-        "devices_per_run": points[0].world,
+        "devices_per_run": trials[0].world,
         "base": known.get("base") or base,
         "points": named,
     }
@@ -327,7 +327,7 @@ def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str
 
 
 def again(path: Path, world: int = 1) -> str:
-    """The command that goes on with this grid of `world` processes a point, without what launched it."""
+    """The command that goes on with this sweep of `world` processes a trial, without what launched it."""
     here = os.path.relpath(path)
     words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
     if world > 1 and not any(word.startswith("hydra.launcher.devices_per_run=") for word in words):

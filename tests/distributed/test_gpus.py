@@ -290,7 +290,7 @@ def options_of(**changes):
         ({"devices": 2}, 32),
         ({"devices": [0]}, 64),
         ({"devices": 99}, 16),  # refused later
-        ({"devices_per_run": 2}, 16),  # two points at once, of two processes
+        ({"devices_per_run": 2}, 16),  # two trials at once, of two processes
         ({"devices_per_run": 4}, 16),
         ({"devices_per_run": 8}, 8),
         ({"max_parallel": 2}, 32),
@@ -363,7 +363,7 @@ def test_devices_in_use_come_last_and_are_said(asked, expected, said, mixed, tmp
 
 def test_several_processes_are_not_put_on_slices(mixed):
     listed = gpus.look()
-    with pytest.raises(ConfigError, match=r"hydra\.launcher\.devices=auto: 2 processes per point, and there are MIG"):
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.devices=auto: 2 processes per trial, and there are MIG"):
         devices.open_pool("gpu", gpus.visible(listed, None).devices, "auto", 2, listed)
     pool, _ = devices.open_pool("gpu", gpus.visible(listed, None).devices, [1], 2, listed)  # refused for its number
     assert list(pool.locks) == ["1"]
@@ -446,5 +446,5 @@ def test_a_sweep_takes_what_is_free(tmp_path):
     out, err = running.communicate(timeout=100)
     assert running.returncode == 0, out + err
     assert "note       gpu 1 is in use by pid 4242 (python): it is taken when that has ended" in out
-    assert "devices    gpu 0,2,1, 1 per point" in out
+    assert "devices    gpu 0,2,1, 1 per trial" in out
     assert sorted(notes()[:2]) == ["0", "2"] and notes()[2] == "1"

@@ -1,4 +1,4 @@
-"""Grids as job arrays on a real SLURM: nothing is run twice or lost, and what was submitted is what runs."""
+"""Sweeps as job arrays on a real SLURM: nothing is run twice or lost, and what was submitted is what runs."""
 
 import hashlib
 import json
@@ -83,8 +83,8 @@ def end(process):
     return process.returncode, out, err
 
 
-def grid(words, project, slurm, **environment):
-    """Status, output and errors of a grid on SLURM."""
+def sweep(words, project, slurm, **environment):
+    """Status, output and errors of a sweep on SLURM."""
     return end(start([*WORDS, *words], project, slurm, **environment))
 
 
@@ -105,7 +105,7 @@ WRONG = {
     "swept options": (["seed=0,1", "cluster.partition=a,b"], ["cluster.partition", "cannot be swept"]),
     "its own option": (["seed=0,1", "+cluster.array=0-9"], ["cluster.array"]),
     "no number": (["seed=0,1", "hydra.launcher.max_parallel=0"], ["hydra.launcher.max_parallel=0", "at least 1"]),
-    "a wrong point": (["seed=0,-1"], ["point 1", "seed=-1"]),
+    "a wrong trial": (["seed=0,-1"], ["trial 1", "seed=-1"]),
     "an unknown option": (["seed=0,1", "+cluster.partitoin=x"], ["SLURM does not take this job", "partitoin"]),
     "an unknown partition": (["seed=0,1", "cluster.partition=nowhere"], ["SLURM does not take this job", "partition"]),
 }
@@ -125,7 +125,7 @@ def test_wrong_input_is_refused_and_leaves_nothing(slurm, project):
 
 def test_dry_run_shows_the_script_and_submits_nothing(slurm, project):
     words = [f"+model.mode=ok,{quoted(HOSTILE[1])}", "hydra.launcher.dry_run=true", "hydra.launcher.max_parallel=1"]
-    status, out, err = grid([*words, "cluster.time=90"], project, slurm)
+    status, out, err = sweep([*words, "cluster.time=90"], project, slurm)
     assert status == 0, err
     assert "--array=0-1%1" in out and "--time=90" in out and "srun" in out and "to start at" in out
     assert not (project / "grid").exists() and slurm.squeue() == []
@@ -194,12 +194,12 @@ def test_places_that_move_to_the_copy(tmp_path):
 
 
 @pytest.mark.soak
-def test_a_grid_of_six_points(slurm, project):
+def test_a_sweep_of_six_trials(slurm, project):
     """Two at once; one is preempted, one fails; the code changes meanwhile; again submits only what is missing."""
     modes = ["slow", "ok", *map(quoted, HOSTILE), "raise"]
     words = [f"+model.mode={','.join(modes)}", "hydra.launcher.max_parallel=2"]
-    status, out, err = grid(words, project, slurm)
-    assert status == 0 and "6 new" in out and "submitted  6 points" in out, (out, err)
+    status, out, err = sweep(words, project, slurm)
+    assert status == 0 and "6 new" in out and "submitted  6 trials" in out, (out, err)
     commit = git(project, "rev-parse", "HEAD")
     (project / "own.py").write_text(OWN.replace("self.steps += self.training", "raise RuntimeError('edited')"))
     git(project, "commit", "-qam", "second")
@@ -214,7 +214,7 @@ def test_a_grid_of_six_points(slurm, project):
         most = max(most, running)
         saved = [path.name for path in (record.parent / "checkpoints").glob("step_*[0-9]")]
         if urgent is None and max(saved, default="") >= "step_00000003":
-            status, out, err = grid(words, project, slurm)
+            status, out, err = sweep(words, project, slurm)
             assert status == 0 and "submitted" not in out and "running" in out, (out, err)
             node = slurm.show(f"{job}_{slow}")[0]["BatchHost"]
             urgent = slurm.sbatch("echo here", options=("--partition=urgent", "--exclusive", f"--nodelist={node}"))
@@ -240,8 +240,8 @@ def test_a_grid_of_six_points(slurm, project):
 
     (project / "own.py").write_text(OWN)
     untouched = {str(path): contents(path) for path in good}
-    status, out, err = grid([*words, "hydra.launcher.wait=true"], project, slurm, CURED="1")
-    assert status == 0 and "5 finished before, 1 to try again" in out and "submitted  1 points" in out, (out, err)
+    status, out, err = sweep([*words, "hydra.launcher.wait=true"], project, slurm, CURED="1")
+    assert status == 0 and "5 finished before, 1 to try again" in out and "submitted  1 trials" in out, (out, err)
     assert job_of(project, 2)["points"] == [names[5]] and not (bad / "failed.json").exists()
     assert {str(path): contents(path) for path in good} == untouched
     assert weights(bad) == weights(good[0])
@@ -249,10 +249,10 @@ def test_a_grid_of_six_points(slurm, project):
 
 
 @pytest.mark.soak
-def test_two_nodes_a_point_a_state_from_outside_and_a_cancelled_array(slurm, project):
-    """Each point of four ranks; the states are seen while it runs; what was cancelled is submitted again."""
+def test_two_nodes_a_trial_a_state_from_outside_and_a_cancelled_array(slurm, project):
+    """Each trial of four ranks; the states are seen while it runs; what was cancelled is submitted again."""
     words = ["+model.mode=slow,ok", "cluster.nodes=2", "cluster.gpus_per_node=2", "hydra.launcher.max_parallel=1"]
-    status, out, err = grid(words, project, slurm)
+    status, out, err = sweep(words, project, slurm)
     assert status == 0, (out, err)
     job = job_of(project, 1)["job"]
     slow, ok = (project / "grid" / name for name in job_of(project, 1)["points"])
@@ -260,7 +260,7 @@ def test_two_nodes_a_point_a_state_from_outside_and_a_cancelled_array(slurm, pro
     done = slurm.run(sys.executable, "-m", "launcher", "compare", "grid", cwd=project)
     assert "running" in done.stdout and "queued" in done.stdout
     slurm.cancel(job)
-    status, out, err = grid([*words, "hydra.launcher.wait=true"], project, slurm)
+    status, out, err = sweep([*words, "hydra.launcher.wait=true"], project, slurm)
     assert status == 0 and "1 to resume, 1 new" in out, (out, err)
     assert [json.loads((path / "summary.json").read_text())["world_size"] for path in (slow, ok)] == [4, 4]
     assert weights(slow) == weights(ok)

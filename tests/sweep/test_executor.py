@@ -1,4 +1,4 @@
-"""Grids of real processes: isolated, resumable, never doubled, on devices that nobody else has."""
+"""Sweeps of real processes: isolated, resumable, never doubled, on devices that nobody else has."""
 
 import csv
 import hashlib
@@ -73,7 +73,7 @@ def place(tmp_path):
 
 
 def own_tmp(place):
-    """Where the grids of a test have their locks: beside it, with a name longer than those of sockets can be."""
+    """Where the sweeps of a test have their locks: beside it, with a name longer than those of sockets can be."""
     path = place.parent / f"{place.name}-{'t' * 100}"
     path.mkdir(exist_ok=True)
     return str(path)
@@ -98,7 +98,7 @@ def end(process, timeout=150):
     return process.returncode, out, err
 
 
-def points(directory):
+def trials(directory):
     """Run directories by the value of what varies."""
     return {path.name: path for path in sorted(Path(directory).iterdir()) if path.is_dir()}
 
@@ -108,8 +108,8 @@ def summary(path):
 
 
 def of(directory, text):
-    found = [path for name, path in points(directory).items() if text in name]
-    assert len(found) == 1, (text, list(points(directory)))
+    found = [path for name, path in trials(directory).items() if text in name]
+    assert len(found) == 1, (text, list(trials(directory)))
     return found[0]
 
 
@@ -133,7 +133,7 @@ def wait_for(condition, process, timeout=90):
 # --- Names, devices, options ---------------------------------------------------------------------------------------
 
 
-def test_a_name_says_what_the_point_is():
+def test_a_name_says_what_the_trial_is():
     name = name_of(["optimizer=adam", "epochs=3", "wandb.mode=disabled", "threads=2"], frozenset())
     assert name == "epochs=3,optimizer=adam"
     assert name_of(["threads=2", "seed=1"], frozenset({"threads"})) == "seed=1,threads=2"
@@ -189,21 +189,21 @@ def test_devices_that_are_asked_for():
 
 WRONG = {
     "unknown override": (["optimizer.lrr=0.1,0.2"], ["optimizer.lrr", "optimizer.lr"]),
-    "unknown option": (["optimizer=adam,sgdd"], ["point 1", "optimizer=sgdd", "Did you mean sgd"]),
-    "wrong type": (["epochs=1,many"], ["point 1", "epochs=many", "whole number"]),
-    "wrong value": (["optimizer.lr=0.1,-0.1", "seed=0,1"], ["point 2", "optimizer.lr=-0.1", "greater than 0"]),
+    "unknown option": (["optimizer=adam,sgdd"], ["trial 1", "optimizer=sgdd", "Did you mean sgd"]),
+    "wrong type": (["epochs=1,many"], ["trial 1", "epochs=many", "whole number"]),
+    "wrong value": (["optimizer.lr=0.1,-0.1", "seed=0,1"], ["trial 2", "optimizer.lr=-0.1", "greater than 0"]),
     "empty list": (["seed=range(0,0)"], ["seed=range(0,0)", "nothing"]),
-    "too many devices": (["seed=0,1", "hydra.launcher.devices_per_run=99"], ["devices_per_run=99", "point 0", "cores"]),
+    "too many devices": (["seed=0,1", "hydra.launcher.devices_per_run=99"], ["devices_per_run=99", "trial 0", "cores"]),
     "no limit": (["seed=0,1", "hydra.launcher.max_points=null"], ["hydra.launcher.max_points=None", "whole number"]),
     "a limit in words": (["seed=0,1", "hydra.launcher.max_points=many"], ["max_points=many", "whole number"]),
     "batches of none": (["seed=0,1", "hydra.sweeper.max_batch_size=0"], ["max_batch_size=0", "whole number"]),
-    "too many points": (["seed=range(100)", "epochs=range(1,1001)"], ["100,000", "hydra.launcher.max_points"]),
-    "the same twice": (["seed=0,0"], ["point 1", "same as point 0"]),
-    "no fp16 on a CPU": (["mixed_precision=no,fp16", "device=cpu"], ["point 1", "fp16", "bf16"]),
+    "too many trials": (["seed=range(100)", "epochs=range(1,1001)"], ["100,000", "hydra.launcher.max_points"]),
+    "the same twice": (["seed=0,0"], ["trial 1", "same as trial 0"]),
+    "no fp16 on a CPU": (["mixed_precision=no,fp16", "device=cpu"], ["trial 1", "fp16", "bf16"]),
     "launcher's own": (["seed=0,1", "hydra.launcher.parallel=many"], ["hydra.launcher.parallel=many", "whole number"]),
     "unknown of the launcher": (["seed=0,1", "hydra.launcher.device=1"], ["hydra.launcher.device"]),
-    "a file in the way": (["seed=0,1", "hydra.sweep.dir=own.py/grid"], ["own.py", "file"]),
-    "no place": (["seed=0,1", "hydra.sweep.dir=/proc/none/grid"], ["hydra.sweep.dir=/proc/none/grid", "another"]),
+    "a file in the way": (["seed=0,1", "hydra.sweep.dir=own.py/sweep"], ["own.py", "file"]),
+    "no place": (["seed=0,1", "hydra.sweep.dir=/proc/none/sweep"], ["hydra.sweep.dir=/proc/none/sweep", "another"]),
 }
 
 
@@ -219,12 +219,12 @@ def test_wrong_input_is_refused_before_anything_starts(place):
     assert sorted(path.name for path in place.iterdir()) == before
 
 
-# --- Whole grids ---------------------------------------------------------------------------------------------------
+# --- Whole sweeps ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.soak
 def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(place):
-    """A point each that works, raises, is killed, hangs, spins, loses its directory; then again, all of them cured."""
+    """A trial each that works, raises, is killed, hangs, spins, loses its directory; then again, all of them cured."""
     words = ["+model.mode=ok,raise,kill,hang,spin,vanish", "timeout=4", *OWN_MODEL]
     status, out, err = end(start(words, place))
     assert status == 1, (out, err)
@@ -246,7 +246,7 @@ def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(p
     assert status == 0, (out, err)
     assert snapshot(good) == untouched
     assert "1 finished before, 4 to try again, 1 new" in out
-    found = points(place / "grid")
+    found = trials(place / "grid")
     assert len(found) == 6 and all(summary(path)["status"] == "finished" for path in found.values())
     assert not list((place / "grid").glob("*/failed.json"))
     assert len({weights(path) for path in found.values()}) == 1  # the mode changes nothing else
@@ -267,13 +267,13 @@ def test_failures_stay_alone_and_are_retried_while_the_finished_are_left_alone(p
 @pytest.mark.parametrize(
     "number", [pytest.param(one, marks=pytest.mark.soak) for one in (signal.SIGINT, signal.SIGTERM)]
 )
-def test_a_signal_stops_every_point_with_a_checkpoint_and_the_command_it_prints_goes_on(number, place):
+def test_a_signal_stops_every_trial_with_a_checkpoint_and_the_command_it_prints_goes_on(number, place):
     """Ctrl-C, and what `timeout` or torchrun send: to the whole process group."""
     words = ["seed=0,1,2", "+model.delay=0.1", *OWN_MODEL, "epochs=4"]
     first = start(words, place)
     wait_for(lambda: len(list(place.glob("grid/*/metrics.jsonl"))) == 2, first)
     status, _, err = end(start(words, place))
-    assert status == 2 and "a grid runs in it" in err and str(first.pid) in err
+    assert status == 2 and "a sweep runs in it" in err and str(first.pid) in err
     os.killpg(first.pid, number)
     status, out, err = end(first, 30)
     assert status == 0, err
@@ -290,11 +290,11 @@ def test_a_signal_stops_every_point_with_a_checkpoint_and_the_command_it_prints_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 to resume, 1 new" in done.stdout
-    assert [summary(path)["status"] for path in points(place / "grid").values()] == ["finished"] * 3
+    assert [summary(path)["status"] for path in trials(place / "grid").values()] == ["finished"] * 3
 
 
 @pytest.mark.soak
-def test_points_of_every_batch_have_names_of_their_own(place):
+def test_trials_of_every_batch_have_names_of_their_own(place):
     """What changes no result is in them where it is swept; hydra.sweep.subdir may refer to what Hydra knows."""
     name = "hydra.sweep.subdir='${hydra.runtime.choices.model}${seed}/${hydra.job.override_dirname}'"
     words = ["log_every=5,10", "seed=0,1", "epochs=1", "hydra.sweeper.max_batch_size=2", "hydra.sweep.dir=grid", name]
@@ -305,12 +305,12 @@ def test_points_of_every_batch_have_names_of_their_own(place):
 
 
 @pytest.mark.soak
-def test_a_point_is_what_the_same_command_gives_alone(place):
+def test_a_trial_is_what_the_same_command_gives_alone(place):
     """Bit for bit; and the command is the one that the comparison names."""
     words = ["optimizer=sgd,adam", "epochs=1", "model.hidden=[8]", "wandb.mode=disabled", "hydra.sweep.dir=grid"]
     status, out, err = end(start(words, place))
     assert status == 0, err
-    best = comparison.read_grid(place / "grid", None, None).measured[0]
+    best = comparison.read_sweep(place / "grid", None, None).measured[0]
     command = shlex.split(next(line for line in out.splitlines() if line.strip().startswith("python ")))
     subprocess.run(
         [sys.executable, *command[1:], "hydra.run.dir=alone"], cwd=place, check=True, capture_output=True, timeout=120
@@ -326,7 +326,7 @@ def test_a_point_is_what_the_same_command_gives_alone(place):
 
 @pytest.fixture
 def made(tmp_path):
-    """A grid's files, with names that would break a page."""
+    """A sweep's files, with names that would break a page."""
     values = {}
     for number, (lr, seed) in enumerate((lr, seed) for lr in ("0.1", "0.01") for seed in (0, 1, 2)):
         path = tmp_path / f"p{number}"
@@ -370,8 +370,8 @@ def test_the_comparison_counts_right(made, capsys):
     capsys.readouterr()
     comparison.conclude(path, "eval/acuracy", None)
     said = capsys.readouterr().out
-    assert "metric=eval/acuracy: no point has it. There are: eval/a" in said and "grid.html" in said
-    with pytest.raises(ConfigError, match="no grid"):
+    assert "metric=eval/acuracy: no trial has it. There are: eval/a" in said and "grid.html" in said
+    with pytest.raises(ConfigError, match="no sweep"):
         comparison.compare(path / "p0/.hydra", None, None)
 
 
@@ -384,7 +384,7 @@ def test_the_page_needs_nothing_else_and_trusts_no_text(made):
     assert (path / "grid.png").stat().st_size > 10_000
 
 
-def test_a_diverged_point_comes_last_of_those_measured(made):
+def test_a_diverged_trial_comes_last_of_those_measured(made):
     path, _ = made
     (path / "p0/summary.json").write_text('{"status": "finished", "final": {"eval/loss": NaN}, "best": {}}')
     found = comparison.compare(path, None, None)
@@ -399,7 +399,7 @@ def children(pid):
 
 
 @pytest.mark.soak
-def test_the_parent_of_all_points_is_killed_and_no_point_suffers(place):
+def test_the_parent_of_all_trials_is_killed_and_no_trial_suffers(place):
     words = ["seed=0,1,2", "+model.delay=0.05", *OWN_MODEL, "epochs=2", "log_every=1"]
     disturbed = start(words, place)
 
@@ -407,7 +407,7 @@ def test_the_parent_of_all_points_is_killed_and_no_point_suffers(place):
         found = children(disturbed.pid)
         return [child for child in found if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
-    # Once while it imports torch and the first point waits for it, once while points run.
+    # Once while it imports torch and the first trial waits for it, once while trials run.
     for moment in (lambda: list(place.glob("grid/*")), lambda: len(list(place.glob("grid/*/metrics.jsonl"))) >= 2):
         wait_for(lambda now=moment: now() and parents(), disturbed)
         os.kill(parents()[0], signal.SIGKILL)
@@ -419,12 +419,12 @@ def test_the_parent_of_all_points_is_killed_and_no_point_suffers(place):
     shutil.copy(place / "own.py", calm)
     status, _, err = end(start(words, calm))
     assert status == 0, err
-    for name, path in points(place / "grid").items():
+    for name, path in trials(place / "grid").items():
         assert weights(path) == weights(calm / "grid" / name), name
 
 
 @pytest.mark.soak
-def test_a_point_that_takes_too_long_fails_with_what_it_has_saved(place):
+def test_a_trial_that_takes_too_long_fails_with_what_it_has_saved(place):
     words = ["+model.delay=0.01,0.3", "epochs=2", "hydra.launcher.max_time_per_run=6", "checkpoint.every=5"]
     status, _, err = end(start([*OWN_MODEL, *words], place))
     assert status == 1 and "took longer than hydra.launcher.max_time_per_run (6 s)" in err
@@ -436,7 +436,7 @@ def test_a_point_that_takes_too_long_fails_with_what_it_has_saved(place):
 
 
 @pytest.mark.soak
-def test_a_killed_conductor_loses_nothing_and_doubles_nothing(place):
+def test_a_killed_executor_loses_nothing_and_doubles_nothing(place):
     words = ["seed=0,1,2,3,4,5", "+model.delay=0.02", *OWN_MODEL, "epochs=2", "log_every=1"]
     notes = place / "notes"
     first = start(words, place, NOTES=str(notes))
@@ -444,7 +444,7 @@ def test_a_killed_conductor_loses_nothing_and_doubles_nothing(place):
     wait_for(lambda: len(list(place.glob("grid/*/metrics.jsonl"))) >= 4, first)
     first.kill()
     first.communicate()
-    before = {path: snapshot(path) for path in points(place / "grid").values() if state_of(path) == "finished"}
+    before = {path: snapshot(path) for path in trials(place / "grid").values() if state_of(path) == "finished"}
     assert 2 <= len(before) < 6
     status, out, err = end(start(words, place, NOTES=str(notes)))  # at once: the orphans are still saving
     assert status == 0, (out, err)
@@ -455,8 +455,8 @@ def test_a_killed_conductor_loses_nothing_and_doubles_nothing(place):
     shutil.copy(place / "own.py", calm)
     status, _, err = end(start(words, calm))
     assert status == 0, err
-    assert points(calm / "grid").keys() == points(place / "grid").keys() and len(points(calm / "grid")) == 6
-    for name, path in points(place / "grid").items():
+    assert trials(calm / "grid").keys() == trials(place / "grid").keys() and len(trials(calm / "grid")) == 6
+    for name, path in trials(place / "grid").items():
         other = calm / "grid" / name
         assert weights(path) == weights(other), name
         assert (path / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text(), name
@@ -470,12 +470,12 @@ def intervals(notes):
 
 
 @pytest.mark.soak
-def test_two_grids_share_four_devices_and_never_one(place):
-    """Pretended devices, two per point: what the locks say is checked against who was alive on what, and when."""
+def test_two_sweeps_share_four_devices_and_never_one(place):
+    """Pretended devices, two per trial: what the locks say is checked against who was alive on what, and when."""
     notes = place / "notes"
     words = ["hydra.launcher.devices=4", "hydra.launcher.devices_per_run=2", "+model.delay=0.05", *OWN_MODEL]
     both = [
-        start([*words, "seed=0,1,2", f"hydra.sweep.dir={name}"], place, NOTES=str(notes)) for name in ("grid", "other")
+        start([*words, "seed=0,1,2", f"hydra.sweep.dir={name}"], place, NOTES=str(notes)) for name in ("sweep", "other")
     ]
     alive: list[dict[int, frozenset[str]]] = []
     while any(process.poll() is None for process in both):
@@ -499,9 +499,9 @@ def test_two_grids_share_four_devices_and_never_one(place):
         assert len(flat) == len(set(flat)), now
         most = max(most, len(set(sets)))
     assert most == 2
-    for name in ("grid", "other"):
-        assert len(points(place / name)) == 3
-        assert all(summary(path)["world_size"] == 2 for path in points(place / name).values())
+    for name in ("sweep", "other"):
+        assert len(trials(place / name)) == 3
+        assert all(summary(path)["world_size"] == 2 for path in trials(place / name).values())
 
 
 LAUNCHERS = {
@@ -513,7 +513,7 @@ LAUNCHERS = {
 
 @pytest.mark.soak
 @pytest.mark.parametrize("how", LAUNCHERS)
-def test_two_ranks_a_point_under_every_launcher(how, place):
+def test_two_ranks_a_trial_under_every_launcher(how, place):
     words = list(LAUNCHERS[how])
     if how != "python":
         words = [shutil.which(words[0], path=str(Path(sys.executable).parent)), *words[1:], str(free_port())]
@@ -521,10 +521,10 @@ def test_two_ranks_a_point_under_every_launcher(how, place):
     sweep = ["mixed_precision=no,bf16", "seed=0,1", "epochs=1", "model.hidden=[8]", "wandb.mode=disabled"]
     status, out, err = end(start([*sweep, "hydra.sweep.dir=grid", *own], place, words, ACCELERATE_USE_CPU="1"), 240)
     assert status == 0, (out, err)
-    found = points(place / "grid")
+    found = trials(place / "grid")
     assert len(found) == 4 and all(summary(path)["world_size"] == 2 for path in found.values())
     assert len({weights(path) for path in found.values()}) == 4
-    assert out.count("4 points to compose") == 1
+    assert out.count("4 trials to compose") == 1
 
 
 @pytest.mark.soak
@@ -535,8 +535,8 @@ def test_rank_0_may_take_its_time_for_pictures_and_uploads(place):
 
 
 @pytest.mark.soak
-def test_a_rank_that_fails_ends_its_point_alone_and_soon(place):
-    """Two ranks a point; rank 1 of the middle ones raises, is killed, hangs."""
+def test_a_rank_that_fails_ends_its_trial_alone_and_soon(place):
+    """Two ranks a trial; rank 1 of the middle ones raises, is killed, hangs."""
     words = ["+model.mode=first,raise,kill,hang,last", "timeout=8", "hydra.launcher.devices_per_run=2", *OWN_MODEL]
     began = time.monotonic()
     status, out, err = end(start(words, place), 200)
