@@ -28,7 +28,7 @@ class GridSweeper(basic_sweeper.BasicSweeper):
             HydraException: What is swept, or a setting, is wrong.
         """
         from launcher.config.rules import whole
-        from launcher.sweep.trials import check_count
+        from launcher.sweep.sweep import check_count
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         arguments = [*self._parse_config(), *arguments]
@@ -80,14 +80,15 @@ class LocalLauncher(Launcher):
         Raises:
             ConfigError: A setting is wrong; no trial has been started.
         """
-        from launcher.sweep import executor
+        from launcher.sweep.local import run_sweep
+        from launcher.sweep.options import LocalOptions
 
         if self.task.stop:  # a sweeper that goes on in batches does not know
             raise SystemExit(int(bool(self.task.failed)))
-        options = executor.Options(**self.plain_options())
+        options = LocalOptions(**self.plain_options())
         return [
             self.result(trial, JobStatus.COMPLETED)
-            for trial in executor.run_sweep(self.task, self.config, job_overrides, initial_job_idx, options)
+            for trial in run_sweep(self.task, self.config, job_overrides, initial_job_idx, options)
         ]
 
     def plain_options(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class LocalLauncher(Launcher):
 
     def result(self, trial: Any, status: JobStatus) -> JobReturn:
         """What Hydra's sweepers get to know of a trial; `status` where it has not failed."""
-        from launcher.sweep.board import figure_of
+        from launcher.sweep.trials import metric_of
 
         result = JobReturn(overrides=trial.overrides, status=status)
         if trial.state == "failed":
@@ -104,5 +105,5 @@ class LocalLauncher(Launcher):
             result.status = JobStatus.FAILED
             result.return_value = RuntimeError(f"trial {trial.index} ({trial.label}): {trial.reason}")
         else:
-            result.return_value = figure_of(trial.path, trial.metric[0])
+            result.return_value = metric_of(trial.path, trial.metric[0])
         return result

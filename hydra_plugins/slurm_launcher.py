@@ -22,13 +22,13 @@ class SlurmLauncher(local_launcher.LocalLauncher):
             ConfigError: A setting is wrong, or SLURM refuses; nothing has been submitted.
         """
         from launcher.core.errors import ConfigError
-        from launcher.slurm import job_array
+        from launcher.slurm.job_array import ArrayOptions, submit_sweep
 
         if self.config is None or "cluster" not in self.config:
             raise ConfigError("cluster: your train.yaml has none; add `- cluster: default` to its defaults.")
         cluster: Any = OmegaConf.to_container(self.config.cluster, resolve=True)
-        options = job_array.Options(**self.plain_options(), cluster=cluster)
+        options = ArrayOptions(**self.plain_options(), cluster=cluster)
         return [
             self.result(trial, JobStatus.COMPLETED if trial.state == "finished" else JobStatus.UNKNOWN)
-            for trial in job_array.submit(self.task, self.config, job_overrides, initial_job_idx, options)
+            for trial in submit_sweep(self.task, self.config, job_overrides, initial_job_idx, options)
         ]

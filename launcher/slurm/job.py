@@ -17,7 +17,8 @@ from pathlib import Path
 
 from launcher.core.errors import ConfigError
 from launcher.core.files import last_step
-from launcher.distributed.slurm import ask, job_name
+from launcher.distributed import slurm_commands
+from launcher.distributed.slurm import job_name
 from launcher.sweep import failure
 
 # Reasons to stop that a person gave: Ctrl-C, and a length of time. A requeue would undo them.
@@ -29,18 +30,6 @@ OF_A_PROCESS = re.compile(
     r"|MASTER_ADDR|MASTER_PORT|CUDA_VISIBLE_DEVICES|ROCR_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|OMP_NUM_THREADS)$"
 )
 KEPT = {"SLURM_CONF", "SLURM_CLUSTERS"}  # say which SLURM, not which job
-
-
-def requeue(job: str) -> None:
-    """Put a job back into the queue under its own id; SLURM ends what still runs of it.
-
-    Args:
-        job: As `job_name` gives it.
-
-    Raises:
-        RuntimeError: SLURM refuses, and why (the job was submitted with --no-requeue, or is being cancelled).
-    """
-    ask("scontrol", "requeue", job)
 
 
 def quote(arguments: Sequence[str]) -> str:
@@ -177,13 +166,15 @@ def end(run_dir: Path, status: int, environment: Mapping[str, str]) -> bool:
     job = job_name(environment)
     try:
         if job is not None and _was_stopped(run_dir, status, job):
-            requeue(job)
+            slurm_commands.requeue(job)
             return True
     except _AlreadyRequeuedError:
         return True
     if status != 0 and run_dir.is_dir():
         text = failure.tail(run_dir / failure.OUTPUT)
-        failure.write(run_dir, failure.said(text) or f"srun ended with exit status {status}", [status], text, job=job)
+        failure.write(
+            run_dir, failure.first_error(text) or f"srun ended with exit status {status}", [status], text, job=job
+        )
     return False
 
 
@@ -197,7 +188,7 @@ def _was_stopped(run_dir: Path, status: int, job: str) -> bool:
         return False
     if status not in (0, 128 + signal.SIGUSR1, 128 + signal.SIGTERM):
         return False
-    state, reason = ask("squeue", "--noheader", "--jobs", job, "--format", "%T %r").strip().split(" ", 1)
+    state, reason = slurm_commands.state_and_reason(job)
     if state in {"PENDING", "REQUEUED"}:
         raise _AlreadyRequeuedError
     # RUNNING: asked to leave (preemption, nearly out of time). At the limit itself it is ending, and says
@@ -206,7 +197,7 @@ def _was_stopped(run_dir: Path, status: int, job: str) -> bool:
         return reason == "TimeLimit"
     # SIGTERM is also what srun ends the others with where one rank failed.
     if status == 128 + signal.SIGTERM:
-        return re.search(r"\bPreemptTime=\d", ask("scontrol", "show", "job", "--oneliner", job)) is not None
+        return slurm_commands.was_preempted(job)
     return True
 
 

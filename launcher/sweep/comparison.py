@@ -29,10 +29,9 @@ from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, replacing, write_text
 from launcher.run import report
 from launcher.run.tracking import Record
-from launcher.sweep.board import figure_of
 from launcher.sweep.failure import FAILED, OUTPUT
 from launcher.sweep.submissions import SUBMISSIONS, in_queue
-from launcher.sweep.trials import state_of
+from launcher.sweep.trials import metric_of, state_of
 
 SEED = "seed"  # the setting whose values are repetitions of the same thing
 ROWS = 25  # of the table on a terminal
@@ -164,7 +163,7 @@ def read_sweep(path: Path, metric: str | None, mode: str | None) -> Comparison:
             else direction(chosen) or "max"
         )
     for entry in entries:
-        entry.value = figure_of(entry.path, chosen) if entry.state == "finished" else None
+        entry.value = metric_of(entry.path, chosen) if entry.state == "finished" else None
         rows = [row for row in Record(entry.path / "metrics.jsonl").rows() if chosen in row]
         entry.curve = [float(row["epoch"]) for row in rows], [float(row[chosen]) for row in rows]
     if metric is not None and all(entry.value is None and not entry.curve[0] for entry in entries):
@@ -179,7 +178,7 @@ def read_sweep(path: Path, metric: str | None, mode: str | None) -> Comparison:
 
 
 def conclude(path: Path, metric: str | None, mode: str | None) -> None:
-    """Compare a sweep that has just run; a metric that none of its trials turned out to have costs it no more than that.
+    """Compare a sweep that has just run, by checkpoint.best where none of its trials turned out to have the metric.
 
     Args:
         path: Of the sweep.

@@ -429,7 +429,8 @@ def test_array_with_a_limit_and_one_requeued(slurm, tmp_path):
     """A task that requeues itself does not drag its siblings along, though one of them has the array's own id."""
     program = tmp_path / "again.py"
     program.write_text(
-        "import os, time\nfrom launcher.distributed.slurm import job_name\nfrom launcher.slurm.job import requeue\n"
+        "import os, time\nfrom launcher.distributed.slurm import job_name\n"
+        "from launcher.distributed.slurm_commands import requeue\n"
         "again = int(os.environ.get('SLURM_RESTART_COUNT') or 0)\n"
         "print(os.environ['SLURM_JOB_ID'], time.time(), flush=True)\n"
         "time.sleep(1)\n"

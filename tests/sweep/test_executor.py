@@ -19,7 +19,8 @@ import pytest
 from processes import REPOSITORY, free_port
 
 from launcher.core.errors import ConfigError
-from launcher.sweep import comparison, devices
+from launcher.sweep import comparison
+from launcher.sweep.leases import Pool, choose
 from launcher.sweep.trials import name_of, state_of
 
 TRAIN = str(REPOSITORY / "launcher/train.py")
@@ -151,7 +152,7 @@ def test_names_are_safe_short_and_different():
 def test_a_device_is_lent_once_over_all_pools(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     locks = {str(number): str(number) for number in range(4)}
-    one, two = devices.Pool("gpu", locks), devices.Pool("gpu", locks)
+    one, two = Pool("gpu", locks), Pool("gpu", locks)
     first, second = one.take(2), two.take(2)
     assert {lease.device for lease in first} | {lease.device for lease in second} == set(locks)
     assert one.take(1) is None and two.take(1) is None
@@ -163,11 +164,11 @@ def test_a_device_is_lent_once_over_all_pools(tmp_path, monkeypatch):
 
 def test_a_device_stays_lent_until_the_last_process_on_it_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    pool = devices.Pool("gpu", {"0": "0"})
+    pool = Pool("gpu", {"0": "0"})
     (lease,) = pool.take(1)
     child = subprocess.Popen(["sleep", "30"], pass_fds=[lease.handle])
     os.close(lease.handle)  # as if this process had been killed
-    other = devices.Pool("gpu", {"0": "0"})
+    other = Pool("gpu", {"0": "0"})
     assert other.take(1) is None
     child.kill()
     child.wait()
@@ -176,13 +177,13 @@ def test_a_device_stays_lent_until_the_last_process_on_it_ends(tmp_path, monkeyp
 
 def test_devices_that_are_asked_for():
     there = {"0": "a", "1": "b"}
-    assert devices.choose("auto", there, "gpu") == there
-    assert devices.choose(1, there, "gpu") == {"0": "a"}
-    assert devices.choose([1], there, "gpu") == {"1": "b"}
-    assert len(devices.choose(4, there, "cpu")) == 4
+    assert choose("auto", there, "gpu") == there
+    assert choose(1, there, "gpu") == {"0": "a"}
+    assert choose([1], there, "gpu") == {"1": "b"}
+    assert len(choose(4, there, "cpu")) == 4
     for asked in (3, [2], [0, 0], [], 0, "some", True):
         with pytest.raises(ConfigError, match=r"hydra\.launcher\.devices"):
-            devices.choose(asked, there, "gpu")
+            choose(asked, there, "gpu")
 
 
 # --- Wrong input ---------------------------------------------------------------------------------------------------
