@@ -124,9 +124,9 @@ def submit_sweep(
     if options.wait:
         _wait(task, sweep)
     if options.wait or not to_submit:
-        from launcher.sweep import comparison
+        from launcher.sweep.conclusion import conclude
 
-        comparison.conclude(sweep.path, options.metric, options.metric_mode)
+        conclude(sweep.path, options.metric, options.metric_mode)
     else:
         _say(f"results    launcher compare {quote([os.path.relpath(sweep.path)])}")
         _say(f"again      submits what has failed or is left by then:\n  {sweep.command()}")

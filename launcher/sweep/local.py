@@ -88,9 +88,9 @@ def run_sweep(
 
 
 def _compare(path: Path, metric: str | None, mode: str | None) -> None:
-    from launcher.sweep import comparison
+    from launcher.sweep.conclusion import conclude
 
-    comparison.conclude(path, metric, mode)
+    conclude(path, metric, mode)
 
 
 def open_pools(trials: Sequence[Trial], options: LocalOptions) -> dict[str, Pool]:

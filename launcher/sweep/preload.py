@@ -20,8 +20,8 @@ try:
     for name in (
         "torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "accelerate", "safetensors.torch",
         "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "rich.live",
-        "rich.table", "launcher.batching.plan", "launcher.training.checkpoint", "launcher.config.components",
-        "launcher.training.divergence", "launcher.training.engine", "launcher.sweep.comparison", "launcher.loop",
+        "rich.table", "jinja2", "launcher.batching.plan", "launcher.training.checkpoint", "launcher.config.components",
+        "launcher.training.divergence", "launcher.training.engine", "launcher.sweep.conclusion", "launcher.loop",
         "launcher.losses.loss", "launcher.metrics.sums", "launcher.optimizers.optimizer", "launcher.build",
         "launcher.run.report", "launcher.run.reporter", "launcher.run.run_directory", "launcher.schedulers.schedule",
         "launcher.distributed.stopping", "launcher.batching.stream", "launcher.run.terminal", "launcher.run.tracking",
