@@ -7,37 +7,13 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from own_project import OWN, git
 from processes import REPOSITORY
 from slurm_cluster import SEARCH
 
-from launcher import trial
-from launcher.core.errors import ConfigError
-from launcher.slurm import snapshot
-
 TRAIN = str(REPOSITORY / "launcher/train.py")
-OWN = """
-import os, time
-import torch
-
-class Net(torch.nn.Module):
-    def __init__(self, in_features, num_classes, mode="ok"):
-        super().__init__()
-        self.layer = torch.nn.Linear(in_features, num_classes)
-        self.mode, self.steps = mode, 0
-        if os.environ.get("RANK", "0") == "0" and "SLURM_JOB_ID" in os.environ:
-            with open(os.environ["NOTES"], "a") as file:
-                print(repr([os.environ["SLURM_ARRAY_TASK_ID"], mode, __file__]), file=file)
-    def forward(self, x):
-        self.steps += self.training
-        if self.training and self.mode == "slow":
-            time.sleep(0.8)
-        if self.steps == 4 and self.mode == "raise" and "CURED" not in os.environ:
-            raise RuntimeError("a wheel came off")
-        return self.layer(x.flatten(1))
-"""
 HOSTILE = [
     'it\'s $(touch injected) `touch injected` "$HOME"; exit 1 #',
     "a\n#SBATCH --partition=nowhere\nb",
@@ -48,25 +24,6 @@ WORDS = ["model._target_=own.Net", "epochs=1", "threads=1", "device=cpu", "wandb
 
 def quoted(text):
     return "'" + text.replace("'", "\\'") + "'"
-
-
-def git(place, *words):
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    done = subprocess.run(["git", "-C", str(place), *identity, *words], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A person's own repository, with a space in its path."""
-    place = tmp_path / "my project"
-    place.mkdir()
-    (place / "own.py").write_text(OWN)
-    (place / ".gitignore").write_text("*.bin\noutputs/\n")
-    git(place, "init", "-q")
-    git(place, "add", "-A")
-    git(place, "commit", "-qm", "first")
-    return place
 
 
 def start(words, project, slurm=None, **environment):
@@ -129,68 +86,6 @@ def test_dry_run_shows_the_script_and_submits_nothing(slurm, project):
     assert status == 0, err
     assert "--array=0-1%1" in out and "--time=90" in out and "srun" in out and "to start at" in out
     assert not (project / "grid").exists() and slurm.squeue() == []
-
-
-def test_a_snapshot_is_the_code_as_it_is_now(project, tmp_path, monkeypatch):
-    """Tracked, changed and new files; not what is ignored, deleted, large, or the outputs."""
-    monkeypatch.chdir(project)
-    (project / "package").mkdir()
-    (project / "package/new.py").write_text("new")
-    (project / "own.py").write_text("changed")
-    (project / "link.py").symlink_to("own.py")
-    (project / "weights.bin").write_text("ignored")
-    (project / "gone.py").write_text("gone")
-    (project / "naïve name.py").write_text("1")
-    git(project, "add", "gone.py")
-    (project / "gone.py").unlink()
-    Path(os.fsdecode(os.fsencode(project) + b"/\xff.py")).write_text("no text")
-    other = tmp_path / "other"
-    (other / "sub").mkdir(parents=True)
-    (other / "sub/within.py").write_text("1")
-    for place in (other / "sub", other):
-        git(place, "init", "-q")
-        git(place, "add", ".")
-        git(place, "commit", "-qm", "one")
-    git(project, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(other), "fetched")
-    (project / "large.dat").write_bytes(b"0" * (snapshot.LARGEST + 1))
-    (project / "grids/one").mkdir(parents=True)
-    (project / "grids/one/metrics.jsonl").write_text("{}")
-    plan = snapshot.plan(project / "grids/one/submissions/1/code")
-    left_out = snapshot.take(plan, project / "grids/one")
-    copy = Path(plan.trees[str(project)])
-    found = {str(file.relative_to(copy)) for file in copy.rglob("*") if not file.is_dir()}
-    assert found == {
-        ".gitignore", ".gitmodules", "own.py", "package/new.py", "link.py", "naïve name.py", "\udcff.py",
-    }  # fmt: skip
-    assert (copy / "link.py").read_text() == "changed" and left_out == [str(project / "large.dat")]
-    assert plan.commit == git(project, "rev-parse", "HEAD") + "+"
-    assert (Path(plan.code) / "launcher/train.py").read_bytes() == Path(TRAIN).read_bytes()
-    assert not list(Path(plan.code).rglob("__pycache__"))
-    monkeypatch.setattr(snapshot, "MOST", 3)
-    with pytest.raises(ConfigError, match="too many for code"):
-        snapshot.take(snapshot.plan(tmp_path / "again"), project / "grids/one")
-
-
-def test_a_package_without_a_repository_is_copied_alone(tmp_path, monkeypatch):
-    installed = tmp_path / "site-packages/launcher"
-    installed.mkdir(parents=True)
-    (installed / "train.py").write_text("installed")
-    monkeypatch.setattr(snapshot, "PACKAGE", installed)
-    monkeypatch.chdir(tmp_path)
-    plan = snapshot.plan(tmp_path / "code")
-    assert snapshot.take(plan, tmp_path / "grid") == [] and plan.commit is None
-    assert (Path(plan.code) / "launcher/train.py").read_text() == "installed"
-
-
-def test_places_that_move_to_the_copy(tmp_path):
-    tree, copy = tmp_path / "tree", tmp_path / "copy"
-    for place in (tree / "src", tree / ".venv", copy / "src", tmp_path / "tree2"):
-        place.mkdir(parents=True)
-    trees = {str(tree): str(copy)}
-    assert trial.moved(str(tree), trees) == str(copy)
-    assert trial.moved(str(tree / "src"), trees) == str(copy / "src")
-    for stays in (tree / ".venv", tmp_path / "tree2", tmp_path, Path("/nowhere")):
-        assert trial.moved(str(stays), trees) == str(stays)
 
 
 @pytest.mark.soak
