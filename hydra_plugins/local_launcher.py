@@ -1,7 +1,7 @@
 """Hydra's sweeper and launcher for `-m`. Hydra imports this at every start, so it imports nothing heavy itself."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins import basic_sweeper
@@ -72,7 +72,7 @@ class LocalLauncher(Launcher):
         HydraConfig.instance().set_config(config)  # for what refers to `hydra` in the sweep's own config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Check every trial, then run them.
+        """Check every trial, then run them, or hand them to SLURM.
 
         Returns:
             For each trial the metric that counts, for sweepers that optimise it.
@@ -80,30 +80,35 @@ class LocalLauncher(Launcher):
         Raises:
             ConfigError: A setting is wrong; no trial has been started.
         """
+        from launcher.sweep.sweep import Sweep
+
+        start, options = self.how()
+        sweep = Sweep(self.task, self.config, options)
+        return [self.result(trial) for trial in start(sweep, job_overrides, initial_job_idx, options)]
+
+    def how(self) -> tuple[Callable[..., Sequence[Any]], Any]:
+        """The function that starts a sweep and returns its trials, and its options."""
         from launcher.sweep.local import run_sweep
         from launcher.sweep.options import LocalOptions
 
-        if self.task.stop:  # a sweeper that goes on in batches does not know
-            raise SystemExit(int(bool(self.task.failed)))
-        options = LocalOptions(**self.plain_options())
-        return [
-            self.result(trial, JobStatus.COMPLETED)
-            for trial in run_sweep(self.task, self.config, job_overrides, initial_job_idx, options)
-        ]
+        return run_sweep, LocalOptions(**self.plain_options())
 
     def plain_options(self) -> dict[str, Any]:
         """The settings of the launcher's YAML file."""
         return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
 
-    def result(self, trial: Any, status: JobStatus) -> JobReturn:
-        """What Hydra's sweepers get to know of a trial; `status` where it has not failed."""
+    def result(self, trial: Any) -> JobReturn:
+        """What Hydra's sweepers get to know of a trial; without `wait` most are not known yet where SLURM runs them."""
+        from launcher.sweep.trial_state import State
         from launcher.sweep.trials import metric_of
 
-        result = JobReturn(overrides=trial.overrides, status=status)
-        if trial.state == "failed":
+        result = JobReturn(overrides=trial.overrides, status=JobStatus.COMPLETED)
+        if trial.state == State.FAILED:
             self.task.failed.append(trial.label)
             result.status = JobStatus.FAILED
             result.return_value = RuntimeError(f"trial {trial.index} ({trial.label}): {trial.reason}")
-        else:
-            result.return_value = metric_of(trial.path, trial.metric[0])
+            return result
+        if trial.kind == "slurm" and trial.state != State.FINISHED:
+            result.status = JobStatus.UNKNOWN
+        result.return_value = metric_of(trial.path, trial.metric[0])
         return result

@@ -164,12 +164,13 @@ def end(run_dir: Path, status: int, environment: Mapping[str, str]) -> bool:
         RuntimeError: SLURM refuses.
     """
     job = job_name(environment)
-    try:
-        if job is not None and _was_stopped(run_dir, status, job):
+    if job is not None and _was_stopped(run_dir, status):
+        state, reason = slurm_commands.state_and_reason(job)
+        if state in {"PENDING", "REQUEUED"}:
+            return True  # by somebody else, who was first
+        if _is_to_go_on(job, state, reason, status):
             slurm_commands.requeue(job)
             return True
-    except _AlreadyRequeuedError:
-        return True
     if status != 0 and run_dir.is_dir():
         text = failure.tail(run_dir / failure.OUTPUT)
         failure.write(
@@ -178,27 +179,21 @@ def end(run_dir: Path, status: int, environment: Mapping[str, str]) -> bool:
     return False
 
 
-class _AlreadyRequeuedError(Exception):
-    """By somebody else, who was first."""
-
-
-def _was_stopped(run_dir: Path, status: int, job: str) -> bool:
+def _was_stopped(run_dir: Path, status: int) -> bool:
+    """Whether the processes were stopped, by anybody but a person."""
     stopped = run_dir / "stopped.json"
-    if status == 0 and (not stopped.exists() or json.loads(stopped.read_text()).get("reason") in ASKED):
-        return False
-    if status not in (0, 128 + signal.SIGUSR1, 128 + signal.SIGTERM):
-        return False
-    state, reason = slurm_commands.state_and_reason(job)
-    if state in {"PENDING", "REQUEUED"}:
-        raise _AlreadyRequeuedError
-    # RUNNING: asked to leave (preemption, nearly out of time). At the limit itself it is ending, and says
-    # why.
+    if status == 0:
+        return stopped.exists() and json.loads(stopped.read_text()).get("reason") not in ASKED
+    return status in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+
+
+def _is_to_go_on(job: str, state: str, reason: str, status: int) -> bool:
+    """Whether a job whose processes were stopped is to come back, by its state and the reason that SLURM gives."""
+    # RUNNING: asked to leave (preemption, nearly out of time). At the limit itself it is ending, and says why.
     if state != "RUNNING":
         return reason == "TimeLimit"
     # SIGTERM is also what srun ends the others with where one rank failed.
-    if status == 128 + signal.SIGTERM:
-        return slurm_commands.was_preempted(job)
-    return True
+    return status != 128 + signal.SIGTERM or slurm_commands.was_preempted(job)
 
 
 USAGE = """What batch scripts call:

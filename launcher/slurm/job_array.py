@@ -14,13 +14,11 @@ from typing import Any, ClassVar
 from omegaconf import OmegaConf
 
 import launcher
-from launcher.config import composition
 from launcher.config.rules import FLAG, Rule, whole
 from launcher.config.tree import key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json
 from launcher.distributed import slurm_commands
-from launcher.distributed.stopping import StopRequest
 from launcher.run import run_directory
 from launcher.run.command_line import config_options
 from launcher.slurm import snapshot
@@ -29,7 +27,7 @@ from launcher.sweep.failure import FAILED, OUTPUT
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.submissions import SUBMISSIONS, in_queue
-from launcher.sweep.sweep import Sweep, check_count
+from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial, state_of
 
@@ -85,13 +83,12 @@ class ArrayOptions(LauncherOptions):
 
 
 def submit_sweep(
-    task: composition.Task, master: Any, job_overrides: Sequence[Sequence[str]], first: int, options: ArrayOptions
+    sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: ArrayOptions
 ) -> list[Trial]:
     """Check all trials, and submit those that are neither done nor under way.
 
     Args:
-        task: Composes a trial.
-        master: The sweep's own config, as Hydra composed it.
+        sweep: The sweep.
         job_overrides: Of each trial.
         first: Number of the first.
         options: Of the launcher.
@@ -102,11 +99,8 @@ def submit_sweep(
     Raises:
         ConfigError: Something is wrong, or SLURM refuses; nothing has been submitted, and no directory made.
     """
-    options.check()
-    check_count(len(job_overrides), options.max_points)
     _check_that_options_are_shared(job_overrides)
-    sweep = Sweep(task, master, options)
-    trials = list(sweep.compose(job_overrides, first))
+    list(sweep.compose(job_overrides, first))
     to_submit = _left_to_do(sweep)
     sweep.print_counts()
     if to_submit:
@@ -122,7 +116,7 @@ def submit_sweep(
         return []
     sweep.release()
     if options.wait:
-        _wait(task, sweep)
+        _wait(sweep)
     if options.wait or not to_submit:
         from launcher.sweep.conclusion import conclude
 
@@ -130,7 +124,7 @@ def submit_sweep(
     else:
         _say(f"results    launcher compare {quote([os.path.relpath(sweep.path)])}")
         _say(f"again      submits what has failed or is left by then:\n  {sweep.command()}")
-    return trials
+    return sweep.trials
 
 
 def _check_that_options_are_shared(job_overrides: Sequence[Sequence[str]]) -> None:
@@ -283,13 +277,12 @@ class Submission:
         return left_out
 
 
-def _wait(task: composition.Task, sweep: Sweep) -> None:
+def _wait(sweep: Sweep) -> None:
     """Show the trials until none is queued or running; a signal ends the waiting alone, not the jobs."""
-    task.stop = StopRequest(None, 0) if task.stop is None else task.stop
-    display = ProgressDisplay(sweep.trials)
+    stop = sweep.take_stop_requests()
     started: dict[int, float] = {}
-    try:
-        while not task.stop and (waiting := [trial for trial in sweep.trials if trial.state in UNDER_WAY]):
+    with ProgressDisplay(sweep.trials) as display:
+        while not stop and (waiting := [trial for trial in sweep.trials if trial.state in UNDER_WAY]):
             try:
                 active = in_queue(sweep.path)
             except RuntimeError as error:  # a controller that restarts
@@ -299,10 +292,8 @@ def _wait(task: composition.Task, sweep: Sweep) -> None:
                 _follow(trial, active.get(sweep.name_of(trial)), started, display)
             display.update([(t, started[t.index]) for t in sweep.trials if t.state == State.RUNNING])
             time.sleep(min(POLL, 1.0) if len(waiting) < 20 else POLL)
-    finally:
-        display.close()
-    if task.stop:
-        _say(f"left       ({task.stop.reason}): the jobs go on. To wait again:\n  {sweep.command()}")
+    if stop:
+        _say(f"left       ({stop.reason}): the jobs go on. To wait again:\n  {sweep.command()}")
     sweep.print_failures()
 
 

@@ -7,26 +7,14 @@ from pathlib import Path
 
 from launcher.config.places import check_length
 from launcher.core.errors import ConfigError
-from launcher.sweep.comparison import Comparison, read_sweep
+from launcher.sweep.comparison import read_sweep
 from launcher.sweep.pages import write_page
 from launcher.sweep.pictures import draw
 from launcher.sweep.tables import print_table, write_csv
 
 
-def compare(path: Path, metric: str | None, mode: str | None) -> Comparison:
-    """Write grid.csv, grid.png and grid.html, and print the table.
-
-    Args:
-        path: Of the sweep.
-        metric: As for `read_sweep`.
-        mode: As for `read_sweep`.
-
-    Returns:
-        What was compared.
-
-    Raises:
-        ConfigError: As for `read_sweep`.
-    """
+def compare(path: Path, metric: str | None, mode: str | None) -> None:
+    """Write grid.csv, grid.png and grid.html, and print the table; see `read_sweep` for what it takes and raises."""
     check_length(path, "")
     path = path.resolve()
     sweep = read_sweep(path, metric, mode)
@@ -40,17 +28,10 @@ def compare(path: Path, metric: str | None, mode: str | None) -> Comparison:
     print_table(sweep)
     if unwritten is not None:
         print(f"grid.csv, grid.png and grid.html cannot be written into {path}: {unwritten.strerror}")
-    return sweep
 
 
 def conclude(path: Path, metric: str | None, mode: str | None) -> None:
-    """Compare a sweep that has just run, by checkpoint.best where none of its trials turned out to have the metric.
-
-    Args:
-        path: Of the sweep.
-        metric: As for `read_sweep`.
-        mode: As for `read_sweep`.
-    """
+    """Compare a sweep that has just run, by checkpoint.best where none of its trials turned out to have the metric."""
     try:
         compare(path, metric, mode)
     except ConfigError as error:

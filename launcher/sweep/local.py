@@ -5,34 +5,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.config import composition
 from launcher.config.rules import parse_duration
 from launcher.core.errors import ConfigError
 from launcher.distributed import gpus, process_group
-from launcher.distributed.stopping import StopRequest
 from launcher.sweep import devices
 from launcher.sweep.executor import Executor
 from launcher.sweep.fork_server import CONTEXT, cool_down, start_process, warm_up
 from launcher.sweep.leases import Pool, open_pool
 from launcher.sweep.options import LocalOptions
 from launcher.sweep.progress import ProgressDisplay
-from launcher.sweep.sweep import Sweep, check_count
+from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial
 
 
-def run_sweep(
-    task: composition.Task,
-    master: Any,
-    job_overrides: Sequence[Sequence[str]],
-    first: int,
-    options: LocalOptions,
-) -> list[Trial]:
+def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: LocalOptions) -> list[Trial]:
     """Check all trials, then run those that are not done yet.
 
     Args:
-        task: Composes a trial.
-        master: The sweep's own config, as Hydra composed it.
+        sweep: The sweep.
         job_overrides: Of each trial.
         first: Number of the first.
         options: Of the launcher.
@@ -43,14 +34,13 @@ def run_sweep(
     Raises:
         ConfigError: Something is wrong; no trial has been started.
     """
-    options.check()
-    check_count(len(job_overrides), options.max_points)
+    if sweep.task.stop:  # a sweeper that goes on in batches does not know
+        raise SystemExit(int(bool(sweep.task.failed)))
     ranks = process_group.join()
     if ranks.local_world_size != ranks.world_size:
         raise ConfigError(
             "A sweep with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array."
         )
-    sweep = Sweep(task, master, options)
     print(f"sweep      {len(job_overrides)} trials to compose and check", flush=True)
     try:
         for trial in sweep.compose(job_overrides, first):
@@ -66,21 +56,18 @@ def run_sweep(
     sweep.print_counts()
     for pool in pools.values():
         print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per trial", flush=True)
-    task.stop = StopRequest(None, 0) if task.stop is None else task.stop
+    stop = sweep.take_stop_requests()
     all_done = all(trial.state == State.FINISHED for trial in sweep.trials)
-    display = ProgressDisplay(sweep.trials)
     max_time = parse_duration(options.max_time_per_run)
-    try:
-        Executor(sweep.trials, pools, options.limit, max_time, display).run(task.stop)
-    finally:
-        display.close()
+    with ProgressDisplay(sweep.trials) as display:
+        Executor(sweep.trials, pools, options.limit, max_time, display).run(stop)
     if all_done:
         _compare(sweep.path, options.metric, options.metric_mode)
     else:
         start_process(_compare, sweep.path, options.metric, options.metric_mode).join()  # which has matplotlib
-    if task.stop:
+    if stop:
         command = sweep.command(options.world)
-        print(f"stopped    ({task.stop.reason}), everything is saved. To go on:\n  {command}", flush=True)
+        print(f"stopped    ({stop.reason}), everything is saved. To go on:\n  {command}", flush=True)
     sweep.print_failures()
     cool_down()
     sweep.release()

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from launcher.core.files import number
 from launcher.sweep.trial_state import State
@@ -80,7 +80,10 @@ class ProgressDisplay:
             listed = "; ".join(f"{trial.label} ({how_far(trial, started)})" for trial, started in running[:4])
             self.note(f"{self._count()}{': ' + listed if listed else ''}")
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Leave the terminal as it was."""
         if self._live:
             self._live.stop()

@@ -17,6 +17,7 @@ from launcher.config.places import check_writable, make_directory
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text
+from launcher.distributed.stopping import StopRequest
 from launcher.run.command_line import config_options, started_words
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.trial_state import State
@@ -47,10 +48,11 @@ class Sweep:
         trials: Those that have been composed.
 
     Raises:
-        ConfigError: Another start is in the directory, or it cannot be made.
+        ConfigError: An option is wrong, another start is in the directory, or it cannot be made.
     """
 
     def __init__(self, task: composition.Task, master: Any, options: LauncherOptions) -> None:
+        options.check()
         self.task, self.master, self.options = task, master, options
         self.path = directory_of(master)
         self.trials: list[Trial] = []
@@ -66,8 +68,9 @@ class Sweep:
             first: Number of the first.
 
         Raises:
-            ConfigError: A trial is wrong, or the sweep was begun with another config under its trials.
+            ConfigError: A trial is wrong, there are too many, or the sweep was begun with another config under them.
         """
+        check_count(len(job_overrides), self.options.max_points)
         self._base = self._base_config()
         for trial in self._composer.compose(job_overrides, first):
             self.trials.append(trial)
@@ -132,6 +135,12 @@ class Sweep:
         words = [SUMMARY[trial.state] for trial in self.trials]
         counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(SUMMARY.values()) if word in words]
         print(f"sweep      {os.path.relpath(self.path)}: {', '.join(counts)}", flush=True)
+
+    def take_stop_requests(self) -> StopRequest:
+        """From now on Ctrl-C and the like are requests to stop, also for a sweeper that goes on in batches."""
+        if self.task.stop is None:
+            self.task.stop = StopRequest(None, 0)
+        return self.task.stop
 
     def print_failures(self) -> None:
         """Say on standard error which trials failed, and why."""

@@ -24,11 +24,18 @@ LOST = 255  # what multiprocessing says of a process whose parent, the fork serv
 STOPPING = 60.0  # seconds in which a trial that was asked to stop saves and ends
 
 
-@dataclass(frozen=True)
-class RankStart:
-    """What a process of a trial needs to know.
+def run_rank(
+    packed: bytes,
+    command: str | None,
+    environment: Mapping[str, str],
+    cores: Sequence[int],
+    output: str,
+    leases: Sequence[Lease],
+    pulse: Any,
+) -> None:
+    """Be one process of a trial, forked from the server.
 
-    Attributes:
+    Args:
         packed: Pickled (settings, Hydra's node, overrides).
         command: That the sweep was started as; see launcher.command.
         environment: The whole environment.
@@ -37,33 +44,21 @@ class RankStart:
         leases: Of the trial's devices: they are free when the last process of the trial is gone.
         pulse: [3] in shared memory, by which it tells that it moves on; see pulse.share.
     """
-
-    packed: bytes
-    command: str | None
-    environment: Mapping[str, str]
-    cores: Sequence[int]
-    output: str
-    leases: Sequence[Lease]
-    pulse: Any
-
-
-def run_rank(start: RankStart) -> None:
-    """Be one process of a trial, forked from the server."""
     os.setsid()
     _end_with_parent(os.getppid())
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    handle = os.open(start.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.clear()
-    os.environ.update(start.environment)
-    if start.cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, start.cores)
+    os.environ.update(environment)
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
     if PRELOAD not in sys.modules:
         print("warning: this process was not started warm, which costs seconds", file=sys.stderr)
     from launcher.distributed.pulse import share
@@ -71,9 +66,9 @@ def run_rank(start: RankStart) -> None:
     # The story of a run stands above this room, which names it and does not import it.
     train_composed = importlib.import_module("launcher.trial").train_composed
 
-    launcher.command = start.command
-    share(start.pulse)
-    sys.exit(train_composed(*pickle.loads(start.packed)))
+    launcher.command = command
+    share(pulse)
+    sys.exit(train_composed(*pickle.loads(packed)))
 
 
 def _end_with_parent(parent: int) -> None:
@@ -124,21 +119,13 @@ class TrialProcesses:
             environment: Of each, but for its rank.
             cores: CPU cores to stay on; empty: anywhere.
         """
-        output = self.trial.path / OUTPUT
+        packed, output = self.trial.packed, self.trial.path / OUTPUT
         self.offset = output.stat().st_size if output.exists() else 0
         for rank in range(self.trial.world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if self.trial.world > 1 else {}
             self.pulses.append(CONTEXT.RawArray("d", 3))
-            start = RankStart(
-                self.trial.packed,
-                launcher.command,
-                {**environment, **own},
-                cores,
-                str(output),
-                self.leases,
-                self.pulses[-1],
-            )
-            self.ranks.append(start_process(run_rank, start))
+            what = (packed, launcher.command, {**environment, **own}, cores, str(output), self.leases, self.pulses[-1])
+            self.ranks.append(start_process(run_rank, *what))
         self.started = self._seen = time.monotonic()
 
     def note_ended(self, now: float) -> bool:
