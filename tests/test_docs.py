@@ -112,7 +112,7 @@ def commands(path):
 
 
 def compose(program, words):
-    """Compose and check a command's settings, as the program does before it begins; of a grid each value once."""
+    """Compose and check a command's settings, as the program does before it begins; of a sweep each value once."""
     if program in TAKES_A_RUN:
         composition.compose_tool(program, words, TAKES_A_RUN[program])
         return
@@ -269,7 +269,7 @@ def test_every_setting_named_is_one(page, project):
     for words in dict.fromkeys(token.content for token in inline(page, "code_inline")):
         if (
             not SETTINGS.fullmatch(words) or "..." in words or ",optimizer.lr=" in words
-        ):  # the name of a grid's directory
+        ):  # the name of a sweep's directory
             continue
         key = words.partition("=")[0].lstrip("+")
         program = next(
@@ -358,8 +358,8 @@ def test_the_commands_of_the_readme(checkout):
             run(on_cpu + re.sub(r"(launcher/(train|find_lr)\.py)", r"\1 threads=1 epochs=2", command))
             done += 1
         if " -m " in command and "slurm" not in command:
-            (grid,) = (place / "outputs/grids").glob("*/*")
-            grid.rename(place / "outputs/grids/NAME")
+            (sweep,) = (place / "outputs/grids").glob("*/*")
+            sweep.rename(place / "outputs/grids/NAME")
     assert done >= 12 and (place / "predictions.csv").is_file() and (place / "RUN-rerun").is_dir()
 
 

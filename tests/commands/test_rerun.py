@@ -114,7 +114,7 @@ def test_a_second_repetition_has_a_directory_of_its_own_and_a_named_one_is_taken
     (copied / "grid/grid.json").write_text("{}")
     (copied / "run").rename(copied / "grid/seed=1")
     command("rerun", ["run_dir='grid/seed=1'"], copied).ok()
-    assert (copied / "grid-seed=1-rerun/metrics.jsonl").exists()  # not a point that nobody asked for
+    assert (copied / "grid-seed=1-rerun/metrics.jsonl").exists()  # not a trial that nobody asked for
 
 
 def test_it_says_in_words_what_differs(copied):
