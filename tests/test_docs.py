@@ -32,6 +32,7 @@ PAGES = sorted(
     for path in itertools.chain(*map(REPOSITORY.glob, ("*.md", "docs/**/*.md", "slurm/*.md", "examples/**/*.md")))
     if "outputs" not in path.parts
 )
+OPTIONS = sorted((REPOSITORY / "conf").rglob("*.yaml"))
 BY_NAME = {"ids": lambda value: str(value.relative_to(REPOSITORY)) if isinstance(value, Path) else value}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
@@ -283,7 +284,7 @@ def test_every_setting_named_is_one(page, project):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), **BY_NAME)
+@pytest.mark.parametrize("path", OPTIONS, **BY_NAME)
 def test_the_command_on_top_of_an_option_is_one(path, project, monkeypatch):
     text = " ".join(line.removeprefix("# ") for line in path.read_text().splitlines()[:3] if line.startswith("# "))
     for command in re.findall(r": ((?:python|accelerate|[a-z/_]+=).*?)(?=$| [A-Z])", text):
@@ -291,6 +292,18 @@ def test_the_command_on_top_of_an_option_is_one(path, project, monkeypatch):
             check(shlex.split(command), monkeypatch)
         elif SETTINGS.fullmatch(command):
             compose("train", [*shlex.split(command), "-m"])
+
+
+@pytest.mark.parametrize("path", OPTIONS, **BY_NAME)
+def test_comments_in_conf_are_aligned(path):
+    """Within a paragraph they stand in one column, two spaces after the longest line that has one."""
+    lines = path.read_text().splitlines()
+    assert max(map(len, lines)) <= 120
+    for _, paragraph in itertools.groupby(lines, bool):
+        found = [re.match(r"( *[^ #].*?)( *)# ", line) for line in paragraph]
+        cut = [(len(line[1]), len(line[2])) for line in found if line]
+        longest = max((code for code, _ in cut), default=0)
+        assert all(code + spaces == longest + 2 for code, spaces in cut), (path, cut)
 
 
 @pytest.mark.parametrize("page", PAGES, **BY_NAME)
