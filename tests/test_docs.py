@@ -357,22 +357,28 @@ def test_the_quick_start_from_top_to_bottom(checkout):
 
 @pytest.mark.soak
 def test_the_commands_of_the_readme(checkout):
-    """Those under "Run it" in their order, on a run of a table; shorter. slurm/test_guide.py has those of clusters."""
+    """All in their order, on a run of a table; shorter. slurm/test_guide.py has those of clusters."""
     place, run = checkout
     table = "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(80))
     (place / "new.csv").write_text(f"a,b,y\n{table}")
     run("python launcher/train.py data=csv data.path=new.csv data.target=y epochs=3 threads=1 hydra.run.dir=RUN")
-    text = (REPOSITORY / "README.md").read_text().partition("## Run it")[2]
+    shutil.copytree(REPOSITORY / "examples/spirals/conf", place / "my_conf")
+    (place / "my").mkdir()
+    (place / "my/module.py").write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, in_features, num_classes, width):\n"
+        "        layers = nn.Linear(in_features, width), nn.ReLU(), nn.Linear(width, num_classes)\n"
+        "        super().__init__(nn.Flatten(), *layers)\n"
+    )
     done = 0
-    for command in re.search("```bash\n(.*?)```", text, re.DOTALL)[1].splitlines():
-        if not re.search("^sbatch|^srun|launcher=slurm", command):
+    for command in (line for block in blocks(REPOSITORY / "README.md") for line in block):
+        if not re.search("^pip|^sbatch|^srun|launcher=slurm", command):
             on_cpu = "" if torch.cuda.device_count() >= 8 else "ACCELERATE_USE_CPU=1 " * ("num_processes 8" in command)
             run(on_cpu + re.sub(r"(launcher/(train|find_lr)\.py)", r"\1 threads=1 epochs=2", command))
             done += 1
         if " -m " in command and "slurm" not in command:
             (grid,) = (place / "outputs/grids").glob("*/*")
             grid.rename(place / "outputs/grids/NAME")
-    assert done >= 12 and (place / "predictions.csv").is_file() and (place / "RUN-rerun").is_dir()
+    assert done >= 18 and (place / "predictions.csv").is_file() and (place / "RUN-rerun").is_dir()
 
 
 # --- The site and the pictures ----------------------------------------------------------------------------------------
