@@ -170,6 +170,10 @@ def compose(
         if any("${" in text.replace(RUN_DIR, "") for text in texts([value])):
             raise ConfigError(f"{name}={show_value(value)}: a text here cannot hold ${{, which begins a reference.")
     check_length(Path(directory), key)
+    for word in overrides:
+        if key_of(word) == "local" and word[0] != "~" and _file(hydra, word.lstrip("+").replace("=", "/")) is None:
+            known = ", ".join(hydra.config_loader.get_group_options("local"))
+            raise ConfigError(f"{word}: no such option. There are: {known or 'none, since there is no conf/local/'}.")
     if own.job.chdir:
         raise ConfigError(
             "hydra.job.chdir=true: a run stays in the directory that it is started in. A setting that is "
@@ -422,6 +426,6 @@ def show(arguments: argparse.Namespace, config_name: str) -> bool:
                 hydra.show_cfg(name, arguments.overrides, arguments.cfg, arguments.package, arguments.resolve)
             else:
                 hydra.show_info(arguments.info, name, arguments.overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(messages.explain(hydra, name, arguments.overrides, error)) from error
     return True
