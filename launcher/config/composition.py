@@ -19,6 +19,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import ConfigDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -169,6 +170,10 @@ def compose(
         if any("${" in text.replace(RUN_DIR, "") for text in texts([value])):
             raise ConfigError(f"{name}={show_value(value)}: a text here cannot hold ${{, which begins a reference.")
     check_length(Path(directory), key)
+    for word in overrides:
+        if key_of(word) == "local" and word[0] != "~" and _file(hydra, word.lstrip("+").replace("=", "/")) is None:
+            known = ", ".join(hydra.config_loader.get_group_options("local"))
+            raise ConfigError(f"{word}: no such option. There are: {known or 'none, since there is no conf/local/'}.")
     if own.job.chdir:
         raise ConfigError(
             "hydra.job.chdir=true: a run stays in the directory that it is started in. A setting that is "
@@ -385,9 +390,16 @@ def _set_by_files(hydra: Hydra, own: DictConfig, overrides: list[str], group: st
 
 
 def _file(hydra: Hydra, name: str) -> DictConfig | None:
-    """A file of the config as it is written, before overrides."""
+    """An option as it is written, over the files that its own defaults name, before overrides."""
     result = ConfigRepository(hydra.config_loader.get_search_path()).load_config(name)
-    return result.config if result is not None and isinstance(result.config, DictConfig) else None
+    if result is None or not isinstance(result.config, DictConfig):
+        return None
+    group = name.rpartition("/")[0]
+    named = [str(one.path) for one in result.defaults_list or () if isinstance(one, ConfigDefault)]
+    bases = [_file(hydra, path[1:] if path[0] == "/" else f"{group}/{path}") for path in named if path != "_self_"]
+    merged = OmegaConf.merge(*filter(None, bases), result.config)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 # --- Resuming ------------------------------------------------------------------------------------------------------
@@ -414,6 +426,6 @@ def show(arguments: argparse.Namespace, config_name: str) -> bool:
                 hydra.show_cfg(name, arguments.overrides, arguments.cfg, arguments.package, arguments.resolve)
             else:
                 hydra.show_info(arguments.info, name, arguments.overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(messages.explain(hydra, name, arguments.overrides, error)) from error
     return True
