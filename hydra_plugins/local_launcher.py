@@ -27,7 +27,7 @@ class GridSweeper(basic_sweeper.BasicSweeper):
             ConfigError: There is none, or more than hydra.launcher.max_points.
             HydraException: What is swept, or a setting, is wrong.
         """
-        from launcher.config.rules import whole
+        from launcher.config.checks import check_options
         from launcher.sweep.trials import check_count
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
@@ -43,12 +43,8 @@ class GridSweeper(basic_sweeper.BasicSweeper):
             else:
                 lengths[key] = 1
         most = self.config.hydra.launcher.get("max_points", 1000)
-        for key, value, rule in (
-            ("hydra.launcher.max_points", most, whole(1)),
-            ("hydra.sweeper.max_batch_size", self.max_batch_size, whole(1).or_null()),
-        ):
-            if not rule.fits(value):
-                raise HydraException(f"{key}={value}: must be {rule.words}.")
+        check_options({"max_points": most}, "SweepLimit")
+        check_options({"max_batch_size": self.max_batch_size}, "Sweeper", "hydra.sweeper")
         check_count(math.prod(lengths.values()), most)
         if isinstance(self.launcher, LocalLauncher):  # which sees one batch at a time
             self.launcher.task.swept = frozenset(key for key, length in lengths.items() if length > 1)

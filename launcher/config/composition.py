@@ -1,4 +1,4 @@
-"""Composition of conf/, the typed schema of its settings, and every check that needs no device.
+"""Composition of conf/ and a command line to the checked config of a run, a trial or a command.
 
 Nothing here imports torch, so that a wrong setting is answered in well under a second.
 """
@@ -30,17 +30,11 @@ from launcher.config import messages
 from launcher.config.accelerate_flags import adopt, parent_command
 from launcher.config.checks import check_known, check_settings, filled, needed
 from launcher.config.command_line import parse_arguments
+from launcher.config.components import COMPONENTS
 from launcher.config.composed import Composed
 from launcher.config.places import CONF, check_length
-from launcher.config.rules import Rule
-from launcher.config.schema import COMPONENTS, SCHEMA
 from launcher.config.tree import RUN_DIR, key_of, leaves, map_texts, override, show_value, texts
 from launcher.core.errors import ConfigError
-
-# --- The schema: what a value may be -------------------------------------------------------------------------------
-
-
-# --- Composition ---------------------------------------------------------------------------------------------------
 
 
 class SweepAsked(ConfigError):
@@ -114,7 +108,7 @@ def compose(
     hydra: Hydra,
     config_name: str,
     overrides: list[str],
-    schema: Mapping[str, Rule] = SCHEMA,
+    program: str = "train",
     trial: Mapping[str, Any] | None = None,
 ) -> Composed:
     """Compose one run's config, resolve it and check it against its schema.
@@ -123,7 +117,7 @@ def compose(
         hydra: Over conf/.
         config_name: The primary config.
         overrides: The command line's.
-        schema: Of its settings.
+        program: Whose settings they are; see schema.MODELS.
         trial: Of a sweep's trial, what Hydra says of it in hydra.job: num, id, override_dirname.
 
     Raises:
@@ -141,7 +135,7 @@ def compose(
         config.hydra.mode = RunMode.RUN if trial is None else RunMode.MULTIRUN
         config.hydra.job.update(trial or {})
         HydraConfig.instance().set_config(config)
-        plain, told, local = _resolved(hydra, config, overrides, schema)
+        plain, told, local = _resolved(hydra, config, overrides, program)
         own = config.hydra
         with read_write(own):
             _told.clear()
@@ -187,21 +181,24 @@ def compose(
             from launcher.config import trust
 
             trust.check_targets(plain, Path(source.path).parent)
-    plain = filled(plain, schema)
-    check_settings(plain, schema)
+    plain = filled(plain, program)
+    check_settings(plain, program)
     environment: Mapping[str, str] = os.environ
     if isinstance(devices := own.launcher.get("devices_per_run"), int) and trial is not None:
         environment = {**environment, "WORLD_SIZE": str(devices)}  # of the trial, which shares its batch among so many
-    if "mixed_precision" in schema and (more := adopt(plain, overrides, environment, parent_command())):
-        return replace(compose(hydra, config_name, [*overrides, *more], schema, trial), adopted=more)
+    if "mixed_precision" in plain and (more := adopt(plain, overrides, environment, parent_command())):
+        return replace(compose(hydra, config_name, [*overrides, *more], program, trial), adopted=more)
     made = Composed(OmegaConf.create(), own, list(overrides), told, local)
     return made.having(plain)
 
 
 def _resolved(
-    hydra: Hydra, config: DictConfig, overrides: list[str], schema: Mapping[str, Rule]
+    hydra: Hydra, config: DictConfig, overrides: list[str], program: str
 ) -> tuple[dict[str, Any], frozenset[str], bool]:
     """The settings of a config with their `${...}` resolved, and Composed's `told` and `local`."""
+    from launcher.config.schema import SCHEMAS
+
+    schema = SCHEMAS[program]
     for word in overrides:
         key = word[1:].partition("=")[0] if word.startswith("~") else ""
         if key in schema and (key in COMPONENTS or key.partition(".")[0] not in COMPONENTS):
@@ -234,7 +231,7 @@ def _told_by(node: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from leaves({key: value}, prefix)
 
 
-def compose_tool(config_name: str, argv: list[str], schema: Mapping[str, Rule]) -> Composed | None:
+def compose_tool(config_name: str, argv: list[str]) -> Composed | None:
     """Compose the config of a command that takes up a run.
 
     A word that is no override names the run, and settings of the run's data source (`data.root=...`) are added.
@@ -242,7 +239,6 @@ def compose_tool(config_name: str, argv: list[str], schema: Mapping[str, Rule]) 
     Args:
         config_name: Its file in conf/.
         argv: The words of the command line.
-        schema: Of its settings.
 
     Returns:
         None where the command line only asks to be shown something, which it was.
@@ -261,7 +257,7 @@ def compose_tool(config_name: str, argv: list[str], schema: Mapping[str, Rule]) 
             word = override(key, value)  # a point of a grid is called optimizer=adam,seed=1
         overrides.append(f"++{word}" if word.startswith("data.") else word)
     with opened(arguments, config_name) as (hydra, name):
-        return compose(hydra, name, overrides, schema)
+        return compose(hydra, name, overrides, config_name)
 
 
 class Task:
@@ -388,9 +384,6 @@ def _file(hydra: Hydra, name: str) -> DictConfig | None:
     """A file of the config as it is written, before overrides."""
     result = ConfigRepository(hydra.config_loader.get_search_path()).load_config(name)
     return result.config if result is not None and isinstance(result.config, DictConfig) else None
-
-
-# --- Resuming ------------------------------------------------------------------------------------------------------
 
 
 def show(arguments: argparse.Namespace, config_name: str) -> bool:

@@ -18,6 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config.tree import override
 
+FP16_ON_CPU = (
+    "mixed_precision=fp16: a CPU has no fp16 training (Accelerate would run fp32 in silence). "
+    "Use mixed_precision=bf16 or no, or a GPU."
+)
+
 # What users of Lightning, the HF Trainer, timm, Composer and Keras type, by what it is called here: a setting that
 # takes the same value, or a sentence where something else takes its place.
 WORDS: dict[str, str] = {

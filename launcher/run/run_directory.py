@@ -20,10 +20,10 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from launcher.config.checks import filled
+from launcher.config.components import COMPONENTS
 from launcher.config.composed import Composed, publish
 from launcher.config.places import check_writable, make_directory
 from launcher.config.resume import differences
-from launcher.config.schema import COMPONENTS
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
 from launcher.core.files import last_step, read_json, write_json, write_text

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 import launcher
 from launcher.config import composition
+from launcher.config.checks import check_options
 from launcher.config.places import make_directory
-from launcher.config.rules import FLAG, TEXT, one_of, whole
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json
 from launcher.distributed import slurm
@@ -66,19 +66,7 @@ class Options:
         Raises:
             ConfigError: A setting is wrong.
         """
-        rules = {
-            "max_parallel": whole(1).or_null(),
-            "max_points": whole(1),
-            "max_requeues": whole(0),
-            "snapshot": FLAG,
-            "wait": FLAG,
-            "dry_run": FLAG,
-            "metric": TEXT.or_null(),
-            "metric_mode": one_of("min", "max").or_null(),
-        }
-        for name, rule in rules.items():
-            if not rule.fits(value := getattr(self, name)):
-                raise ConfigError(f"hydra.launcher.{name}={value}: must be {rule.words}.")
+        check_options(vars(self), "SlurmSweep")
         for name, value in self.cluster.items():
             if name in OURS:
                 raise ConfigError(f"cluster.{name}: the grid sets this option of sbatch itself.")

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import launcher
-from launcher.config import composition
+from launcher.config import composition, messages
+from launcher.config.checks import check_options
 from launcher.config.places import make_directory
-from launcher.config.rules import TEXT, one_of, parse_duration, whole
-from launcher.config.schema import FP16_ON_CPU
+from launcher.core.durations import parse_duration
 from launcher.core.errors import ConfigError
 from launcher.distributed import children, gpus, process_group
 from launcher.distributed.stopping import SIGNALS, StopRequest
@@ -472,21 +472,7 @@ class Options:
         Raises:
             ConfigError: A setting is wrong.
         """
-        rules = {
-            "devices_per_run": whole(1).or_word("auto"),
-            "parallel": whole(1).or_word("auto"),
-            "max_parallel": whole(1).or_null(),
-            "max_points": whole(1),
-            "metric": TEXT.or_null(),
-            "metric_mode": one_of("min", "max").or_null(),
-        }
-        for name, rule in rules.items():
-            if not rule.fits(value := getattr(self, name)):
-                raise ConfigError(f"hydra.launcher.{name}={value}: must be {rule.words}.")
-        try:
-            parse_duration(self.max_time_per_run)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("max_time=", "hydra.launcher.max_time_per_run=")) from None
+        check_options(vars(self), "LocalSweep")
 
     @property
     def world(self) -> int:
@@ -503,7 +489,7 @@ class Options:
         """
         kind = "cpu" if settings.device == "cpu" or not devices.may_have_gpus() else "gpu"
         if kind == "cpu" and settings.mixed_precision == "fp16":
-            raise ConfigError(FP16_ON_CPU)
+            raise ConfigError(messages.FP16_ON_CPU)
         threads = settings.threads
         if threads == "auto" and (threads := process_group.exported_threads()) is None:
             # Those that run at once share the cores: as many as may, or as there are GPUs for. On a CPU each takes one.

@@ -12,17 +12,17 @@ from processes import REPOSITORY, command, rows, train
 from launcher.commands import rerun
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
+from launcher.config.components import COMPONENTS
 from launcher.config.resume import differences
-from launcher.config.rules import UNSTATED, Section
-from launcher.config.schema import COMPONENTS, FOUNDING, SCHEMA
-from launcher.config.tree import leaves
+from launcher.config.schema import FOUNDING, SCHEMA
+from launcher.config.tree import UNSTATED, leaves
 from launcher.data.source import build_data
 from launcher.run import run_directory, saved
 
 TABLE = "a,b,y\n" + "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(60))
 RUN = ["data=csv", "data.path=table.csv", "data.target=y", "epochs=3", "threads=1", "checkpoint.every=1",
        "eval_every=1", "hydra.run.dir=run"]  # fmt: skip
-STATED = [key for key, rule in SCHEMA.items() if rule.absent is not UNSTATED]
+STATED = [key for key, known in SCHEMA.items() if known.absent is not UNSTATED]
 LATER = [key for key in STATED if key.partition(".")[0] not in COMPONENTS]
 # The settings of the very first commit, without which nobody ever trained.
 FIRST = {
@@ -74,10 +74,10 @@ def older(original, tmp_path):
 def test_every_setting_of_the_launcher_says_what_its_absence_means():
     for key in SCHEMA:
         group = key.partition(".")[0]
-        leaf = not isinstance(SCHEMA[key], Section)
+        leaf = not SCHEMA[key].section
         if leaf and group not in COMPONENTS and key not in (*FOUNDING, "strategy.bucket_cap_mb",
                                                                    "strategy.broadcast_buffers"):  # fmt: skip
-            assert key in STATED, f"{key}: add .neutral(what a run without it does)"
+            assert key in STATED, f"{key}: say what a run without it does"
             assert SCHEMA[key].fits(SCHEMA[key].absent)
 
 
