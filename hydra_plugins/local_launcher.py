@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
@@ -13,8 +12,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from launcher.config.hydra_api import BasicSweeper
 
-class GridSweeper(basic_sweeper.BasicSweeper):
+
+class GridSweeper(BasicSweeper):
     """Every combination of what is swept, as Hydra's own sweeper makes them.
 
     Hydra's composes every point twice, writes files before it has checked them, and gives up all where one failed.

@@ -7,19 +7,11 @@ import argparse
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import main as hydra_main
-from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -32,6 +24,9 @@ from launcher.config.checks import check_known, check_settings, filled, needed
 from launcher.config.command_line import parse_arguments
 from launcher.config.components import COMPONENTS
 from launcher.config.composed import Composed
+from launcher.config.help import show
+from launcher.config.hydra_api import Hydra, asked_resolvers, detach, opened, read_file
+from launcher.config.migrations import SCHEMA_VERSION, migrated
 from launcher.config.places import CONF, check_length
 from launcher.config.tree import RUN_DIR, key_of, leaves, map_texts, override, show_value, texts
 from launcher.core.errors import ConfigError
@@ -39,51 +34,6 @@ from launcher.core.errors import ConfigError
 
 class SweepAsked(ConfigError):
     """The config asks for a sweep (hydra.mode=MULTIRUN) where one run was to be composed."""
-
-
-@contextmanager
-def opened(arguments: argparse.Namespace, config_name: str) -> Iterator[tuple[Hydra, str]]:
-    """Hydra over conf/ and the person's own --config-dir, and the name of the primary config.
-
-    Raises:
-        ConfigError: The directory does not exist.
-    """
-    conf = arguments.config_path or str(CONF)
-    search_path = create_config_search_path(f"file://{Path(conf).resolve()}")
-    if arguments.config_dir is not None:
-        own = Path(arguments.config_dir).resolve()
-        if not own.is_dir():
-            raise ConfigError(f"--config-dir={arguments.config_dir}: there is no such directory.")
-        search_path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
-    GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2(task_name=config_name, config_search_path=search_path)
-    moment = datetime.now()  # one for all that a command composes: each run of a sweep, and the sweep itself
-    OmegaConf.register_new_resolver("now", lambda pattern: _asked("now", moment.strftime(pattern)), replace=True)
-    OmegaConf.register_new_resolver("hydra", lambda key: _asked("hydra", _of_hydra(key)), replace=True)
-    try:
-        yield hydra, arguments.config_name or config_name
-    finally:
-        GlobalHydra.instance().clear()
-
-
-_told: set[str] = set()  # the resolvers that were asked, of `now` and `hydra`
-
-
-def _asked(resolver: str, value: Any) -> Any:
-    _told.add(resolver)
-    return value
-
-
-def _of_hydra(key: str) -> Any:
-    """What `${hydra:key}` is: Hydra's own answer, but for a name that it does not have."""
-    if key == "runtime.output_dir":
-        return RUN_DIR
-    node: Any = HydraConfig.get()
-    for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node._content:  # type: ignore[operator]
-            raise ConfigError(f"Hydra has no {key}; --cfg hydra shows what it has.")
-        node = None if OmegaConf.is_missing(node, part) else node[part]
-    return node
 
 
 def compose_run(hydra: Hydra, config_name: str, arguments: argparse.Namespace) -> Composed | None:
@@ -125,27 +75,14 @@ def compose(
         SweepAsked: It is a sweep, and `trial` is None.
     """
     before = HydraConfig.instance().cfg
+    key = "hydra.run.dir" if trial is None else "hydra.sweep.subdir"
     try:
-        try:
-            config = hydra.compose_config(config_name, overrides, RunMode.RUN, from_shell=False)
-        except KeyError as error:
-            raise ConfigError(f"hydra.job.env_copy: the environment has no variable {error}.") from error
-        if trial is None and config.hydra.mode == RunMode.MULTIRUN:
-            raise SweepAsked("hydra.mode=MULTIRUN: this is one run. Name one value for each setting.")
-        config.hydra.mode = RunMode.RUN if trial is None else RunMode.MULTIRUN
-        config.hydra.job.update(trial or {})
+        config = _compose_node(hydra, config_name, overrides, trial)
         HydraConfig.instance().set_config(config)
         plain, told, local = _resolved(hydra, config, overrides, program)
-        own = config.hydra
-        with read_write(own):
-            _told.clear()
-            key = "hydra.run.dir" if trial is None else "hydra.sweep.subdir"
-            directory = str(OmegaConf.select(config, key))
-            OmegaConf.update(config, key, directory)
-            own.job.env_set = OmegaConf.to_container(own.job.env_set, resolve=True)
-            local = local or bool(_told)
-            own._set_parent(None)
-        OmegaConf.set_readonly(own, False)
+        asked_resolvers.clear()
+        own, directory = _own_node(config, key)
+        local = local or bool(asked_resolvers)
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -155,13 +92,58 @@ def compose(
         raise ConfigError(messages.explain(hydra, config_name, overrides, error)) from error
     finally:
         HydraConfig.instance().cfg = before
+    _check_hydra(own, key, directory)
+    for name, value in leaves(plain).items():
+        if any("${" in text.replace(RUN_DIR, "") for text in texts([value])):
+            raise ConfigError(f"{name}={show_value(value)}: a text here cannot hold ${{, which begins a reference.")
+    if plain.get("mixed_precision") is False:  # an unquoted `no` in somebody's YAML
+        plain["mixed_precision"] = "no"
+    for run_dir in _run_directories(own):
+        from launcher.config import trust
+
+        trust.check_targets(plain, run_dir)
+    plain = filled(plain, program)
+    check_settings(plain, program)
+    environment: Mapping[str, str] = os.environ
+    if isinstance(devices := own.launcher.get("devices_per_run"), int) and trial is not None:
+        environment = {**environment, "WORLD_SIZE": str(devices)}  # of the trial, which shares its batch among so many
+    if "mixed_precision" in plain and (more := adopt(plain, overrides, environment, parent_command())):
+        return replace(compose(hydra, config_name, [*overrides, *more], program, trial), adopted=more)
+    made = Composed(OmegaConf.create(), own, list(overrides), told, local)
+    return made.having(plain)
+
+
+def _compose_node(hydra: Hydra, config_name: str, overrides: list[str], trial: Mapping[str, Any] | None) -> DictConfig:
+    """The config as Hydra composes it, which knows the mode and the trial."""
+    try:
+        config: DictConfig = hydra.compose_config(config_name, overrides, RunMode.RUN, from_shell=False)
+    except KeyError as error:
+        raise ConfigError(f"hydra.job.env_copy: the environment has no variable {error}.") from error
+    if trial is None and config.hydra.mode == RunMode.MULTIRUN:
+        raise SweepAsked("hydra.mode=MULTIRUN: this is one run. Name one value for each setting.")
+    config.hydra.mode = RunMode.RUN if trial is None else RunMode.MULTIRUN
+    config.hydra.job.update(trial or {})
+    return config
+
+
+def _own_node(config: DictConfig, key: str) -> tuple[DictConfig, str]:
+    """Hydra's node apart from the settings, and the directory that the setting `key` of it names, both resolved."""
+    own = config.hydra
+    with read_write(own):
+        directory = str(OmegaConf.select(config, key))
+        OmegaConf.update(config, key, directory)
+        own.job.env_set = OmegaConf.to_container(own.job.env_set, resolve=True)
+        detach(own)
+    OmegaConf.set_readonly(own, False)
+    return own, directory
+
+
+def _check_hydra(own: DictConfig, key: str, directory: str) -> None:
+    """Check the settings of Hydra itself, and the directory that one of them names."""
     if RUN_DIR in directory:
         raise ConfigError(f"{key}={directory}: refers to itself.")
     if not directory:
         raise ConfigError(f"{key}: names no directory; {key}=. is the one that you are in.")
-    for name, value in leaves(plain).items():
-        if any("${" in text.replace(RUN_DIR, "") for text in texts([value])):
-            raise ConfigError(f"{name}={show_value(value)}: a text here cannot hold ${{, which begins a reference.")
     check_length(Path(directory), key)
     if own.job.chdir:
         raise ConfigError(
@@ -174,22 +156,6 @@ def compose(
         )
     if own.callbacks:
         raise ConfigError("hydra.callbacks: a run calls none. Put what they do into a class of your own.")
-    if plain.get("mixed_precision") is False:  # an unquoted `no` in somebody's YAML
-        plain["mixed_precision"] = "no"
-    for source in own.runtime.config_sources:
-        if source.schema == "file" and Path(source.path).name == ".hydra":  # a run directory's
-            from launcher.config import trust
-
-            trust.check_targets(plain, Path(source.path).parent)
-    plain = filled(plain, program)
-    check_settings(plain, program)
-    environment: Mapping[str, str] = os.environ
-    if isinstance(devices := own.launcher.get("devices_per_run"), int) and trial is not None:
-        environment = {**environment, "WORLD_SIZE": str(devices)}  # of the trial, which shares its batch among so many
-    if "mixed_precision" in plain and (more := adopt(plain, overrides, environment, parent_command())):
-        return replace(compose(hydra, config_name, [*overrides, *more], program, trial), adopted=more)
-    made = Composed(OmegaConf.create(), own, list(overrides), told, local)
-    return made.having(plain)
 
 
 def _resolved(
@@ -207,27 +173,36 @@ def _resolved(
     raw: Any = OmegaConf.to_container(config)
     text = "\n".join(texts(raw))
     del raw["hydra"]
+    places = _run_directories(config.hydra)
+    if (places or SCHEMA_VERSION in raw) and SCHEMA_VERSION not in map(key_of, overrides):  # or of a copy of its config
+        raw = migrated(raw, f"run_dir={places[0]}" if places else f"--config-name={config.hydra.job.config_name}")
     raw.pop("cluster", None)  # where a run is submitted to is no setting of the run
     check_known(raw, config.hydra, schema, text)
     # `${hydra.job.num}` refers to a node that is not there any more; `${hydra:job.num}` is the same.
     settings = OmegaConf.create(map_texts(raw, lambda text: re.sub(r"\$\{hydra\.", "${hydra:", text)))
-    _told.clear()
+    asked_resolvers.clear()
     plain: Any = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
-    told = frozenset(_told_by(settings)) if _told else frozenset()
+    told = frozenset(_told_by(settings)) if asked_resolvers else frozenset()
     return {str(key): value for key, value in plain.items()}, told, bool(told) or "oc.env" in text
+
+
+def _run_directories(own: DictConfig) -> list[Path]:
+    """The run directories that a config is taken from: --config-path=RUN_DIR/.hydra --config-name=config."""
+    places = [Path(source.path) for source in own.runtime.config_sources if source.schema == "file"]
+    return [place.parent for place in places if place.name == ".hydra"]
 
 
 def _told_by(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of the settings that ask the clock or Hydra, by themselves or by what they refer to."""
     for key in map(str, node):
-        _told.clear()
+        asked_resolvers.clear()
         value = node[key]
         if isinstance(value, DictConfig) and not OmegaConf.is_interpolation(node, key):
             yield from _told_by(value, f"{prefix}{key}.")
             continue
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)
-        if _told:
+        if asked_resolvers:
             yield from leaves({key: value}, prefix)
 
 
@@ -349,8 +324,8 @@ def _drop_inherited(hydra: Hydra, config: DictConfig, own: DictConfig, overrides
         node = config.get(group) if "/" not in str(group) and "@" not in str(group) else None
         if not isinstance(node, DictConfig) or not option or "_target_" not in node:
             continue
-        file = _file(hydra, f"{group}/{option}")
-        if file is None or file.get("_target_") == node.get("_target_"):
+        found = read_file(hydra, f"{group}/{option}")
+        if found is None or found[1].get("_target_") == node.get("_target_"):
             continue
         from launcher.config.components import locate, named
 
@@ -359,7 +334,7 @@ def _drop_inherited(hydra: Hydra, config: DictConfig, own: DictConfig, overrides
         names |= _set_by_files(hydra, own, overrides, str(group), f"{group}/{option}")
         with read_write(node), open_dict(node):
             for key in list(node):
-                inherited = key in file and f"{group}.{key}" not in chosen and not str(key).startswith("_")
+                inherited = key in found[1] and f"{group}.{key}" not in chosen and not str(key).startswith("_")
                 if inherited and key not in names:
                     del node[key]
 
@@ -371,42 +346,10 @@ def _set_by_files(hydra: Hydra, own: DictConfig, overrides: list[str], group: st
     for default in made_of:
         if default.config_path in (None, option) or str(default.config_path).startswith("hydra/"):
             continue
-        loaded = ConfigRepository(hydra.config_loader.get_search_path()).load_config(str(default.config_path))
-        if loaded is None or loaded.path == f"file://{CONF}" or not isinstance(loaded.config, DictConfig):
+        loaded = read_file(hydra, str(default.config_path))
+        if loaded is None or loaded[0] == f"file://{CONF}":
             continue
         package = default.package or ""
-        node: Any = loaded.config if package == group else loaded.config.get(group) if package == "" else None
+        node: Any = loaded[1] if package == group else loaded[1].get(group) if package == "" else None
         found |= {str(key) for key in node} if isinstance(node, DictConfig) else set()
     return found
-
-
-def _file(hydra: Hydra, name: str) -> DictConfig | None:
-    """A file of the config as it is written, before overrides."""
-    result = ConfigRepository(hydra.config_loader.get_search_path()).load_config(name)
-    return result.config if result is not None and isinstance(result.config, DictConfig) else None
-
-
-def show(arguments: argparse.Namespace, config_name: str) -> bool:
-    """Answer --help, --hydra-help, --cfg, --info and --shell-completion as Hydra does.
-
-    Returns:
-        False where the command line asks for none of them.
-    """
-    if not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion):
-        return False
-    if arguments.shell_completion:  # Hydra reads the shell's request from its own command line
-        hydra_main(version_base="1.3", config_path=str(CONF), config_name=config_name)(lambda config: None)()
-        return True
-    with opened(arguments, config_name) as (hydra, name):
-        try:
-            if arguments.help:
-                hydra.app_help(name, get_args_parser(), arguments)
-            elif arguments.hydra_help:
-                hydra.hydra_help(name, get_args_parser(), arguments)
-            elif arguments.cfg:
-                hydra.show_cfg(name, arguments.overrides, arguments.cfg, arguments.package, arguments.resolve)
-            else:
-                hydra.show_info(arguments.info, name, arguments.overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(messages.explain(hydra, name, arguments.overrides, error)) from error
-    return True

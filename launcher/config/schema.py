@@ -18,6 +18,7 @@ from launcher.config.setting import (
     Fraction,
     Mode,
     NotNegative,
+    Off,
     ParameterPatterns,
     Positive,
     ProjectName,
@@ -214,10 +215,10 @@ class Wandb(Section):
     name: Text | None = setting("Name of the run; null: WANDB_NAME, else the run directory's.", None, free=True)
     group: Text | None = setting("Group of the run; null: WANDB_RUN_GROUP.", None, free=True)
     tags: Tags = setting("Tags of the run.", [], free=True)
-    artifacts: Literal[False, "best", "all"] = setting(
+    artifacts: Off | Literal["best", "all"] = setting(
         "Checkpoints uploaded as artifacts: the best one when the run ends, or all that are kept.", False, free=True
     )
-    watch: Literal[False, "gradients", "parameters", "all"] = setting(
+    watch: Off | Literal["gradients", "parameters", "all"] = setting(
         "Histograms of gradients or parameters, as wandb.watch has them.", False, free=True
     )
     watch_every: Count = setting("Updates between two of these histograms.", 100, free=True)
@@ -260,7 +261,7 @@ class Train(Section):
     clip_grad_value: Positive | None = setting("Largest absolute value of each element of the gradient.", None)
     log_grad_norm: bool = setting("Records the norm of the gradient also where it is not clipped.", False, free=True)
     activation_checkpointing: Annotated[
-        Literal[False] | Annotated[list[Text], Field(min_length=1)],
+        Off | Annotated[list[Text], Field(min_length=1)],
         Words("false, or a list of patterns of module names, such as [layers.*]"),
     ] = setting("Modules whose activations are computed again in the backward: less memory.", False, free=True)
     ema_decay: Fraction | None = setting(
@@ -435,4 +436,12 @@ SCHEMA = SCHEMAS["train"]
 # What no launcher ever was without.
 FOUNDING = tuple(key for key, known in SCHEMA.items() if known.required)
 # What may differ when a run directory is started again, because the result does not depend on it.
-FREE_ON_RESUME = (*(key for key, known in SCHEMA.items() if known.marked("free")), "cluster")
+FREE_ON_RESUME = (
+    *(key for key, known in SCHEMA.items() if known.marked("free")),
+    *(
+        key
+        for key, known in SCHEMA.items()
+        if known.section and all(one.marked("free") for _, one in flat(known.section))
+    ),
+    "cluster",
+)

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticUndefined
 
@@ -26,6 +35,13 @@ class Words:
         return {**handler(core), "words": self.text}
 
 
+def _off(value: bool) -> bool:
+    if value:
+        raise ValueError("true says too little")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_off), WithJsonSchema({"const": False})]  # of a Literal[False] 0 is one as well
 LARGEST = 2**63 - 1  # that torch and JSON's readers take
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -85,13 +101,15 @@ class Section(BaseModel):
         instead: A sentence on how the section is switched off, or what stands in its place.
     """
 
-    model_config = CONFIG
+    model_config = CONFIG | ConfigDict(json_schema_extra={"additionalProperties": False})
     main: ClassVar[str] = ""
     instead: ClassVar[str] = ""
 
 
 class Component(Section):
     """Settings of a class, by its `_target_`: those that the launcher knows; the class takes others."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
 
 
 @dataclass(frozen=True)
