@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from launcher.config.checks import filled
 from launcher.config.direction import direction
+from launcher.config.migrations import migrated
 from launcher.config.places import check_length
 from launcher.config.tree import key_of, leaves
 from launcher.core.errors import ConfigError
@@ -145,7 +146,7 @@ def read_grid(path: Path, metric: str | None, mode: str | None) -> Comparison:
         place = path / name
         overrides, config = planned.get(name, []), {}
         if (place / ".hydra/config.yaml").is_file():
-            config = leaves(filled(_yaml(place / ".hydra/config.yaml")))
+            config = leaves(filled(migrated(_yaml(place / ".hydra/config.yaml"), str(place))))
             overrides = list(_yaml(place / ".hydra/overrides.yaml") or overrides)
         state = state_of(place)
         state = active.get(name, state) if state != "finished" else state

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from launcher.config import composition
 from launcher.config.checks import filled
+from launcher.config.migrations import migrated, stamped
 from launcher.config.places import check_length, check_writable
 from launcher.config.resume import differences
 from launcher.config.schema import FREE_ON_RESUME
@@ -212,6 +213,7 @@ def _point(
     state = state_of(directory)
     if state != "new" and (directory / run_directory.CONFIG).is_file():
         before = run_directory.read_config(directory, "hydra.sweep.dir")
+        before = migrated(before, f"hydra.sweep.dir={path}")
         composed = composed.as_begun(before)
         _refuse_mixing(path, before, composed.plain())
     settings, plain = composed.settings, composed.plain()
@@ -319,7 +321,7 @@ def remember(path: Path, master: Any, points: Sequence[Point], base: Mapping[str
         "started": started_words(),
         "options": config_options(sys.argv[1:]),
         "devices_per_run": points[0].world,
-        "base": known.get("base") or base,
+        "base": known.get("base") or (stamped(base) if base else {}),
         "points": named,
     }
     write_json(path / "grid.json", content)

@@ -205,6 +205,34 @@ def test_data_that_was_described_before_an_argument_came(tmp_path):
     assert build_data(settings).record() == whole.record()
 
 
+def test_a_run_from_before_classes_moved_is_taken_up(older):
+    """Its config has no version, and names that this launcher has moved."""
+    words = ["loss=focal", "optimizer=lion", "scheduler=constant", "epochs=2", "wandb.mode=disabled"]
+    words = [*(word for word in RUN if not word.startswith(("epochs", "hydra"))), *words, "hydra.run.dir=moved"]
+    train(words, older).ok()
+    file = older / "moved/.hydra/config.yaml"
+    text = file.read_text().replace("losses.focal.FocalLoss", "losses.FocalLoss")
+    text = text.replace("optimizers.lion.Lion", "optimizers.Lion")
+    file.write_text(text.replace("schema_version: 1\n", ""))
+    assert text.count("launcher.losses.FocalLoss") == text.count("launcher.optimizers.Lion") == 1
+    for program, more in (("evaluate", ["moved"]), ("rerun", ["moved", "output=again"])):
+        command(program, more, older, name=f"../io-{program}").ok()
+    assert rows(older / "again") == rows(older / "moved")
+    same = ["--config-dir", "moved/.hydra", "--config-name", "config", "hydra.run.dir=other"]
+    train(same, older).ok()
+    assert rows(older / "other") == rows(older / "moved")
+    assert "resumed" in train([*words, "epochs=3"], older).ok().out()
+    assert file.read_text().startswith("schema_version: 1\n")
+
+
+def test_a_run_of_a_later_launcher_is_refused_in_a_sentence(older):
+    file = older / "run/.hydra/config.yaml"
+    file.write_text(file.read_text().replace("schema_version: 1\n", "schema_version: 7\n"))
+    for program, words in (("evaluate", ["run"]), ("rerun", ["run"]), ("train", [*RUN, "scheduler=constant"])):
+        answer = command(program, words, older, name=f"../io-{program}").wait()
+        assert answer.status == [2] and "schema_version=7" in answer.err() and "Traceback" not in answer.err()
+
+
 @pytest.mark.soak
 def test_a_sweep_of_an_earlier_launcher_goes_on(tmp_path):
     words = [sys.executable, str(REPOSITORY / "launcher/train.py"), "-m", "max_steps=3", "threads=1", "seed=1,2",
