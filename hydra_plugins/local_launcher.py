@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
@@ -13,8 +12,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from launcher.config.hydra_api import BasicSweeper
 
-class GridSweeper(basic_sweeper.BasicSweeper):
+
+class GridSweeper(BasicSweeper):
     """Every combination of what is swept, as Hydra's own sweeper makes them.
 
     Hydra's composes every trial twice, writes files before it has checked them, and gives up all where one failed.
@@ -27,7 +28,7 @@ class GridSweeper(basic_sweeper.BasicSweeper):
             ConfigError: There is none, or more than hydra.launcher.max_points.
             HydraException: What is swept, or a setting, is wrong.
         """
-        from launcher.config.rules import whole
+        from launcher.config.checks import check_options
         from launcher.sweep.sweep import check_count
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
@@ -43,12 +44,8 @@ class GridSweeper(basic_sweeper.BasicSweeper):
             else:
                 lengths[key] = 1
         most = self.config.hydra.launcher.get("max_points", 1000)
-        for key, value, rule in (
-            ("hydra.launcher.max_points", most, whole(1)),
-            ("hydra.sweeper.max_batch_size", self.max_batch_size, whole(1).or_null()),
-        ):
-            if not rule.fits(value):
-                raise HydraException(f"{key}={value}: must be {rule.words}.")
+        check_options({"max_points": most}, "SweepLimit")
+        check_options({"max_batch_size": self.max_batch_size}, "Sweeper", "hydra.sweeper")
         check_count(math.prod(lengths.values()), most)
         if isinstance(self.launcher, LocalLauncher):  # which sees one batch at a time
             self.launcher.task.swept = frozenset(key for key, length in lengths.items() if length > 1)

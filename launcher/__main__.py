@@ -21,6 +21,7 @@ COMMANDS = {  # name: the module whose main() it is, and what it does
     "rerun": ("launcher.commands.rerun", "repeat a run from its directory"),
     "compare": ("launcher.commands.compare", "compare the trials of a sweep"),
     "doctor": ("launcher.commands.doctor", "check the ranks, devices, network and clocks of a launch"),
+    "schema": ("launcher.commands.schema", "print a JSON Schema of the settings, for editors"),
     "sync": ("launcher.commands.sync", "upload runs that W&B recorded offline"),
 }
 

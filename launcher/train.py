@@ -21,8 +21,8 @@ from launcher import check
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
 from launcher.config.composed import Composed, publish
-from launcher.config.composition import show
-from launcher.config.rules import parse_duration
+from launcher.config.help import show
+from launcher.core.durations import parse_duration
 from launcher.distributed import process_group
 from launcher.distributed.watch import Watch, by_rank_0, finish, guarded
 from launcher.run import logs, run_directory

@@ -23,10 +23,10 @@ from markdown_it import MarkdownIt
 from processes import REPOSITORY
 
 from launcher.__main__ import COMMANDS
-from launcher.config import composition, schema
+from launcher.config import composition
 from launcher.config.command_line import parse_arguments
-from launcher.config.composition import show
-from launcher.config.schema import FIND_LR_SCHEMA, SCHEMA
+from launcher.config.help import show
+from launcher.config.schema import SCHEMA, SCHEMAS
 
 PAGES = sorted(
     path
@@ -85,7 +85,7 @@ PROGRAM = re.compile(
     r"(?:[A-Z_]+=\S* )*(?:python (?:-m )?[\w/.]+|launcher [a-z-]+|torchrun|accelerate launch|srun|sbatch|salloc)(?= |$)"
 )
 SETTINGS = re.compile(r"(?:[+~]*[a-z_]+(?:[./][\w/.@]+)*=\S+(?: |$))+")
-TAKES_A_RUN = {name: getattr(schema, f"{name.upper()}_SCHEMA") for name in ("evaluate", "predict", "export", "rerun")}
+TAKES_A_RUN = {name: SCHEMAS[name] for name in ("evaluate", "predict", "export", "rerun")}
 COMPOSES: set[tuple[str | None, ...]] = set()  # what has been composed without an error
 COMPOSED = ("train", "find_lr", *TAKES_A_RUN)
 
@@ -132,7 +132,7 @@ def compose(program, words):
         for point in points:
             kind = (program, arguments.config_dir, *point)
             if kind not in COMPOSES:
-                composition.compose(hydra, name, point, FIND_LR_SCHEMA if program == "find_lr" else SCHEMA)
+                composition.compose(hydra, name, point, "find_lr" if program == "find_lr" else "train")
             COMPOSES.add(kind)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from launcher.config import composition
 from launcher.config.places import check_file
-from launcher.config.schema import EVALUATE_SCHEMA
 from launcher.core.errors import ConfigError, explained_kernels
 from launcher.distributed import process_group
 from launcher.distributed.watch import Watch, finish, guarded
@@ -25,7 +24,7 @@ def main() -> None:
 
 def command(argv: list[str]) -> int:
     """Read a command line and evaluate."""
-    composed = composition.compose_tool("evaluate", argv, EVALUATE_SCHEMA)
+    composed = composition.compose_tool("evaluate", argv)
     with saved.reading():
         return 0 if composed is None else evaluate(composed.plain())
 

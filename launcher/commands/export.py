@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 
 from launcher.config import composition
 from launcher.config.places import check_writable
-from launcher.config.schema import EXPORT_SCHEMA
 from launcher.core.errors import ConfigError
 from launcher.distributed import process_group
 from launcher.distributed.watch import guarded
@@ -41,7 +40,7 @@ def main() -> None:
 
 def command(argv: list[str]) -> int:
     """Read a command line and export."""
-    composed = composition.compose_tool("export", argv, EXPORT_SCHEMA)
+    composed = composition.compose_tool("export", argv)
     with saved.reading():
         return 0 if composed is None else export(composed.plain())
 

@@ -20,8 +20,7 @@ import launcher
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
 from launcher.config.composed import Composed
-from launcher.config.composition import show
-from launcher.config.schema import FIND_LR_SCHEMA
+from launcher.config.help import show
 from launcher.core.errors import ConfigError
 from launcher.core.files import replacing, write_json
 from launcher.distributed import watch
@@ -79,7 +78,7 @@ def command(argv: list[str]) -> int:
     if arguments.multirun:
         raise ConfigError("-m: a range test is one run. Name one value for each setting.")
     with composition.opened(arguments, "find_lr") as (hydra, name):
-        composed = composition.compose(hydra, name, arguments.overrides, FIND_LR_SCHEMA)
+        composed = composition.compose(hydra, name, arguments.overrides, "find_lr")
     return find_lr(composed)
 
 

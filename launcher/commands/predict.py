@@ -14,7 +14,6 @@ from typing import Any
 
 from launcher.config import composition
 from launcher.config.places import check_file
-from launcher.config.schema import PREDICT_SCHEMA
 from launcher.core.errors import ConfigError, explained_kernels
 from launcher.core.files import replacing
 from launcher.distributed import process_group
@@ -31,7 +30,7 @@ def main() -> None:
 
 def command(argv: list[str]) -> int:
     """Read a command line and predict."""
-    composed = composition.compose_tool("predict", argv, PREDICT_SCHEMA)
+    composed = composition.compose_tool("predict", argv)
     with saved.reading():
         return 0 if composed is None else predict(composed.plain())
 

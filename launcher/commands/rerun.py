@@ -21,7 +21,6 @@ from launcher.config import composition, trust
 from launcher.config.checks import check_settings, filled
 from launcher.config.composed import Composed, hydra_node
 from launcher.config.places import check_length
-from launcher.config.schema import RERUN_SCHEMA
 from launcher.config.tree import directory_override, leaves
 from launcher.core.errors import ConfigError
 from launcher.distributed import process_group
@@ -38,7 +37,7 @@ def main() -> None:
 
 def command(argv: list[str]) -> int:
     """Read a command line, say what differs, and train again."""
-    asked = composition.compose_tool("rerun", argv, RERUN_SCHEMA)
+    asked = composition.compose_tool("rerun", argv)
     if asked is None:
         return 0
     settings = asked.plain()

@@ -5,93 +5,131 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from launcher.config import messages
+from launcher.config.components import COMPONENTS
 from launcher.config.direction import direction
-from launcher.config.rules import FLAG, UNSTATED, Rule, Section
-from launcher.config.schema import COMPONENTS, FOUNDING, FP16_ON_CPU, NOT_SHARDED, OF_STRATEGY, SCHEMA
-from launcher.config.tree import show_value, unquoted
+from launcher.config.tree import UNSTATED, get, show_value, unquoted
 from launcher.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
-def filled(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCHEMA) -> dict[str, Any]:
+    from launcher.config.setting import Setting
+
+NOT_SHARDED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("mixed_precision", ("fp16",), "its gradient scaler would look at one part alone. Use bf16, or strategy=ddp."),
+    ("exact_across_devices", (True,), "it needs the whole gradient on each device. Use strategy=ddp."),
+    ("compile", (True,), "the two are not supported together. Use compile=false, or strategy=ddp."),
+    ("channels_last", (True,), "parts of parameters lie in torch's usual layout. Use channels_last=false."),
+    (
+        "wandb.watch",
+        ("gradients", "parameters", "all"),
+        "histograms are made of whole tensors. Use wandb.watch=false, or strategy=ddp.",
+    ),
+    ("batch.max_per_device", ("auto",), "a device out of memory would leave the others in a gather. Give a number."),
+    (
+        "optimizer._target_",
+        ("launcher.optimizers.muon.Muon", "torch.optim.Muon", "torch.optim.Adafactor", "torch.optim.LBFGS"),
+        "it needs whole matrices, and a device has a part of each. Use optimizer=adamw, or strategy=ddp.",
+    ),
+)
+
+
+def filled(settings: Mapping[str, Any], program: str = "train") -> dict[str, Any]:
     """Settings with the neutral value of each that an earlier launcher did not know.
 
     What a component's class needs and does not get is filled in by `components.build`, which knows the class.
     """
+    from launcher.config.schema import SCHEMAS
+
     whole = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
-    for key, rule in schema.items():
+    for key, known in SCHEMAS[program].items():
         group, _, leaf = key.partition(".")
-        if rule.absent is UNSTATED or group in COMPONENTS:
+        if known.absent is UNSTATED or group in COMPONENTS:
             continue
-        if not leaf:
-            whole.setdefault(group, copy.deepcopy(rule.absent))
-            continue
-        node = whole.setdefault(group, {})
-        if isinstance(node, dict) and not (key in OF_STRATEGY and OF_STRATEGY[key] != node.get("name", "ddp")):
-            node.setdefault(leaf, copy.deepcopy(rule.absent))
+        node = whole.setdefault(group, {}) if leaf else whole
+        if isinstance(node, dict) and known.marked("only") in (None, node.get("name", "ddp")):
+            node.setdefault(leaf or group, copy.deepcopy(known.absent))
     return whole
 
 
-def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCHEMA) -> None:
+def check_settings(settings: Mapping[str, Any], program: str = "train") -> None:
     """Check the type and range of every known setting, and the settings that must fit each other.
 
     Args:
         settings: The composed and resolved config as plain dicts and lists.
-        schema: Dotted name to rule; a name without a dot must be there.
+        program: Whose they are: the name of its primary config.
 
     Raises:
         ConfigError: The first one that does not fit.
     """
-    missing = object()
-    for key, rule in schema.items():
-        value: Any = settings
-        for part in key.split("."):
-            value = value.get(part, missing) if isinstance(value, Mapping) else missing
-        if value is missing:
-            if "." not in key or key in FOUNDING:
-                raise ConfigError(f"{key} is missing from the config: {needed(rule)}.")
-        elif isinstance(rule, Section) and not rule.fits(value):
-            means = rule.main in schema and value not in (None, False) and schema[rule.main].fits(value)
-            meant = f"{rule.main}={show_value(value)}"
-            meant = f"{meant} sets one of them, " if means and not rule.words.startswith(meant) else ""
-            raise ConfigError(f"{key}={show_value(value)}: this is a group of settings; {meant}{rule.words}.")
-        elif not rule.fits(value):
-            raise ConfigError(f"{key}={show_value(value)}: must be {rule.words}.{_type_hint(value, rule)}")
-    if "wandb.project" in schema and settings["wandb"]["mode"] != "disabled":
-        for variable, key in (("WANDB_PROJECT", "wandb.project"), ("WANDB_RUN_ID", "wandb.id")):
-            if (value := os.environ.get(variable)) and not schema[key].fits(value):
-                raise ConfigError(f"{variable}={value} in the environment: must be {schema[key].words}.")
-    if "epochs" in schema:
+    from launcher.config.schema import MODELS, SCHEMAS
+
+    _check_types(settings, MODELS[program], SCHEMAS[program])
+    if program in ("train", "find_lr"):
+        _check_environment(settings, SCHEMAS[program])
         _check_together(settings)
-    if settings.get("device") == "cpu" and settings.get("mixed_precision") == "fp16":
-        raise ConfigError(FP16_ON_CPU)
-    if "tensorboard" in settings.get("trackers", ()) and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError(
-            "trackers: tensorboard is not installed: pip install 'hydra-accelerate-launcher[tensorboard]'."
-        )
-    if (settings.get("strategy") or {}).get("name") == "fsdp":
-        for key, unfit, reason in NOT_SHARDED:
-            value = settings
-            for part in key.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-            if value in unfit:
-                raise ConfigError(f"{key}={show_value(value)} with strategy=fsdp: {reason}")
+        _check_sharded(settings)
 
 
-def needed(rule: Rule) -> str:
+def check_options(options: Mapping[str, Any], name: str, prefix: str = "hydra.launcher") -> None:
+    """Check the settings of a sweep's launcher, or of another plugin of Hydra.
+
+    Args:
+        options: By their names.
+        name: Of their model in schema.py.
+        prefix: Where they are in the config.
+
+    Raises:
+        ConfigError: The first one that does not fit.
+    """
+    from launcher.config import schema
+
+    model = getattr(schema, name)
+    _check_types(options, model, dict(schema.flat(model)), f"{prefix}.")
+
+
+def _check_types(
+    settings: Mapping[str, Any], model: "type[BaseModel]", schema: "Mapping[str, Setting]", prefix: str = ""
+) -> None:
+    """Check each setting by itself."""
+    from pydantic import ValidationError
+
+    try:
+        model.model_validate(dict(settings))
+    except ValidationError as error:
+        place = [str(part) for part in error.errors(include_url=False)[0]["loc"]]
+    else:
+        return
+    # Behind the setting stands which of its types, or which item of a list, does not fit.
+    key = next(name for end in range(len(place), 0, -1) if (name := ".".join(place[:end])) in schema)
+    known, value = schema[key], get(settings, key)
+    if value is UNSTATED:
+        raise ConfigError(f"{key} is missing from the config: {needed(known)}.")
+    shown = f"{prefix}{key}={show_value(value)}"
+    if known.section is None:
+        raise ConfigError(f"{shown}: must be {known.words}.{_type_hint(value, known)}")
+    main = f"{key}.{known.section.main}"
+    meant = f"{main}={show_value(value)}"
+    means = main in schema and value not in (None, False) and schema[main].fits(value)
+    meant = f"{meant} sets one of them, " if means and not known.words.startswith(meant) else ""
+    raise ConfigError(f"{shown}: this is a group of settings; {meant}{known.words}.")
+
+
+def needed(known: "Setting") -> str:
     """What a wrong value is answered with."""
-    return rule.words if isinstance(rule, Section) else f"set it to {rule.words}"
+    return known.words if known.section else f"set it to {known.words}"
 
 
-def _type_hint(value: Any, rule: Rule) -> str:
+def _type_hint(value: Any, known: "Setting") -> str:
     """How a value is written that has the right letters and the wrong type."""
-    if isinstance(value, bool) and rule.words != FLAG.words:
+    if isinstance(value, bool) and known.words != "true or false":
         return " Quote a text that YAML reads as something else: '\"no\"'."
-    if isinstance(value, str) and rule.fits(unquoted(value)):
+    if isinstance(value, str) and known.fits(unquoted(value)):
         return (
             " This is a text: leave out its quotes, or where it comes from the environment, write "
             "'${oc.decode:${oc.env:NAME}}'."
@@ -99,7 +137,27 @@ def _type_hint(value: Any, rule: Rule) -> str:
     return ""
 
 
-def check_known(plain: Mapping[str, Any], hydra: DictConfig, schema: Mapping[str, Rule], text: str) -> None:
+def _check_environment(settings: Mapping[str, Any], schema: "Mapping[str, Setting]") -> None:
+    """Check what settings take from the environment, and what they need to be installed."""
+    if settings["wandb"]["mode"] != "disabled":
+        for variable, key in (("WANDB_PROJECT", "wandb.project"), ("WANDB_RUN_ID", "wandb.id")):
+            if (value := os.environ.get(variable)) and not schema[key].fits(value):
+                raise ConfigError(f"{variable}={value} in the environment: must be {schema[key].words}.")
+    if "tensorboard" in settings["trackers"] and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            "trackers: tensorboard is not installed: pip install 'hydra-accelerate-launcher[tensorboard]'."
+        )
+
+
+def _check_sharded(settings: Mapping[str, Any]) -> None:
+    """Check what strategy=fsdp does not go with."""
+    if settings["strategy"]["name"] == "fsdp":
+        for key, unfit, reason in NOT_SHARDED:
+            if (value := get(settings, key)) in unfit:
+                raise ConfigError(f"{key}={show_value(value)} with strategy=fsdp: {reason}")
+
+
+def check_known(plain: Mapping[str, Any], hydra: DictConfig, schema: "Mapping[str, Setting]", text: str) -> None:
     """Refuse settings that nobody reads: neither the launcher, nor a `${...}` elsewhere in the config.
 
     A component takes what its class takes, and says so itself.
@@ -141,16 +199,17 @@ def _check_together(settings: Mapping[str, Any]) -> None:
             f"clip_grad_norm={settings['clip_grad_norm']} and clip_grad_value={settings['clip_grad_value']}: both clip "
             "the gradient. Set one of them to null."
         )
-    watched = settings.get("early_stopping") or {}
-    if watched.get("metric") is not None and settings["eval_every"] is None:
+    watched = settings["early_stopping"]["metric"]
+    if watched is not None and settings["eval_every"] is None:
         raise ConfigError(
-            f"early_stopping.metric={watched['metric']}: eval_every=null never evaluates. "
+            f"early_stopping.metric={watched}: eval_every=null never evaluates. "
             "Use eval_every=epoch, or early_stopping.metric=null."
         )
     for metric_key, mode_key in (("early_stopping.metric", "mode"), ("checkpoint.best", "best_mode")):
-        node, _, key = metric_key.partition(".")
-        chosen = settings.get(node) or {}
-        metric, mode = chosen.get(key), chosen.get(mode_key)
+        node = metric_key.partition(".")[0]
+        metric, mode = get(settings, metric_key), get(settings, f"{node}.{mode_key}")
         right = None if metric is None else direction(metric)
         if right not in (None, mode):
             raise ConfigError(f"{node}.{mode_key}={mode}: takes {metric} the wrong way. Use {node}.{mode_key}={right}.")
+    if settings["device"] == "cpu" and settings["mixed_precision"] == "fp16":
+        raise ConfigError(messages.FP16_ON_CPU)

@@ -5,10 +5,9 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from hydra._internal.utils import get_args_parser
-
 import launcher
 from launcher.config import messages
+from launcher.config.hydra_api import get_args_parser
 from launcher.config.places import check_length
 from launcher.core.errors import ConfigError
 

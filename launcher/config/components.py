@@ -15,9 +15,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from launcher.config.messages import short
-from launcher.config.rules import UNSTATED
-from launcher.config.schema import SCHEMA
+from launcher.config.tree import UNSTATED
 from launcher.core.errors import ConfigError
+
+COMPONENTS = ("data", "model", "loss", "optimizer", "scheduler")  # the groups, whose settings are those of a class
 
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # it logs what it then raises: one message is enough
 
@@ -97,6 +98,13 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
         return None
 
 
+def absent(key: str) -> Any:
+    """What a config means that does not have a setting; UNSTATED where the schema does not say it."""
+    from launcher.config.schema import SCHEMA
+
+    return SCHEMA[key].absent if key in SCHEMA else UNSTATED
+
+
 def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any) -> Any:
     """Build the component that a group's settings describe.
 
@@ -127,10 +135,10 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
                 known = ", ".join(sorted(names - {"self", "params", "optimizer"}))
                 raise ConfigError(f"{group}.{key}: {target} has no argument {key!r}. It takes: {known}.")
     missing = [name for name in required_names(function)[len(arguments) :] if name not in given]
-    for name in list(missing):  # of a run that was made before there was this argument
-        if (rule := SCHEMA.get(f"{group}.{name}")) is not None and rule.absent is not UNSTATED:
-            given[name] = fixed[name] = rule.absent
-            missing.remove(name)
+    if missing:  # of a run that was made before there was this argument
+        then = {name: value for name in missing if (value := absent(f"{group}.{name}")) is not UNSTATED}
+        given, fixed = given | then, fixed | then
+        missing = [name for name in missing if name not in then]
     if missing and facts and "_args_" not in given:
         raise ConfigError(
             f"{group}: {target} needs {', '.join(missing)}, which the settings do not give and this run does not have "

@@ -5,10 +5,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from hydra._internal.hydra import Hydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
@@ -17,6 +16,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config.tree import override
+
+if TYPE_CHECKING:
+    from launcher.config.hydra_api import Hydra
+
+FP16_ON_CPU = (
+    "mixed_precision=fp16: a CPU has no fp16 training (Accelerate would run fp32 in silence). "
+    "Use mixed_precision=bf16 or no, or a GPU."
+)
 
 # What users of Lightning, the HF Trainer, timm, Composer and Keras type, by what it is called here: a setting that
 # takes the same value, or a sentence where something else takes its place.
@@ -164,7 +171,7 @@ def hint(key: str, value: str | None, known: Sequence[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def explain(hydra: Hydra, config_name: str, overrides: list[str], error: Exception) -> str:
+def explain(hydra: "Hydra", config_name: str, overrides: list[str], error: Exception) -> str:
     """One clear message from what Hydra or OmegaConf raised, or YAML."""
     text = str(error)
     cause = error.__cause__ or error
@@ -219,7 +226,7 @@ def explain(hydra: Hydra, config_name: str, overrides: list[str], error: Excepti
     return " ".join(lines[:4])
 
 
-def known_settings(config: Any, hydra: Hydra) -> list[str]:
+def known_settings(config: Any, hydra: "Hydra") -> list[str]:
     """Every setting and group that there is, by its dotted name."""
     return [*_keys(OmegaConf.to_container(config)), *_groups(hydra)]
 
@@ -241,7 +248,7 @@ def short(text: str) -> str:
     return text if len(text) <= 160 else f"{text[:100]}...{text[-20:]}"
 
 
-def _unreadable(hydra: Hydra, word: str) -> str:
+def _unreadable(hydra: "Hydra", word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals or " " in key:
         name = WORDS.get(word.lower(), word)
@@ -257,7 +264,7 @@ def _unreadable(hydra: Hydra, word: str) -> str:
     )
 
 
-def _bad_choice(hydra: Hydra, overrides: list[str]) -> str | None:
+def _bad_choice(hydra: "Hydra", overrides: list[str]) -> str | None:
     """Of a choice that is a number, null or true: for the first group that has one."""
     groups = _groups(hydra)
     for parsed in OverridesParser.create().parse_overrides(overrides):
@@ -278,7 +285,7 @@ def _bad_choice(hydra: Hydra, overrides: list[str]) -> str | None:
     return None
 
 
-def _no_such_setting(hydra: Hydra, config_name: str, overrides: list[str], found: str, text: str) -> str:
+def _no_such_setting(hydra: "Hydra", config_name: str, overrides: list[str], found: str, text: str) -> str:
     key = found.split("@")[0]
     file = re.match(r"In '([^']+)': Could not override '[^']+'\.\s*No match in the defaults list", text)
     if file and file[1] != config_name:
@@ -306,7 +313,7 @@ def _no_such_setting(hydra: Hydra, config_name: str, overrides: list[str], found
     return f"{key}: there is no such setting.{told}"
 
 
-def _bad_reference(hydra: Hydra, config_name: str, text: str) -> str | None:
+def _bad_reference(hydra: "Hydra", config_name: str, text: str) -> str | None:
     """Of a `${...}` that does not resolve."""
     where = re.search(r"full_key: (\S+)", text)
     key = where[1] if where else "config"
@@ -326,13 +333,13 @@ def _bad_reference(hydra: Hydra, config_name: str, text: str) -> str | None:
     return None
 
 
-def _known(hydra: Hydra, config_name: str, overrides: Sequence[str] = ()) -> list[str]:
+def _known(hydra: "Hydra", config_name: str, overrides: Sequence[str] = ()) -> list[str]:
     with suppress(HydraException, OmegaConfBaseException, yaml.YAMLError):
         return known_settings(hydra.compose_config(config_name, list(overrides), RunMode.RUN, from_shell=False), hydra)
     return _known(hydra, config_name) if overrides else []
 
 
-def _groups(hydra: Hydra) -> list[str]:
+def _groups(hydra: "Hydra") -> list[str]:
     return hydra.config_loader.get_group_options("", ObjectType.GROUP)
 
 

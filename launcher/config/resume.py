@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.config.checks import filled
-from launcher.config.rules import UNSTATED
-from launcher.config.schema import COMPONENTS, FREE_ON_RESUME, SCHEMA
-from launcher.config.tree import leaves, show_value
+from launcher.config.components import COMPONENTS, absent, default_of, locate
+from launcher.config.tree import UNSTATED, leaves, show_value
 from launcher.core.errors import ConfigError
 
 
@@ -20,6 +19,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     Returns:
         Lines such as `optimizer.lr: 0.1 -> 0.2`; empty where every difference leaves the result as it is.
     """
+    from launcher.config.schema import FREE_ON_RESUME
+
     before, after = leaves(filled(old)), leaves(filled(new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
@@ -35,12 +36,10 @@ def _unsaid(given: Mapping[str, Any], key: str) -> Any:
     """What a setting is that one side does not give: what the schema states, else the default of its class."""
     group, _, name = key.partition(".")
     of_class = f"{group}._target_" in given
-    if (of_class or group not in COMPONENTS) and key in SCHEMA and SCHEMA[key].absent is not UNSTATED:
-        return SCHEMA[key].absent
+    if (of_class or group not in COMPONENTS) and (stated := absent(key)) is not UNSTATED:
+        return stated
     if group not in COMPONENTS or not of_class or "." in name:
         return UNSTATED
-    from launcher.config.components import default_of, locate
-
     try:
         return default_of(locate(str(given[f"{group}._target_"]), group), name, UNSTATED)
     except ConfigError:

@@ -1,222 +1,447 @@
-"""The schema: what each setting may be, and what a config means that was made before there was it."""
+"""Every setting: its type and range, one line of documentation, what its absence means, what may differ on resume.
 
-from typing import Any
+Defaults stand in conf/ alone. Importing this takes a tenth of a second (pydantic), so what is answered without a check,
+such as --help and --cfg, does without.
+"""
 
-from launcher.config.rules import (
-    ANYTHING,
-    FLAG,
-    TEXT,
-    Rule,
-    _is_number,
-    above,
-    at_least,
-    between,
-    list_of,
-    one_of,
-    parse_duration,
-    section,
-    share,
-    text_without,
-    whole,
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from launcher.config.setting import (
+    Auto,
+    Component,
+    Count,
+    CountOrZero,
+    Duration,
+    Every,
+    Fraction,
+    Mode,
+    NotNegative,
+    Off,
+    ParameterPatterns,
+    Positive,
+    ProjectName,
+    RunId,
+    Section,
+    Setting,
+    Share,
+    Tags,
+    Text,
+    Words,
+    argument,
+    flat,
+    setting,
 )
 
-WATCHED = ("gradients", "parameters", "all")
-EVERY = whole(1).or_word("epoch").or_null()
-SCHEMA: dict[str, Rule] = {
-    "epochs": whole(1),
-    "max_steps": whole(1).or_null().neutral(None),
-    "max_time": Rule(lambda v: parse_duration(v) is not None, 'seconds above 0, or a text such as "90m"')
-    .or_null()
-    .neutral(None),
-    "seed": whole(0),
-    "mixed_precision": one_of("no", "bf16", "fp16").neutral("no"),
-    "clip_grad_norm": above(0).or_null().neutral(None),
-    "clip_grad_value": above(0).or_null().neutral(None),
-    "log_grad_norm": FLAG.neutral(False),
-    "ema_decay": between(0, 1).or_null().neutral(None),
-    "init_from": TEXT.or_null().neutral(None),
-    "freeze": list_of(TEXT, "patterns of parameter names, such as [layers.0.*]").neutral([]),
-    "layer_decay": Rule(lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1")
-    .or_null()
-    .neutral(None),
-    "activation_checkpointing": Rule(
-        lambda v: v is False or (isinstance(v, list) and v != [] and all(TEXT.fits(name) for name in v)),
-        "false, or a list of patterns of module names, such as [layers.*]",
-    ).neutral(False),
-    "sampling": one_of("shuffle", "balanced").neutral("shuffle"),
-    "early_stopping": section("early_stopping.metric", "early_stopping.metric=null switches it off"),
-    "early_stopping.metric": TEXT.or_null().neutral(None),
-    "early_stopping.mode": one_of("min", "max").neutral("min"),
-    "early_stopping.patience": whole(1).neutral(5),
-    "early_stopping.min_delta": at_least(0).neutral(0),
-    "mixup": section("mixup.alpha", "mixup.alpha=0 and mixup.cutmix_alpha=0 switch it off"),
-    "mixup.alpha": at_least(0).neutral(0),
-    "mixup.cutmix_alpha": at_least(0).neutral(0),
-    "mixup.prob": share().neutral(1),
-    "mixup.switch_prob": share().neutral(0.5),
-    "test_time_flip": FLAG.neutral(False),
-    "exact_across_devices": FLAG.neutral(False),
-    "canonical_shards": whole(1).neutral(4),
-    "divergence": section("divergence.action", "divergence.action=stop ends the run at the first one"),
-    "divergence.action": one_of("stop", "rollback").neutral("stop"),
-    "divergence.max_rollbacks": whole(1).neutral(3),
-    "decay_bias_and_norm": FLAG.neutral(True),
-    "compile": FLAG.neutral(False),
-    "channels_last": FLAG.neutral(False),
-    "profile": FLAG.neutral(False),
-    "check": Rule(
-        lambda v: isinstance(v, bool | int) and v >= 0, "true, false, or a number of devices to plan for"
-    ).neutral(False),
-    "float32_matmul_precision": one_of("highest", "high", "medium").neutral("highest"),
-    "deterministic": FLAG.neutral(True),
-    "device": one_of("auto", "cpu", "shared").neutral("auto"),
-    "threads": whole(1).or_word("auto").neutral("auto"),
-    "num_workers": whole(0).or_word("auto").neutral("auto"),
-    "timeout": above(0).neutral(600),
-    "log_every": whole(1).or_word("epoch").neutral(20),
-    "eval_every": EVERY.neutral("epoch"),
-    "metrics": Rule(lambda v: isinstance(v, list), "a list of torchmetrics names, such as [AUROC]").neutral([]),
-    "checkpoint": section("checkpoint.every", "checkpoint.every=null saves at the end alone"),
-    "checkpoint.every": EVERY.neutral("epoch"),
-    "checkpoint.keep": whole(1).neutral(2),
-    "checkpoint.best": TEXT.or_null().neutral("eval/loss"),
-    "checkpoint.best_mode": one_of("min", "max").neutral("min"),
-    "checkpoint.max_failures": whole(0).neutral(3),
-    "batch": section("batch.global_size", "batch.global_size=64 is the number of samples per update"),
-    "batch.global_size": whole(1),
-    "batch.max_per_device": whole(1).or_word("auto").or_null().neutral(None),
-    "batch.lr_scaling": one_of("none", "linear", "sqrt").neutral("none"),
-    "batch.base_size": whole(1).neutral(64),
-    "optimizer": section("", "optimizer=sgd picks one"),
-    "optimizer.lr": above(0),
-    "optimizer.momentum": between(0, 1),
-    "optimizer.weight_decay": at_least(0),
-    "optimizer.nesterov": FLAG,
-    "optimizer.eps": at_least(0),
-    "loss": section("", "loss=cross_entropy picks one"),
-    "loss.label_smoothing": between(0, 1),
-    "loss.gamma": at_least(0),
-    "scheduler": section("", "scheduler=constant leaves the learning rate as it is"),
-    "scheduler.interval": one_of("epoch", "step"),
-    "strategy": section("", "strategy=ddp picks the usual one"),
-    "strategy.name": one_of("ddp", "fsdp").neutral("ddp"),
-    "strategy.find_unused_parameters": FLAG.neutral(False),
-    "strategy.gradient_as_bucket_view": FLAG.neutral(True),
-    "strategy.static_graph": FLAG.neutral(False),
-    "strategy.compress": one_of("bf16", "fp16").or_null().neutral(None),
-    "strategy.bucket_cap_mb": above(0),
-    "strategy.broadcast_buffers": FLAG,
-    "strategy.block": TEXT.or_null().neutral(None),
-    "strategy.reshard_after_forward": FLAG.neutral(True),
-    "strategy.accumulate_whole": FLAG.neutral(False),
-    "strategy.meta_init": FLAG.neutral(True),
-    "data": section("", "data=digits picks one"),
-    "data.validation": between(0, 1),
-    "data.test": between(0, 1),
-    "data.split_seed": whole(0),
-    "data.block": whole(1),
-    "data.random_erasing": share().neutral(0.0),
-    "data.augment": ANYTHING.neutral("none"),
-    "data.validation_folders": ANYTHING.neutral(["validation", "val", "valid", "dev"]),
-    "data.test_folders": ANYTHING.neutral(["test", "testing"]),
-    "model": section("", "model=mlp picks one"),
-    "model.hidden": list_of(whole(1), "whole numbers of at least 1"),
-    "model.dropout": between(0, 1),
-    "model.drop_rate": between(0, 1),
-    "trackers": list_of(
-        one_of("wandb", "tensorboard", "csv"), "wandb, tensorboard, csv, such as trackers=[wandb,csv]"
-    ).neutral(["wandb"]),
-    "wandb": section("wandb.mode", "wandb.mode=disabled switches it off"),
-    "wandb.mode": one_of("auto", "online", "offline", "disabled").neutral("auto"),
-    "wandb.project": text_without("/\\#?%:", 128).or_null().neutral(None),
-    "wandb.entity": TEXT.or_null().neutral(None),
-    "wandb.id": text_without(":;,#?/' ", 128).or_null().neutral(None),
-    "wandb.name": TEXT.or_null().neutral(None),
-    "wandb.group": TEXT.or_null().neutral(None),
-    "wandb.tags": list_of(text_without("", 64), "texts of at most 64 characters").neutral([]),
-    "wandb.artifacts": Rule(lambda v: v is False or v in ("best", "all"), "false, best or all").neutral(False),
-    "wandb.watch": Rule(
-        lambda v: v is False or v in WATCHED, f"false, {', '.join(WATCHED[:-1])} or {WATCHED[-1]}"
-    ).neutral(False),
-    "wandb.watch_every": whole(1).neutral(100),
-    "wandb.tables": whole(0).neutral(0),
-    "wandb.code": FLAG.neutral(False),
+Widths = Annotated[list[Count], Words("a list of whole numbers of at least 1")]
+TorchMetrics = Annotated[list[Any], Words("a list of torchmetrics names, such as [AUROC]")]
+SplitName = Literal["train", "validation", "test"]
+Device = Literal["auto", "cpu", "shared"]
+
+
+class EarlyStopping(Section):
+    """When a run ends before its last epoch."""
+
+    main, instead = "metric", "early_stopping.metric=null switches it off"
+
+    metric: Text | None = setting("Metric whose end of improvement ends the run, such as eval/loss; null: never.", None)
+    mode: Mode = setting("Whether less (min) or more (max) of the metric is better.", "min")
+    patience: Count = setting("Evaluations in a row without improvement that end the run.", 5)
+    min_delta: NotNegative = setting("Smallest change that counts as an improvement.", 0)
+
+
+class Mixup(Section):
+    """Mixing of each sample with its neighbour in the global batch."""
+
+    main, instead = "alpha", "mixup.alpha=0 and mixup.cutmix_alpha=0 switch it off"
+
+    alpha: NotNegative = setting("Mixup: shares of the two samples come from Beta(alpha, alpha); 0: off.", 0)
+    cutmix_alpha: NotNegative = setting("Cutmix: a box of the neighbour's image takes the image's place; 0: off.", 0)
+    prob: Share = setting("Share of the updates that mix.", 1)
+    switch_prob: Share = setting("Share of these that use cutmix, where both are on.", 0.5)
+
+
+class Divergence(Section):
+    """What happens at a loss or gradient that is NaN or infinite."""
+
+    main, instead = "action", "divergence.action=stop ends the run at the first one"
+
+    action: Literal["stop", "rollback"] = setting(
+        "At a loss or gradient that is NaN or infinite: stop, or go back and leave the batch out.", "stop", free=True
+    )
+    max_rollbacks: Count = setting("Times that a run may go back.", 3, free=True)
+
+
+class Checkpoint(Section):
+    """Checkpoints."""
+
+    main, instead = "every", "checkpoint.every=null saves at the end alone"
+
+    every: Every = setting("Updates between two checkpoints, or epoch; null: at the end alone.", "epoch", free=True)
+    keep: Count = setting("Number of newest checkpoints that are kept, beside the best.", 2, free=True)
+    best: Text | None = setting("Metric that names the best checkpoint; null keeps none.", "eval/loss", free=True)
+    best_mode: Mode = setting("Whether less (min) or more (max) of that metric is better.", "min", free=True)
+    max_failures: CountOrZero = setting("Saves in a row that may fail (a full disk) before the run ends.", 3, free=True)
+
+
+class Batch(Section):
+    """The global batch."""
+
+    main, instead = "global_size", "batch.global_size=64 is the number of samples per update"
+
+    global_size: Count = setting("Number of samples per optimizer update, on all devices together.")
+    max_per_device: Count | Auto | None = setting(
+        "Most samples that a device sees at once: a share above that is cut into micro-batches; auto measures it.",
+        None,
+        free=True,
+    )
+    lr_scaling: Literal["none", "linear", "sqrt"] = setting(
+        "How the learning rate follows the global batch size.", "none"
+    )
+    base_size: Count = setting("Global batch size that the learning rate was tuned at.", 64)
+
+
+class Optimizer(Component):
+    """A torch.optim.Optimizer."""
+
+    instead = "optimizer=sgd picks one"
+
+    lr: Positive = argument("Learning rate.")
+    momentum: Fraction = argument("Momentum.")
+    weight_decay: NotNegative = argument(
+        "Weight decay: as a part of the gradient, or decoupled in adamw, lion and muon."
+    )
+    nesterov: bool = argument("Nesterov's momentum.")
+    eps: NotNegative = argument("Added to a denominator that could be 0.")
+
+
+class Loss(Component):
+    """A loss, which gives one value per sample."""
+
+    instead = "loss=cross_entropy picks one"
+
+    label_smoothing: Fraction = argument("Share of each target that is spread evenly over all classes.")
+    gamma: NotNegative = argument("Focus of the focal loss on hard samples; 0 is cross-entropy.")
+
+
+class Scheduler(Component):
+    """A learning rate schedule of torch.optim.lr_scheduler."""
+
+    instead = "scheduler=constant leaves the learning rate as it is"
+
+    interval: Literal["epoch", "step"] = argument("What the schedule counts: epochs, or steps (optimizer updates).")
+    warmup: Any = argument(
+        "Linear warmup that comes first: updates (500), a share of the run (0.05), 2epochs or 100steps."
+    )
+
+
+class Strategy(Section):
+    """How devices share the work."""
+
+    instead = "strategy=ddp picks the usual one"
+
+    name: Literal["ddp", "fsdp"] = setting("DistributedDataParallel, or FSDP2 (fully sharded).", "ddp", free=True)
+    find_unused_parameters: bool = setting(
+        "True where some parameters take no part in some steps.", False, free=True, only="ddp"
+    )
+    gradient_as_bucket_view: bool = setting(
+        "Gradients live in DDP's buckets: one copy less.", True, free=True, only="ddp"
+    )
+    static_graph: bool = setting("True where every step uses the same parameters.", False, free=True, only="ddp")
+    compress: Literal["bf16", "fp16"] | None = setting(
+        "Gradients travel in half precision; the result then depends on the number of devices.", None, only="ddp"
+    )
+    bucket_cap_mb: Positive = argument("Size of DDP's buckets of gradients, in MB.")
+    broadcast_buffers: bool = argument("Whether DDP sends rank 0's buffers to the others before each forward.")
+    block: Text | None = setting(
+        "Class of the repeated block, whose parameters are gathered together; null finds it.",
+        None,
+        free=True,
+        only="fsdp",
+    )
+    reshard_after_forward: bool = setting(
+        "False keeps gathered parameters until the backward: less traffic, more memory.", True, free=True, only="fsdp"
+    )
+    accumulate_whole: bool = setting(
+        "True: micro-batches add up a whole gradient on each device, which travels once.", False, free=True, only="fsdp"
+    )
+    meta_init: bool = setting(
+        "False: each process builds the whole model in host memory first.", True, free=True, only="fsdp"
+    )
+
+
+class Data(Component):
+    """A data source: its training, validation and test splits."""
+
+    instead = "data=digits picks one"
+
+    validation: Fraction = argument("Share of the training samples that is held out for choices.")
+    test: Fraction = argument("Share of all samples that is measured once, at the end.")
+    split_seed: CountOrZero = argument("Names which samples are held out.")
+    block: Count = argument("Tokens that a language model sees at once.")
+    random_erasing: Share = argument("Share of the training images in which a rectangle is painted over.", 0.0)
+    augment: Any = argument("Changes of training images: none, light, randaugment or trivial.", "none")
+    validation_folders: Any = argument(
+        "Names of the folder with the validation images.", ["validation", "val", "valid", "dev"]
+    )
+    test_folders: Any = argument("Names of the folder with the test images.", ["test", "testing"])
+    cache: Any = argument("Directory for the encoded text; null: in ~/.cache/launcher.", free=True)
+
+
+class Model(Component):
+    """A torch.nn.Module."""
+
+    instead = "model=mlp picks one"
+
+    hidden: Widths = argument("Widths of the hidden layers.")
+    dropout: Fraction = argument("Share of the activations that dropout sets to 0 in training.")
+    drop_rate: Fraction = argument("The same, as timm calls it.")
+
+
+class Wandb(Section):
+    """Weights & Biases."""
+
+    main, instead = "mode", "wandb.mode=disabled switches it off"
+
+    mode: Literal["auto", "online", "offline", "disabled"] = setting(
+        "Auto is online where a key is configured, else offline.", "auto", free=True
+    )
+    project: ProjectName | None = setting("Project; null: WANDB_PROJECT, else launcher.", None, free=True)
+    entity: Text | None = setting("User or team; null: WANDB_ENTITY, else your own.", None, free=True)
+    id: RunId | None = setting(
+        "Id of the run; null: WANDB_RUN_ID, else a new one, which the run directory keeps.", None, free=True
+    )
+    name: Text | None = setting("Name of the run; null: WANDB_NAME, else the run directory's.", None, free=True)
+    group: Text | None = setting("Group of the run; null: WANDB_RUN_GROUP.", None, free=True)
+    tags: Tags = setting("Tags of the run.", [], free=True)
+    artifacts: Off | Literal["best", "all"] = setting(
+        "Checkpoints uploaded as artifacts: the best one when the run ends, or all that are kept.", False, free=True
+    )
+    watch: Off | Literal["gradients", "parameters", "all"] = setting(
+        "Histograms of gradients or parameters, as wandb.watch has them.", False, free=True
+    )
+    watch_every: Count = setting("Updates between two of these histograms.", 100, free=True)
+    tables: CountOrZero = setting("Rows of a table of test samples with their predictions, at the end.", 0, free=True)
+    code: bool = setting("Uploads this package, your own modules and the state of git.", False, free=True)
+
+
+class Train(Section):
+    """Settings of a training run."""
+
+    data: Data = setting("Data source: data=digits.")
+    model: Model = setting("Model: model=mlp.")
+    loss: Loss = setting("Loss: loss=cross_entropy.")
+    optimizer: Optimizer = setting("Optimizer: optimizer=sgd.")
+    scheduler: Scheduler = setting("Learning rate schedule: scheduler=cosine.")
+    batch: Batch = argument("Global batch: batch=default.")
+    strategy: Strategy = argument("How devices share the work: strategy=ddp or fsdp.")
+
+    epochs: Count = setting("Passes over the training split.", free=True)
+    max_steps: Count | None = setting("Optimizer updates that end the run, where they come first.", None, free=True)
+    max_time: Duration | None = setting(
+        "Time that ends the run, with everything saved: seconds, or 90m, 12h, 2d.", None, free=True
+    )
+    early_stopping: EarlyStopping = argument("When a run ends before its last epoch.")
+
+    init_from: Text | None = setting(
+        "Weights to begin with: weights.safetensors, weights.pt or a run directory (its best checkpoint).", None
+    )
+    freeze: ParameterPatterns = setting("Patterns of the parameters that stay as they are.", [])
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = setting(
+        "Layer-wise learning-rate decay: each layer learns at this times the rate of the next deeper one.", None
+    )
+
+    seed: CountOrZero = setting("Names the order of samples, the augmentation, the initial weights and dropout.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("Precision of forward and backward; no is float32.", "no")
+    sampling: Literal["shuffle", "balanced"] = setting(
+        "Each sample once an epoch, or each class equally often.", "shuffle"
+    )
+    clip_grad_norm: Positive | None = setting("Largest norm of the gradient; null never clips.", None)
+    clip_grad_value: Positive | None = setting("Largest absolute value of each element of the gradient.", None)
+    log_grad_norm: bool = setting("Records the norm of the gradient also where it is not clipped.", False, free=True)
+    activation_checkpointing: Annotated[
+        Off | Annotated[list[Text], Field(min_length=1)],
+        Words("false, or a list of patterns of module names, such as [layers.*]"),
+    ] = setting("Modules whose activations are computed again in the backward: less memory.", False, free=True)
+    ema_decay: Fraction | None = setting(
+        "Decay of an EMA model, which is then evaluated and exported: 0.999; null: none.", None
+    )
+    decay_bias_and_norm: bool = setting("Whether weight decay applies to biases and normalization layers.", True)
+    float32_matmul_precision: Literal["highest", "high", "medium"] = setting(
+        "Precision of float32 products: high is TF32 on GPUs, medium bfloat16 on a CPU.", "highest"
+    )
+    compile: bool = setting("Whether torch.compile compiles the model.", False)
+    channels_last: bool = setting("Lays images out with their channels last; convolutions are often faster so.", False)
+    deterministic: bool = setting("The same bits again, by torch's deterministic kernels.", True)
+    mixup: Mixup = argument("Mixing of each sample with its neighbour in the global batch.")
+    exact_across_devices: bool = setting(
+        "The same bits on any number of devices that divides canonical_shards, at a cost.", False
+    )
+    canonical_shards: Count = setting("Parts that exact_across_devices cuts each global batch into.", 4)
+    divergence: Divergence = argument("What happens at a loss or gradient that is NaN or infinite.")
+
+    device: Device = setting(
+        "Auto: GPUs where there are any; cpu; shared: a try, processes share a GPU.", "auto", free=True
+    )
+    threads: Count | Auto = setting("CPU threads per process; auto shares the cores.", "auto", free=True)
+    num_workers: CountOrZero | Auto = setting(
+        "Processes per device that load data which is not held in memory; auto: as many as help.", "auto", free=True
+    )
+    timeout: Positive = setting("Seconds until the watchdog takes a silent process for hung.", 600, free=True)
+
+    check: Annotated[bool | CountOrZero, Words("true, false, or a number of devices to plan for")] = setting(
+        "Builds and plans everything, times a few steps, says what the run will need, and ends.", False, free=True
+    )
+    profile: bool = setting("A trace of five steps, trace.json in the run directory.", False, free=True)
+
+    log_every: Count | Literal["epoch"] = setting("Updates between two rows of the record, or epoch.", 20, free=True)
+    eval_every: Every = setting("Updates between two evaluations, or epoch; null: never.", "epoch")
+    test_time_flip: bool = setting("Measures the test split by the mean over an image and its mirror.", False)
+    metrics: TorchMetrics = setting("torchmetrics by name, beside the metrics that the task has.", [])
+    checkpoint: Checkpoint = argument("When checkpoints are saved, and which are kept.")
+    trackers: Annotated[
+        list[Literal["wandb", "tensorboard", "csv"]],
+        Words("a list of wandb, tensorboard, csv, such as trackers=[wandb,csv]"),
+    ] = setting("Where metrics are shown: wandb, tensorboard (in tb/), csv (metrics.csv).", ["wandb"], free=True)
+    wandb: Wandb = argument("Weights & Biases.")
+
+
+class RateRange(Section):
+    """The range of a learning rate test."""
+
+    main, instead = "max", "find_lr.max=1 is the largest rate"
+
+    min: Positive = setting("First learning rate.")
+    max: Positive = setting("Last learning rate, where the loss has not grown fourfold before.")
+    steps: Annotated[int, Field(ge=10)] = setting("Updates from the first to the last.")
+
+
+class FindLr(Train):
+    """Settings of a learning rate range test: those of a training run, and the range."""
+
+    find_lr: RateRange = setting("Range of learning rates.")
+
+
+MEASURED_SPLIT: Any = setting("Split of the run's own data: train, validation or test.")
+
+
+class SavedRun(Section):
+    """What the commands have in common that take up a run."""
+
+    run_dir: Text = setting("The run directory.")
+    checkpoint: CountOrZero | Literal["auto", "best", "last"] = setting(
+        "Auto: the best checkpoint where one is kept, else the last; best, last, or a step."
+    )
+    input: Annotated[Text | Annotated[list[Text], Field(min_length=1)], Words("a file or a folder")] | None = setting(
+        "Samples from elsewhere: a table, an image, a folder of images, or a text file that lists images."
+    )
+    data: Annotated[dict[str, Any], Words("settings of the data source, such as data.root=/other/place")] = setting(
+        "With part: other settings for the run's data source, such as data.root=/other/place."
+    )
+    batch_size: Count = setting("Samples that a device sees at once.")
+    threads: Count | Auto = setting("CPU threads per process; auto shares the cores.")
+    num_workers: CountOrZero | Auto = setting("Processes that load data which is not held in memory.")
+
+
+class Evaluate(SavedRun):
+    """Settings of `launcher evaluate`."""
+
+    part: SplitName = MEASURED_SPLIT
+    output: Text | None = setting("File for the metrics; null: evaluation_PART.json in the run directory.")
+    metrics: TorchMetrics = setting("torchmetrics by name, beside those of the run.")
+    test_time_flip: bool | None = setting("Mean of the outputs for an image and its mirror; null: as the run did.")
+    device: Device = setting("Auto, cpu, or shared: processes share a GPU.")
+    timeout: Positive = setting("Seconds until the watchdog takes a silent process for hung.")
+
+
+class Predict(SavedRun):
+    """Settings of `launcher predict`."""
+
+    part: SplitName | None = setting("In place of input: a split of the run's own data.")
+    output: Text = setting("File for the predictions.")
+    device: Device = setting("Auto or cpu.")
+
+
+Format = Literal["safetensors", "torch_export", "onnx"]
+
+
+class Export(SavedRun):
+    """Settings of `launcher export`."""
+
+    part: SplitName = MEASURED_SPLIT
+    format: Annotated[
+        Format | Annotated[list[Format], Field(min_length=1)],
+        Words("formats, one or several of safetensors, torch_export, onnx"),
+    ] = setting("Format, or several: format=[safetensors,onnx].")
+    output: Text = setting("A new directory for the model.")
+    tolerance: NotNegative = setting("Largest difference of an output between the exported model and the original.")
+
+
+class Rerun(Section):
+    """Settings of `launcher rerun`."""
+
+    run_dir: Text = setting("The run directory.")
+    output: Text | None = setting("Directory of the new run; null: RUN_DIR-rerun.")
+    dry_run: bool = setting("Only says what differs now.")
+
+
+class SweepLimit(Section):
+    """How large a sweep may be, whoever launches it."""
+
+    max_points: Count = setting("Consent: a larger sweep is refused.")
+
+
+class SweepOptions(SweepLimit):
+    """What the options of conf/hydra/launcher/ have in common."""
+
+    max_parallel: Count | None = setting("Most trials at once.")
+    metric: Text | None = setting("Metric that the comparison is sorted by; null: checkpoint.best.")
+    metric_mode: Mode | None = setting("Whether less or more of it is better; null: as its name tells.")
+
+
+class LocalSweep(SweepOptions):
+    """Settings of hydra/launcher=local."""
+
+    devices_per_run: Count | Auto = setting("Processes of a trial, each with a device.")
+    parallel: Count | Auto = setting("Trials at once; auto: as many as there are devices for.")
+    max_time_per_run: Duration | None = setting("A trial that takes longer has failed.")
+
+
+class SlurmSweep(SweepOptions):
+    """Settings of hydra/launcher=slurm."""
+
+    max_requeues: CountOrZero = setting("Times in a row that a trial may come back without a new checkpoint.")
+    snapshot: bool = setting("The jobs run a copy of the code as it is now.")
+    wait: bool = setting("Shows the trials until all have ended, then compares them.")
+    dry_run: bool = setting("Prints the script, asks SLURM whether it would take it, and submits nothing.")
+
+
+class Sweeper(Section):
+    """Settings of hydra/sweeper=grid."""
+
+    max_batch_size: Count | None = setting("Trials that the launcher gets together; null: all.")
+
+
+MODELS: dict[str, type[Section]] = {  # by the name of the primary config
+    "train": Train,
+    "find_lr": FindLr,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "export": Export,
+    "rerun": Rerun,
 }
-FIND_LR_SCHEMA: dict[str, Rule] = SCHEMA | {
-    "find_lr": section("find_lr.max", "find_lr.max=1 is the largest rate"),
-    "find_lr.min": above(0),
-    "find_lr.max": above(0),
-    "find_lr.steps": whole(10),
-}
-# What the commands have in common that take up a run.
-SAVED_SCHEMA: dict[str, Rule] = {
-    "run_dir": TEXT,
-    "checkpoint": whole(0).or_word("auto", "best", "last"),
-    "input": Rule(lambda v: TEXT.fits(v) or (list_of(TEXT, "").fits(v) and v), "a file or a folder").or_null(),
-    "part": one_of("train", "validation", "test"),
-    "data": Rule(lambda v: isinstance(v, dict), "settings of the data source, such as data.root=/other/place"),
-    "batch_size": whole(1),
-    "threads": SCHEMA["threads"],
-    "num_workers": SCHEMA["num_workers"],
-}
-EVALUATE_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
-    "output": TEXT.or_null(),
-    "metrics": SCHEMA["metrics"],
-    "test_time_flip": FLAG.or_null(),
-    "device": SCHEMA["device"],
-    "timeout": SCHEMA["timeout"],
-}
-PREDICT_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
-    "part": SAVED_SCHEMA["part"].or_null(),
-    "output": TEXT,
-    "device": SCHEMA["device"],
-}
-FORMATS = ("safetensors", "torch_export", "onnx")
-EXPORT_SCHEMA: dict[str, Rule] = SAVED_SCHEMA | {
-    "format": Rule(
-        lambda v: v in FORMATS or (list_of(one_of(*FORMATS), "").fits(v) and v),
-        "formats, one or several of " + ", ".join(FORMATS),
-    ),
-    "output": TEXT,
-    "tolerance": at_least(0),
-}
-RERUN_SCHEMA: dict[str, Rule] = {"run_dir": TEXT, "output": TEXT.or_null(), "dry_run": FLAG}
+SCHEMAS: dict[str, dict[str, Setting]] = {name: dict(flat(model)) for name, model in MODELS.items()}
+SCHEMA = SCHEMAS["train"]
+# What no launcher ever was without.
+FOUNDING = tuple(key for key, known in SCHEMA.items() if known.required)
 # What may differ when a run directory is started again, because the result does not depend on it.
 FREE_ON_RESUME = (
-    "epochs", "max_steps", "max_time", "batch.max_per_device", "wandb", "trackers", "log_every", "checkpoint",
-    "device", "threads", "num_workers", "timeout", "cluster", "profile", "check", "data.cache", "log_grad_norm",
-    "divergence", "activation_checkpointing", "strategy.name", "strategy.block", "strategy.find_unused_parameters",
-    "strategy.gradient_as_bucket_view", "strategy.static_graph", "strategy.reshard_after_forward",
-    "strategy.accumulate_whole", "strategy.meta_init",
-)  # fmt: skip
-NOT_SHARDED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("mixed_precision", ("fp16",), "its gradient scaler would look at one part alone. Use bf16, or strategy=ddp."),
-    ("exact_across_devices", (True,), "it needs the whole gradient on each device. Use strategy=ddp."),
-    ("compile", (True,), "the two are not supported together. Use compile=false, or strategy=ddp."),
-    ("channels_last", (True,), "parts of parameters lie in torch's usual layout. Use channels_last=false."),
-    ("wandb.watch", WATCHED, "histograms are made of whole tensors. Use wandb.watch=false, or strategy=ddp."),
-    ("batch.max_per_device", ("auto",), "a device out of memory would leave the others in a gather. Give a number."),
-    (
-        "optimizer._target_",
-        ("launcher.optimizers.muon.Muon", "torch.optim.Muon", "torch.optim.Adafactor", "torch.optim.LBFGS"),
-        "it needs whole matrices, and a device has a part of each. Use optimizer=adamw, or strategy=ddp.",
+    *(key for key, known in SCHEMA.items() if known.marked("free")),
+    *(
+        key
+        for key, known in SCHEMA.items()
+        if known.section and all(one.marked("free") for _, one in flat(known.section))
     ),
-)
-# Their settings are those of a class; the launcher knows some of them.
-COMPONENTS = ("data", "model", "loss", "optimizer", "scheduler")
-# What no launcher ever was without.
-FOUNDING = (*COMPONENTS, "epochs", "seed", "batch.global_size")
-OF_STRATEGY = {
-    f"strategy.{key}": name
-    for name, keys in (
-        ("ddp", ("find_unused_parameters", "gradient_as_bucket_view", "static_graph", "compress")),
-        ("fsdp", ("block", "reshard_after_forward", "accumulate_whole", "meta_init")),
-    )
-    for key in keys
-}
-
-
-FP16_ON_CPU = (
-    "mixed_precision=fp16: a CPU has no fp16 training (Accelerate would run fp32 in silence). "
-    "Use mixed_precision=bf16 or no, or a GPU."
+    "cluster",
 )

@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from launcher.config.rules import UNSTATED
-
+UNSTATED: Any = object()  # a value that nobody gave
 RUN_DIR = "${hydra:runtime.output_dir}"  # stands in settings for the run directory, which rank 0 names when it makes it
 
 
@@ -65,6 +64,16 @@ def override(key: str, text: str) -> str:
 def key_of(override: str) -> str:
     """The setting that an override sets."""
     return override.partition("=")[0].lstrip("+~")
+
+
+def get(settings: Mapping[str, Any], key: str) -> Any:
+    """A setting by its dotted name; UNSTATED where it is not there."""
+    value: Any = settings
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return UNSTATED
+        value = value[part]
+    return value
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,8 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from launcher.config import accelerate_flags
-from launcher.config.schema import FP16_ON_CPU
+from launcher.config import accelerate_flags, messages
 from launcher.core.errors import ConfigError, Explained
 from launcher.distributed import gpus, slurm
 
@@ -187,7 +186,7 @@ def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
 
     on_cpu = device == "cpu" or accelerate_flags.asks_for_cpu(os.environ) or not torch.cuda.is_available()
     if on_cpu and mixed_precision == "fp16":
-        raise ConfigError(FP16_ON_CPU)
+        raise ConfigError(messages.FP16_ON_CPU)
     check_share(device, ranks, 0 if on_cpu else torch.cuda.device_count())
     return on_cpu
 

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 
+from launcher.core.durations import parse_slurm_duration
 from launcher.core.errors import ConfigError
 from launcher.distributed import slurm_commands
 
@@ -204,30 +205,6 @@ def job_name(environment: Mapping[str, str]) -> str | None:
     return environment.get("SLURM_JOB_ID")
 
 
-def parse_duration(text: str) -> float | None:
-    """Seconds in `[days-]hours:minutes:seconds`, `minutes:seconds` or `minutes`, as SLURM prints and takes times.
-
-    Returns:
-        None for UNLIMITED and for what is not known (INVALID, NOT_SET, empty).
-
-    Raises:
-        ValueError: Something else.
-    """
-    text = text.strip()
-    if text.upper() in {"", "UNLIMITED", "INFINITE", "INVALID", "NOT_SET", "N/A", "PARTITION_LIMIT"}:
-        return None
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if match is None:
-        raise ValueError(f"{text!r} is no time of SLURM's, such as 90, 1:30:00 or 2-12:00:00")
-    days, *fields = match.groups()
-    first, second, third = (None if f is None else int(f) for f in fields)
-    if days is not None or third is not None:
-        hours, minutes, seconds = first or 0, second or 0, third or 0
-    else:
-        hours, minutes, seconds = 0, first or 0, second or 0
-    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
 def time_left(environment: Mapping[str, str]) -> float | None:
     """Seconds until this job's time limit; None where that cannot be told, and outside of a job.
 
@@ -238,7 +215,7 @@ def time_left(environment: Mapping[str, str]) -> float | None:
     if job is None:
         return None
     try:
-        return parse_duration(slurm_commands.time_left(job))
+        return parse_slurm_duration(slurm_commands.time_left(job))
     except RuntimeError:
         end = environment.get("SLURM_JOB_END_TIME", "")  # from SLURM 23.02 on
         return float(end) - time.time() if end.isdigit() else None

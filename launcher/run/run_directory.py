@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from launcher.config import migrations
 from launcher.config.checks import filled
+from launcher.config.components import COMPONENTS
 from launcher.config.composed import Composed, publish
 from launcher.config.places import check_writable, make_directory
 from launcher.config.resume import differences
-from launcher.config.schema import COMPONENTS
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
 from launcher.core.files import last_step, read_json, write_json, write_text
@@ -337,7 +338,7 @@ def read_config(path: Path, setting: str) -> dict[str, Any]:
         setting: That names it, for messages.
 
     Raises:
-        ConfigError: They cannot be read.
+        ConfigError: They cannot be read, or are of a later launcher.
     """
     try:
         settings: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
@@ -346,7 +347,7 @@ def read_config(path: Path, setting: str) -> dict[str, Any]:
         raise ConfigError(f"{setting}={path}: {CONFIG} cannot be read ({what}); the run wrote it.") from error
     if not isinstance(settings, dict) or not set(COMPONENTS) & settings.keys():
         raise ConfigError(f"{setting}={path}: {CONFIG} does not hold the settings of a run; the run wrote it.")
-    return settings
+    return migrations.migrated(settings, f"{setting}={path}")
 
 
 def check_same(
@@ -494,6 +495,6 @@ def _write_config(path: Path, composed: Composed) -> None:
     for name, text in (
         ("hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": composed.hydra}))),
         ("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(composed.overrides))),
-        ("config.yaml", OmegaConf.to_yaml(composed.settings)),
+        ("config.yaml", OmegaConf.to_yaml(OmegaConf.create(migrations.stamped(composed.plain())))),
     ):
         write_text(path / ".hydra" / name, text, durable=True)

@@ -5,16 +5,15 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import OmegaConf
 
 import launcher
-from launcher.config.rules import FLAG, Rule, whole
 from launcher.config.tree import key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json
@@ -49,13 +48,7 @@ class ArrayOptions(LauncherOptions):
     dry_run: bool
     cluster: dict[str, Any]
 
-    RULES: ClassVar[Mapping[str, Rule]] = {
-        **LauncherOptions.RULES,
-        "max_requeues": whole(0),
-        "snapshot": FLAG,
-        "wait": FLAG,
-        "dry_run": FLAG,
-    }
+    SCHEMA = "SlurmSweep"
 
     def check(self) -> None:
         """Check what SLURM does not.

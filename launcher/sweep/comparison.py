@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from launcher.config.checks import filled
 from launcher.config.direction import direction
+from launcher.config.migrations import migrated
 from launcher.config.tree import key_of, leaves
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json
@@ -168,7 +169,7 @@ def _read_entries(path: Path, planned: Mapping[str, list[str]]) -> list[Entry]:
         place = path / name
         overrides, config = planned.get(name, []), {}
         if (place / ".hydra/config.yaml").is_file():
-            config = leaves(filled(_yaml(place / ".hydra/config.yaml")))
+            config = leaves(filled(migrated(_yaml(place / ".hydra/config.yaml"), str(place))))
             overrides = list(_yaml(place / ".hydra/overrides.yaml") or overrides)
         state = state_of(place)
         state = active.get(name, state) if state != State.FINISHED else state

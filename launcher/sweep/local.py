@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.config.rules import parse_duration
+from launcher.core.durations import parse_duration
 from launcher.core.errors import ConfigError
 from launcher.distributed import gpus, process_group
 from launcher.sweep import devices

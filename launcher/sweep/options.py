@@ -2,12 +2,11 @@
 
 import functools
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from launcher.config.rules import TEXT, Rule, one_of, parse_duration, whole
-from launcher.config.schema import FP16_ON_CPU
+from launcher.config import messages
+from launcher.config.checks import check_options
 from launcher.core.errors import ConfigError
 from launcher.distributed import gpus, process_group
 from launcher.sweep import devices
@@ -22,12 +21,7 @@ class LauncherOptions:
     metric: str | None
     metric_mode: str | None
 
-    RULES: ClassVar[Mapping[str, Rule]] = {
-        "max_parallel": whole(1).or_null(),
-        "max_points": whole(1),
-        "metric": TEXT.or_null(),
-        "metric_mode": one_of("min", "max").or_null(),
-    }
+    SCHEMA: ClassVar[str]  # name of their model in config/schema.py
 
     def check(self) -> None:
         """Check what needs neither a device nor SLURM.
@@ -35,9 +29,7 @@ class LauncherOptions:
         Raises:
             ConfigError: A setting is wrong.
         """
-        for name, rule in self.RULES.items():
-            if not rule.fits(value := getattr(self, name)):
-                raise ConfigError(f"hydra.launcher.{name}={value}: must be {rule.words}.")
+        check_options(vars(self), self.SCHEMA)
 
     @property
     def world(self) -> int:
@@ -62,19 +54,7 @@ class LocalOptions(LauncherOptions):
     parallel: str | int
     max_time_per_run: str | float | None
 
-    RULES: ClassVar[Mapping[str, Rule]] = {
-        "devices_per_run": whole(1).or_word("auto"),
-        "parallel": whole(1).or_word("auto"),
-        **LauncherOptions.RULES,
-    }
-
-    def check(self) -> None:
-        """See LauncherOptions."""
-        super().check()
-        try:
-            parse_duration(self.max_time_per_run)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("max_time=", "hydra.launcher.max_time_per_run=")) from None
+    SCHEMA = "LocalSweep"
 
     @property
     def world(self) -> int:
@@ -87,7 +67,7 @@ class LocalOptions(LauncherOptions):
         """See LauncherOptions."""
         kind = "cpu" if settings.device == "cpu" or not devices.may_have_gpus() else "gpu"
         if kind == "cpu" and settings.mixed_precision == "fp16":
-            raise ConfigError(FP16_ON_CPU)
+            raise ConfigError(messages.FP16_ON_CPU)
         threads = settings.threads
         if threads == "auto" and (threads := process_group.exported_threads()) is None:
             # Those that run at once share the cores: as many as may, or as there are GPUs for. On a CPU each takes one.

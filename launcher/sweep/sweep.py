@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from launcher.config import composition
+from launcher.config.migrations import stamped
 from launcher.config.places import check_writable, make_directory
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
@@ -105,7 +106,7 @@ class Sweep:
             "started": started_words(),
             "options": config_options(sys.argv[1:]),
             "devices_per_run": first.world,
-            "base": known.get("base") or self._base,
+            "base": known.get("base") or (stamped(self._base) if self._base else {}),
             "points": named,
         }
         write_json(self.path / "grid.json", content)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from launcher.config import composition
 from launcher.config.checks import filled
 from launcher.config.composed import Composed
+from launcher.config.migrations import migrated
 from launcher.config.places import check_length
 from launcher.config.resume import differences
 from launcher.config.schema import FREE_ON_RESUME
@@ -201,7 +202,7 @@ class TrialComposer:
         directory = self._directory(composed)
         state = state_of(directory)
         if state != State.NEW and (directory / run_directory.CONFIG).is_file():
-            before = run_directory.read_config(directory, "hydra.sweep.dir")
+            before = migrated(run_directory.read_config(directory, "hydra.sweep.dir"), f"hydra.sweep.dir={self.path}")
             composed = composed.as_begun(before)
             refuse_mixing(self.path, before, composed.plain())
         settings, plain = composed.settings, composed.plain()

@@ -16,6 +16,7 @@ from launcher.config.command_line import parse_arguments
 from launcher.config.schema import SCHEMA
 from launcher.config.tree import override
 from launcher.core.errors import ConfigError
+from launcher.run.run_directory import read_config
 from launcher.sweep.failure import OUTPUT
 
 SHORT = ["max_steps=3", "threads=1", "eval_every=null", "log_every=1"]
@@ -73,7 +74,7 @@ def said(*words, directory=None):
 
 
 def written(directory):
-    return OmegaConf.to_container(OmegaConf.load(directory / ".hydra/config.yaml"))
+    return read_config(directory, "run_dir")
 
 
 def sweep(words, place, status=0):

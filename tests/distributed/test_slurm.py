@@ -15,7 +15,6 @@ from launcher.distributed.slurm import (
     interface_to,
     job_name,
     node_address,
-    parse_duration,
     port,
     ranks,
     time_left,
@@ -132,14 +131,6 @@ def test_ports_of_neighbours_differ():
     assert len(set(tried)) == len(tried) == 9800
     assert min(tried) >= 20_000 and max(tried) < 30_000
     assert port({"SLURM_JOB_ID": "1", "SLURM_STEP_RESV_PORTS": "12345-12347"}) == 12345
-
-
-def test_durations():
-    cases = {"30": 1800, "5:30": 330, "1:00:00": 3600, "2-12:00:00": 216000, "1-0": 86400, "0:07\n": 7}
-    assert {text: parse_duration(text) for text in cases} == cases
-    assert [parse_duration(text) for text in ("UNLIMITED", "INVALID", "NOT_SET", "")] == [None] * 4
-    with pytest.raises(ValueError, match="no time"):
-        parse_duration("soon")
 
 
 def test_job_names():

@@ -22,7 +22,6 @@ from processes import REPOSITORY
 
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
-from launcher.config.rules import Section
 from launcher.config.schema import SCHEMA
 
 DEFAULTS = {factor: next(iter(values)) for factor, values in FACTORS.items()}
@@ -110,7 +109,7 @@ def test_every_setting_is_a_factor_or_has_a_reason_not_to_be():
     """A setting that comes new has to be named in combinations.py."""
     with composition.opened(parse_arguments([]), "train") as (hydra, name):
         plain = composition.compose(hydra, name, []).plain()
-    single = {key for key, rule in SCHEMA.items() if not isinstance(rule, Section)}
+    single = {key for key, known in SCHEMA.items() if not known.section}
     settings = {*single, *(key for key in plain if not isinstance(plain[key], dict))}
     tried = {word.lstrip("+").partition("=")[0] for word in WORDS}
     unnamed = {

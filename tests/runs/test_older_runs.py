@@ -12,17 +12,17 @@ from processes import REPOSITORY, command, rows, train
 from launcher.commands import rerun
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
+from launcher.config.components import COMPONENTS
 from launcher.config.resume import differences
-from launcher.config.rules import UNSTATED, Section
-from launcher.config.schema import COMPONENTS, FOUNDING, SCHEMA
-from launcher.config.tree import leaves
+from launcher.config.schema import FOUNDING, SCHEMA
+from launcher.config.tree import UNSTATED, leaves
 from launcher.data.source import build_data
 from launcher.run import run_directory, saved
 
 TABLE = "a,b,y\n" + "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(60))
 RUN = ["data=csv", "data.path=table.csv", "data.target=y", "epochs=3", "threads=1", "checkpoint.every=1",
        "eval_every=1", "hydra.run.dir=run"]  # fmt: skip
-STATED = [key for key, rule in SCHEMA.items() if rule.absent is not UNSTATED]
+STATED = [key for key, known in SCHEMA.items() if known.absent is not UNSTATED]
 LATER = [key for key in STATED if key.partition(".")[0] not in COMPONENTS]
 # The settings of the very first commit, without which nobody ever trained.
 FIRST = {
@@ -74,10 +74,10 @@ def older(original, tmp_path):
 def test_every_setting_of_the_launcher_says_what_its_absence_means():
     for key in SCHEMA:
         group = key.partition(".")[0]
-        leaf = not isinstance(SCHEMA[key], Section)
+        leaf = not SCHEMA[key].section
         if leaf and group not in COMPONENTS and key not in (*FOUNDING, "strategy.bucket_cap_mb",
                                                                    "strategy.broadcast_buffers"):  # fmt: skip
-            assert key in STATED, f"{key}: add .neutral(what a run without it does)"
+            assert key in STATED, f"{key}: say what a run without it does"
             assert SCHEMA[key].fits(SCHEMA[key].absent)
 
 
@@ -203,6 +203,34 @@ def test_data_that_was_described_before_an_argument_came(tmp_path):
     for key in ("random_erasing", "augment", "validation_folders", "test_folders"):
         del settings[key]
     assert build_data(settings).record() == whole.record()
+
+
+def test_a_run_from_before_classes_moved_is_taken_up(older):
+    """Its config has no version, and names that this launcher has moved."""
+    words = ["loss=focal", "optimizer=lion", "scheduler=constant", "epochs=2", "wandb.mode=disabled"]
+    words = [*(word for word in RUN if not word.startswith(("epochs", "hydra"))), *words, "hydra.run.dir=moved"]
+    train(words, older).ok()
+    file = older / "moved/.hydra/config.yaml"
+    text = file.read_text().replace("losses.focal.FocalLoss", "losses.FocalLoss")
+    text = text.replace("optimizers.lion.Lion", "optimizers.Lion")
+    file.write_text(text.replace("schema_version: 1\n", ""))
+    assert text.count("launcher.losses.FocalLoss") == text.count("launcher.optimizers.Lion") == 1
+    for program, more in (("evaluate", ["moved"]), ("rerun", ["moved", "output=again"])):
+        command(program, more, older, name=f"../io-{program}").ok()
+    assert rows(older / "again") == rows(older / "moved")
+    same = ["--config-dir", "moved/.hydra", "--config-name", "config", "hydra.run.dir=other"]
+    train(same, older).ok()
+    assert rows(older / "other") == rows(older / "moved")
+    assert "resumed" in train([*words, "epochs=3"], older).ok().out()
+    assert file.read_text().startswith("schema_version: 1\n")
+
+
+def test_a_run_of_a_later_launcher_is_refused_in_a_sentence(older):
+    file = older / "run/.hydra/config.yaml"
+    file.write_text(file.read_text().replace("schema_version: 1\n", "schema_version: 7\n"))
+    for program, words in (("evaluate", ["run"]), ("rerun", ["run"]), ("train", [*RUN, "scheduler=constant"])):
+        answer = command(program, words, older, name=f"../io-{program}").wait()
+        assert answer.status == [2] and "schema_version=7" in answer.err() and "Traceback" not in answer.err()
 
 
 @pytest.mark.soak

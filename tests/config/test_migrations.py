@@ -1,0 +1,26 @@
+"""Configs of earlier and later launchers."""
+
+import pytest
+
+from launcher.config.components import locate
+from launcher.config.migrations import MOVED, VERSION, migrated, stamped
+from launcher.core.errors import ConfigError
+
+NOW = {"loss": {"_target_": "launcher.losses.focal.FocalLoss"}, "seed": 3}
+
+
+def test_what_is_written_is_read_back_as_it_was():
+    assert stamped(NOW)["schema_version"] == VERSION
+    assert migrated(stamped(NOW), "here") == NOW
+
+
+def test_names_from_before_there_were_versions_are_those_of_today():
+    assert migrated({"loss": {"_target_": "launcher.losses.FocalLoss"}, "seed": 3}, "here") == NOW
+    for name in MOVED.values():
+        assert locate(name, "loss").__module__ == name.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("version", [VERSION + 1, -1, "2", None])
+def test_versions_that_nobody_knows_are_one_sentence(version):
+    with pytest.raises(ConfigError, match=rf"run_dir=there: .*schema_version={version}, .* up to {VERSION}\."):
+        migrated({"schema_version": version}, "run_dir=there")
