@@ -26,7 +26,8 @@ from launcher.build import build  # noqa: E402
 from launcher.config import composition  # noqa: E402
 from launcher.config.command_line import parse_arguments  # noqa: E402
 from launcher.data import Data  # noqa: E402
-from launcher.distributed.process_group import find_ranks, start  # noqa: E402
+from launcher.distributed.process_group import start  # noqa: E402
+from launcher.distributed.ranks import find_ranks  # noqa: E402
 from launcher.training.divergence import Rollbacks  # noqa: E402
 from launcher.training.engine import Trainer  # noqa: E402
 

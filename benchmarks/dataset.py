@@ -26,7 +26,8 @@ from benchmarks.table import bootstrap_interval  # noqa: E402
 from launcher.batching import stream  # noqa: E402
 from launcher.batching.plan import plan_batch  # noqa: E402
 from launcher.data import Data, DatasetSplit  # noqa: E402
-from launcher.distributed.process_group import find_ranks, start  # noqa: E402
+from launcher.distributed.process_group import start  # noqa: E402
+from launcher.distributed.ranks import find_ranks  # noqa: E402
 from launcher.losses.loss import build_loss  # noqa: E402
 from launcher.optimizers.optimizer import build_optimizer  # noqa: E402
 from launcher.schedulers.schedule import build_schedule  # noqa: E402

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from launcher.config.composed import Composed, publish
 from launcher.config.places import check_writable
 from launcher.config.tree import directory_override
-from launcher.distributed import process_group
+from launcher.distributed.devices import choose_device
+from launcher.distributed.ranks import join
 
 if TYPE_CHECKING:
     from launcher.batching.plan import BatchPlan
@@ -43,10 +44,10 @@ def check(composed: Composed) -> int:
         0, or 1 where the run could not go through: too little memory or disk, or a step that fails.
     """
     settings = composed.used()
-    ranks = process_group.join()
+    ranks = join()
     if ranks.rank != 0:
         return 0
-    on_cpu = process_group.choose_device(settings.device, settings.mixed_precision, ranks)
+    on_cpu = choose_device(settings.device, settings.mixed_precision, ranks)
 
     import shutil
 

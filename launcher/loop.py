@@ -13,7 +13,8 @@ from torch import Tensor
 from launcher.batching.plan import BatchPlan
 from launcher.batching.splits import first_infinite
 from launcher.batching.stream import ShardedStream, Stream
-from launcher.distributed import process_group, slurm
+from launcher.distributed import slurm
+from launcher.distributed.collectives import at_rank_0, from_rank_0
 from launcher.distributed.pulse import pulse
 from launcher.distributed.stopping import StopRequest
 from launcher.distributed.watch import by_rank_0
@@ -102,8 +103,8 @@ class Loop:
                 (batch,) = self.samples.batches(error.step, error.step + 1)
                 broken = any(first_infinite(micro.inputs) is not None for micro in batch.micros)
                 ranks = self.trainer.ranks
-                anywhere = process_group.at_rank_0(broken, ranks.world_size, ranks.rank)
-                error.broken = process_group.from_rank_0(anywhere and any(anywhere), ranks.world_size)
+                anywhere = at_rank_0(broken, ranks.world_size, ranks.rank)
+                error.broken = from_rank_0(anywhere and any(anywhere), ranks.world_size)
                 if self.trainer.rollbacks.count >= self.max_rollbacks:
                     error.left_out = self.max_rollbacks
                     raise

@@ -24,6 +24,11 @@ from launcher.config.composed import Composed, publish
 from launcher.config.composition import show
 from launcher.config.rules import parse_duration
 from launcher.distributed import process_group
+from launcher.distributed.collectives import at_rank_0
+from launcher.distributed.devices import choose_device, compare_devices
+from launcher.distributed.numerics import choose_workspace
+from launcher.distributed.ranks import conducts, join
+from launcher.distributed.threads import choose_threads
 from launcher.distributed.watch import Watch, by_rank_0, finish, guarded
 from launcher.run import logs, run_directory
 
@@ -43,7 +48,7 @@ def command(argv: list[str]) -> int:
     with composition.opened(arguments, "train") as (hydra, name):
         composed = composition.compose_run(hydra, name, arguments)
         if composed is None:
-            if not process_group.conducts(process_group.join()):
+            if not conducts(join()):
                 return 0
             return composition.sweep(hydra, name, arguments.overrides)
     return train(composed)
@@ -65,10 +70,10 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         return check.check(composed)
 
     # 1. Which rank am I, and on what kind of device
-    ranks = process_group.join()
-    on_cpu = process_group.choose_device(settings.device, settings.mixed_precision, ranks)
-    process_group.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
-    process_group.choose_workspace(os.environ, settings.deterministic, on_cpu)
+    ranks = join()
+    on_cpu = choose_device(settings.device, settings.mixed_precision, ranks)
+    compare_devices(settings.device, ranks, on_cpu, settings.timeout)
+    choose_workspace(os.environ, settings.deterministic, on_cpu)
 
     messages = logs.Log(composed, ranks.rank)
 
@@ -98,7 +103,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     # 3. The run directory, made by rank 0 and told to every rank; then the devices
     directory, path, complete = run_directory.open_for_all(composed, total_steps, parts, ranks)
     useful = partial(useful_threads, model, data.train, plan.micro_size) if on_cpu else lambda: None
-    threads = process_group.choose_threads(settings.threads, ranks, useful)
+    threads = choose_threads(settings.threads, ranks, useful)
     accelerator = process_group.start(
         ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
         settings.strategy, settings.float32_matmul_precision, settings.device == "shared",
@@ -227,7 +232,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         )  # fmt: skip
     status = "finished" if tested else "stopped"
     # One of them has heard the signal, and one has taken most memory
-    told = process_group.at_rank_0((stop.reason, loop.clock.memory.mb()), ranks.world_size, ranks.rank) or []
+    told = at_rank_0((stop.reason, loop.clock.memory.mb()), ranks.world_size, ranks.rank) or []
     if directory is not None and keeper is not None:
         summary = {
             "status": status,

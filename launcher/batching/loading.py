@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from launcher.batching.keys import derive_each
 from launcher.batching.splits import DatasetSplit, Split, TensorSplit, as_numbers
 from launcher.distributed import children
-from launcher.distributed.process_group import share_of_cores
+from launcher.distributed.threads import share_of_cores
 
 log = logging.getLogger("launcher")
 

@@ -22,9 +22,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from launcher.distributed import process_group, slurm
-from launcher.distributed.gpus import identity, index_of_rank
-from launcher.distributed.process_group import Ranks
+from launcher.distributed import slurm
+from launcher.distributed.collectives import from_rank_0
+from launcher.distributed.devices import gpu_of, identity, index_of_rank
+from launcher.distributed.ranks import Ranks, join
+from launcher.distributed.rendezvous import agent_serves_store, own_part
 from launcher.distributed.watch import guarded
 from launcher.run.run_directory import is_locked
 
@@ -50,7 +52,7 @@ def command(argv: Sequence[str]) -> int:
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds until what is silent counts as missing")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     asked = parser.parse_args(argv)
-    ranks = process_group.join()
+    ranks = join()
     with _bounded(ranks, "importing torch", "Is the file system with the Python environment slow?", asked.timeout):
         facts = look_here(ranks, asked.device)
     every, reduced = [facts], None
@@ -183,7 +185,7 @@ def _meet(ranks: Ranks, timeout: float) -> Any:
     import torch.distributed as dist
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serves = ranks.rank == 0 and not process_group.agent_serves_store()
+    serves = ranks.rank == 0 and not agent_serves_store()
     try:
         wait = timedelta(seconds=timeout)
         store = dist.TCPStore(address, port, ranks.world_size, serves, wait, wait_for_workers=False)
@@ -200,7 +202,7 @@ def _meet(ranks: Ranks, timeout: float) -> Any:
         if ranks.local_rank == 0:  # once for each node
             os.write(2, f"PROBLEM     {trouble}.\n            ({str(error).splitlines()[0][:200]})\n".encode())
         os._exit(1)
-    return process_group.own_part("doctor", store)
+    return own_part("doctor", store)
 
 
 def _call_the_roll(store: Any, ranks: Ranks, facts: dict[str, Any], timeout: float) -> list[dict[str, Any]]:
@@ -251,7 +253,7 @@ def all_reduce(store: Any, ranks: Ranks, on_cpu: bool, timeout: float) -> dict[s
     import torch
     import torch.distributed as dist
 
-    device = torch.device("cpu" if on_cpu else f"cuda:{process_group.gpu_of(ranks, torch.cuda.device_count())}")
+    device = torch.device("cpu" if on_cpu else f"cuda:{gpu_of(ranks, torch.cuda.device_count())}")
     backend = "gloo" if on_cpu else "nccl"
     if not on_cpu:
         torch.cuda.set_device(device)
@@ -284,7 +286,7 @@ def check_directory(directory: Path, ranks: Ranks) -> dict[str, Any]:
     import uuid
 
     made = [place for place in (directory, *directory.parents) if not place.exists()]  # before others make them
-    name = process_group.from_rank_0(f".doctor-{uuid.uuid4().hex[:8]}", ranks.world_size)
+    name = from_rank_0(f".doctor-{uuid.uuid4().hex[:8]}", ranks.world_size)
     own = f"{name}-{ranks.rank}"
     result: dict[str, Any] = {"host": _host(), "rank": ranks.rank, "trouble": None, "unseen": [], "locked": True}
     lock = None

@@ -14,6 +14,8 @@ from launcher.config.places import check_file
 from launcher.config.schema import EVALUATE_SCHEMA
 from launcher.core.errors import ConfigError, explained_kernels
 from launcher.distributed import process_group
+from launcher.distributed.devices import compare_devices
+from launcher.distributed.ranks import join
 from launcher.distributed.watch import Watch, finish, guarded
 from launcher.run import saved
 
@@ -43,9 +45,9 @@ def evaluate(settings: dict[str, Any]) -> int:
     output = None if settings["output"] is None else Path(settings["output"]).expanduser()
     if output is not None:
         check_file(output, "output")
-    ranks = process_group.join()
+    ranks = join()
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
-    process_group.compare_devices(settings["device"], ranks, on_cpu, settings["timeout"])
+    compare_devices(settings["device"], ranks, on_cpu, settings["timeout"])
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 
     from launcher.batching.stream import seed_generators

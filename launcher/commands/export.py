@@ -20,7 +20,8 @@ from launcher.config import composition
 from launcher.config.places import check_writable
 from launcher.config.schema import EXPORT_SCHEMA
 from launcher.core.errors import ConfigError
-from launcher.distributed import process_group
+from launcher.distributed.ranks import join
+from launcher.distributed.threads import choose_threads
 from launcher.distributed.watch import guarded
 from launcher.run import provenance, saved
 
@@ -63,7 +64,7 @@ def export(settings: dict[str, Any]) -> int:
             f"output={settings['output']}: is there already, with something in it. Name another directory."
         )
     check_writable(output, "output")
-    ranks = process_group.join()
+    ranks = join()
     if ranks.world_size > 1:
         raise ConfigError(f"launcher export is one process, and {ranks.world_size} were started: call it alone.")
     if "onnx" in formats:
@@ -87,7 +88,7 @@ def export(settings: dict[str, Any]) -> int:
     from launcher.training.tryout import read_outputs
 
     suit(model, getattr(data, part))
-    torch.set_num_threads(process_group.choose_threads(settings["threads"], ranks))
+    torch.set_num_threads(choose_threads(settings["threads"], ranks))
     workers = choose_workers(settings["num_workers"], getattr(data, part), settings["batch_size"])
     example = _example(data, part, workers)
     making = output.with_name(f".making-{output.name}")

@@ -18,6 +18,7 @@ from launcher.config.schema import PREDICT_SCHEMA
 from launcher.core.errors import ConfigError, explained_kernels
 from launcher.core.files import replacing
 from launcher.distributed import process_group
+from launcher.distributed.ranks import join
 from launcher.distributed.watch import guarded
 from launcher.run import saved
 
@@ -50,7 +51,7 @@ def predict(settings: dict[str, Any]) -> int:
     check_file(output, "output")
     if (settings["input"] is None) == (settings["part"] is None):
         raise ConfigError("input, part: give one of them: input=FILE_OR_FOLDER, or part=test for the run's own data.")
-    ranks = process_group.join()
+    ranks = join()
     if ranks.world_size > 1:
         raise ConfigError(f"launcher predict is one process, and {ranks.world_size} were started: call it alone.")
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 import launcher
-from launcher.distributed.process_group import is_launcher, parent_command
+from launcher.distributed.ranks import is_launcher, parent_command
 
 log = logging.getLogger("launcher")
 

@@ -25,8 +25,10 @@ from typing import Any, TypeVar, cast
 
 from launcher.core.errors import BrokenFile, ConfigError, Explained
 from launcher.core.streams import keep_streams
-from launcher.distributed.process_group import Ranks, from_rank_0, until_heard
+from launcher.distributed.collectives import from_rank_0
 from launcher.distributed.pulse import BEAT, GAP, Onlooker, pulse
+from launcher.distributed.ranks import Ranks
+from launcher.distributed.rendezvous import until_heard
 from launcher.distributed.stopping import ctrl_c_was_pressed, heed_ctrl_c, leave, watch_launcher
 
 log = logging.getLogger("launcher")

@@ -27,8 +27,8 @@ from launcher.config.schema import COMPONENTS
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
 from launcher.core.files import last_step, read_json, write_json, write_text
-from launcher.distributed import process_group
-from launcher.distributed.process_group import Ranks
+from launcher.distributed.ranks import Ranks
+from launcher.distributed.rendezvous import judged_by_rank_0, told_by_rank_0
 from launcher.run import shared
 from launcher.run.command_line import config_options, launch_words
 from launcher.run.tracking import Record
@@ -136,7 +136,7 @@ def settled(composed: Composed, ranks: Ranks) -> Iterator[Composed]:
         return found.plain(), str(path)
 
     if composed.local or composed.names_directory:
-        composed = composed.told_by(*process_group.told_by_rank_0(settle, ranks, float(composed.settings.timeout)))
+        composed = composed.told_by(*told_by_rank_0(settle, ranks, float(composed.settings.timeout)))
     publish(composed.hydra, composed.hydra.run.dir if composed.chose_directory else None)
     try:
         yield composed
@@ -215,12 +215,12 @@ def open_for_all(
             alone = ranks.world_size == 1 or complete
             return path, complete, None if alone else stack.enter_context(shared.mark(path))
 
-        path, complete, mark = process_group.told_by_rank_0(make, ranks, timeout)
+        path, complete, mark = told_by_rank_0(make, ranks, timeout)
         if mark is not None:
             fact = socket.gethostname(), shared.sees(path / mark, shared.SECONDS)
             resumes = bool(opened) and _has_checkpoint(path)
             judge = partial(shared.judge, path, resumes)
-            notes = process_group.judged_by_rank_0(fact, judge, ranks, timeout)
+            notes = judged_by_rank_0(fact, judge, ranks, timeout)
             if opened:
                 opened[0].notes += notes
     return (opened[0] if opened else None), path, complete

@@ -23,8 +23,10 @@ from launcher.config.places import make_directory
 from launcher.config.rules import TEXT, one_of, parse_duration, whole
 from launcher.config.schema import FP16_ON_CPU
 from launcher.core.errors import ConfigError
-from launcher.distributed import children, gpus, process_group
+from launcher.distributed import children, gpus
+from launcher.distributed.ranks import join
 from launcher.distributed.stopping import SIGNALS, StopRequest
+from launcher.distributed.threads import exported_threads
 from launcher.distributed.watch import exists
 from launcher.run import run_directory
 from launcher.sweep import devices, failure
@@ -162,7 +164,7 @@ def environment_of_points() -> dict[str, str]:
     }  # fmt: skip
     prefixes = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "PET_")
     found = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(prefixes)}
-    threads = process_group.exported_threads()
+    threads = exported_threads()
     return found if threads is None else found | {"OMP_NUM_THREADS": str(threads)}
 
 
@@ -505,7 +507,7 @@ class Options:
         if kind == "cpu" and settings.mixed_precision == "fp16":
             raise ConfigError(FP16_ON_CPU)
         threads = settings.threads
-        if threads == "auto" and (threads := process_group.exported_threads()) is None:
+        if threads == "auto" and (threads := exported_threads()) is None:
             # Those that run at once share the cores: as many as may, or as there are GPUs for. On a CPU each takes one.
             limits = [limit for limit in (self.limit, self.fit_on_gpus if kind == "gpu" else None) if limit]
             threads = max(1, len(devices.cores()) // (self.world * min(limits))) if limits else 1
@@ -557,7 +559,7 @@ def conduct(
 
     options.check()
     check_count(len(job_overrides), options.max_points)
-    ranks = process_group.join()
+    ranks = join()
     if ranks.local_world_size != ranks.world_size:
         raise ConfigError("A grid with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array.")
     path = directory_of(master)

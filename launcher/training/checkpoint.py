@@ -29,7 +29,8 @@ from torch import Tensor
 
 from launcher.core.errors import ConfigError
 from launcher.core.files import flush
-from launcher.distributed.process_group import Ranks, at_rank_0, sum_over_ranks
+from launcher.distributed.collectives import at_rank_0, sum_over_ranks
+from launcher.distributed.ranks import Ranks
 from launcher.distributed.watch import by_rank_0
 from launcher.training.staging import Staging
 

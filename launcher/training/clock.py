@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.batching.plan import BatchPlan
 from launcher.batching.splits import DatasetSplit, TensorSplit
 from launcher.batching.stream import Batch, first_sample
-from launcher.distributed.process_group import Ranks
+from launcher.distributed.ranks import Ranks
 
 log = logging.getLogger("launcher")
 

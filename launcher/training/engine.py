@@ -24,8 +24,9 @@ from launcher.batching.splits import DatasetSplit, TensorSplit, first_infinite
 from launcher.batching.stream import Batch, ShardedStream, Stream, first_sample, in_order
 from launcher.core.errors import BrokenFile, ConfigError, Explained, explained_kernels, is_out_of_memory
 from launcher.data.source import Data
-from launcher.distributed.process_group import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
+from launcher.distributed.collectives import at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.distributed.pulse import pulse
+from launcher.distributed.ranks import Ranks
 from launcher.losses.loss import PerSample
 from launcher.metrics.sums import ClassificationSums, compute_metrics, make_metrics, update_metrics
 from launcher.optimizers.optimizer import lean_step

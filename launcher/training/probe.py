@@ -27,7 +27,8 @@ from launcher.batching.splits import Split, TensorSplit
 from launcher.batching.stream import Batch, ShardedStream, Stream, of_rank
 from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.core.files import read_json, write_json
-from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
+from launcher.distributed.collectives import from_rank_0, sum_over_ranks
+from launcher.distributed.ranks import Ranks
 from launcher.models.mirrored import Mirrored
 from launcher.training.engine import Trainer, check_alone, evaluate
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from launcher.batching.stream import Batch, ShardedStream, Stream
 from launcher.core.errors import ConfigError
-from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
+from launcher.distributed.collectives import from_rank_0, sum_over_ranks
+from launcher.distributed.ranks import Ranks
 from launcher.training.engine import Carried, ExactTrainer, Trainer
 from launcher.training.staging import own_copy
 

@@ -12,7 +12,7 @@ from processes import REPOSITORY, start
 from slurm_cluster import SEARCH
 
 from launcher.commands import doctor
-from launcher.distributed.process_group import Ranks
+from launcher.distributed.ranks import Ranks
 from launcher.run.run_directory import is_locked
 
 DOCTOR = str(REPOSITORY / "launcher/__main__.py")

@@ -12,6 +12,9 @@ import torch
 
 from launcher.core.errors import ConfigError
 from launcher.distributed import gpus
+from launcher.distributed.devices import check_devices, index_of_rank
+from launcher.distributed.ranks import find_ranks
+from launcher.distributed.rendezvous import judged_by_rank_0, until_heard
 from launcher.sweep import devices, executor
 
 # --- The device of a rank --------------------------------------------------------------------------------------------
@@ -29,7 +32,7 @@ from launcher.sweep import devices, executor
     ],
 )
 def test_the_device_of_a_rank(count, local_rank, local_world_size, expected):
-    found = gpus.index_of_rank(count, local_rank, local_world_size)
+    found = index_of_rank(count, local_rank, local_world_size)
     assert found == expected
     if found is not None:  # as Accelerate has it, which sets the device once more (state.py, set_device)
         assert found == local_rank % count
@@ -74,25 +77,25 @@ def device(gpu=None, host="n1", kind="gpu"):
 )
 def test_devices_that_do_not_go_together(devices, said):
     if said is None:
-        gpus.check_devices(devices)
+        check_devices(devices)
     else:
         with pytest.raises(ConfigError, match=said):
-            gpus.check_devices(devices)
+            check_devices(devices)
 
 
 def _compare(names, seconds):
     """A rank that sees one GPU of that name; one without a name ends before it says so."""
-    from launcher.distributed import process_group, watch
+    from launcher.distributed import watch
 
-    ranks = process_group.find_ranks(os.environ)
-    watch.until_heard = lambda: process_group.until_heard(3)  # which waits 30 s for a rank that never comes
+    ranks = find_ranks(os.environ)
+    watch.until_heard = lambda: until_heard(3)  # which waits 30 s for a rank that never comes
     if names[ranks.rank] is None:
         return
 
     def run():
         import torch.distributed as dist
 
-        process_group.judged_by_rank_0(device(names[ranks.rank]), gpus.check_devices, ranks, seconds)
+        judged_by_rank_0(device(names[ranks.rank]), check_devices, ranks, seconds)
         dist.init_process_group("gloo")
         total = torch.ones(1)
         dist.all_reduce(total)

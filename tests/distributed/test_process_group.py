@@ -11,7 +11,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from processes import free_port, start
 
 from launcher.distributed import process_group
-from launcher.distributed.process_group import Ranks, find_ranks
+from launcher.distributed.ranks import Ranks, find_ranks
 from launcher.distributed.watch import finish
 
 STRATEGY = {"name": "ddp"}

@@ -9,7 +9,8 @@ from kill_loop import RUN, place
 from processes import start, train
 
 from launcher.core.errors import ConfigError
-from launcher.distributed.process_group import Ranks, check_share, gpu_of
+from launcher.distributed.devices import check_share, gpu_of
+from launcher.distributed.ranks import Ranks
 
 
 def of(local_rank, world):

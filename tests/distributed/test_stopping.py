@@ -14,7 +14,7 @@ import torch
 from kill_loop import OWN, RUN, newest, place, same_bits
 from processes import REPOSITORY, free_port, rows, summary, train
 
-from launcher.distributed import process_group
+from launcher.distributed.ranks import is_launcher
 
 LONG = [*(w for w in RUN if not w.startswith(("epochs", "eval_every", "checkpoint.every"))), "epochs=4000",
         "eval_every=500", "checkpoint.every=500"]  # fmt: skip
@@ -162,7 +162,7 @@ def test_a_vanished_launcher_counts_as_a_request_to_stop(tmp_path):
     ],
 )  # fmt: skip
 def test_which_parents_are_launchers(command, is_one):
-    assert process_group.is_launcher(command.split()) == is_one
+    assert is_launcher(command.split()) == is_one
 
 
 @pytest.mark.parametrize("victim", [0, 1])

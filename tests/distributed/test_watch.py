@@ -23,7 +23,7 @@ class Counted:
 def watched(hangs):
     import torch.distributed as dist
 
-    from launcher.distributed.process_group import Ranks
+    from launcher.distributed.ranks import Ranks
     from launcher.distributed.watch import Watch
 
     rank = int(os.environ["RANK"])
@@ -55,7 +55,7 @@ def test_a_silent_rank_is_known_to_those_who_do_not_look_at_it(tmp_path):
 def leaves(slow):
     import torch.distributed as dist
 
-    from launcher.distributed.process_group import Ranks
+    from launcher.distributed.ranks import Ranks
     from launcher.distributed.watch import Watch, finish
 
     rank = int(os.environ["RANK"])

@@ -316,7 +316,8 @@ def test_a_directory_that_rank_0_refuses_is_refused_by_every_rank(tmp_path):
 
 def _tells(failure):
     """A rank whose rank 0 cannot make what it has to tell."""
-    from launcher.distributed.process_group import find_ranks, told_by_rank_0, until_heard
+    from launcher.distributed.ranks import find_ranks
+    from launcher.distributed.rendezvous import told_by_rank_0, until_heard
     from launcher.distributed.watch import guarded
 
     ranks = find_ranks(os.environ)

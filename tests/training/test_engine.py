@@ -48,7 +48,8 @@ def _gradients(directory, cap, options=()):
 
     from launcher.batching.plan import BatchPlan
     from launcher.batching.stream import Batch, MicroBatch, Stream
-    from launcher.distributed.process_group import find_ranks, start
+    from launcher.distributed.process_group import start
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.divergence import Rollbacks
@@ -192,7 +193,8 @@ def _scaled(at, steps, saved=None, rollbacks=None, poisoned=()):
     from pathlib import Path
 
     from launcher.batching.stream import Batch, MicroBatch
-    from launcher.distributed.process_group import find_ranks, start
+    from launcher.distributed.process_group import start
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.checkpoint import Progress, gather_state, restore
@@ -235,7 +237,8 @@ def test_a_gradient_that_is_not_finite_is_seen_behind_every_optimizer(name, bad)
     from pathlib import Path
 
     from launcher.batching.stream import Batch, MicroBatch
-    from launcher.distributed.process_group import find_ranks, start
+    from launcher.distributed.process_group import start
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.optimizers.optimizer import build_optimizer
     from launcher.schedulers.schedule import build_schedule

@@ -25,8 +25,8 @@ def _loop(device="cpu", weight=None, ema_decay=None, **more):
     from launcher.batching import stream
     from launcher.batching.plan import plan_batch
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import find_ranks
     from launcher.distributed.process_group import start as bring_up
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.optimizers.optimizer import build_optimizer
     from launcher.schedulers.schedule import build_schedule

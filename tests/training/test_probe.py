@@ -18,8 +18,8 @@ from torch import nn
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream
 from launcher.core.errors import ConfigError, is_out_of_memory
-from launcher.distributed.process_group import find_ranks
 from launcher.distributed.process_group import start as bring_up
+from launcher.distributed.ranks import find_ranks
 from launcher.losses.loss import build_loss
 from launcher.schedulers.schedule import build_schedule
 from launcher.training import probe

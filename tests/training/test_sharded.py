@@ -136,8 +136,8 @@ def _parts(directory):
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import Stream
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import find_ranks
     from launcher.distributed.process_group import start as bring_up
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.divergence import Diverged, Rollbacks
@@ -221,8 +221,8 @@ def _halves(directory, strategy, precision, whole):
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import Stream
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import find_ranks
     from launcher.distributed.process_group import start as bring_up
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.divergence import Rollbacks

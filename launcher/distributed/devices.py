@@ -1,0 +1,146 @@
+"""Which device each rank of a run computes on."""
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+
+from launcher.config import accelerate_flags
+from launcher.config.schema import FP16_ON_CPU
+from launcher.core.errors import ConfigError
+from launcher.distributed.ranks import Ranks
+from launcher.distributed.rendezvous import judged_by_rank_0
+
+
+def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
+    """Decide between GPUs and the CPU without starting a device.
+
+    Returns:
+        True for the CPU.
+
+    Raises:
+        ConfigError: More processes than GPUs, no GPU that they could share, or fp16 on a CPU.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # count GPUs without a CUDA context
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that ends is told by us, in a line
+    import torch
+
+    on_cpu = device == "cpu" or accelerate_flags.asks_for_cpu(os.environ) or not torch.cuda.is_available()
+    if on_cpu and mixed_precision == "fp16":
+        raise ConfigError(FP16_ON_CPU)
+    check_share(device, ranks, 0 if on_cpu else torch.cuda.device_count())
+    return on_cpu
+
+
+def check_share(device: str, ranks: Ranks, count: int) -> None:
+    """Check that each process has a GPU of its own, or may share one.
+
+    Args:
+        device: The setting.
+        ranks: Of this launch.
+        count: GPUs that this process sees and uses; 0: the run is on the CPU.
+
+    Raises:
+        ConfigError: There are too few.
+    """
+    if device == "shared" and not count:
+        raise ConfigError(
+            "device=shared: torch sees no GPU here that processes could share, or the CPU was asked for "
+            "(ACCELERATE_USE_CPU). Use device=auto, or device=cpu."
+        )
+    few = index_of_rank(count, ranks.local_rank, ranks.local_world_size) is None
+    if device != "shared" and count and few:
+        raise ConfigError(
+            f"{ranks.local_world_size} processes on this machine, which has {count} GPUs: start one process per GPU, "
+            "use device=cpu, or, to try several processes on a GPU, device=shared."
+        )
+
+
+def gpu_of(ranks: Ranks, count: int) -> int:
+    """The number of the GPU that a process takes: its own, or with device=shared the next in turn.
+
+    Args:
+        ranks: Of this launch.
+        count: GPUs that this process sees, at least 1; 1 also where each process is shown another one.
+    """
+    return ranks.local_rank % count
+
+
+def compare_devices(device: str, ranks: Ranks, on_cpu: bool, timeout: float) -> None:
+    """Check that all ranks are on devices of one kind, and each on its own, before they meet in a collective.
+
+    A rank that sees one GPU where its machine has several ranks cannot tell whether that is also the others': NCCL
+    would hang or fail on one that two ranks share.
+
+    Args:
+        device: The setting; `shared` lets them share.
+        ranks: What find_ranks found.
+        on_cpu: What choose_device chose.
+        timeout: Seconds to wait for every rank.
+
+    Raises:
+        ConfigError: They are not, on every rank.
+    """
+    import torch
+
+    fact: dict[str, str | None] = {"host": socket.gethostname(), "kind": "cpu" if on_cpu else "gpu", "gpu": None}
+    if not on_cpu and device != "shared" and torch.cuda.device_count() < ranks.local_world_size:
+        fact["gpu"] = identity(0)
+    judged_by_rank_0(fact, check_devices, ranks, timeout)
+
+
+def index_of_rank(count: int, local_rank: int, local_world_size: int) -> int | None:
+    """Which of the GPUs that a process sees is its own.
+
+    Where the launcher shows each process one GPU, as SLURM does for --gpus-per-task=1 and --gpu-bind=single:1, that is
+    number 0, whatever the rank. Accelerate counts the same way (`PartialState.set_device`: local rank modulo count).
+
+    Args:
+        count: GPUs that the process sees.
+        local_rank: Among the ranks of its machine.
+        local_world_size: Ranks on its machine.
+
+    Returns:
+        None where there are too few.
+    """
+    if count >= local_world_size:
+        return local_rank
+    return 0 if count == 1 else None
+
+
+def check_devices(devices: Sequence[Mapping[str, str | None]]) -> None:
+    """Check that the ranks of a run are on devices of one kind, and each on its own.
+
+    Args:
+        devices: Of each rank: `host`, `kind` (cpu or gpu), and `gpu`, what tells its GPU from all others; None where
+            it sees as many as there are ranks on its machine.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    first = {str(device["kind"]): rank for rank, device in reversed([*enumerate(devices)])}
+    if len(first) > 1:
+        with_gpu, without = (f"rank {first[kind]} on {devices[first[kind]]['host']}" for kind in ("gpu", "cpu"))
+        raise ConfigError(f"{with_gpu} has a GPU, and {without} has none: give every rank one, or use device=cpu.")
+    owners: dict[str, int] = {}
+    for rank, device in enumerate(devices):
+        if (gpu := device["gpu"]) is None:
+            continue
+        if gpu in owners:
+            raise ConfigError(
+                f"ranks {owners[gpu]} and {rank} have the same GPU of {device['host']} ({gpu}): start one process per "
+                "GPU, use device=cpu, or, to try several processes on a GPU, device=shared."
+            )
+        owners[gpu] = rank
+
+
+def identity(index: int) -> str:
+    """What tells a GPU that this process sees from all others: its UUID, or the name of a MIG slice.
+
+    It starts CUDA, but makes no context.
+    """
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if given.startswith("MIG-"):
+        return given.split(",")[0]
+    return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
