@@ -53,7 +53,7 @@ def rank_of_many(rank, world, port, start_at, results):
     import torch.distributed as dist
 
     from launcher.distributed.ranks import Ranks
-    from launcher.distributed.watch import Watch, finish
+    from launcher.distributed.watchdog import Watchdog, finish
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -79,19 +79,19 @@ def rank_of_many(rank, world, port, start_at, results):
     timed("directory", lambda: from_rank_0("/a/run/directory", world))
     timed("number", lambda: dist.all_reduce(torch.zeros(2)))
     timed("states", lambda: at_rank_0(state, world, rank))
-    watch = Watch(Ranks(rank, world, rank, world), 300)
+    watchdog = Watchdog(Ranks(rank, world, rank, world), 300)
     time.sleep(2)
     before = cpu_seconds()
     time.sleep(WATCHED)
     found["watch_rank_0" if rank == 0 else "watch_other"] = 100 * (cpu_seconds() - before) / WATCHED
-    finish(watch)
+    finish(watchdog)
     results.put(found)
 
 
 def measure(world):
     import torch.distributed  # noqa: F401  in the parent, so that each child has it
 
-    from launcher.distributed import watch  # noqa: F401
+    from launcher.distributed import watchdog  # noqa: F401
 
     context = multiprocessing.get_context("fork")
     results, port, start_at = context.Queue(), free_port(), time.time() + 0.5 + world / 20

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import launcher
 
-COMMANDS = {  # name: the module whose main() it is, and what it does
+COMMANDS = {  # name: the module whose command(argv) it is, and what it does
     "train": ("launcher.train", "train a run; with -m, every trial of a sweep"),
     "check": ("launcher.train", "say what a run would need, and whether it can begin"),
     "find-lr": ("launcher.commands.find_lr", "look for a learning rate by a range test"),
@@ -51,7 +51,10 @@ def main() -> None:
         sys.exit(2)
     launcher.command = "train" if name == "check" else name
     sys.argv[1:] = [*sys.argv[2:], *(["check=true"] if name == "check" else [])]
-    import_module(COMMANDS[name][0]).main()
+    command = import_module(COMMANDS[name][0]).command
+    from launcher.distributed.exit_status import guarded  # not before: --help needs none of it
+
+    sys.exit(guarded(lambda: command(sys.argv[1:])))
 
 
 if __name__ == "__main__":

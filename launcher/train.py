@@ -23,13 +23,14 @@ from launcher.config.command_line import parse_arguments
 from launcher.config.composed import Composed, publish
 from launcher.config.composition import show
 from launcher.config.rules import parse_duration
-from launcher.distributed import process_group
 from launcher.distributed.collectives import at_rank_0
 from launcher.distributed.devices import choose_device, compare_devices
-from launcher.distributed.numerics import choose_workspace
+from launcher.distributed.exit_status import guarded
+from launcher.distributed.process_group import RuntimeSettings, start
 from launcher.distributed.ranks import conducts, join
+from launcher.distributed.rendezvous import by_rank_0
 from launcher.distributed.threads import choose_threads
-from launcher.distributed.watch import Watch, by_rank_0, finish, guarded
+from launcher.distributed.watchdog import Watchdog, finish
 from launcher.run import logs, run_directory
 
 log = logging.getLogger("launcher")
@@ -71,9 +72,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     # 1. Which rank am I, and on what kind of device
     ranks = join()
-    on_cpu = choose_device(settings.device, settings.mixed_precision, ranks)
+    on_cpu = choose_device(settings, ranks)
     compare_devices(settings.device, ranks, on_cpu, settings.timeout)
-    choose_workspace(os.environ, settings.deterministic, on_cpu)
 
     messages = logs.Log(composed, ranks.rank)
 
@@ -91,7 +91,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     import torch
 
     from launcher.batching import stream
-    from launcher.distributed.stopping import StopRequest
+    from launcher.distributed.stop_request import StopRequest
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
     from launcher.run import gallery, provenance, reporter
@@ -104,12 +104,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     directory, path, complete = run_directory.open_for_all(composed, total_steps, parts, ranks)
     useful = partial(useful_threads, model, data.train, plan.micro_size) if on_cpu else lambda: None
     threads = choose_threads(settings.threads, ranks, useful)
-    accelerator = process_group.start(
-        ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
-        settings.strategy, settings.float32_matmul_precision, settings.device == "shared",
-    )  # fmt: skip
+    accelerator = start(ranks, RuntimeSettings.of(settings, on_cpu, threads=threads))
     device = accelerator.device
-    watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
+    watchdog = Watchdog(ranks, settings.timeout) if ranks.world_size > 1 else None
     data.move_to(device)
     publish(composed.hydra, path)
     if directory is not None:
@@ -131,7 +128,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             log.info(line)
 
     if complete:
-        finish(watch)
+        finish(watchdog)
         if directory is not None:
             reporter.show_again(directory, composed.plain(), list(settings.trackers), settings.wandb)
             log.info("finished already: nothing is left to do in %s", path)
@@ -143,7 +140,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         model.to(device)
     loss.to(device)
     take_up = partial(checkpoint.take_up, path / "checkpoints")
-    found = by_rank_0("the checkpoints to be verified", take_up, ranks.world_size)
+    found = by_rank_0("the checkpoints to be verified", take_up, ranks)
     rules, every = checkpoint.rules_of(settings), plan.interval(settings.eval_every)
     saved, progress = None, checkpoint.Progress()
     if found is not None:
@@ -252,7 +249,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         keeper.close(summary, progress, tested, data.class_names, predictions)
         if status == "stopped":
             directory.stopped(progress.step, next((reason for reason, _ in told if reason), None), composed.overrides)
-    finish(watch)
+    finish(watchdog)
     if directory is not None and keeper is not None:  # what may take long: the other ranks have left
         keeper.show()
         if status == "finished":

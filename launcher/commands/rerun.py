@@ -25,18 +25,11 @@ from launcher.config.schema import RERUN_SCHEMA
 from launcher.config.tree import directory_override, leaves
 from launcher.core.errors import ConfigError
 from launcher.distributed.devices import choose_device, gpu_of
-from launcher.distributed.numerics import choose_workspace
 from launcher.distributed.ranks import Ranks, join
 from launcher.distributed.threads import choose_threads
-from launcher.distributed.watch import guarded
 from launcher.run import provenance, saved
 from launcher.run.command_line import config_options
 from launcher.run.run_directory import read_config
-
-
-def main() -> None:
-    """The console command: exit status as that of launcher/train.py."""
-    sys.exit(guarded(lambda: command(sys.argv[1:])))
 
 
 def command(argv: list[str]) -> int:
@@ -136,8 +129,7 @@ def say_differences(path: Path, run: dict[str, Any], ranks: Ranks) -> list[str]:
     from launcher.config.components import build, locate
 
     then, record = provenance.read(path), saved.read_record(path, run)
-    on_cpu = choose_device(run["device"], "no", ranks)  # what says the differences trains nothing
-    choose_workspace(os.environ, run["deterministic"], on_cpu)
+    on_cpu = choose_device(run | {"mixed_precision": "no"}, ranks)  # what says the differences trains nothing
     torch.set_num_threads(choose_threads(run["threads"], ranks))
     seed_generators(run["seed"])
     data = provenance.record_of(build("data", run["data"]))

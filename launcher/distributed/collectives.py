@@ -44,6 +44,17 @@ def from_rank_0(thing: Any, world_size: int) -> Any:
     return box[0]
 
 
+def at_every_rank(thing: Any, world_size: int) -> list[Any]:
+    """What every rank holds, in the order of ranks, on every rank. Anything that pickles."""
+    if world_size == 1:
+        return [thing]
+    import torch.distributed as dist
+
+    things: list[Any] = [None] * world_size
+    dist.all_gather_object(things, thing)
+    return things
+
+
 def at_rank_0(thing: Any, world_size: int, rank: int) -> list[Any] | None:
     """What every rank holds, in the order of ranks, on rank 0; None elsewhere."""
     if world_size == 1:

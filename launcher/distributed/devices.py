@@ -3,31 +3,38 @@
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from launcher.config import accelerate_flags
 from launcher.config.schema import FP16_ON_CPU
 from launcher.core.errors import ConfigError
+from launcher.distributed.numerics import choose_workspace
 from launcher.distributed.ranks import Ranks
 from launcher.distributed.rendezvous import judged_by_rank_0
 
 
-def choose_device(device: str, mixed_precision: str, ranks: Ranks) -> bool:
-    """Decide between GPUs and the CPU without starting a device.
+def choose_device(settings: Mapping[str, Any], ranks: Ranks) -> bool:
+    """Decide between GPUs and the CPU, and in which workspace, without starting a device.
+
+    Args:
+        settings: Of which `device`, `mixed_precision` and `deterministic` count.
+        ranks: Of this launch.
 
     Returns:
         True for the CPU.
 
     Raises:
-        ConfigError: More processes than GPUs, no GPU that they could share, or fp16 on a CPU.
+        ConfigError: More processes than GPUs, no GPU that they could share, fp16 on a CPU, or as choose_workspace does.
     """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # count GPUs without a CUDA context
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that ends is told by us, in a line
     import torch
 
-    on_cpu = device == "cpu" or accelerate_flags.asks_for_cpu(os.environ) or not torch.cuda.is_available()
-    if on_cpu and mixed_precision == "fp16":
+    on_cpu = settings["device"] == "cpu" or accelerate_flags.asks_for_cpu(os.environ) or not torch.cuda.is_available()
+    if on_cpu and settings["mixed_precision"] == "fp16":
         raise ConfigError(FP16_ON_CPU)
-    check_share(device, ranks, 0 if on_cpu else torch.cuda.device_count())
+    check_share(settings["device"], ranks, 0 if on_cpu else torch.cuda.device_count())
+    choose_workspace(os.environ, settings["deterministic"], on_cpu)
     return on_cpu
 
 

@@ -2,27 +2,28 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from launcher.config import accelerate_flags
+from launcher.core import compat
 from launcher.core.errors import ConfigError
 from launcher.distributed.devices import gpu_of
-from launcher.distributed.numerics import choose_numerics, choose_workspace
+from launcher.distributed.numerics import choose_numerics
 from launcher.distributed.ranks import ALONE, OF_MPI, Ranks
-from launcher.distributed.rendezvous import _until_rank_0_listens, agent_serves_store, own_part
+from launcher.distributed.rendezvous import agent_serves_store, own_part, wait_for_rank_0
 from launcher.distributed.threads import choose_threads
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-
-# Seconds by which the process group waits longer than `timeout`: by then the watch has ended a run that hangs, with
+# Seconds by which the process group waits longer than `timeout`: by then the watchdog has ended a run that hangs, with
 # names and places, and a checkpoint that was being written is on the disk. Its own timeout only raises or aborts.
 LONGER = 3600.0
 # NCCL's threads end the process on an error, on a timeout and where they are stuck themselves, whatever it is writing
-# (ProcessGroupNCCL.hpp: ErrorHandlingMode, of which 0 leaves it be). The watch does it, and waits for the checkpoint.
+# (ProcessGroupNCCL.hpp: ErrorHandlingMode, of which 0 leaves it be). The watchdog does it, once a checkpoint is whole.
 NO_ABORT = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
@@ -30,55 +31,63 @@ NO_ABORT = {
 }
 
 
-def start(
-    ranks: Ranks,
-    on_cpu: bool,
-    mixed_precision: str,
-    threads: int | str,
-    timeout: float,
-    deterministic: bool,
-    strategy: Mapping[str, Any],
-    float32_matmul_precision: str,
-    shared: bool = False,
-) -> "Accelerator":
-    """Bring up the devices and the process group.
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How the processes of a run compute, and how they talk.
 
-    Args:
-        ranks: What find_ranks found.
+    Attributes:
         on_cpu: What choose_device chose.
         mixed_precision: no, bf16 or fp16.
         threads: CPU threads of this process; auto shares the machine's cores among its processes.
-        timeout: Seconds until a rank counts as hung (see watch.py); a collective of gloo fails an hour later.
+        timeout: Seconds until a rank counts as hung (see watchdog.py); a collective of gloo fails an hour later.
         deterministic: As for choose_numerics.
         strategy: Settings of conf/strategy.
         float32_matmul_precision: As for choose_numerics.
         shared: Whether several processes may have one GPU (device=shared): NCCL refuses that, gloo takes it.
+    """
+
+    on_cpu: bool
+    mixed_precision: str
+    threads: int | str
+    timeout: float
+    deterministic: bool
+    strategy: Mapping[str, Any]
+    float32_matmul_precision: str
+    shared: bool = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], on_cpu: bool, **changes: Any) -> "RuntimeSettings":
+        """Those among the settings of a run, but for some changes."""
+        names = "mixed_precision", "threads", "timeout", "deterministic", "strategy", "float32_matmul_precision"
+        taken = {name: settings[name] for name in names} | changes
+        return cls(on_cpu, **taken, shared=settings["device"] == "shared")
+
+
+def start(ranks: Ranks, settings: RuntimeSettings) -> "Accelerator":
+    """Bring up the devices and the process group.
+
+    Args:
+        ranks: What find_ranks found.
+        settings: What choose_device has accepted.
 
     Raises:
-        ConfigError: The ranks did not find each other as one group, or as choose_workspace does.
+        ConfigError: The ranks did not find each other as one group.
     """
-    choose_workspace(os.environ, deterministic, on_cpu)
-
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 
+    on_cpu = settings.on_cpu
     # Accelerate reads these again and would follow a saved config against ours.
     os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
-    os.environ["ACCELERATE_MIXED_PRECISION"] = mixed_precision
+    os.environ["ACCELERATE_MIXED_PRECISION"] = settings.mixed_precision
     accelerate_flags.leave_nothing()
-    count = choose_threads(threads, ranks)
+    count = choose_threads(settings.threads, ranks)
     os.environ["OMP_NUM_THREADS"] = str(count)
-    hook = DDPCommunicationHookType(strategy.get("compress") or "no")
-    arguments = {name: value for name, value in strategy.items() if name not in ("name", "compress")}
-    if strategy.get("name") == "fsdp":  # launcher/training/sharded.py reads its options
-        arguments = {}
-    ddp = DistributedDataParallelKwargs(comm_hook=hook, **arguments)
     for name, value in NO_ABORT.items():
         os.environ.setdefault(name, value)
     # Before the group is made: that of NCCL then does without NVLS, which adds up in an order that changes (the
     # constructor in ProcessGroupNCCL.cpp).
-    choose_numerics(deterministic, float32_matmul_precision)
+    choose_numerics(settings.deterministic, settings.float32_matmul_precision)
     if ranks.world_size == 1:  # without LOCAL_RANK Accelerate makes no group, which nobody would leave
         for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
             if name not in ("RANK", "WORLD_SIZE") or not os.environ.get(name):
@@ -88,8 +97,10 @@ def start(
         device = None if on_cpu else torch.device("cuda", gpu_of(ranks, torch.cuda.device_count()))
         if device is not None:  # Accelerate will choose the same
             torch.cuda.set_device(device)
-        join_group(ranks, "gloo" if on_cpu or shared else "nccl", device, timeout)
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp])
+        join_group(ranks, "gloo" if on_cpu or settings.shared else "nccl", device, settings.timeout)
+    accelerator = Accelerator(
+        cpu=on_cpu, mixed_precision=settings.mixed_precision, kwargs_handlers=[_ddp_options(settings.strategy)]
+    )
     if accelerator.num_processes != ranks.world_size:
         raise ConfigError(
             f"{ranks.world_size} processes were started, but each believes it is one of {accelerator.num_processes}. "
@@ -101,6 +112,15 @@ def start(
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(count)
     return accelerator
+
+
+def _ddp_options(strategy: Mapping[str, Any]) -> Any:
+    """What Accelerate is to give DDP; of another strategy, launcher/training/sharded.py reads the options."""
+    from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
+
+    options = {name: value for name, value in strategy.items() if name not in ("name", "compress")}
+    hook = DDPCommunicationHookType(strategy.get("compress") or "no")
+    return DistributedDataParallelKwargs(comm_hook=hook, **({} if strategy.get("name") == "fsdp" else options))
 
 
 def take_own_index(accelerator: "Accelerator") -> None:
@@ -125,7 +145,7 @@ def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeou
     """
     import torch.distributed as dist
 
-    _until_rank_0_listens(ranks)
+    wait_for_rank_0(ranks)
     wait, store = timedelta(seconds=timeout), None
     if agent_serves_store() and not dist.is_initialized():
         # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
@@ -137,6 +157,4 @@ def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeou
         dist.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait, device_id=alone
         )
-    # Now that they have met. Before torch 2.14 the function is a private one.
-    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-    set_timeout(timedelta(seconds=timeout + LONGER))
+    compat.set_group_timeout(timedelta(seconds=timeout + LONGER))  # now that they have met

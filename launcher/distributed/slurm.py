@@ -209,7 +209,7 @@ def job_name(environment: Mapping[str, str]) -> str | None:
     return environment.get("SLURM_JOB_ID")
 
 
-def parse_duration(text: str) -> float | None:
+def parse_time(text: str) -> float | None:
     """Seconds in `[days-]hours:minutes:seconds`, `minutes:seconds` or `minutes`, as SLURM prints and takes times.
 
     Returns:
@@ -243,7 +243,7 @@ def time_left(environment: Mapping[str, str]) -> float | None:
     if job is None:
         return None
     try:
-        return parse_duration(ask("squeue", "--noheader", "--jobs", job, "--format", "%L"))
+        return parse_time(ask("squeue", "--noheader", "--jobs", job, "--format", "%L"))
     except RuntimeError:
         end = environment.get("SLURM_JOB_END_TIME", "")  # from SLURM 23.02 on
         return float(end) - time.time() if end.isdigit() else None

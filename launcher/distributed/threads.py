@@ -5,13 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.config import accelerate_flags
+from launcher.core.processes import cores
 from launcher.distributed import slurm
 from launcher.distributed.ranks import Ranks, is_launcher, parent_command
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | None] = lambda: None) -> int:
@@ -40,8 +36,9 @@ def share_of_cores(processes: int | None = None) -> int:
         processes: Of this run on this machine; None: as the environment says.
     """
     processes = processes or int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    there = len(cores())
     given = slurm.cores_of_task(os.environ, processes)  # and may bind it to them
-    return max(1, cores() // processes if given is None else min(given, cores()))
+    return max(1, there // processes if given is None else min(given, there))
 
 
 def takes_all_cores() -> bool:

@@ -70,7 +70,8 @@ def choose_device(run: Mapping[str, Any], device: str, ranks: Ranks) -> tuple[bo
     Raises:
         ConfigError: More processes than GPUs.
     """
-    on_cpu, precision = devices.choose_device(device, "no", ranks), run["mixed_precision"]
+    precision = run["mixed_precision"]
+    on_cpu = devices.choose_device({**run, "device": device, "mixed_precision": "no"}, ranks)
     if on_cpu and precision == "fp16":
         log.warning("mixed_precision=fp16 of the run: a CPU has none, this is in float32.")
         precision = "no"

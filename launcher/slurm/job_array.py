@@ -297,7 +297,7 @@ class _View:
 
 def _wait(task: composition.Task, path: Path, points: Sequence[Point]) -> None:
     """Show the points until none is queued or running; a signal ends the waiting alone, not the jobs."""
-    from launcher.distributed.stopping import StopRequest
+    from launcher.distributed.stop_request import StopRequest
     from launcher.sweep.board import Board
 
     task.stop = StopRequest(None, 0) if task.stop is None else task.stop

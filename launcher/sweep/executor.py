@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from launcher.config import composition
 from launcher.config.places import make_directory
 from launcher.config.rules import TEXT, one_of, parse_duration, whole
 from launcher.config.schema import FP16_ON_CPU
+from launcher.core import compat
 from launcher.core.errors import ConfigError
+from launcher.core.processes import cores, exists, process_facts
 from launcher.distributed import children, gpus
 from launcher.distributed.ranks import join
-from launcher.distributed.stopping import SIGNALS, StopRequest
+from launcher.distributed.stop_request import SIGNALS, StopRequest
 from launcher.distributed.threads import exported_threads
-from launcher.distributed.watch import exists
 from launcher.run import run_directory
 from launcher.sweep import devices, failure
 from launcher.sweep.failure import FAILED, OUTPUT, said, tail
@@ -104,7 +105,7 @@ def _rank(
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have the kernel send SIGTERM when the parent dies: stopping.py would notice, but runs only later."""
+    """Have the kernel send SIGTERM when the parent dies: stop_request.py would notice, but runs only later."""
     if sys.platform == "linux":
         import ctypes
 
@@ -130,11 +131,7 @@ def warm_up() -> None:
 
 def cool_down() -> None:
     """End the parent of all points, where one was started."""
-    server = forkserver._forkserver
-    if (pid := getattr(server, "_forkserver_pid", None)) is not None:
-        os.kill(pid, signal.SIGKILL)  # it does not take another
-        server._stop()  # type: ignore[attr-defined]
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    compat.stop_fork_server()
 
 
 def _process(target: Callable[..., None], *args: Any) -> Any:
@@ -308,7 +305,7 @@ class Grid:
             environment.pop("HIP_VISIBLE_DEVICES", None)
         else:
             environment["CUDA_VISIBLE_DEVICES"] = ""
-            every, slots = devices.cores(), list(pool.locks)
+            every, slots = cores(), list(pool.locks)
             own_cores = sorted({int(n) if n.isdigit() else every[slots.index(n) % len(every)] for n in names})
         if point.world > 1:
             environment |= {
@@ -445,11 +442,7 @@ def _has_ended(rank: Any) -> bool:
 
 
 def _cpu_seconds(pid: int | None) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
-        return 0.0
+    return sum(map(int, process_facts(pid)[11:15])) / os.sysconf("SC_CLK_TCK") if pid else 0.0
 
 
 # --- From the command line to a grid -------------------------------------------------------------------------------
@@ -510,7 +503,7 @@ class Options:
         if threads == "auto" and (threads := exported_threads()) is None:
             # Those that run at once share the cores: as many as may, or as there are GPUs for. On a CPU each takes one.
             limits = [limit for limit in (self.limit, self.fit_on_gpus if kind == "gpu" else None) if limit]
-            threads = max(1, len(devices.cores()) // (self.world * min(limits))) if limits else 1
+            threads = max(1, len(cores()) // (self.world * min(limits))) if limits else 1
         return kind, threads
 
     @functools.cached_property
@@ -632,7 +625,7 @@ def _pools(points: Sequence[Point], options: Options) -> dict[str, devices.Pool]
                 point.kind = "cpu"  # a driver is there, but torch is built without it
     pools = {}
     for kind in sorted({point.kind for point in points}):
-        there = found if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
+        there = found if kind == "gpu" else {str(core): str(core) for core in cores()}
         pool, notes = devices.open_pool(kind, there, options.devices, options.world, options.listed)
         for line in notes:
             print(f"note       {line}", flush=True)

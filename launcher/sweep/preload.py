@@ -24,8 +24,8 @@ try:
         "launcher.training.divergence", "launcher.training.engine", "launcher.sweep.comparison", "launcher.loop",
         "launcher.losses.loss", "launcher.metrics.sums", "launcher.optimizers.optimizer", "launcher.build",
         "launcher.run.report", "launcher.run.reporter", "launcher.run.run_directory", "launcher.schedulers.schedule",
-        "launcher.distributed.stopping", "launcher.batching.stream", "launcher.run.terminal", "launcher.run.tracking",
-        "launcher.train", "launcher.distributed.watch",
+        "launcher.distributed.stop_request", "launcher.distributed.watchdog", "launcher.batching.stream",
+        "launcher.run.terminal", "launcher.run.tracking", "launcher.train",
     ):  # fmt: skip
         importlib.import_module(name)
 

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from launcher.batching.stream import Batch, ShardedStream, Stream
+from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
 from launcher.distributed.ranks import Ranks
@@ -281,8 +282,7 @@ class ShardedTrainer(Trainer):
             return
         fetched: dict[int, tuple[Tensor, Tensor]] = {}  # a tied parameter comes up again
         for owner in module.modules():
-            places: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
-            for place in places:
+            for place in own_tensors(owner):
                 for name, tensor in place.items():
                     if tensor is None or hasattr(tensor, "full_tensor"):
                         continue

@@ -12,9 +12,10 @@ from kill_loop import OWN, place
 from processes import REPOSITORY, summary, train
 from torch import nn
 
+from launcher.core.processes import cores
 from launcher.data import TensorSplit
 from launcher.distributed.ranks import Ranks
-from launcher.distributed.threads import choose_threads, cores, exported_threads
+from launcher.distributed.threads import choose_threads, exported_threads
 from launcher.training import clock
 
 TRAIN = str(REPOSITORY / "launcher/train.py")
@@ -139,7 +140,7 @@ def test_a_model_that_needs_memory_gets_its_share():
 
 def test_auto_is_the_least_of_what_is_there_and_what_helps(exported):
     exported(None)
-    there = cores()
+    there = len(cores())
     assert choose_threads("auto", ALONE) == there
     assert choose_threads("auto", ALONE, lambda: 1) == 1
     assert choose_threads("auto", ALONE, lambda: 10**6) == there

@@ -18,7 +18,7 @@ from launcher.distributed.slurm import (
     interface_to,
     job_name,
     node_address,
-    parse_duration,
+    parse_time,
     port,
     ranks,
     time_left,
@@ -206,10 +206,10 @@ def test_ports_of_neighbours_differ():
 
 def test_durations():
     cases = {"30": 1800, "5:30": 330, "1:00:00": 3600, "2-12:00:00": 216000, "1-0": 86400, "0:07\n": 7}
-    assert {text: parse_duration(text) for text in cases} == cases
-    assert [parse_duration(text) for text in ("UNLIMITED", "INVALID", "NOT_SET", "")] == [None] * 4
+    assert {text: parse_time(text) for text in cases} == cases
+    assert [parse_time(text) for text in ("UNLIMITED", "INVALID", "NOT_SET", "")] == [None] * 4
     with pytest.raises(ValueError, match="no time"):
-        parse_duration("soon")
+        parse_time("soon")
 
 
 def test_job_names():

@@ -18,6 +18,7 @@ from torch import nn
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream
 from launcher.core.errors import ConfigError, is_out_of_memory
+from launcher.distributed.process_group import RuntimeSettings
 from launcher.distributed.process_group import start as bring_up
 from launcher.distributed.ranks import find_ranks
 from launcher.losses.loss import build_loss
@@ -43,7 +44,7 @@ def _data(width, samples=64):
 def _made(model, data, plan, optimizer=torch.optim.Adam, clip=None, ema=None, kind=Trainer, shards=None, **options):
     """A trainer on the CPU, and what a probe wants to know of a run."""
     ranks = find_ranks(os.environ)
-    accelerator = bring_up(ranks, True, "no", 1, 60, True, DDP, "highest")
+    accelerator = bring_up(ranks, RuntimeSettings(True, "no", 1, 60, True, DDP, "highest"))
     loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
     made = optimizer(model.parameters(), **{"lr": 0.1, **options})
     one_cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.2, "interval": "step"}

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 import launcher
+from launcher.core.processes import seconds_since_start
 from launcher.distributed.ranks import is_launcher, parent_command
 
 log = logging.getLogger("launcher")
@@ -40,15 +41,6 @@ def _heed(number: int, frame: FrameType | None) -> NoReturn:
 def ctrl_c_was_pressed() -> bool:
     """Whether Ctrl-C came before a StopRequest was there to take it."""
     return signal.SIGINT in launcher.asked_early
-
-
-def seconds_since_start() -> float:
-    """Seconds since this process was started, its imports included; 0 where the system does not tell."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def leave(status: int, saving: float = 300.0) -> NoReturn:
