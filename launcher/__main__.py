@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import launcher
+from launcher.core.streams import keep_streams
 
 COMMANDS = {  # name: the module whose command(argv) it is, and what it does
     "train": ("launcher.train", "train a run; with -m, every trial of a sweep"),
@@ -33,6 +34,7 @@ def usage() -> str:
 
 def main() -> None:
     """Run the command that the first word names; exit status 2 where it names none."""
+    keep_streams()
     script = Path(sys.argv[0])
     if script.name != "__main__.py":  # the script that pip makes puts its own directory first on the path
         launcher.order_path(int(Path(sys.path[0]).resolve() == script.resolve().parent))

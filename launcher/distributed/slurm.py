@@ -1,12 +1,10 @@
 """What SLURM knows of this process and its job. Needs nothing but the standard library, as batch scripts do."""
 
 import contextlib
-import fcntl
 import itertools
 import re
 import shlex
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -183,19 +181,16 @@ def interface_to(address: str) -> str | None:
     gloo takes the interface that this host's own name resolves to, which is the loopback one where /etc/hosts
     has a line such as `127.0.1.1 thishost`: then nodes wait for each other for ever. Nothing is sent.
     """
+    import psutil  # which Accelerate brings
+
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((socket.gethostbyname(address), 9))
             own = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                with contextlib.suppress(OSError):  # an interface without an address
-                    request = struct.pack("256s", name.encode()[:15])
-                    answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
-                    if socket.inet_ntoa(answer[20:24]) == own:
-                        return name
     except OSError:
-        pass
-    return None
+        return None
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if any(one.address == own for one in addresses)), None)
 
 
 def job_name(environment: Mapping[str, str]) -> str | None:
@@ -225,11 +220,9 @@ def parse_time(text: str) -> float | None:
     if match is None:
         raise ValueError(f"{text!r} is no time of SLURM's, such as 90, 1:30:00 or 2-12:00:00")
     days, *fields = match.groups()
-    first, second, third = (None if f is None else int(f) for f in fields)
-    if days is not None or third is not None:
-        hours, minutes, seconds = first or 0, second or 0, third or 0
-    else:
-        hours, minutes, seconds = 0, first or 0, second or 0
+    if days is None and fields[2] is None:
+        fields = [None, *fields]  # without hours
+    hours, minutes, seconds, *_ = (int(one or 0) for one in fields)
     return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 

@@ -14,7 +14,7 @@ from processes import _command, start, summary, train
 from safetensors.torch import load_file
 from torch import nn
 
-from launcher.core.errors import ConfigError, Explained, explained_kernels
+from launcher.core.errors import ConfigError
 from launcher.distributed.numerics import choose_numerics, choose_workspace
 from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, RegressionSums
 from launcher.run import histograms
@@ -228,15 +228,6 @@ def test_an_operation_without_such_a_kernel_is_refused_by_name(deterministic, tm
         assert said.endswith("or say deterministic=false, with which the bits may change from run to run.")
     else:
         assert summary(tmp_path / "run")["status"] == "finished"
-
-
-def test_any_other_error_stays_as_it_is():
-    with pytest.raises(RuntimeError, match=r"^shapes$") as raised, explained_kernels():
-        raise RuntimeError("shapes")
-    assert not isinstance(raised.value, Explained)
-    said = r"median CUDA with indices output has .* or use device=cpu\.$"
-    with pytest.raises(Explained, match=said), explained_kernels("use device=cpu"):
-        raise RuntimeError("median CUDA with indices output does not have a deterministic implementation, but you set")
 
 
 # On a GPU

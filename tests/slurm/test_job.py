@@ -1,6 +1,5 @@
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -12,15 +11,7 @@ from slurm_cluster import Cluster, missing
 
 from launcher.core.errors import ConfigError
 from launcher.distributed.slurm import (
-    cores_of_task,
-    expand_counts,
-    expand_hosts,
-    interface_to,
-    job_name,
     node_address,
-    parse_time,
-    port,
-    ranks,
     time_left,
 )
 from launcher.slurm.job import begin, end, last_step, main, quote, run_directory, sbatch_options, submission_environment
@@ -99,126 +90,6 @@ def counter(slurm, tmp_path):
 # launcher/slurm/job.py alone
 
 
-def test_hosts_are_those_of_scontrol(slurm):
-    lists = ["n[1-2,7]", "n1", "a[08-11],b", "a[1-3,07-09,010]", "a[1-2]b[3-4,6]", "r[0-1]-n[01-02],login"]
-    dice = random.Random(3)
-    for _ in range(20):
-        first = dice.randrange(0, 90)
-        width = dice.choice([0, 2, 4])
-        ends = f"{first:0{width}d}-{first + dice.randrange(12):0{width}d}"
-        lists.append(f"gpu[{ends},{100 + dice.randrange(50)}]x[{dice.randrange(5)}],m{dice.randrange(9)}")
-    for hosts in lists:
-        assert expand_hosts(hosts) == slurm.run("scontrol", "show", "hostnames", hosts).stdout.split(), hosts
-
-
-def test_hosts_with_a_suffix_and_mistakes():
-    assert expand_hosts("n[1-2].cluster.org") == ["n1.cluster.org", "n2.cluster.org"]
-    assert expand_counts("2(x3),1,10(x2)") == [2, 2, 2, 1, 10, 10]
-    for wrong in ("n[1-2", "n1-2]", "n[a-b]", "n[1-]", "n[]"):
-        with pytest.raises(ValueError, match="host list"):
-            expand_hosts(wrong)
-    with pytest.raises(ValueError, match="counts"):
-        expand_counts("2x3")
-
-
-def task(**changes):
-    """Variables of the third of five tasks, 2 + 2 + 1 on three nodes."""
-    return {
-        "SLURM_JOB_ID": "41",
-        "SLURM_STEP_ID": "0",
-        "SLURM_PROCID": "2",
-        "SLURM_LOCALID": "0",
-        "SLURM_NODEID": "1",
-        "SLURM_NTASKS": "5",
-        "SLURM_STEP_NUM_TASKS": "5",
-        "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
-        "SLURM_STEP_NODELIST": "n[07-09]",
-        "SLURM_GTIDS": "2,3",
-    } | changes
-
-
-def without(*names):
-    return {k: v for k, v in task().items() if k not in names}
-
-
-def test_ranks_of_a_task():
-    expected = {"RANK": "2", "WORLD_SIZE": "5", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}
-    asked = []
-    got = ranks(task(), lambda name: asked.append(name) or "127.0.0.7")
-    assert got == expected | {"MASTER_ADDR": "127.0.0.7", "MASTER_PORT": "20041", "GLOO_SOCKET_IFNAME": "lo"}
-    assert asked == ["n07", "n07"]
-    first = task(SLURM_PROCID="0", SLURM_NODEID="0", SLURM_GTIDS="0,1")
-    assert "GLOO_SOCKET_IFNAME" in ranks(first, lambda name: asked.append(name) or "127.0.0.7")
-    assert asked[2:] == ["n07", "n08"]  # the first node looks towards another one
-    assert "GLOO_SOCKET_IFNAME" not in ranks(first | {"GLOO_SOCKET_IFNAME": "ib0"}, lambda name: "127.0.0.7")
-    last = ranks(task(SLURM_PROCID="4", SLURM_NODEID="2", SLURM_GTIDS="4"), lambda name: name)
-    assert (last["LOCAL_WORLD_SIZE"], last["MASTER_ADDR"]) == ("1", "n07")
-    chosen = ranks(task(MASTER_ADDR="10.1.1.1", MASTER_PORT="1234"), lambda name: name)
-    assert (chosen["MASTER_ADDR"], chosen["MASTER_PORT"]) == ("10.1.1.1", "1234")
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {},
-        {"SLURM_JOB_ID": "1"},
-        without("SLURM_STEP_ID"),  # a batch script
-        task(SLURM_STEP_ID="4294967290"),  # the interactive step of salloc
-        task(RANK="0", WORLD_SIZE="2"),  # torchrun in a task
-        task(SLURM_GTIDS="0"),  # a batch script submitted from a task
-        task(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0", SLURM_STEP_TASKS_PER_NODE="1", SLURM_NODEID="0"),
-    ],
-)
-def test_ranks_are_not_slurms_to_give(environment):
-    assert ranks(environment, lambda name: name) is None
-
-
-def test_what_is_left_over_in_a_shell_does_not_take_the_ranks_from_slurm():
-    """Else each task would train alone."""
-    for left in ({"LOCAL_RANK": "0"}, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"RANK": "", "WORLD_SIZE": ""}):
-        given = ranks(task(**left), lambda name: name)
-        assert given is not None and given["RANK"] == ranks(task(), lambda name: name)["RANK"]
-
-
-def test_cores_of_a_task():
-    bound = task(SLURM_CPUS_PER_TASK="6")
-    assert cores_of_task(bound, 2) == 6
-    assert cores_of_task(bound, 4) is None  # torchrun in a task: its processes share them
-    assert cores_of_task(task(), 2) is None and cores_of_task({}, 1) is None
-
-
-def test_contradicting_variables_are_refused():
-    with pytest.raises(ConfigError, match="SLURM_PROCID=7 does not fit SLURM_STEP_NUM_TASKS=5"):
-        ranks(task(SLURM_PROCID="7"), lambda name: name)
-
-
-def test_ports_of_neighbours_differ():
-    tried = [
-        port({"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step), "SLURM_RESTART_COUNT": str(restart)})
-        for job in range(800_000, 800_245)
-        for step in range(4)
-        for restart in range(10)
-    ]
-    assert len(set(tried)) == len(tried) == 9800
-    assert min(tried) >= 20_000 and max(tried) < 30_000
-    assert port({"SLURM_JOB_ID": "1", "SLURM_STEP_RESV_PORTS": "12345-12347"}) == 12345
-
-
-def test_durations():
-    cases = {"30": 1800, "5:30": 330, "1:00:00": 3600, "2-12:00:00": 216000, "1-0": 86400, "0:07\n": 7}
-    assert {text: parse_time(text) for text in cases} == cases
-    assert [parse_time(text) for text in ("UNLIMITED", "INVALID", "NOT_SET", "")] == [None] * 4
-    with pytest.raises(ValueError, match="no time"):
-        parse_time("soon")
-
-
-def test_job_names():
-    assert job_name({}) is None
-    assert job_name({"SLURM_JOB_ID": "7"}) == "7"
-    array = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
-    assert job_name(array) == "7_3"
-
-
 def test_run_directories():
     job = {"SLURM_JOB_ID": "9"}
     assert run_directory(["a=1"], job) == "outputs/slurm/9"
@@ -272,11 +143,6 @@ def test_quoting_by_bash():
     assert found(done.stdout, "ARGV") == [HOSTILE]
     with pytest.raises(ValueError, match="NUL"):
         quote(["a\0b"])
-
-
-def test_interface():
-    assert interface_to("127.0.0.1") == "lo"
-    assert interface_to("no.such.host.invalid") is None
 
 
 def test_what_the_batch_script_refuses(tmp_path, capsys):

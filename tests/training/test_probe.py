@@ -17,7 +17,7 @@ from torch import nn
 
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream
-from launcher.core.errors import ConfigError, is_out_of_memory
+from launcher.core.errors import ConfigError
 from launcher.distributed.process_group import RuntimeSettings
 from launcher.distributed.process_group import start as bring_up
 from launcher.distributed.ranks import find_ranks
@@ -382,27 +382,3 @@ def test_what_was_found_stays_when_a_run_is_killed_before_its_first_checkpoint(t
     assert train(AUTO, other, 1, {"KILL": "24"}).wait(60).status == [-9]
     train([*AUTO, "seed=5"], other, 1, {"ROOM": "100"}, name="io1").ok(60)
     assert json.loads((other / "run/batch.json").read_text()) == {"max_per_device": 14}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "CUDA out of memory. Tried to allocate 2.00 GiB.",
-        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-        "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to",
-    ],
-)
-def test_every_library_is_understood_that_has_no_memory(text):
-    assert is_out_of_memory(RuntimeError(text)) and not is_out_of_memory(ValueError(text))
-    assert is_out_of_memory(torch.OutOfMemoryError("of any words"))
-    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
-def test_a_real_allocation_that_fails_is_out_of_memory():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
