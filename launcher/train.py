@@ -27,7 +27,7 @@ from launcher.distributed.collectives import at_rank_0
 from launcher.distributed.devices import choose_device, compare_devices
 from launcher.distributed.exit_status import guarded
 from launcher.distributed.process_group import RuntimeSettings, start
-from launcher.distributed.ranks import conducts, join
+from launcher.distributed.ranks import executes_sweep, join
 from launcher.distributed.rendezvous import by_rank_0
 from launcher.distributed.threads import choose_threads
 from launcher.distributed.watchdog import Watchdog, finish
@@ -49,7 +49,7 @@ def command(argv: list[str]) -> int:
     with composition.opened(arguments, "train") as (hydra, name):
         composed = composition.compose_run(hydra, name, arguments)
         if composed is None:
-            if not conducts(join()):
+            if not executes_sweep(join()):
                 return 0
             return composition.sweep(hydra, name, arguments.overrides)
     return train(composed)

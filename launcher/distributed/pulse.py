@@ -73,7 +73,7 @@ class Pulse:
         return self.step, self.batches, self.place()
 
 
-class Onlooker:
+class StallDetector:
     """How long the main thread has not moved, as far as somebody who looks now and then can tell."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ def share(figures: MutableSequence[float]) -> None:
     """
 
     def tell() -> None:
-        looks = Onlooker()
+        looks = StallDetector()
         while True:
             if looks.seconds_still() == 0:
                 figures[0] += 1

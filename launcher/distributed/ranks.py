@@ -117,10 +117,10 @@ def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = (
     return Ranks(rank, world, numbers.get("LOCAL_RANK", rank), numbers.get("LOCAL_WORLD_SIZE", world))
 
 
-def conducts(ranks: Ranks) -> bool:
-    """Whether a sweep is for this process to conduct: rank 0 does, and gives each trial processes of its own."""
+def executes_sweep(ranks: Ranks) -> bool:
+    """Whether this process is to execute a sweep: rank 0 does, and gives each trial processes of its own."""
     if ranks.rank > 0 and not is_launcher(parent_command()) and not slurm.job_name(os.environ):
-        print(f"rank {ranks.rank} of {ranks.world_size} has nothing to do: rank 0 conducts the sweep.")
+        print(f"rank {ranks.rank} of {ranks.world_size} has nothing to do: rank 0 executes the sweep.")
     return ranks.rank == 0
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from launcher.core.processes import exists, is_stopped
 from launcher.distributed.collectives import from_rank_0
-from launcher.distributed.pulse import BEAT, GAP, Onlooker, pulse
+from launcher.distributed.pulse import BEAT, GAP, StallDetector, pulse
 from launcher.distributed.ranks import Ranks
 from launcher.distributed.rendezvous import by_rank_0, meet
 from launcher.distributed.stop_request import leave, watch_launcher
@@ -64,7 +64,7 @@ class Watchdog:
         self._store.append(f"host/{self._host}", f"{ranks.rank} {os.getpid()}\n")
         after = range(ranks.rank + 1, ranks.rank + 1 + min(NEIGHBOURS, ranks.world_size - 1))
         self._neighbours = [rank % ranks.world_size for rank in after]
-        self._onlooker, self._count = Onlooker(), 0
+        self._stall, self._count = StallDetector(), 0
         self._beats: dict[int, Any] = {}  # the last heartbeat of each neighbour, and since when it is that
         self._since: dict[int, float] = {}
         self._looked, self._waited = time.monotonic(), 0.0
@@ -125,7 +125,7 @@ class Watchdog:
 
     def _look(self) -> None:
         """Tell the others of this rank, and end where one of them failed, hangs, is silent or gone."""
-        still = self._onlooker.seconds_still()
+        still = self._stall.seconds_still()
         self._count += 1
         self._set("beat", [self._count, pulse.step or 0, pulse.place(), round(still), pulse.meets()])
         now = time.monotonic()

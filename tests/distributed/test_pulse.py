@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from launcher.distributed.pulse import Onlooker, Pulse, pulse, share
+from launcher.distributed.pulse import Pulse, StallDetector, pulse, share
 
 
 def test_what_moves_and_what_does_not(monkeypatch):
@@ -13,7 +13,7 @@ def test_what_moves_and_what_does_not(monkeypatch):
     seen = []
 
     def look():
-        looks = Onlooker()
+        looks = StallDetector()
         while not seen or seen[-1] != "end":
             seen.append(looks.seconds_still())
             time.sleep(0.05)
@@ -77,7 +77,7 @@ def test_a_process_that_was_suspended_has_not_hung(monkeypatch):
     still = []
 
     def look():
-        looks = Onlooker()
+        looks = StallDetector()
         for pause in (0.1, 0.1, 0.1, 0.5, 0.1):
             looks.seconds_still()
             time.sleep(pause)
