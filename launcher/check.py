@@ -263,23 +263,8 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
         `steps_per_second`, `step`, `around` (seconds before the first update and after the last), `evaluation` (seconds
         per sample), `peak_memory_mb` and `checkpoint_bytes`; or `failure`, the end of what it said.
     """
-    settings, samples = composed.plain(), min(16 * plan.micro_size, validation)
-    settings |= {
-        "check": False, "profile": False, "eval_every": 2 * WINDOW, "log_every": WINDOW, "max_steps": None,
-        "epochs": sys.maxsize // plan.samples, "max_time": None, "trackers": [],
-        "canonical_shards": max(1, settings["canonical_shards"] // plan.world_size),
-        "data": {"_target_": "launcher.check.excerpt", "source": settings["data"], "samples": samples},
-    }  # fmt: skip
-    if on_cpu and settings["threads"] == "auto":
-        settings["threads"] = max(1, len(cores()) // plan.world_size)
-    settings["batch"] |= {"global_size": plan.per_device_size, "lr_scaling": "none"}
-    settings["checkpoint"] |= {"every": None, "best": None}
-    settings["early_stopping"] |= {"metric": None}
-    settings["wandb"]["mode"] = "disabled"
-    # A schedule of its own length, or that waits for evaluations: its updates cost what these cost.
-    settings["scheduler"] = {
-        "_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0, "total_iters": 1, "interval": "step",
-    }  # fmt: skip
+    samples = min(16 * plan.micro_size, validation)
+    settings = _settings_of_steps(composed.plain(), plan, samples, on_cpu)
     own = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_", "TORCHELASTIC_")
     alone = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     with tempfile.TemporaryDirectory(prefix="launcher-check-") as place:
@@ -321,6 +306,27 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
             "checkpoint_bytes": sum(file.stat().st_size for file in run.glob("checkpoints/*/*")),
             "step": found["step"], "peak_memory_mb": found["peak_memory_mb"],
         }  # fmt: skip
+
+
+def _settings_of_steps(settings: dict[str, Any], plan: "BatchPlan", samples: int, on_cpu: bool) -> dict[str, Any]:
+    """The settings of a run, for one device alone that trains until it is stopped and saves nothing."""
+    settings |= {
+        "check": False, "profile": False, "eval_every": 2 * WINDOW, "log_every": WINDOW, "max_steps": None,
+        "epochs": sys.maxsize // plan.samples, "max_time": None, "trackers": [],
+        "canonical_shards": max(1, settings["canonical_shards"] // plan.world_size),
+        "data": {"_target_": "launcher.check.excerpt", "source": settings["data"], "samples": samples},
+    }  # fmt: skip
+    if on_cpu and settings["threads"] == "auto":
+        settings["threads"] = max(1, len(cores()) // plan.world_size)
+    settings["batch"] |= {"global_size": plan.per_device_size, "lr_scaling": "none"}
+    settings["checkpoint"] |= {"every": None, "best": None}
+    settings["early_stopping"] |= {"metric": None}
+    settings["wandb"]["mode"] = "disabled"
+    # A schedule of its own length, or that waits for evaluations: its updates cost what these cost.
+    settings["scheduler"] = {
+        "_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0, "total_iters": 1, "interval": "step",
+    }  # fmt: skip
+    return settings
 
 
 def time_needed(settings: Any, built: "Parts", taken: Mapping[str, Any], device: str) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Whether the main thread of this process moves on: for its own watch, and for the executor of a sweep.
+"""Whether the main thread of this process moves on: for its own watchdog, and for the executor of a sweep.
 
 A heartbeat of another thread says nothing about the main thread, which may hang inside of a collective. Nor does the
 time of a processor: a process that waits for its GPU spins. What counts is that an update, a batch or a line is left.

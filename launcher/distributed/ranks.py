@@ -73,32 +73,7 @@ def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = (
         if text:
             numbers[name] = int(text)
     if "RANK" not in numbers or "WORLD_SIZE" not in numbers:
-        # `accelerate launch --num_processes 2` without --multi_gpu, and with --cpu, sets an address for two
-        # processes and then starts one.
-        if "MASTER_ADDR" in environment and "ACCELERATE_MIXED_PRECISION" in environment:
-            count = asked or 2
-            raise ConfigError(
-                f"accelerate launch was asked for {f'{asked} processes' if asked else 'several processes'} and started "
-                f"one. On GPUs add --multi_gpu; on a machine without GPUs use\n"
-                f"  ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes {count} launcher/train.py ...\n"
-                f"or\n  torchrun --nproc_per_node {count} launcher/train.py ..."
-            )
-        if asked is not None and asked > 1:
-            raise ConfigError(f"{asked} processes were asked for and one came up alone: start it with torchrun.")
-        for name, value in numbers.items():
-            if name in ALONE and value != ALONE[name]:
-                there = " ".join(n for n in numbers if n in ALONE)
-                missing = " and ".join(n for n in ("RANK", "WORLD_SIZE") if n not in numbers)
-                raise ConfigError(
-                    f"{name}={value} in the environment, and no {missing}: left over from another launch? To run "
-                    f"alone: unset {there}. torchrun --nproc_per_node N sets all of them."
-                )
-            if name in OF_MPI and value > 1:
-                raise ConfigError(
-                    f"{name}={value} in the environment: mpirun is no launcher of these processes. Start them with "
-                    f"torchrun --nproc_per_node {value} launcher/train.py ..., or srun. Where it is left over from "
-                    f"another launch: unset {name}."
-                )
+        _check_alone(environment, numbers, asked)
         return Ranks(0, 1, 0, 1)
     rank, world = numbers["RANK"], numbers["WORLD_SIZE"]
     if rank >= world:
@@ -115,6 +90,36 @@ def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = (
             "torchrun sets all of them. Where they are left over from another launch: unset RANK WORLD_SIZE LOCAL_RANK."
         )
     return Ranks(rank, world, numbers.get("LOCAL_RANK", rank), numbers.get("LOCAL_WORLD_SIZE", world))
+
+
+def _check_alone(environment: Mapping[str, str], numbers: Mapping[str, int], asked: int | None) -> None:
+    """Check that a process without a rank was meant to be alone."""
+    # `accelerate launch --num_processes 2` without --multi_gpu, and with --cpu, sets an address for two
+    # processes and then starts one.
+    if "MASTER_ADDR" in environment and "ACCELERATE_MIXED_PRECISION" in environment:
+        count = asked or 2
+        raise ConfigError(
+            f"accelerate launch was asked for {f'{asked} processes' if asked else 'several processes'} and started "
+            f"one. On GPUs add --multi_gpu; on a machine without GPUs use\n"
+            f"  ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes {count} launcher/train.py ...\n"
+            f"or\n  torchrun --nproc_per_node {count} launcher/train.py ..."
+        )
+    if asked is not None and asked > 1:
+        raise ConfigError(f"{asked} processes were asked for and one came up alone: start it with torchrun.")
+    for name, value in numbers.items():
+        if name in ALONE and value != ALONE[name]:
+            there = " ".join(n for n in numbers if n in ALONE)
+            missing = " and ".join(n for n in ("RANK", "WORLD_SIZE") if n not in numbers)
+            raise ConfigError(
+                f"{name}={value} in the environment, and no {missing}: left over from another launch? To run "
+                f"alone: unset {there}. torchrun --nproc_per_node N sets all of them."
+            )
+        if name in OF_MPI and value > 1:
+            raise ConfigError(
+                f"{name}={value} in the environment: mpirun is no launcher of these processes. Start them with "
+                f"torchrun --nproc_per_node {value} launcher/train.py ..., or srun. Where it is left over from "
+                f"another launch: unset {name}."
+            )
 
 
 def executes_sweep(ranks: Ranks) -> bool:

@@ -49,7 +49,7 @@ log = logging.getLogger("launcher")
 
 CONTEXT = multiprocessing.get_context("forkserver")
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other grids
-PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (distributed/watch.py), or a minute to save
+PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (watchdog.py), or a minute to save
 LOST = 255  # what multiprocessing says of a process whose parent, the one of all points, is dead
 STOPPING = 60.0  # seconds in which a point that was asked to stop saves and ends
 
