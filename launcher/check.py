@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from launcher.config.composed import Composed, publish
 from launcher.config.places import check_writable
 from launcher.config.tree import directory_override
+from launcher.core.files import read_json
 from launcher.core.processes import cores
 from launcher.distributed.devices import choose_device
 from launcher.distributed.ranks import Ranks, join
@@ -295,7 +296,7 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
             process.wait()
         if process.returncode != 0:
             return {"failure": "\n".join(said.read_text(errors="replace").strip().splitlines()[-15:])}
-        found = json.loads((run / "summary.json").read_text())
+        found = read_json(run / "summary.json")
         first, *rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
         steady = [row for row in rows if row["evaluating"]]
         steady = steady[1:] or steady  # the first evaluation takes its time to get going

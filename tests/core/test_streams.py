@@ -1,8 +1,10 @@
 """Standard streams that cannot fail a program."""
 
+import os
 import shlex
 import subprocess
 import sys
+import time
 
 from processes import REPOSITORY
 
@@ -33,3 +35,15 @@ def test_a_closed_stream_is_no_place_for_a_file(tmp_path):
     code = CODE + f"\nassert open({str(tmp_path / 'file')!r}, 'w').fileno() > 2"
     done = subprocess.run(["bash", "-c", f"{sys.executable} -c {shlex.quote(code)} >&-"], timeout=60)
     assert done.returncode == 0
+
+
+def test_a_terminal_that_is_not_ready_is_waited_for():
+    """Another program may have left it in that mode: a pipe that is full, and is read later."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with subprocess.Popen([sys.executable, "-c", CODE], stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writer)
+        time.sleep(1)
+        with open(reader) as file:
+            lines = file.read().splitlines()
+        assert process.wait(60) == 0 and len(lines) == 1000 and lines[-1].startswith("999 ")
