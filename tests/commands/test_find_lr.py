@@ -48,7 +48,7 @@ def test_the_suggestion_is_where_the_loss_falls_most_steeply():
     assert suggest(rates[:20].tolist(), [1.0] * 20) is None
 
 
-def test_a_sweep_ends_where_the_loss_has_grown_fourfold_or_with_its_steps(tmp_path):
+def test_a_sweep_ends_with_its_steps_or_a_fourfold_loss(tmp_path):
     for losses, end in (([1.0] * 20, 20), ([2.0, 1.0, 1.0, 30.0, 60.0, 90.0], 4), ([1.0, float("inf")], 2)):
         sweep = Sweep(20)
         for step, loss in enumerate(losses, start=1):

@@ -16,7 +16,7 @@ def _until(condition):
         time.sleep(0.01)
 
 
-def test_a_process_is_there_until_it_ends_also_where_nobody_waits_for_it():
+def test_a_process_is_there_until_it_ends():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert exists(process.pid) and exists(os.getpid()) and exists(1) and not is_stopped(process.pid)
     process.send_signal(signal.SIGSTOP)

@@ -43,7 +43,7 @@ def test_a_lost_process_is_explained(how, said):
         list(found)
 
 
-def test_a_full_shared_memory_is_explained_before_a_process_is_there():
+def test_a_full_shared_memory_is_explained():
     class Full:
         def __iter__(self):
             raise OSError(errno.ENOSPC, "No space left on device")

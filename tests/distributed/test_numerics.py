@@ -71,7 +71,7 @@ def test_one_setting_rules_products_and_convolutions(precision, tf32, torch_as_i
     assert not recwarn.list
 
 
-def test_the_compiler_is_told_where_it_is_used_and_not_imported_where_it_is_not():
+def test_the_compiler_is_imported_only_where_it_is_used():
     """It costs 1.2 s, and a run without torch.compile has no use for it."""
     code = (
         "import sys; from launcher.distributed import numerics; import accelerate\n"
@@ -170,7 +170,7 @@ def _as_on_cuda(*arguments):
         _command(*arguments)
 
 
-def test_measuring_predicting_and_showing_call_nothing_that_cuda_refuses(tmp_path):
+def test_evaluations_call_nothing_that_cuda_refuses(tmp_path):
     """A run with metrics of torchmetrics and a table of predictions, and the commands that take it up."""
     words = ["model=cnn", "model.channels=[8]", "model.dense=8", "threads=1", "max_steps=2", "hydra.run.dir=run",
              "metrics=[AUROC,CohenKappa]", "test_time_flip=true", "wandb.tables=3",

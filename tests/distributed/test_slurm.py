@@ -91,7 +91,7 @@ def test_ranks_are_not_slurms_to_give(environment):
     assert ranks(environment, lambda name: name) is None
 
 
-def test_what_is_left_over_in_a_shell_does_not_take_the_ranks_from_slurm():
+def test_variables_left_over_in_a_shell_do_not_hide_slurms():
     """Else each task would train alone."""
     for left in ({"LOCAL_RANK": "0"}, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"RANK": "", "WORLD_SIZE": ""}):
         given = ranks(task(**left), lambda name: name)
