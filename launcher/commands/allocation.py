@@ -14,7 +14,7 @@ from typing import Any
 from launcher.core.files import is_locked, lock
 from launcher.core.processes import cores
 from launcher.distributed.collectives import at_every_rank, from_rank_0
-from launcher.distributed.devices import gpu_of, identity, index_of_rank
+from launcher.distributed.devices import gpu_of, has_own_gpu, identity
 from launcher.distributed.ranks import Ranks
 
 MEGABYTES = 16  # of the large all-reduce and of the file
@@ -37,7 +37,8 @@ def look_here(ranks: Ranks, device: str) -> dict[str, Any]:
     gpu, gpus = None, 0
     if device != "cpu" and torch.cuda.is_available():
         gpus = torch.cuda.device_count()
-        if (index := index_of_rank(gpus, ranks.local_rank, ranks.local_world_size)) is not None:
+        if has_own_gpu(ranks, gpus):
+            index = gpu_of(ranks, gpus)
             gpu = {"name": torch.cuda.get_device_properties(index).name, "id": identity(index)}
             torch.ones(8, device=f"cuda:{index}").sum().item()  # it works
     given = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("SLURM_JOB_GPUS", ""))

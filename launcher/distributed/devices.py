@@ -54,20 +54,32 @@ def check_share(device: str, ranks: Ranks, count: int) -> None:
             "device=shared: torch sees no GPU here that processes could share, or the CPU was asked for "
             "(ACCELERATE_USE_CPU). Use device=auto, or device=cpu."
         )
-    few = index_of_rank(count, ranks.local_rank, ranks.local_world_size) is None
-    if device != "shared" and count and few:
+    if device != "shared" and count and not has_own_gpu(ranks, count):
         raise ConfigError(
             f"{ranks.local_world_size} processes on this machine, which has {count} GPUs: start one process per GPU, "
             "use device=cpu, or, to try several processes on a GPU, device=shared."
         )
 
 
-def gpu_of(ranks: Ranks, count: int) -> int:
-    """The number of the GPU that a process takes: its own, or with device=shared the next in turn.
+def has_own_gpu(ranks: Ranks, count: int) -> bool:
+    """Whether each process of this machine has a GPU of its own, as far as one of them can tell.
 
     Args:
         ranks: Of this launch.
-        count: GPUs that this process sees, at least 1; 1 also where each process is shown another one.
+        count: GPUs that this process sees. Where the launcher shows each process one, as SLURM does for
+            --gpus-per-task=1 and --gpu-bind=single:1, that is 1.
+    """
+    return count == 1 or count >= ranks.local_world_size
+
+
+def gpu_of(ranks: Ranks, count: int) -> int:
+    """The number of the GPU that a process takes: its own, or with device=shared the next in turn.
+
+    Accelerate counts the same way (`PartialState.set_device`).
+
+    Args:
+        ranks: Of this launch.
+        count: GPUs that this process sees, at least 1.
     """
     return ranks.local_rank % count
 
@@ -93,25 +105,6 @@ def compare_devices(device: str, ranks: Ranks, on_cpu: bool, timeout: float) -> 
     if not on_cpu and device != "shared" and torch.cuda.device_count() < ranks.local_world_size:
         fact["gpu"] = identity(0)
     judged_by_rank_0(fact, check_devices, ranks, timeout)
-
-
-def index_of_rank(count: int, local_rank: int, local_world_size: int) -> int | None:
-    """Which of the GPUs that a process sees is its own.
-
-    Where the launcher shows each process one GPU, as SLURM does for --gpus-per-task=1 and --gpu-bind=single:1, that is
-    number 0, whatever the rank. Accelerate counts the same way (`PartialState.set_device`: local rank modulo count).
-
-    Args:
-        count: GPUs that the process sees.
-        local_rank: Among the ranks of its machine.
-        local_world_size: Ranks on its machine.
-
-    Returns:
-        None where there are too few.
-    """
-    if count >= local_world_size:
-        return local_rank
-    return 0 if count == 1 else None
 
 
 def check_devices(devices: Sequence[Mapping[str, str | None]]) -> None:

@@ -9,7 +9,7 @@ from kill_loop import RUN, place
 from processes import start, train
 
 from launcher.core.errors import ConfigError
-from launcher.distributed.devices import check_devices, check_share, gpu_of, index_of_rank
+from launcher.distributed.devices import check_devices, check_share, gpu_of, has_own_gpu
 from launcher.distributed.ranks import Ranks
 
 
@@ -92,10 +92,9 @@ def test_a_sharded_model_has_no_group_of_nccl_beside_that_of_gloo(tmp_path):
     ],
 )
 def test_the_device_of_a_rank(count, local_rank, local_world_size, expected):
-    found = index_of_rank(count, local_rank, local_world_size)
-    assert found == expected
-    if found is not None:  # as Accelerate has it, which sets the device once more (state.py, set_device)
-        assert found == local_rank % count
+    ranks = Ranks(local_rank, local_world_size, local_rank, local_world_size)
+    assert has_own_gpu(ranks, count) is (expected is not None)
+    assert expected is None or gpu_of(ranks, count) == expected
 
 
 def device(gpu=None, host="n1", kind="gpu"):
