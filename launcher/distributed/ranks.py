@@ -5,21 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.config import accelerate_flags
+from launcher.config.accelerate_flags import asked_processes, parent_command
 from launcher.core.errors import ConfigError
 from launcher.distributed import slurm
 
-parent_command = accelerate_flags.parent_command
 LAUNCHERS = {
     "accelerate", "accelerate-launch", "accelerate.commands.launch",
     "torchrun", "torch.distributed.run", "torch.distributed.launch",
 }  # fmt: skip
-ALONE = {
-    "RANK": 0,
-    "WORLD_SIZE": 1,
-    "LOCAL_RANK": 0,
-    "LOCAL_WORLD_SIZE": 1,
-}  # what these say of a process without others
+# What these say of a process without others.
+ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
 # Accelerate reads these, too, and would wait for processes that nobody has started.
 OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -53,18 +48,18 @@ def join() -> Ranks:
     return find_ranks(os.environ, parent_command())
 
 
-def find_ranks(environment: Mapping[str, str], parent_command: Sequence[str] = ()) -> Ranks:
+def find_ranks(environment: Mapping[str, str], command: Sequence[str] = ()) -> Ranks:
     """Read the rank from the environment, and check that what came up is what was asked for.
 
     Args:
         environment: Of the process; torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK.
-        parent_command: Command line of the parent process, which says how many processes were asked for.
+        command: Command line of the parent process, which says how many processes were asked for.
 
     Raises:
         ConfigError: Fewer or more processes came up than were asked for, or the variables contradict each other, or
             are left over from another launch.
     """
-    asked = accelerate_flags.asked_processes(parent_command)
+    asked = asked_processes(command)
     numbers = {}
     for name in (*ALONE, *OF_MPI):
         text = environment.get(name, "").strip()

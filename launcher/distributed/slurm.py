@@ -1,4 +1,4 @@
-"""What SLURM knows of this process and its job. Needs nothing but the standard library, as batch scripts do."""
+"""What SLURM knows of this process and its job. Imports the standard library alone, as batch scripts need it."""
 
 import contextlib
 import itertools

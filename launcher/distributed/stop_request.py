@@ -14,8 +14,9 @@ from types import FrameType
 from typing import NoReturn
 
 import launcher
+from launcher.config.accelerate_flags import parent_command
 from launcher.core.processes import seconds_since_start
-from launcher.distributed.ranks import is_launcher, parent_command
+from launcher.distributed.ranks import is_launcher
 
 log = logging.getLogger("launcher")
 

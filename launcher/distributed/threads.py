@@ -7,7 +7,7 @@ from pathlib import Path
 from launcher.config import accelerate_flags
 from launcher.core.processes import cores
 from launcher.distributed import slurm
-from launcher.distributed.ranks import Ranks, is_launcher, parent_command
+from launcher.distributed.ranks import Ranks, is_launcher
 
 
 def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | None] = lambda: None) -> int:
@@ -51,7 +51,7 @@ def takes_all_cores() -> bool:
 
 def exported_threads() -> int | None:
     """OMP_NUM_THREADS, unless it was a launcher that set it: torchrun and `accelerate launch` do where nobody has."""
-    if is_launcher(command := parent_command()):
+    if is_launcher(command := accelerate_flags.parent_command()):
         if flag := accelerate_flags.asked_threads(command):
             return flag
         try:
