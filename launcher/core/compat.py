@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     engine_run_backward: Any
     foreach_add_: Any
+    foreach_lerp_: Any
     foreach_mul: Any
     foreach_mul_: Any
     foreach_norm: Any
@@ -48,6 +49,7 @@ OF_TORCH = {  # a name here: its module, and its name there
     "engine_run_backward": ("torch.autograd.graph", "_engine_run_backward"),
     # One kernel for a list of tensors, where a loop starts one for each.
     "foreach_add_": ("torch", "_foreach_add_"),
+    "foreach_lerp_": ("torch", "_foreach_lerp_"),
     "foreach_mul": ("torch", "_foreach_mul"),
     "foreach_mul_": ("torch", "_foreach_mul_"),
     "foreach_norm": ("torch", "_foreach_norm"),
@@ -78,7 +80,7 @@ def run_exit_functions() -> None:
 def stop_fork_server() -> None:
     """End the process that others are forked from, where there is one, and what cleans up after it.
 
-    Python ends it as its last child does, or never where that was killed: it would outlive the sweep, with its memory.
+    Left alone it would stay, with torch in its memory, until every process that was forked from it has ended.
     """
     from multiprocessing import forkserver, resource_tracker
 
@@ -96,7 +98,7 @@ def stop_fork_server() -> None:
 def set_group_timeout(timeout: timedelta) -> None:
     """Let the collectives of the process group that there is take longer than its making.
 
-    Public from torch 2.14 on. Without it ranks that do not find each other would be waited for as long as a hung one.
+    Public from torch 2.14 on. Without it ranks would wait for each other to come as long as a collective may take.
     """
     import torch.distributed as dist
 
@@ -116,8 +118,7 @@ def ddp_timings(ddp: "DistributedDataParallel") -> dict[str, Any]:
 def own_tensors(module: "nn.Module") -> tuple[MutableMapping[str, Any], MutableMapping[str, Any]]:
     """The parameters and the buffers that belong to a module itself, to put others in their place.
 
-    Public names read them; register_parameter and setattr refuse or convert what a module with its own __setattr__ does
-    not expect.
+    setattr would go by what a module makes of it: recurrent ones and parametrized ones have a way of their own.
     """
     return module._parameters, module._buffers
 

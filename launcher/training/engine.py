@@ -21,7 +21,7 @@ from launcher.batching.keys import MODEL, derive
 from launcher.batching.plan import BatchPlan, plan_batch
 from launcher.batching.splits import DatasetSplit, TensorSplit, first_infinite
 from launcher.batching.stream import Batch, ShardedStream, Stream, first_sample, in_order
-from launcher.core.compat import engine_run_backward, foreach_norm, tree_map_only
+from launcher.core.compat import engine_run_backward, foreach_lerp_, foreach_mul_, foreach_norm, tree_map_only
 from launcher.core.errors import BrokenFile, ConfigError, Explained, explained_kernels, is_out_of_memory
 from launcher.data.source import Data
 from launcher.distributed.collectives import at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
@@ -228,7 +228,7 @@ class Trainer:
         self.schedule.step()
         if self.ema_decay is not None:
             with torch.no_grad():  # else each average drags the history of all before it along
-                torch._foreach_lerp_(self._averaged, self._parameters, 1 - self.ema_decay)
+                foreach_lerp_(self._averaged, self._parameters, 1 - self.ema_decay)
         self._note(batch, total, weight_sum)
         return self._vote()
 
@@ -440,7 +440,7 @@ class Trainer:
             weight_sum = self._carried.grad[0] * self.ranks.world_size
         # A batch of weight 0 (all of it ignored) has gradient 0, not 0/0.
         correction = samples / weight_sum.where(weight_sum > 0, 1)
-        torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
+        foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
 
     def _vote(self) -> bool:
         """Whether some rank asked to stop, read so that every rank reads the vote of the same step."""

@@ -1,9 +1,12 @@
 """Private names of Python and torch: that each is there, and does what it is taken for."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +40,8 @@ def test_lists_of_tensors_are_computed_at_once():
     compat.foreach_sign_(doubled)
     compat.foreach_mul_(doubled, 7)
     assert [one.tolist() for one in doubled] == [[7, -7], [7]]
+    compat.foreach_lerp_(doubled, numbers, 0.25)
+    assert [one.tolist() for one in doubled] == [[6, -6.25], [5.5]]
 
 
 def test_a_backward_without_its_checks():
@@ -151,3 +156,40 @@ def test_the_fork_server_and_its_tracker_end(tmp_path):
     for pid in map(int, done.stdout.split()):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+DOCUMENTED = {"os._exit", "sys._current_frames"}
+
+
+def _private_names(file):
+    """Private names of Python and torch that a file imports, or takes from a module."""
+    tree, outside = ast.parse(file.read_text()), {"torch", *sys.stdlib_module_names}
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            modules |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if node.module.partition(".")[0] in outside:
+                modules |= {alias.asname or alias.name for alias in node.names if alias.name.islower()}
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+            names = names if names[0].partition(".")[0] in modules else []
+        else:
+            continue
+        for name in names:
+            if re.fullmatch(r"[\w.]*\._[a-z]\w*", name) and (name.partition(".")[0] in {*outside, *modules}):
+                yield name
+
+
+def test_no_other_file_takes_a_private_name_of_python_or_torch():
+    package = Path(compat.__file__).parents[1]
+    found = {
+        f"{file.relative_to(package)}: {name}"
+        for file in package.rglob("*.py")
+        if file.name != "compat.py"
+        for name in _private_names(file)
+        if name not in DOCUMENTED and not name.startswith("hydra.")
+    }
+    assert found == set()
