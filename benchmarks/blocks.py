@@ -26,7 +26,8 @@ from launcher.build import build  # noqa: E402
 from launcher.config import composition  # noqa: E402
 from launcher.config.command_line import parse_arguments  # noqa: E402
 from launcher.data import Data  # noqa: E402
-from launcher.distributed.process_group import find_ranks, start  # noqa: E402
+from launcher.distributed.process_group import RuntimeSettings, start  # noqa: E402
+from launcher.distributed.ranks import find_ranks  # noqa: E402
 from launcher.training.divergence import Rollbacks  # noqa: E402
 from launcher.training.engine import Trainer  # noqa: E402
 
@@ -39,7 +40,7 @@ def of_launcher(root: str, recipe: bool) -> tuple[Data, Callable[[], object]]:
     with composition.opened(parse_arguments([]), "train") as (hydra, name):
         settings = composition.compose(hydra, name, words).settings
     ranks = find_ranks({})
-    accelerator = start(ranks, True, settings.mixed_precision, 1, 60, False, {}, "highest")
+    accelerator = start(ranks, RuntimeSettings(True, settings.mixed_precision, 1, 60, False, {}, "highest"))
     parts = build(settings, ranks, 1, False, lambda make: make())
     trainer = Trainer(
         parts.model, parts.loss, parts.optimizer, parts.schedule, accelerator, ranks, 0, None, None, False,

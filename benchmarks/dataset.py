@@ -26,7 +26,8 @@ from benchmarks.table import bootstrap_interval  # noqa: E402
 from launcher.batching import stream  # noqa: E402
 from launcher.batching.plan import plan_batch  # noqa: E402
 from launcher.data import Data, DatasetSplit  # noqa: E402
-from launcher.distributed.process_group import find_ranks, start  # noqa: E402
+from launcher.distributed.process_group import RuntimeSettings, start  # noqa: E402
+from launcher.distributed.ranks import find_ranks  # noqa: E402
 from launcher.losses.loss import build_loss  # noqa: E402
 from launcher.optimizers.optimizer import build_optimizer  # noqa: E402
 from launcher.schedulers.schedule import build_schedule  # noqa: E402
@@ -105,7 +106,7 @@ def of_launcher(train: Samples, held_out: Samples, workers: int) -> Callable[[],
     parts = [DatasetSplit(dataset, torch.tensor(dataset.targets)) for dataset in (train, held_out, held_out)]
     data = Data("made", "classification", (784,), 10, *parts)
     ranks = find_ranks({})
-    accelerator = start(ranks, True, "no", 1, 60, False, {}, "highest")
+    accelerator = start(ranks, RuntimeSettings(True, "no", 1, 60, False, {}, "highest"))
     plan = plan_batch(len(train), BATCH, 1, None)
     steps = EPOCHS * plan.steps_per_epoch
     torch.manual_seed(0)

@@ -56,7 +56,7 @@ def resume(work, repeats):
     from launcher.batching import stream
     from launcher.batching.plan import plan_batch
     from launcher.data.digits import load
-    from launcher.distributed.process_group import find_ranks
+    from launcher.distributed.ranks import find_ranks
     from launcher.training import checkpoint
 
     settings = [

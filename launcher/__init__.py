@@ -32,8 +32,8 @@ def order_path(added: int) -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, of which a traceback would tell
-    # A cluster's request to stop waits until the run can follow it (stopping.py). Of a rank that it ended here nobody
-    # could tell that it had not failed: srun ends the others with SIGTERM then, and reports that.
+    # A cluster's request to stop waits until the run can follow it (stop_request.py). Of a rank that it ended here
+    # nobody could tell that it had not failed: srun ends the others with SIGTERM then, and reports that.
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR1, lambda number, frame: asked_early.append(number))
 

@@ -10,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 
 import launcher
+from launcher.core.streams import keep_streams
 
-COMMANDS = {  # name: the module whose main() it is, and what it does
+COMMANDS = {  # name: the module whose command(argv) it is, and what it does
     "train": ("launcher.train", "train a run; with -m, every trial of a sweep"),
     "check": ("launcher.train", "say what a run would need, and whether it can begin"),
     "find-lr": ("launcher.commands.find_lr", "look for a learning rate by a range test"),
@@ -34,6 +35,7 @@ def usage() -> str:
 
 def main() -> None:
     """Run the command that the first word names; exit status 2 where it names none."""
+    keep_streams()
     script = Path(sys.argv[0])
     if script.name != "__main__.py":  # the script that pip makes puts its own directory first on the path
         launcher.order_path(int(Path(sys.path[0]).resolve() == script.resolve().parent))
@@ -52,7 +54,10 @@ def main() -> None:
         sys.exit(2)
     launcher.command = "train" if name == "check" else name
     sys.argv[1:] = [*sys.argv[2:], *(["check=true"] if name == "check" else [])]
-    import_module(COMMANDS[name][0]).main()
+    command = import_module(COMMANDS[name][0]).command
+    from launcher.distributed.exit_status import guarded  # not before: --help needs none of it
+
+    sys.exit(guarded(lambda: command(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from launcher.batching.splits import TensorSplit, suit
 from launcher.config import components
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
-from launcher.distributed.process_group import Ranks
+from launcher.distributed.ranks import Ranks
 from launcher.losses.loss import PerSample, build_loss, fit_task
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer

@@ -7,12 +7,13 @@ the global batch that each device will have.
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +22,54 @@ from omegaconf import OmegaConf
 from launcher.config.composed import Composed, publish
 from launcher.config.places import check_writable
 from launcher.config.tree import directory_override
-from launcher.distributed import process_group
+from launcher.core.files import read_json
+from launcher.core.processes import cores
+from launcher.distributed.devices import choose_device
+from launcher.distributed.ranks import Ranks, join
 
 if TYPE_CHECKING:
     from launcher.batching.plan import BatchPlan
+    from launcher.build import Parts
     from launcher.data.source import Data
+    from launcher.run.run_directory import Found
+    from launcher.training.memory import Need
 
 SECONDS = 5.0  # of real steps, at least
 WINDOW = 5  # of them that one measurement takes
 PATIENCE = 600.0  # seconds until a process that should take those steps counts as hung
 MB = 2**20
+
+
+@dataclass
+class Findings:
+    """What is known of a run before it begins.
+
+    Attributes:
+        path: Its directory.
+        built: What it is made of, the model on fake tensors.
+        earlier: What is in the directory.
+        need: Memory of a device.
+        free: Bytes of it that are free; for each process, where several share it.
+        copies: Bytes that a save writes beside the training.
+        devices: That share a global batch.
+        device: What each of them is, in words.
+        taken: What steps_taken found; empty where nothing was tried.
+    """
+
+    path: Path
+    built: "Parts"
+    earlier: "Found"
+    need: "Need"
+    free: int
+    copies: int
+    devices: int
+    device: str
+    taken: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> int:
+        """Bytes that a device needs where no state is sharded."""
+        return self.need.peak or self.need.state
 
 
 def check(composed: Composed) -> int:
@@ -43,102 +82,32 @@ def check(composed: Composed) -> int:
         0, or 1 where the run could not go through: too little memory or disk, or a step that fails.
     """
     settings = composed.used()
-    ranks = process_group.join()
+    ranks = join()
     if ranks.rank != 0:
         return 0
-    on_cpu = process_group.choose_device(settings.device, settings.mixed_precision, ranks)
-
-    import shutil
-
-    import torch
-
-    from launcher import build
-    from launcher.batching.stream import in_order
-    from launcher.losses.loss import build_loss
-    from launcher.run import run_directory, saved
-    from launcher.training import memory
-
-    here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
-    devices = here if settings.check is True else int(settings.check)
+    on_cpu = choose_device(settings, ranks)
     path = Path(str(composed.hydra.run.dir)).resolve()
     publish(composed.hydra, path)
     check_writable(path)
 
-    # As train.py builds it, but for the model: of fake tensors, which have no memory.
-    fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
-    resumed = run_directory.holds_checkpoint(composed)
-    built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
-    data, plan, model, total_steps = built.data, built.plan, built.model, built.total_steps
-    found = run_directory.Found()
-    if composed.chose_directory:
-        found = run_directory.look_into(path, composed, total_steps, built)
-    most, parameters = settings.batch.max_per_device, sum(parameter.numel() for parameter in model.parameters())
-    loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
-
-    with saved.reading():
-        sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
-    need = memory.count_need(
-        model, loss, built.optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
-        settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,
-        plan.evaluation_size(data.tokens) // plan.micro_size,
-    )  # fmt: skip
-    there, silence = free_memory(on_cpu)
-    if there is None:
+    found, silence = _look(composed, settings, ranks, on_cpu, path)
+    if found is None:
         print(f"PROBLEM     the device does not answer: {silence}")
         return 1
-    there //= here if on_cpu else 1
-    copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
-    there -= copies
-    whole = need.peak or need.state
-    share = whole - (0 if settings.strategy.name == "ddp" else need.state - need.state // devices)
-    problems = []
-    if run_directory.is_held(path):
-        problems.append(f"hydra.run.dir={path}: a run is in it.")
-    if need.state - whole + share > there:
-        problems.append(
-            f"a device needs {(need.state - whole + share) / MB:,.0f} MB for the model's state alone, and "
-            f"{there / MB:,.0f} are free."
-        )
-    elif share > there and most != "auto":
-        problems.append(
-            f"a device needs {share / MB:,.0f} MB for {plan.micro_size} samples at once, and {there / MB:,.0f} are "
-            f"free. Use batch.max_per_device={max(1, need.fits(there) or 1)}; the result stays the same."
-        )
-    taken = steps_taken(composed, plan, len(data.validation), on_cpu) if whole <= there or most == "auto" else {}
-    if "failure" in taken:
-        problems.append(f"a step fails:\n{taken['failure']}")
-
-    sharding = "" if settings.strategy.name == "ddp" else f", before {settings.strategy.name} shards them"
-    lines = [
-        ("directory", f"{path}{', resumed' if found.resumed else ''}"),
-        *(("", note) for note in found.notes),
-        ("data", str(data)),
-        *(("note", note) for note in data.notes),
-        ("model", f"{type(model).__name__}, {parameters:,} parameters"),
-        *((line[:11].strip(), line[11:]) for line in built.begun),
-        ("batch", str(plan)),
-        ("length", f"{total_steps:,} updates, {total_steps / plan.steps_per_epoch:g} epochs"),
-        ("memory", f"of a device: weights {need.weights / MB:,.1f} MB, gradients {need.gradients / MB:,.1f}, optimizer "
-         + (f"{need.states / MB:,.1f}" if need.states is not None else "not known")
-         + (f", moving average {need.average / MB:,.1f}" if need.average else "") + sharding),
-    ]  # fmt: skip
-    if copies:
-        lines[-1] = ("memory", f"{lines[-1][1]}; the copy that a save writes {copies / MB:,.1f}")
-    if need.peak is not None:
-        most_at_once = f"{plan.micro_size} samples in a step, {plan.evaluation_size(data.tokens)} in an evaluation"
-        lines.append(("", f"{(need.peak + copies) / MB:,.1f} MB at most, activations included ({most_at_once})"))
-        if (fits := need.fits(there)) is not None:
-            lines.append(("", f"{fits:,} samples at once would fit into the {there / MB:,.0f} MB that are free"))
-    if "peak_memory_mb" in taken:
-        lines.append(("", f"{taken['peak_memory_mb']:,.0f} MB at most in the steps that were tried, all in all"))
-    if "steps_per_second" in taken:
-        lines += time_needed(settings, data, plan, total_steps, taken, "CPU process" if on_cpu else "GPU")
+    problems = _memory_problems(found, settings)
+    if found.whole <= found.free or settings.batch.max_per_device == "auto":
+        found.taken = steps_taken(composed, found.built.plan, len(found.built.data.validation), on_cpu)
+    if "failure" in found.taken:
+        problems.append(f"a step fails:\n{found.taken['failure']}")
+    lines = [*_lines(found), *_memory_lines(found, settings)]
+    if "steps_per_second" in found.taken:
+        lines += time_needed(settings, found.built, found.taken, found.device)
     elif not problems:
         lines.append(("time", "not tried: the whole model, which one device would have to hold for it, does not fit"))
-    existing = next(place for place in (path, *path.parents) if place.is_dir())
-    free, each = shutil.disk_usage(existing).free, taken.get("checkpoint_bytes")
+    each = found.taken.get("checkpoint_bytes")
     if each is not None and settings.checkpoint.every is not None:
-        count = settings.checkpoint.keep + 2  # the best, and the one that is being written
+        existing = next(place for place in (path, *path.parents) if place.is_dir())
+        count, free = settings.checkpoint.keep + 2, shutil.disk_usage(existing).free  # the best, and one being written
         lines.append(("disk", f"{count} checkpoints of {each / MB:,.1f} MB, {free / MB:,.0f} MB free"))
         if count * each > free:
             problems.append(f"{existing}: {count * each / MB:,.0f} MB for checkpoints, and {free / MB:,.0f} are free.")
@@ -149,6 +118,103 @@ def check(composed: Composed) -> int:
     if not problems:
         print("fine        nothing was written; leave out check to run it")
     return int(bool(problems))
+
+
+def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: Path) -> tuple[Findings | None, str]:
+    """Build what train.py builds, but for the model: of fake tensors, which have no memory; and count.
+
+    Returns:
+        None where the device does not tell how much memory is free; and why.
+    """
+    import torch
+
+    from launcher import build
+    from launcher.batching.stream import in_order
+    from launcher.losses.loss import build_loss
+    from launcher.run import run_directory, saved
+    from launcher.training import memory
+
+    here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
+    devices = here if settings.check is True else int(settings.check)
+    fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
+    resumed = run_directory.holds_checkpoint(composed)
+    built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
+    earlier = run_directory.Found()
+    if composed.chose_directory:
+        earlier = run_directory.look_into(path, composed, built.total_steps, built)
+    data, plan = built.data, built.plan
+    loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
+    with saved.reading():
+        sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
+    need = memory.count_need(
+        built.model, loss, built.optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
+        settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,
+        plan.evaluation_size(data.tokens) // plan.micro_size,
+    )  # fmt: skip
+    free, silence = free_memory(on_cpu)
+    if free is None:
+        return None, silence
+    copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
+    free = free // (here if on_cpu else 1) - copies
+    device = "CPU process" if on_cpu else "GPU"
+    return Findings(path, built, earlier, need, free, copies, devices, device), ""
+
+
+def _memory_problems(found: Findings, settings: Any) -> list[str]:
+    """Why the run cannot begin, in words: the directory is taken, or the memory does not suffice."""
+    from launcher.run import run_directory
+
+    need, free, sharded = found.need, found.free, settings.strategy.name != "ddp"
+    state = need.state // found.devices if sharded else need.state
+    share = found.whole - need.state + state
+    problems = [f"hydra.run.dir={found.path}: a run is in it."] if run_directory.is_held(found.path) else []
+    if state > free:
+        problems.append(
+            f"a device needs {state / MB:,.0f} MB for the model's state alone, and {free / MB:,.0f} are free."
+        )
+    elif share > free and settings.batch.max_per_device != "auto":
+        problems.append(
+            f"a device needs {share / MB:,.0f} MB for {found.built.plan.micro_size} samples at once, and "
+            f"{free / MB:,.0f} are free. Use batch.max_per_device={max(1, need.fits(free) or 1)}; the result stays the "
+            "same."
+        )
+    return problems
+
+
+def _lines(found: Findings) -> list[tuple[str, str]]:
+    """What the run is made of."""
+    built, steps = found.built, found.built.total_steps
+    parameters = sum(parameter.numel() for parameter in built.model.parameters())
+    return [
+        ("directory", f"{found.path}{', resumed' if found.earlier.resumed else ''}"),
+        *(("", note) for note in found.earlier.notes),
+        ("data", str(built.data)),
+        *(("note", note) for note in built.data.notes),
+        ("model", f"{type(built.model).__name__}, {parameters:,} parameters"),
+        *((line[:11].strip(), line[11:]) for line in built.begun),
+        ("batch", str(built.plan)),
+        ("length", f"{steps:,} updates, {steps / built.plan.steps_per_epoch:g} epochs"),
+    ]
+
+
+def _memory_lines(found: Findings, settings: Any) -> list[tuple[str, str]]:
+    """What a device has to hold."""
+    need, plan, tokens = found.need, found.built.plan, found.built.data.tokens
+    states = f"{need.states / MB:,.1f}" if need.states is not None else "not known"
+    text = f"of a device: weights {need.weights / MB:,.1f} MB, gradients {need.gradients / MB:,.1f}, optimizer {states}"
+    text += f", moving average {need.average / MB:,.1f}" if need.average else ""
+    text += "" if settings.strategy.name == "ddp" else f", before {settings.strategy.name} shards them"
+    text += f"; the copy that a save writes {found.copies / MB:,.1f}" if found.copies else ""
+    lines = [("memory", text)]
+    if need.peak is not None:
+        most = f"{plan.micro_size} samples in a step, {plan.evaluation_size(tokens)} in an evaluation"
+        lines.append(("", f"{(need.peak + found.copies) / MB:,.1f} MB at most, activations included ({most})"))
+        if (fits := need.fits(found.free)) is not None:
+            lines.append(("", f"{fits:,} samples at once would fit into the {found.free / MB:,.0f} MB that are free"))
+    if "peak_memory_mb" in found.taken:
+        peak = found.taken["peak_memory_mb"]
+        lines.append(("", f"{peak:,.0f} MB at most in the steps that were tried, all in all"))
+    return lines
 
 
 def free_memory(on_cpu: bool) -> tuple[int | None, str]:
@@ -198,23 +264,8 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
         `steps_per_second`, `step`, `around` (seconds before the first update and after the last), `evaluation` (seconds
         per sample), `peak_memory_mb` and `checkpoint_bytes`; or `failure`, the end of what it said.
     """
-    settings, samples = composed.plain(), min(16 * plan.micro_size, validation)
-    settings |= {
-        "check": False, "profile": False, "eval_every": 2 * WINDOW, "log_every": WINDOW, "max_steps": None,
-        "epochs": sys.maxsize // plan.samples, "max_time": None, "trackers": [],
-        "canonical_shards": max(1, settings["canonical_shards"] // plan.world_size),
-        "data": {"_target_": "launcher.check.excerpt", "source": settings["data"], "samples": samples},
-    }  # fmt: skip
-    if on_cpu and settings["threads"] == "auto":
-        settings["threads"] = max(1, len(os.sched_getaffinity(0)) // plan.world_size)
-    settings["batch"] |= {"global_size": plan.per_device_size, "lr_scaling": "none"}
-    settings["checkpoint"] |= {"every": None, "best": None}
-    settings["early_stopping"] |= {"metric": None}
-    settings["wandb"]["mode"] = "disabled"
-    # A schedule of its own length, or that waits for evaluations: its updates cost what these cost.
-    settings["scheduler"] = {
-        "_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0, "total_iters": 1, "interval": "step",
-    }  # fmt: skip
+    samples = min(16 * plan.micro_size, validation)
+    settings = _settings_of_steps(composed.plain(), plan, samples, on_cpu)
     own = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_", "TORCHELASTIC_")
     alone = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     with tempfile.TemporaryDirectory(prefix="launcher-check-") as place:
@@ -245,7 +296,7 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
             process.wait()
         if process.returncode != 0:
             return {"failure": "\n".join(said.read_text(errors="replace").strip().splitlines()[-15:])}
-        found = json.loads((run / "summary.json").read_text())
+        found = read_json(run / "summary.json")
         first, *rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
         steady = [row for row in rows if row["evaluating"]]
         steady = steady[1:] or steady  # the first evaluation takes its time to get going
@@ -258,10 +309,30 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
         }  # fmt: skip
 
 
-def time_needed(
-    settings: Any, data: "Data", plan: "BatchPlan", total_steps: int, taken: Mapping[str, Any], device: str
-) -> list[tuple[str, str]]:
+def _settings_of_steps(settings: dict[str, Any], plan: "BatchPlan", samples: int, on_cpu: bool) -> dict[str, Any]:
+    """The settings of a run, for one device alone that trains until it is stopped and saves nothing."""
+    settings |= {
+        "check": False, "profile": False, "eval_every": 2 * WINDOW, "log_every": WINDOW, "max_steps": None,
+        "epochs": sys.maxsize // plan.samples, "max_time": None, "trackers": [],
+        "canonical_shards": max(1, settings["canonical_shards"] // plan.world_size),
+        "data": {"_target_": "launcher.check.excerpt", "source": settings["data"], "samples": samples},
+    }  # fmt: skip
+    if on_cpu and settings["threads"] == "auto":
+        settings["threads"] = max(1, len(cores()) // plan.world_size)
+    settings["batch"] |= {"global_size": plan.per_device_size, "lr_scaling": "none"}
+    settings["checkpoint"] |= {"every": None, "best": None}
+    settings["early_stopping"] |= {"metric": None}
+    settings["wandb"]["mode"] = "disabled"
+    # A schedule of its own length, or that waits for evaluations: its updates cost what these cost.
+    settings["scheduler"] = {
+        "_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0, "total_iters": 1, "interval": "step",
+    }  # fmt: skip
+    return settings
+
+
+def time_needed(settings: Any, built: "Parts", taken: Mapping[str, Any], device: str) -> list[tuple[str, str]]:
     """The lines on the time of a run, from what `steps_taken` found on one device."""
+    data, plan, total_steps = built.data, built.plan, built.total_steps
     training = total_steps / taken["steps_per_second"]
     every = plan.steps_per_epoch if settings.eval_every == "epoch" else settings.eval_every
     count = 0 if every is None else -(-total_steps // every)

@@ -13,10 +13,11 @@ from torch import Tensor
 from launcher.batching.plan import BatchPlan
 from launcher.batching.splits import first_infinite
 from launcher.batching.stream import ShardedStream, Stream
-from launcher.distributed import process_group, slurm
+from launcher.distributed import slurm
+from launcher.distributed.collectives import at_rank_0, from_rank_0
 from launcher.distributed.pulse import pulse
-from launcher.distributed.stopping import StopRequest
-from launcher.distributed.watch import by_rank_0
+from launcher.distributed.rendezvous import by_rank_0
+from launcher.distributed.stop_request import StopRequest
 from launcher.run.reporter import Reporter
 from launcher.training import checkpoint
 from launcher.training.clock import Clock, Profiler
@@ -102,8 +103,8 @@ class Loop:
                 (batch,) = self.samples.batches(error.step, error.step + 1)
                 broken = any(first_infinite(micro.inputs) is not None for micro in batch.micros)
                 ranks = self.trainer.ranks
-                anywhere = process_group.at_rank_0(broken, ranks.world_size, ranks.rank)
-                error.broken = process_group.from_rank_0(anywhere and any(anywhere), ranks.world_size)
+                anywhere = at_rank_0(broken, ranks.world_size, ranks.rank)
+                error.broken = from_rank_0(anywhere and any(anywhere), ranks.world_size)
                 if self.trainer.rollbacks.count >= self.max_rollbacks:
                     error.left_out = self.max_rollbacks
                     raise
@@ -136,7 +137,7 @@ class Loop:
         """
         with self.clock.during("evaluating"):
             last = measure() if self.over() and self.progress.seen else None
-            by_rank_0("the last checkpoint to be written", self._written, self.trainer.ranks.world_size)
+            by_rank_0("the last checkpoint to be written", self._written, self.trainer.ranks)
             if last is None:
                 return {}
             best = checkpoint.best_beside(self.checkpoints, self.progress, self.trainer.ranks)
@@ -207,7 +208,7 @@ class Loop:
             state = checkpoint.gather_state(self.trainer, self.progress, self.trainer.ranks, self.before)
             weights = self.trainer.weights(self.trainer.measured)
             write = partial(self._write, weights, state)
-            seconds = by_rank_0("the checkpoint before this one to be written", write, self.trainer.ranks.world_size)
+            seconds = by_rank_0("the checkpoint before this one to be written", write, self.trainer.ranks)
             self.stop.reserve = REPORT_SECONDS + 2 * seconds
         if not self.warned and slurm.job_name(os.environ) and self.stop.seconds() > NOTICE:
             self.warned = True

@@ -23,8 +23,14 @@ from launcher.config.command_line import parse_arguments
 from launcher.config.composed import Composed, publish
 from launcher.config.help import show
 from launcher.core.durations import parse_duration
-from launcher.distributed import process_group
-from launcher.distributed.watch import Watch, by_rank_0, finish, guarded
+from launcher.distributed.collectives import at_rank_0
+from launcher.distributed.devices import check_compression, choose_device, compare_devices
+from launcher.distributed.exit_status import guarded
+from launcher.distributed.process_group import RuntimeSettings, start
+from launcher.distributed.ranks import executes_sweep, join
+from launcher.distributed.rendezvous import by_rank_0
+from launcher.distributed.threads import choose_threads
+from launcher.distributed.watchdog import Watchdog, finish
 from launcher.run import logs, run_directory
 
 log = logging.getLogger("launcher")
@@ -43,7 +49,7 @@ def command(argv: list[str]) -> int:
     with composition.opened(arguments, "train") as (hydra, name):
         composed = composition.compose_run(hydra, name, arguments)
         if composed is None:
-            if not process_group.conducts(process_group.join()):
+            if not executes_sweep(join()):
                 return 0
             return composition.sweep(hydra, name, arguments.overrides)
     return train(composed)
@@ -65,11 +71,10 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         return check.check(composed)
 
     # 1. Which rank am I, and on what kind of device
-    ranks = process_group.join()
-    on_cpu = process_group.choose_device(settings.device, settings.mixed_precision, ranks)
-    process_group.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
-    process_group.choose_workspace(os.environ, settings.deterministic, on_cpu)
-    process_group.check_compression(settings.strategy, ranks)
+    ranks = join()
+    on_cpu = choose_device(settings, ranks)
+    compare_devices(settings.device, ranks, on_cpu, settings.timeout)
+    check_compression(settings.strategy, ranks)
 
     messages = logs.Log(composed, ranks.rank)
 
@@ -87,7 +92,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     import torch
 
     from launcher.batching import stream
-    from launcher.distributed.stopping import StopRequest
+    from launcher.distributed.stop_request import StopRequest
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
     from launcher.run import gallery, provenance, reporter
@@ -99,13 +104,10 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     # 3. The run directory, made by rank 0 and told to every rank; then the devices
     directory, path, complete = run_directory.open_for_all(composed, total_steps, parts, ranks)
     useful = partial(useful_threads, model, data.train, plan.micro_size) if on_cpu else lambda: None
-    threads = process_group.choose_threads(settings.threads, ranks, useful)
-    accelerator = process_group.start(
-        ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
-        settings.strategy, settings.float32_matmul_precision, settings.device == "shared",
-    )  # fmt: skip
+    threads = choose_threads(settings.threads, ranks, useful)
+    accelerator = start(ranks, RuntimeSettings.of(settings, on_cpu, threads=threads))
     device = accelerator.device
-    watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
+    watchdog = Watchdog(ranks, settings.timeout) if ranks.world_size > 1 else None
     data.move_to(device)
     publish(composed.hydra, path)
     if directory is not None:
@@ -127,7 +129,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             log.info(line)
 
     if complete:
-        finish(watch)
+        finish(watchdog)
         if directory is not None:
             reporter.show_again(directory, composed.plain(), list(settings.trackers), settings.wandb)
             log.info("finished already: nothing is left to do in %s", path)
@@ -139,7 +141,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         model.to(device)
     loss.to(device)
     take_up = partial(checkpoint.take_up, path / "checkpoints")
-    found = by_rank_0("the checkpoints to be verified", take_up, ranks.world_size)
+    found = by_rank_0("the checkpoints to be verified", take_up, ranks)
     rules, every = checkpoint.rules_of(settings), plan.interval(settings.eval_every)
     saved, progress = None, checkpoint.Progress()
     if found is not None:
@@ -228,7 +230,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         )  # fmt: skip
     status = "finished" if tested else "stopped"
     # One of them has heard the signal, and one has taken most memory
-    told = process_group.at_rank_0((stop.reason, loop.clock.memory.mb()), ranks.world_size, ranks.rank) or []
+    told = at_rank_0((stop.reason, loop.clock.memory.mb()), ranks.world_size, ranks.rank) or []
     if directory is not None and keeper is not None:
         summary = {
             "status": status,
@@ -248,7 +250,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         keeper.close(summary, progress, tested, data.class_names, predictions)
         if status == "stopped":
             directory.stopped(progress.step, next((reason for reason, _ in told if reason), None), composed.overrides)
-    finish(watch)
+    finish(watchdog)
     if directory is not None and keeper is not None:  # what may take long: the other ranks have left
         keeper.show()
         if status == "finished":

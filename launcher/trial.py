@@ -39,7 +39,7 @@ def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
 
     from launcher import train
     from launcher.config.composed import Composed, hydra_node
-    from launcher.distributed.watch import guarded
+    from launcher.distributed.exit_status import guarded
 
     composed = Composed(OmegaConf.create(settings), hydra_node(OmegaConf.create(hydra)), overrides)
     OmegaConf.set_struct(composed.settings, True)

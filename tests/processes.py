@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.distributed.stopping import SIGNALS
+from launcher.distributed.stop_request import SIGNALS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -9,9 +9,9 @@ MODULES = """
     torch torch._dynamo torch.distributed torch.distributed.fsdp torch.nn.parallel torch.onnx
     launcher.batching.plan launcher.training.checkpoint launcher.training.engine launcher.losses.loss launcher.loop
     launcher.metrics.sums launcher.optimizers.optimizer launcher.build launcher.run.report launcher.run.reporter
-    launcher.run.run_directory launcher.schedulers.schedule launcher.training.sharded launcher.distributed.stopping
+    launcher.run.run_directory launcher.schedulers.schedule launcher.training.sharded launcher.distributed.stop_request
     launcher.batching.stream launcher.run.terminal launcher.run.tracking launcher.train launcher.run.views
-    launcher.distributed.watch
+    launcher.distributed.watchdog
 """  # torch._dynamo, which DDP and the optimizers import, brings sympy: 1.4 s in every process
 
 try:

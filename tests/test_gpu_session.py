@@ -149,7 +149,7 @@ def test_the_launcher_is_told_to_do_what_the_loop_does(name):
     """The same model, size for size, from the words of the command line."""
     from launcher.build import build
     from launcher.config import composition
-    from launcher.distributed.process_group import find_ranks
+    from launcher.distributed.ranks import find_ranks
 
     workload = workloads.DRY[name]
     with composition.opened(parse_arguments([]), "train") as (hydra, config_name):

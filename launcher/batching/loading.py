@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from launcher.batching.keys import derive_each
 from launcher.batching.splits import DatasetSplit, Split, TensorSplit, as_numbers
+from launcher.core.compat import tree_map_only
 from launcher.distributed import children
-from launcher.distributed.process_group import share_of_cores
+from launcher.distributed.threads import share_of_cores
 
 log = logging.getLogger("launcher")
 
@@ -310,7 +311,7 @@ def _each(tree: Any, kinds: Any, change: Callable[[Any], Any]) -> Any:
         return change(tree)
     if type(tree) in (list, tuple):  # most batches: 2 us in place of the 10 of a walk through a pytree
         return type(tree)(_each(branch, kinds, change) for branch in tree)
-    return torch.utils._pytree.tree_map_only(kinds, change, tree)
+    return tree_map_only(kinds, change, tree)
 
 
 class SeededDataset(Dataset):

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import IterableDataset
 
+from launcher.core.compat import tree_leaves, tree_map_only
 from launcher.core.errors import ConfigError
 
 LOOKED = 1 << 24  # numbers that are looked through at once

@@ -18,7 +18,7 @@ from launcher.batching.keys import AUGMENT, ORDER, derive, derive_each, mix
 from launcher.batching.loading import to_device
 from launcher.batching.plan import BatchPlan
 from launcher.batching.splits import DatasetSplit, TensorSplit, as_numbers
-from launcher.distributed.process_group import Ranks
+from launcher.distributed.ranks import Ranks
 
 if TYPE_CHECKING:
     from launcher.batching.sampling import Balanced

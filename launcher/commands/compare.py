@@ -1,16 +1,9 @@
 """Compare the trials of a sweep: launcher compare outputs/grids/NAME."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from launcher.distributed.watch import guarded
 from launcher.sweep.conclusion import compare
-
-
-def main() -> None:
-    """The console command: exit status 0, or 2 for wrong input."""
-    sys.exit(guarded(lambda: command(sys.argv[1:])))
 
 
 def command(argv: list[str]) -> int:

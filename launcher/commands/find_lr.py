@@ -23,7 +23,7 @@ from launcher.config.composed import Composed
 from launcher.config.help import show
 from launcher.core.errors import ConfigError
 from launcher.core.files import replacing, write_json
-from launcher.distributed import watch
+from launcher.distributed import watchdog
 from launcher.run import report
 from launcher.train import train
 
@@ -65,11 +65,6 @@ class Sweep:
             raise Enough
 
 
-def main() -> None:
-    """The console command: prints the learning rate that the sweep suggests, and the command that trains with it."""
-    sys.exit(watch.guarded(lambda: command(sys.argv[1:])))
-
-
 def command(argv: list[str]) -> int:
     """Read a command line and sweep."""
     arguments = parse_arguments(argv)
@@ -105,7 +100,7 @@ def find_lr(composed: Composed) -> int:
         train(composed.having(_swept(settings, low, factor, steps)), sweep)
         return 0  # stopped on request, and it has said so
     except (Enough, Diverged):  # on every rank at the same step
-        watch.finish(watch.current)
+        watchdog.finish(watchdog.current)
     if os.environ.get("RANK", "0") == "0":
         _report(sweep.directory, composed, low, factor)
     return 0

@@ -7,35 +7,20 @@ One process, on one device.
 """
 
 import csv
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from launcher.config import composition
+from launcher.commands.command import alone, of_settings, open_subject
 from launcher.config.places import check_file
 from launcher.core.errors import ConfigError, explained_kernels
 from launcher.core.files import replacing
-from launcher.distributed import process_group
-from launcher.distributed.watch import guarded
+from launcher.distributed.process_group import RuntimeSettings, start
 from launcher.run import saved
 
-TIMEOUT = 600.0  # of collectives, of which one process has none
 
-
-def main() -> None:
-    """The console command: exit status 0, 2 for wrong input, 1 for a failure."""
-    sys.exit(guarded(lambda: command(sys.argv[1:])))
-
-
-def command(argv: list[str]) -> int:
-    """Read a command line and predict."""
-    composed = composition.compose_tool("predict", argv)
-    with saved.reading():
-        return 0 if composed is None else predict(composed.plain())
-
-
-def predict(settings: dict[str, Any]) -> int:
+@of_settings("predict")
+def command(settings: dict[str, Any]) -> int:
     """Write a model's predictions.
 
     Args:
@@ -49,22 +34,12 @@ def predict(settings: dict[str, Any]) -> int:
     check_file(output, "output")
     if (settings["input"] is None) == (settings["part"] is None):
         raise ConfigError("input, part: give one of them: input=FILE_OR_FOLDER, or part=test for the run's own data.")
-    ranks = process_group.join()
-    if ranks.world_size > 1:
-        raise ConfigError(f"launcher predict is one process, and {ranks.world_size} were started: call it alone.")
+    ranks = alone("predict")
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
-    chosen = saved.choose_checkpoint(path, settings["checkpoint"])
-    record = saved.read_record(path, run)
-    if record["task"] == "language":
-        raise ConfigError(f"run_dir={path}: predictions of the task {record['task']} have no table.")
-    if settings["input"] is not None:
-        others = saved.read_others(record, settings["input"])
-        data, part, names, labelled = saved.data_of_others(record, others), others.part, others.names, others.labelled
-    else:
-        data = saved.own_data(run, settings["data"], record)
-        part = getattr(data, settings["part"])
-        names, labelled = [str(number) for number in range(len(part))], True
-    model = saved.load_model(run, record["facts"], chosen.path)
+    subject = open_subject(path, run, settings)
+    if subject.data.task == "language":
+        raise ConfigError(f"run_dir={path}: predictions of the task {subject.data.task} have no table.")
+    model = subject.load_model(run)
 
     import torch
 
@@ -73,17 +48,13 @@ def predict(settings: dict[str, Any]) -> int:
     from launcher.training.outputs import Outputs
     from launcher.training.tryout import read_outputs
 
-    meaning = read_outputs(model, part, Outputs.of(data, run["loss"]))
-
+    meaning = read_outputs(model, subject.split, Outputs.of(subject.data, run["loss"]))
     if run["test_time_flip"]:  # as its test part was measured
         model = Mirrored(model)
-
-    accelerator = process_group.start(
-        ranks, on_cpu, precision, settings["threads"], TIMEOUT, run["deterministic"], run["strategy"],
-        run["float32_matmul_precision"],
-    )  # fmt: skip
+    here = {name: settings[name] for name in ("threads", "device")} | {"mixed_precision": precision}
+    accelerator = start(ranks, RuntimeSettings.of(run | here, on_cpu))
     model.to(accelerator.device).eval()
-    batches = in_order(part, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
+    batches = in_order(subject.split, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(explained_kernels("use device=cpu"))
@@ -91,15 +62,15 @@ def predict(settings: dict[str, Any]) -> int:
             file = stack.enter_context(replacing(output, newline=""))
         except OSError as error:
             raise ConfigError(f"output={output}: cannot be written: {error.strerror}. Name another file.") from error
-        writer, named, head = csv.writer(file), iter(names), False
+        writer, names, head = csv.writer(file), iter(subject.names), False
         for inputs, targets in batches:
             with accelerator.autocast():
                 scores = meaning.scores(model(inputs).float().cpu())
-            truth = targets.cpu() if labelled else None
+            truth = targets.cpu() if subject.labelled else None
             if not head:
                 writer.writerow(["sample", *meaning.columns(scores, truth, True)])
                 head = True
             for row in meaning.rows(scores, truth):
-                writer.writerow([next(named), *row])
-    print(f"{len(names)} samples, {chosen}: {output}")
+                writer.writerow([next(names), *row])
+    print(f"{len(subject.names)} samples, {subject.chosen}: {output}")
     return 0

@@ -23,16 +23,12 @@ from launcher.config.composed import Composed, hydra_node
 from launcher.config.places import check_length
 from launcher.config.tree import directory_override, leaves
 from launcher.core.errors import ConfigError
-from launcher.distributed import process_group
-from launcher.distributed.watch import guarded
+from launcher.distributed.devices import choose_device, gpu_of
+from launcher.distributed.ranks import Ranks, join
+from launcher.distributed.threads import choose_threads
 from launcher.run import provenance, saved
 from launcher.run.command_line import config_options
 from launcher.run.run_directory import read_config
-
-
-def main() -> None:
-    """The console command: exit status as that of launcher/train.py."""
-    sys.exit(guarded(lambda: command(sys.argv[1:])))
 
 
 def command(argv: list[str]) -> int:
@@ -44,7 +40,7 @@ def command(argv: list[str]) -> int:
     path, run = saved.open_run(settings["run_dir"])
     composed = compose_again(path, settings["output"])
     then, now = (leaves(one) for one in (read_config(path, "run_dir"), composed.plain()))
-    ranks = process_group.join()
+    ranks = join()
     if ranks.rank == 0:
         lines = [f"{key}: no such setting then, {value} now" for key, value in now.items() if key not in then]
         lines += say_differences(path, run, ranks)
@@ -115,7 +111,7 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.name}-rerun")
 
 
-def say_differences(path: Path, run: dict[str, Any], ranks: process_group.Ranks) -> list[str]:
+def say_differences(path: Path, run: dict[str, Any], ranks: Ranks) -> list[str]:
     """What is not as it was when a run began, in words; for rank 0.
 
     Args:
@@ -132,13 +128,12 @@ def say_differences(path: Path, run: dict[str, Any], ranks: process_group.Ranks)
     from launcher.config.components import build, locate
 
     then, record = provenance.read(path), saved.read_record(path, run)
-    on_cpu = process_group.choose_device(run["device"], "no", ranks)  # what says the differences trains nothing
-    process_group.choose_workspace(os.environ, run["deterministic"], on_cpu)
-    torch.set_num_threads(process_group.choose_threads(run["threads"], ranks))
+    on_cpu = choose_device(run | {"mixed_precision": "no"}, ranks)  # what says the differences trains nothing
+    torch.set_num_threads(choose_threads(run["threads"], ranks))
     seed_generators(run["seed"])
     data = provenance.record_of(build("data", run["data"]))
     for key, target in trust.targets(run):
         locate(target, key)  # a person's own file is known once it is imported
-    device = torch.device("cpu" if on_cpu else f"cuda:{process_group.gpu_of(ranks, torch.cuda.device_count())}")
+    device = torch.device("cpu" if on_cpu else f"cuda:{gpu_of(ranks, torch.cuda.device_count())}")
     now = provenance.collect(run, ranks.world_size, device)
     return [*provenance.differences(then, now), *provenance.data_differences(record, data)]

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
-from launcher.distributed.watch import guarded
 from launcher.run.run_directory import UNSHOWN, is_held
 from launcher.sweep.trials import state_of
 
@@ -61,11 +60,6 @@ def upload(segment: Path) -> str | None:
         return None
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     return " ".join(lines[-2:]) or f"status {done.returncode}"
-
-
-def main() -> None:
-    """The console command: exit status 0 where all that is ready was uploaded, 1 where not, 2 for wrong input."""
-    sys.exit(guarded(lambda: command(sys.argv[1:])))
 
 
 def command(argv: list[str]) -> int:

@@ -8,34 +8,17 @@ import sys
 from typing import Any
 
 
-class _Lasting(io.RawIOBase):
-    """A standard stream that takes everything, also what cannot be written: `head` has seen enough, a disk is full.
-
-    Args:
-        handle: Its number, 1 or 2.
-    """
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-        self.name = {1: "<stdout>", 2: "<stderr>"}[handle]
-
-    def fileno(self) -> int:
-        return self._handle
-
-    def isatty(self) -> bool:
-        return os.isatty(self._handle)
-
-    def writable(self) -> bool:
-        return True
+class _Lasting(io.FileIO):
+    """A standard stream that takes everything, also what cannot be written: `head` has seen enough, a disk is full."""
 
     def write(self, data: Any) -> int:
         try:
-            return os.write(self._handle, data)
-        except BlockingIOError:  # a terminal that another program has left in that mode
-            select.select([], [self._handle], [])
-            return 0
+            written = super().write(data)
         except OSError:
             return len(data)
+        if written is None:  # a terminal that another program has left in that mode: once more, when it is ready
+            select.select([], [self], [])
+        return written or 0
 
 
 def keep_streams() -> None:
@@ -54,6 +37,8 @@ def keep_streams() -> None:
             if before is None or before.fileno() == handle:
                 if before is not None:
                     before.flush()
-                kept = io.BufferedWriter(_Lasting(handle))
+                raw = _Lasting(handle, "w", closefd=False)
+                raw.name = f"<{name}>"
+                kept = io.BufferedWriter(raw)
                 encoding = getattr(before, "encoding", None)
                 setattr(sys, name, io.TextIOWrapper(kept, encoding, "backslashreplace", line_buffering=True))

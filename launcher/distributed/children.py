@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from launcher.core.errors import ConfigError, Explained
-from launcher.distributed.stopping import SIGNALS
+from launcher.distributed.stop_request import SIGNALS
 
 LONGEST = 107 - len("/pymp-12345678/listener-12345678")  # bytes; a socket's path has 107, see unix(7)
 

@@ -5,16 +5,13 @@ each GPU that it is asked about. nvidia-smi comes with every driver, is NVML as 
 hang this process; NVML itself would have to be called by structures whose sizes differ between drivers.
 """
 
-import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import NamedTuple
 from xml.etree import ElementTree
-
-from launcher.core.errors import ConfigError
 
 SECONDS = 30.0  # that nvidia-smi may take: without the persistence daemon it wakes each GPU, which takes 1 to 3 s
 SERVER = "nvidia-cuda-mps-server"  # holds a GPU for whoever computes there by way of it, and stays when they have ended
@@ -211,61 +208,3 @@ def computing(gpus: Sequence[Gpu]) -> dict[str, str]:
 
 
 # --- Which of them a rank takes ---------------------------------------------------------------------------------------
-
-
-def index_of_rank(count: int, local_rank: int, local_world_size: int) -> int | None:
-    """Which of the GPUs that a process sees is its own.
-
-    Where the launcher shows each process one GPU, as SLURM does for --gpus-per-task=1 and --gpu-bind=single:1, that is
-    number 0, whatever the rank. Accelerate counts the same way (`PartialState.set_device`: local rank modulo count).
-
-    Args:
-        count: GPUs that the process sees.
-        local_rank: Among the ranks of its machine.
-        local_world_size: Ranks on its machine.
-
-    Returns:
-        None where there are too few.
-    """
-    if count >= local_world_size:
-        return local_rank
-    return 0 if count == 1 else None
-
-
-def check_devices(devices: Sequence[Mapping[str, str | None]]) -> None:
-    """Check that the ranks of a run are on devices of one kind, and each on its own.
-
-    Args:
-        devices: Of each rank: `host`, `kind` (cpu or gpu), and `gpu`, what tells its GPU from all others; None where
-            it sees as many as there are ranks on its machine.
-
-    Raises:
-        ConfigError: They are not.
-    """
-    first = {str(device["kind"]): rank for rank, device in reversed([*enumerate(devices)])}
-    if len(first) > 1:
-        with_gpu, without = (f"rank {first[kind]} on {devices[first[kind]]['host']}" for kind in ("gpu", "cpu"))
-        raise ConfigError(f"{with_gpu} has a GPU, and {without} has none: give every rank one, or use device=cpu.")
-    owners: dict[str, int] = {}
-    for rank, device in enumerate(devices):
-        if (gpu := device["gpu"]) is None:
-            continue
-        if gpu in owners:
-            raise ConfigError(
-                f"ranks {owners[gpu]} and {rank} have the same GPU of {device['host']} ({gpu}): start one process per "
-                "GPU, use device=cpu, or, to try several processes on a GPU, device=shared."
-            )
-        owners[gpu] = rank
-
-
-def identity(index: int) -> str:
-    """What tells a GPU that this process sees from all others: its UUID, or the name of a MIG slice.
-
-    It starts CUDA, but makes no context.
-    """
-    import torch
-
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if given.startswith("MIG-"):
-        return given.split(",")[0]
-    return f"GPU-{torch.cuda.get_device_properties(index).uuid}"

@@ -1,4 +1,4 @@
-"""Whether the main thread of this process moves on: for its own watch, and for the executor of a sweep.
+"""Whether the main thread of this process moves on: for its own watchdog, and for the executor of a sweep.
 
 A heartbeat of another thread says nothing about the main thread, which may hang inside of a collective. Nor does the
 time of a processor: a process that waits for its GPU spins. What counts is that an update, a batch or a line is left.
@@ -73,7 +73,7 @@ class Pulse:
         return self.step, self.batches, self.place()
 
 
-class Onlooker:
+class StallDetector:
     """How long the main thread has not moved, as far as somebody who looks now and then can tell."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ def share(figures: MutableSequence[float]) -> None:
     """
 
     def tell() -> None:
-        looks = Onlooker()
+        looks = StallDetector()
         while True:
             if looks.seconds_still() == 0:
                 figures[0] += 1

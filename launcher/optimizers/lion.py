@@ -7,6 +7,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from launcher.core.compat import foreach_add_, foreach_mul, foreach_mul_, foreach_sign_
+
 
 class Lion(Optimizer):
     """Step of the sign of an interpolated momentum, with decoupled weight decay.
@@ -55,12 +57,12 @@ class Lion(Optimizer):
                 momenta.append(state["momentum"])
             lr, (b1, b2) = group["lr"], group["betas"]
             # One kernel for all tensors where torch has it; one tensor after the other elsewhere.
-            update = torch._foreach_mul(momenta, b1)
-            torch._foreach_add_(update, grads, alpha=1 - b1)
-            torch._foreach_sign_(update)
+            update = foreach_mul(momenta, b1)
+            foreach_add_(update, grads, alpha=1 - b1)
+            foreach_sign_(update)
             if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(params, update, alpha=-lr)
-            torch._foreach_mul_(momenta, b2)
-            torch._foreach_add_(momenta, grads, alpha=1 - b2)
+                foreach_mul_(params, 1 - lr * group["weight_decay"])
+            foreach_add_(params, update, alpha=-lr)
+            foreach_mul_(momenta, b2)
+            foreach_add_(momenta, grads, alpha=1 - b2)
         return loss

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from launcher.config.components import accepted_names, build, locate
+from launcher.core import compat
 from launcher.core.errors import ConfigError
 from launcher.optimizers.muon import Muon
 
@@ -147,13 +148,13 @@ def lean_step(optimizer: Optimizer) -> Callable[[], Any]:
     gradients off, imports torch's compiler. An optimizer with hooks, or differentiable, is called as everybody does.
     """
     step: Any = type(optimizer).step
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    if hooks or optimizer.defaults.get("differentiable") or not getattr(step, "hooked", False):
+    as_usual = compat.has_step_hooks(optimizer) or optimizer.defaults.get("differentiable")
+    if as_usual or not getattr(step, "hooked", False):
         return optimizer.step
     step = step.__wrapped__
     if getattr(step, "__code__", None) is not None and step.__code__.co_name == "_use_grad":
         step = torch.no_grad()(step.__wrapped__)
-    optimizer._opt_called = True  # type: ignore[attr-defined]  # the schedule would miss the call that it counts
+    compat.count_step(optimizer)
     return functools.partial(step, optimizer)
 
 

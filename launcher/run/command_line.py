@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import launcher
-from launcher.distributed.process_group import is_launcher, parent_command
+from launcher.config.accelerate_flags import parent_command
+from launcher.distributed.ranks import is_launcher
 
 if TYPE_CHECKING:
     pass

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from launcher.batching.splits import Split, TensorSplit, as_numbers
+from launcher.core.compat import tree_map_only
 from launcher.core.errors import ConfigError
 from launcher.core.files import replacing
 from launcher.data.source import Data

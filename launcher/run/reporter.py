@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.core.files import ends, numbers, read_json, write_json, write_text
-from launcher.distributed import process_group
+from launcher.distributed.threads import takes_all_cores
 from launcher.run import gallery, histograms, provenance
 from launcher.run.run_directory import UNSHOWN, RunDirectory
 from launcher.run.tracking import HISTOGRAMS, Record, WandbTracker, of_time
@@ -180,7 +180,7 @@ def tracker_of(
     own = {name: wandb[name] for name in ("mode", "project", "entity", "name", "group", "tags")}
     code = provenance.own_files() if wandb["code"] else None
     run_id = directory.run_id(wandb["id"] or os.environ.get("WANDB_RUN_ID") or None)
-    wait = LATE if process_group.takes_all_cores() else 0.0
+    wait = LATE if takes_all_cores() else 0.0
     return WandbTracker(directory.path, dict(settings), run_id=run_id, code=code, wait=wait, **own)
 
 

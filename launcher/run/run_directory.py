@@ -27,9 +27,10 @@ from launcher.config.places import check_writable, make_directory
 from launcher.config.resume import differences
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
-from launcher.core.files import last_step, read_json, write_json, write_text
-from launcher.distributed import process_group
-from launcher.distributed.process_group import Ranks
+from launcher.core.files import is_locked, last_step, read_json, write_json, write_text
+from launcher.core.processes import process_facts
+from launcher.distributed.ranks import Ranks
+from launcher.distributed.rendezvous import by_rank_0, judged_by_rank_0
 from launcher.run import shared
 from launcher.run.command_line import config_options, launch_words
 from launcher.run.tracking import Record
@@ -137,7 +138,8 @@ def settled(composed: Composed, ranks: Ranks) -> Iterator[Composed]:
         return found.plain(), str(path)
 
     if composed.local or composed.names_directory:
-        composed = composed.told_by(*process_group.told_by_rank_0(settle, ranks, float(composed.settings.timeout)))
+        timeout = float(composed.settings.timeout)
+        composed = composed.told_by(*by_rank_0("the run directory to be found", settle, ranks, timeout))
     publish(composed.hydra, composed.hydra.run.dir if composed.chose_directory else None)
     try:
         yield composed
@@ -216,12 +218,12 @@ def open_for_all(
             alone = ranks.world_size == 1 or complete
             return path, complete, None if alone else stack.enter_context(shared.mark(path))
 
-        path, complete, mark = process_group.told_by_rank_0(make, ranks, timeout)
+        path, complete, mark = by_rank_0("the run directory to be opened", make, ranks, timeout)
         if mark is not None:
             fact = socket.gethostname(), shared.sees(path / mark, shared.SECONDS)
             resumes = bool(opened) and _has_checkpoint(path)
             judge = partial(shared.judge, path, resumes)
-            notes = process_group.judged_by_rank_0(fact, judge, ranks, timeout)
+            notes = judged_by_rank_0(fact, judge, ranks, timeout)
             if opened:
                 opened[0].notes += notes
     return (opened[0] if opened else None), path, complete
@@ -412,8 +414,8 @@ def launch_names() -> list[str]:
         names.append(f"elastic {run}")
     elif run is not None:
         # accelerate names no run: its agent, the parent of all ranks of a node, is known by its pid and start
-        with contextlib.suppress(OSError, IndexError):
-            started = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+        with contextlib.suppress(IndexError):
+            started = process_facts(os.getppid())[19]
             names.append(f"agent {socket.gethostname()} {os.getppid()} {started}")
     if job := os.environ.get("SLURM_JOB_ID"):
         names.append(f"slurm {job}")
@@ -436,21 +438,6 @@ def _of_this_launch(path: Path, composed: Composed) -> Path | None:
                 check_same(lock.parent, read_config(lock.parent, "hydra.run.dir"), composed)
                 found[read_json(lock.parent / "summary.json").get("status") == "finished"] = lock.parent
     return found.get(False) or (found.get(True) if requeued or restarted else None)
-
-
-def is_locked(file: Path) -> bool:
-    """Whether a process holds the lock (flock) of a file that is there, or would if one may not look."""
-    try:
-        handle = os.open(file, os.O_RDWR)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def is_held(path: Path) -> bool:

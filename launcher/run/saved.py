@@ -14,7 +14,8 @@ from launcher.config.schema import FOUNDING
 from launcher.config.tree import at
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.files import number
-from launcher.distributed import process_group
+from launcher.distributed import devices
+from launcher.distributed.ranks import Ranks
 from launcher.run import provenance
 from launcher.run.run_directory import CONFIG, read_config
 
@@ -63,13 +64,14 @@ def read_record(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def choose_device(run: Mapping[str, Any], device: str, ranks: process_group.Ranks) -> tuple[bool, str]:
+def choose_device(run: Mapping[str, Any], device: str, ranks: Ranks) -> tuple[bool, str]:
     """Whether to measure a run on the CPU, and in which precision: its own, but for fp16, which no CPU has.
 
     Raises:
         ConfigError: More processes than GPUs.
     """
-    on_cpu, precision = process_group.choose_device(device, "no", ranks), run["mixed_precision"]
+    precision = run["mixed_precision"]
+    on_cpu = devices.choose_device({**run, "device": device, "mixed_precision": "no"}, ranks)
     if on_cpu and precision == "fp16":
         log.warning("mixed_precision=fp16 of the run: a CPU has none, this is in float32.")
         precision = "no"

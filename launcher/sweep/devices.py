@@ -73,8 +73,3 @@ def count_gpus(listed: Sequence[gpus.Gpu] | None) -> int:
         return max(1, len(gpus.visible(listed, given).devices))
     files = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev/dri").glob("renderD*")]
     return max(1, len(files) if given is None else min(len(files), len(given.split(","))))
-
-
-def cores() -> list[int]:
-    """Numbers of the CPU cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))

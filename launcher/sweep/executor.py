@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 
-from launcher.distributed import process_group
-from launcher.distributed.stopping import StopRequest
+from launcher.core.processes import cores
+from launcher.distributed.stop_request import StopRequest
+from launcher.distributed.threads import exported_threads
 from launcher.run import run_directory
-from launcher.sweep import devices, failure
+from launcher.sweep import failure
 from launcher.sweep.failure import FAILED
 from launcher.sweep.leases import Lease, Pool
 from launcher.sweep.progress import ProgressDisplay
@@ -18,7 +19,9 @@ from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial, state_of
 
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other sweeps
-PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (distributed/watch.py), or a minute to save
+PEERS = (
+    75.0  # seconds in which ranks end after one has failed: they need 2 (distributed/watchdog.py), or a minute to save
+)
 RETRIES = 3  # starts again of a trial that ended by no fault of its own
 # Of the sweep's own launch, and the threads that its launcher chose: nothing for the trials.
 OF_THE_LAUNCH = {
@@ -143,8 +146,8 @@ class Executor:
         """The CPU cores that a trial stays on; empty: any."""
         if trial.kind == "gpu":
             return []
-        cores, slots = devices.cores(), list(self.pools[trial.kind].locks)
-        return sorted({int(name) if name.isdigit() else cores[slots.index(name) % len(cores)] for name in names})
+        every, slots = cores(), list(self.pools[trial.kind].locks)
+        return sorted({int(name) if name.isdigit() else every[slots.index(name) % len(every)] for name in names})
 
     def _wait(self) -> None:
         """Until a process ends, or it is time to look at what no event tells."""
@@ -209,7 +212,7 @@ def environment_of_trials() -> dict[str, str]:
         for key, value in os.environ.items()
         if key not in OF_THE_LAUNCH and not key.startswith(PREFIXES_OF_THE_LAUNCH)
     }
-    threads = process_group.exported_threads()
+    threads = exported_threads()
     return found if threads is None else found | {"OMP_NUM_THREADS": str(threads)}
 
 

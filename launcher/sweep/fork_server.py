@@ -1,13 +1,11 @@
 """The process that all processes of a sweep are forked from: it has imported what they need."""
 
 import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
+from launcher.core import compat
 from launcher.distributed import children
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -22,11 +20,7 @@ def warm_up() -> None:
 
 def cool_down() -> None:
     """End it, where it was started."""
-    server = forkserver._forkserver
-    if (pid := getattr(server, "_forkserver_pid", None)) is not None:
-        os.kill(pid, signal.SIGKILL)  # it does not take another
-        server._stop()  # type: ignore[attr-defined]
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    compat.stop_fork_server()
 
 
 def start_process(target: Callable[..., None], *args: Any) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 
 from launcher.core.durations import parse_duration
 from launcher.core.errors import ConfigError
-from launcher.distributed import gpus, process_group
+from launcher.core.processes import cores
+from launcher.distributed import gpus
+from launcher.distributed.ranks import join
 from launcher.sweep import devices
 from launcher.sweep.executor import Executor
 from launcher.sweep.fork_server import CONTEXT, cool_down, start_process, warm_up
@@ -36,7 +38,7 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     """
     if sweep.task.stop:  # a sweeper that goes on in batches does not know
         raise SystemExit(int(bool(sweep.task.failed)))
-    ranks = process_group.join()
+    ranks = join()
     if ranks.local_world_size != ranks.world_size:
         raise ConfigError(
             "A sweep with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array."
@@ -92,7 +94,7 @@ def open_pools(trials: Sequence[Trial], options: LocalOptions) -> dict[str, Pool
             trial.kind = "cpu"  # a driver is there, but torch is built without it
     pools = {}
     for kind in sorted({trial.kind for trial in trials}):
-        there = found if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
+        there = found if kind == "gpu" else {str(core): str(core) for core in cores()}
         pool, notes = open_pool(kind, there, options.devices, options.world, options.listed)
         for line in notes:
             print(f"note       {line}", flush=True)

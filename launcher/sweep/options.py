@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 from launcher.config import messages
 from launcher.config.checks import check_options
 from launcher.core.errors import ConfigError
-from launcher.distributed import gpus, process_group
+from launcher.core.processes import cores
+from launcher.distributed import gpus
+from launcher.distributed.threads import exported_threads
 from launcher.sweep import devices
 
 
@@ -69,10 +71,10 @@ class LocalOptions(LauncherOptions):
         if kind == "cpu" and settings.mixed_precision == "fp16":
             raise ConfigError(messages.FP16_ON_CPU)
         threads = settings.threads
-        if threads == "auto" and (threads := process_group.exported_threads()) is None:
+        if threads == "auto" and (threads := exported_threads()) is None:
             # Those that run at once share the cores: as many as may, or as there are GPUs for. On a CPU each takes one.
             limits = [limit for limit in (self.limit, self.fit_on_gpus if kind == "gpu" else None) if limit]
-            threads = max(1, len(devices.cores()) // (self.world * min(limits))) if limits else 1
+            threads = max(1, len(cores()) // (self.world * min(limits))) if limits else 1
         return kind, threads
 
     @functools.cached_property

@@ -18,7 +18,7 @@ from launcher.config.places import check_writable, make_directory
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text
-from launcher.distributed.stopping import StopRequest
+from launcher.distributed.stop_request import StopRequest
 from launcher.run.command_line import config_options, started_words
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.trial_state import State

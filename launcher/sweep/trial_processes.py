@@ -9,12 +9,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import launcher
-from launcher.distributed.stopping import SIGNALS
-from launcher.distributed.watch import exists
+from launcher.core.processes import exists, process_facts
+from launcher.distributed.stop_request import SIGNALS
 from launcher.sweep.failure import OUTPUT, first_error, tail
 from launcher.sweep.fork_server import CONTEXT, PRELOAD, start_process
 from launcher.sweep.leases import Lease
@@ -224,8 +223,4 @@ def _has_ended(rank: Any) -> bool:
 
 
 def _cpu_seconds(pid: int | None) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
-        return 0.0
+    return sum(map(int, process_facts(pid)[11:15])) / os.sysconf("SC_CLK_TCK") if pid else 0.0

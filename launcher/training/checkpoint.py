@@ -29,8 +29,9 @@ from torch import Tensor
 
 from launcher.core.errors import ConfigError
 from launcher.core.files import flush
-from launcher.distributed.process_group import Ranks, at_rank_0, sum_over_ranks
-from launcher.distributed.watch import by_rank_0
+from launcher.distributed.collectives import at_rank_0, sum_over_ranks
+from launcher.distributed.ranks import Ranks
+from launcher.distributed.rendezvous import by_rank_0
 from launcher.training.staging import Staging
 
 if TYPE_CHECKING:
@@ -467,7 +468,7 @@ def resume(
     """Weights and state of a checkpoint, as a run goes on from them, on every rank; see `rejoin`."""
     weights, state = read_checkpoint(found)
     entries = partial(rejoin, state, total_steps, rules, record, every)
-    return weights, state | by_rank_0("the record to be read", entries, ranks.world_size)
+    return weights, state | by_rank_0("the record to be read", entries, ranks)
 
 
 def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | None:
@@ -486,7 +487,7 @@ def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | Non
                         progress.best_step, why)  # fmt: skip
             return None
 
-    return by_rank_0("the best checkpoint to be verified", verified, ranks.world_size)
+    return by_rank_0("the best checkpoint to be verified", verified, ranks)
 
 
 def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "Trainer", ranks: Ranks) -> Progress:
@@ -526,7 +527,7 @@ def go_back(directory: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
     Raises:
         DamagedCheckpoint: There is none.
     """
-    found = by_rank_0("the checkpoints to be verified", partial(take_up, directory), ranks.world_size)
+    found = by_rank_0("the checkpoints to be verified", partial(take_up, directory), ranks)
     if found is None:
         raise DamagedCheckpoint(f"there is no checkpoint in {directory} to go back to; save more often")
     trainer.window.clear()

@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.batching.plan import BatchPlan
 from launcher.batching.splits import DatasetSplit, TensorSplit
 from launcher.batching.stream import Batch, first_sample
-from launcher.distributed.process_group import Ranks
+from launcher.core.compat import ddp_timings, tree_map_only
+from launcher.distributed.ranks import Ranks
 
 log = logging.getLogger("launcher")
 
@@ -94,7 +95,7 @@ def useful_threads(model: nn.Module, part: TensorSplit | DatasetSplit, samples: 
     from torch.utils.flop_counter import FlopCounterMode
 
     nowhere = {name: one.to("meta") for name, one in (*model.named_parameters(), *model.named_buffers())}
-    inputs = torch.utils._pytree.tree_map_only(
+    inputs = tree_map_only(
         Tensor, lambda one: one.new_empty((samples, *one.shape[1:]), device="meta"), first_sample(part)[0]
     )
     modes, fast = [(module, module.training) for module in model.modules()], torch.backends.mha.get_fastpath_enabled()
@@ -205,7 +206,7 @@ class Clock:
         busy = self._spent["data_wait"] - self._row_spent["data_wait"]
         if self.ddp is not None and steps:
             # Of every hundredth step or so, in ns; what is left of communication after the backward it runs beside.
-            found = self.ddp._get_ddp_logging_data()
+            found = ddp_timings(self.ddp)
             exposed = found.get("avg_backward_comm_time", 0) - found.get("avg_backward_compute_comm_overlap_time", 0)
             self._spent["communication"] += max(0, exposed) / 1e9 * steps
             busy += (found.get("avg_forward_compute_time", 0) + found.get("avg_backward_compute_time", 0)) / 1e9 * steps

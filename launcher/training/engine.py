@@ -15,17 +15,18 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DDPCommunicationHookType
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batching.keys import MODEL, derive
 from launcher.batching.plan import BatchPlan, plan_batch
 from launcher.batching.splits import DatasetSplit, TensorSplit, first_infinite
 from launcher.batching.stream import Batch, ShardedStream, Stream, first_sample, in_order
+from launcher.core.compat import engine_run_backward, foreach_lerp_, foreach_mul_, foreach_norm, tree_map_only
 from launcher.core.errors import BrokenFile, ConfigError, Explained, explained_kernels, is_out_of_memory
 from launcher.data.source import Data
-from launcher.distributed.process_group import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
+from launcher.distributed.collectives import at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.distributed.pulse import pulse
+from launcher.distributed.ranks import Ranks
 from launcher.losses.loss import PerSample
 from launcher.metrics.sums import ClassificationSums, compute_metrics, make_metrics, update_metrics
 from launcher.optimizers.optimizer import lean_step
@@ -227,7 +228,7 @@ class Trainer:
         self.schedule.step()
         if self.ema_decay is not None:
             with torch.no_grad():  # else each average drags the history of all before it along
-                torch._foreach_lerp_(self._averaged, self._parameters, 1 - self.ema_decay)
+                foreach_lerp_(self._averaged, self._parameters, 1 - self.ema_decay)
         self._note(batch, total, weight_sum)
         return self._vote()
 
@@ -354,7 +355,7 @@ class Trainer:
             return False
         remembered = (value for state in self.optimizer.state.values() for value in state.values())
         looked_at = [*self._parameters, *(v for v in remembered if isinstance(v, Tensor) and v.is_floating_point())]
-        if torch.stack([norm.float() for norm in torch._foreach_norm(looked_at)]).sum().isfinite():
+        if torch.stack([norm.float() for norm in foreach_norm(looked_at)]).sum().isfinite():
             return True
         return all(bool(one.isfinite().all()) for one in looked_at)  # the squares alone may have been too large
 
@@ -368,7 +369,7 @@ class Trainer:
         """Whether the loss or the gradient of this step is not finite, on any rank."""
         figure = total
         if self.scaler is None:  # which looks at the gradient itself, and overflows at times where nothing is wrong
-            norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
+            norms = foreach_norm([p.grad for p in self._parameters if p.grad is not None])
             figure = torch.stack(norms).sum() + total
         (figure,) = sum_over_ranks([figure], self.ranks.world_size)
         return not bool(figure.isfinite())
@@ -421,7 +422,7 @@ class Trainer:
         if riding is not None and ballot is not None:
             roots, shares = (values, riding), (share, ballot)
         # What torch.autograd.backward ends with; its checks before take 30 us, a twentieth of a small model's step.
-        _engine_run_backward(roots, shares, False, False, (), allow_unreachable=True, accumulate_grad=True)
+        engine_run_backward(roots, shares, False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     def _ballot(self, weight_sums: list[Tensor]) -> Tensor:
         if not weight_sums and not self.wants_to_stop:
@@ -439,7 +440,7 @@ class Trainer:
             weight_sum = self._carried.grad[0] * self.ranks.world_size
         # A batch of weight 0 (all of it ignored) has gradient 0, not 0/0.
         correction = samples / weight_sum.where(weight_sum > 0, 1)
-        torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
+        foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
 
     def _vote(self) -> bool:
         """Whether some rank asked to stop, read so that every rank reads the vote of the same step."""
@@ -523,7 +524,7 @@ def check_alone(model: nn.Module, data: Data, plan: BatchPlan, most: int | str |
     alone, at = plan.smallest(steps)
     if alone > 1 or not any(isinstance(module, norms) and module.training for module in model.modules()):
         return
-    inputs = torch.utils._pytree.tree_map_only(Tensor, lambda one: one.to("meta"), first_sample(data.train)[0])
+    inputs = tree_map_only(Tensor, lambda one: one.to("meta"), first_sample(data.train)[0])
     try:
         copy.deepcopy(model).to("meta")(inputs)
     except Exception as error:  # anything else is not for here: not every model works without memory

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from launcher.core.compat import tree_map_only
+
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
 
 
@@ -35,8 +37,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     laid_out = {
-        i: torch.utils._pytree.tree_map_only(Tensor, partial(_taken, parameters[i]), of_one)
-        for i, of_one in state["state"].items()
+        i: tree_map_only(Tensor, partial(_taken, parameters[i]), of_one) for i, of_one in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": laid_out})
 

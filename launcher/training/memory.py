@@ -12,11 +12,9 @@ from weakref import finalize
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from launcher.batching.plan import MORE_TO_EVALUATE
+from launcher.core.compat import FakeCopyMode, FakeTensorMode, TorchDispatchMode, tree_leaves, tree_map_only
 from launcher.losses.loss import PerSample
 from launcher.training import layout
 
@@ -207,4 +205,4 @@ def _losses(model: nn.Module, loss: PerSample, sample: Any, size: int, precision
 
 def bytes_of(tree: Any) -> int:
     """Of all tensors in a pytree."""
-    return sum(leaf.nbytes for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+    return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))

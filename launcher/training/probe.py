@@ -25,9 +25,11 @@ from launcher.batching import loading
 from launcher.batching.plan import BatchPlan
 from launcher.batching.splits import Split, TensorSplit
 from launcher.batching.stream import Batch, ShardedStream, Stream, of_rank
+from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.core.files import read_json, write_json
-from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
+from launcher.distributed.collectives import from_rank_0, sum_over_ranks
+from launcher.distributed.ranks import Ranks
 from launcher.models.mirrored import Mirrored
 from launcher.training.engine import Trainer, check_alone, evaluate
 
@@ -169,7 +171,7 @@ def untouched(trainer: Trainer) -> Iterator[None]:
     """
     modules = list(dict.fromkeys([*trainer.forward.modules(), *trainer.measured.modules(), *trainer.loss.modules()]))
     modes = [module.training for module in modules]
-    buffers = [dict(module._buffers) for module in modules]  # a forward may put others in their place
+    buffers = [dict(own_tensors(module)[1]) for module in modules]  # a forward may put others in their place
     optimizer = trainer.optimizer
     groups = [_settings(group) for group in optimizer.param_groups]
     states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
@@ -182,8 +184,8 @@ def untouched(trainer: Trainer) -> Iterator[None]:
         finally:
             for module, mode, of_module in zip(modules, modes, buffers, strict=True):
                 module.training = mode
-                module._buffers.clear()
-                module._buffers.update(of_module)
+                own_tensors(module)[1].clear()
+                own_tensors(module)[1].update(of_module)
             for group, before in zip(optimizer.param_groups, groups, strict=True):
                 for name in group.keys() - before.keys() - {"params"}:
                     del group[name]

@@ -25,7 +25,7 @@ def recompute(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     Raises:
         ConfigError: A pattern matches no module, or a module has running statistics, which would be updated twice.
     """
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from launcher.core.compat import checkpoint_wrapper
 
     modules = {name: module for name, module in model.named_modules() if name}
     chosen: list[str] = []

@@ -21,8 +21,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from launcher.batching.stream import Batch, ShardedStream, Stream
+from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError
-from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
+from launcher.distributed.collectives import from_rank_0, sum_over_ranks
+from launcher.distributed.ranks import Ranks
 from launcher.training.engine import Carried, ExactTrainer, Trainer
 from launcher.training.staging import own_copy
 
@@ -280,8 +282,7 @@ class ShardedTrainer(Trainer):
             return
         fetched: dict[int, tuple[Tensor, Tensor]] = {}  # a tied parameter comes up again
         for owner in module.modules():
-            places: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
-            for place in places:
+            for place in own_tensors(owner):
                 for name, tensor in place.items():
                     if tensor is None or hasattr(tensor, "full_tensor"):
                         continue

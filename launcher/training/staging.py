@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launcher.core.compat import tree_map_only
+
 
 def own_copy(tensor: Tensor) -> Tensor:
     """A copy on the host that nobody else has, and that `Staging` therefore takes as it is."""
@@ -58,6 +60,6 @@ class Staging:
             self._kept[kind].append(buffer)
             return buffer.copy_(tensor.detach(), non_blocking=True)
 
-        copied = torch.utils._pytree.tree_map_only(Tensor, put, tree)
+        copied = tree_map_only(Tensor, put, tree)
         before.clear()  # what is of no shape any more, such as the losses since the last log line
         return copied, (lambda: None) if self.record is None else self.record().synchronize

@@ -109,7 +109,7 @@ def test_what_is_frozen_needs_no_gradient_and_no_state(place):
 
 
 @pytest.mark.soak
-def test_a_batch_that_does_not_fit_is_a_problem_and_what_would_fit_is_said(place):
+def test_a_batch_that_does_not_fit_is_a_problem(place):
     words = ["batch.global_size=1200", "model._target_=own.Wide", "hydra.run.dir=run"]
     said = tell(place, *words, status=1)
     found = re.search(r"PROBLEM +a device needs ([\d,]+) MB for 1200 samples at once.*batch.max_per_device=(\d+)", said)
@@ -147,7 +147,7 @@ def test_the_time_it_states_is_that_of_the_run(place):
 
 
 @pytest.mark.soak
-def test_two_processes_speak_with_one_voice_also_of_a_model_that_needs_values(place):
+def test_two_processes_speak_with_one_voice(place):
     run = command("train", ["check=true", "threads=1", "model._target_=own.Reads"], place, world=2).ok(90)
     assert "Reads, " in run.out() and "= 2 devices" in run.out() and run.out(1) == ""
 

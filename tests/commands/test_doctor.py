@@ -11,17 +11,16 @@ import pytest
 from processes import REPOSITORY, start
 from slurm_cluster import SEARCH
 
-from launcher.commands import doctor
-from launcher.distributed.process_group import Ranks
-from launcher.run.run_directory import is_locked
+from launcher.commands import allocation, doctor
+from launcher.distributed.ranks import Ranks
 
 DOCTOR = str(REPOSITORY / "launcher/__main__.py")
 
 
 def examine(*argv):
-    from launcher.commands import doctor
+    from launcher.commands import allocation, doctor
 
-    doctor.VISIBLE = 1.0
+    allocation.VISIBLE = 1.0
     sys.exit(doctor.command([*argv, "--device=cpu"]))
 
 
@@ -46,12 +45,6 @@ def test_three_ranks_are_fine_and_nothing_is_left(tmp_path):
     assert re.search(r"ranks +3 on 1 node", said) and said.endswith("fine\n")
     assert re.search(r"all-reduce +[\d.]+ ms for a number, 16 MB in [\d.]+ ms .*gloo", said)
     assert run.out(1) == run.out(2) == "" and not (tmp_path / "new").exists()
-
-
-def test_a_gpu_that_is_hidden_has_not_been_given(monkeypatch):
-    for given, count in (("-1", 0), ("", 0), ("NoDevFiles", 0), ("97,98", 2)):  # of which torch sees none anywhere
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-        assert doctor.look_here(Ranks(0, 1, 0, 1), "auto")["given_gpus"] == count
 
 
 def test_missing_ranks_are_named_in_bounded_time(tmp_path):
@@ -93,49 +86,6 @@ def test_a_directory_that_is_not_shared_or_cannot_be_written(tmp_path, monkeypat
     assert run.status == [1, 0] and "cannot write in" in run.out() and "Not a directory" in run.out()
 
 
-def test_a_lock_is_noticed(tmp_path):
-    import fcntl
-
-    with open(tmp_path / "file", "w") as file:
-        assert not is_locked(tmp_path / "file")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert is_locked(tmp_path / "file")
-    one = {"host": "n2", "rank": 1, "trouble": None, "unseen": [], "locked": False}
-    (said,) = doctor.directory_problems(tmp_path, [{**one, "host": "n1", "rank": 0, "locked": True}, one, one])
-    assert "n2 is not kept out by a lock (flock) of n1" in said
-
-
-def fact(rank, **changes):
-    own = {"name": "H200", "id": str(rank)}
-    versions = {"python": "3.11", "torch": "2.9"}
-    return {"rank": rank, "host": "n1", "local_world_size": 2, "gpu": own, "gpus": 2, "given_gpus": 2,
-            "cores": [rank], "import_seconds": 1.0, "versions": versions} | changes  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("second", "said"),
-    [
-        ({}, None),
-        ({"gpu": {"name": "H200", "id": "0"}}, "ranks 0, 1 share a GPU of n1"),
-        ({"gpu": None, "gpus": 0, "host": "n2"}, "n2: 2 GPUs were given, and torch sees none"),
-        ({"gpu": None, "gpus": 1}, "n1: 2 ranks and 1 GPUs"),
-        ({"gpus": 1}, None),  # --gpus-per-task=1: each sees its own alone
-        ({"cores": [0]}, "2 ranks are bound to core 0 alone"),
-        ({"versions": {"python": "3.11", "torch": "2.8"}}, "torch differs: 2.9 on ranks 0; 2.8 on ranks 1"),
-    ],
-)
-def test_problems_in_words(second, said):
-    found = doctor.find_problems([fact(0), fact(1, **second)])
-    assert found == [] if said is None else len(found) == 1 and said in found[0]
-
-
-def test_clocks():
-    """Two nodes, the second 3 s ahead; every look takes some milliseconds."""
-    rounds = [[("n1", 100.0), ("n2", 103.02)], [("n1", 200.0), ("n2", 203.004)], [("n1", 300.0), ("n2", 303.5)]]
-    skews = dict(doctor.least_skews(rounds))
-    assert skews["n1"] == 0 and skews["n2"] == pytest.approx(3.004)
-
-
 def test_short_nodes_of_a_step():
     step = {"SLURM_STEP_NODELIST": "n[1-3]", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}
     assert doctor._short_of({"n1": 2, "n3": 1}, step) == ", on n2 (2), n3 (1)"
@@ -147,7 +97,7 @@ def test_alone(tmp_path, capsys, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert doctor.command([str(tmp_path), "--device=cpu"]) == 0
     assert "1 on 1 node" in capsys.readouterr().out
-    assert doctor.clock_skews(Ranks(0, 1, 0, 1))[0][1] == 0
+    assert allocation.clock_skews(Ranks(0, 1, 0, 1))[0][1] == 0
 
 
 @pytest.mark.soak

@@ -23,7 +23,7 @@ def _find_lr(argv, working_directory):
     os.chdir(working_directory)
     sys.path.insert(0, str(working_directory))
     sys.argv = [str(REPOSITORY / "launcher/__main__.py"), *argv]
-    find_lr.main()
+    sys.exit(guarded(lambda: find_lr.command(argv)))
 
 
 def find_lr(argv, directory, world=1):

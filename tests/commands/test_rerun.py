@@ -103,7 +103,7 @@ def test_a_run_repeated_has_the_same_bits(world, original):
 
 
 @pytest.mark.soak
-def test_a_second_repetition_has_a_directory_of_its_own_and_a_named_one_is_taken(copied):
+def test_each_repetition_has_a_directory_of_its_own(copied):
     for words in (["run"], ["run"], ["run", "output=mine"]):
         command("rerun", words, copied).ok()
     names = sorted(path.name for path in copied.iterdir() if (path / "metrics.jsonl").exists())
@@ -143,7 +143,7 @@ def test_it_says_in_words_what_differs(copied):
     assert sorted(p for p in copied.rglob("*") if "io" not in p.parts and ".git" not in p.parts) == before
 
 
-def test_a_run_without_a_record_and_one_without_its_data_are_refused(copied):
+def test_a_run_without_its_record_or_data_is_refused(copied):
     (copied / "own.py").unlink()
     run = command("rerun", ["run", "dry_run=true"], copied).wait()
     assert run.status == [2] and "own" in run.err()
@@ -161,7 +161,7 @@ def test_a_setting_that_a_run_did_not_know_gets_its_default(copied):
     assert "wandb.tables: no such setting then, 0 now" in said
 
 
-def test_a_resumed_run_keeps_its_first_record_and_notes_what_differs(copied):
+def test_a_resumed_run_keeps_its_first_record(copied):
     first = json.loads((copied / "run/provenance.json").read_text())
     own = (copied / "own.py").read_text()
     (copied / "own.py").write_text(own.replace("manual_seed(0)", "manual_seed(1)"))
@@ -177,7 +177,7 @@ def test_a_resumed_run_keeps_its_first_record_and_notes_what_differs(copied):
 
 
 @pytest.mark.soak  # a minute: eight processes that import torch anew, from the clone
-def test_a_run_of_an_earlier_commit_says_what_differs_and_one_of_the_same_has_the_same_bits(tmp_path):
+def test_what_differs_from_an_earlier_commit_is_said(tmp_path):
     """In a clone of this repository that a person works in: their commits and changes are real ones."""
     clone = tmp_path / "clone"
     _git(REPOSITORY, "clone", "-q", "--no-hardlinks", str(REPOSITORY), str(clone))

@@ -112,15 +112,15 @@ import sys, datetime
 sys.path[:0] = [{str(REPOSITORY)!r}, {str(place)!r}]
 from launcher.config import command_line, composition
 from launcher.run import run_directory
-from launcher.distributed import process_group
+from launcher.distributed.ranks import Ranks
 arguments = command_line.parse_arguments({[*OWN, "+model.place=${hydra:runtime.output_dir}/x"]!r})
 with composition.opened(arguments, "train") as (hydra, name):
     composed = [composition.compose(hydra, name, arguments.overrides) for _ in range(2)]
 for one in composed:
-    with run_directory.settled(one, process_group.Ranks(0, 1, 0, 1)) as settled:
+    with run_directory.settled(one, Ranks(0, 1, 0, 1)) as settled:
         print(settled.used().model.place)
 try:
-    with run_directory.settled(composed[0], process_group.Ranks(0, 1, 0, 1)) as settled:
+    with run_directory.settled(composed[0], Ranks(0, 1, 0, 1)) as settled:
         raise ValueError
 except ValueError:
     pass

@@ -719,7 +719,7 @@ def test_data_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(monkeypa
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import of_rank
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import find_ranks
+    from launcher.distributed.ranks import find_ranks
 
     def made():
         part = TensorSplit(torch.arange(4000, dtype=torch.uint8).view(1000, 4), torch.arange(1000) % 3,

@@ -438,5 +438,4 @@ def _evaluate(words, directory):
     from launcher.commands import evaluate
 
     os.chdir(directory)
-    sys.argv = [str(REPOSITORY / "launcher/__main__.py"), *words]
-    evaluate.main()
+    evaluate.command(words)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from processes import free_port, start
 
 from launcher.distributed import process_group
-from launcher.distributed.process_group import Ranks, find_ranks
-from launcher.distributed.watch import finish
+from launcher.distributed.process_group import RuntimeSettings
+from launcher.distributed.ranks import Ranks, find_ranks
+from launcher.distributed.watchdog import finish
 
 STRATEGY = {"name": "ddp"}
 
@@ -28,7 +30,8 @@ def _bring_up(directory, device):
         init(*arguments, **named)
 
     dist.init_process_group = noted
-    accelerator = process_group.start(ranks, device == "cpu", "no", 1, 37, True, STRATEGY, "highest")
+    settings = RuntimeSettings(device == "cpu", "no", 1, 37, True, STRATEGY, "highest")
+    accelerator = process_group.start(ranks, settings)
     found = {"group": dist.is_initialized(), "count": accelerator.num_processes, "device": str(accelerator.device)}
     found["local rank"] = os.environ.get("LOCAL_RANK")
     if found["group"]:
@@ -83,3 +86,22 @@ def test_nccl_is_told_the_device_of_each_rank(tmp_path):
         found = json.loads((tmp_path / f"found.{rank}").read_text())
         assert found["bound"] == found["device"] == f"cuda:{rank}"
         assert found["timeout"] == 37 + process_group.LONGER
+
+
+def _own_index():
+    """A rank that is shown one GPU: Accelerate on the CPU, told that it is on that."""
+    accelerator = Accelerator(cpu=True)
+    before = accelerator.local_process_index
+    accelerator.state.device = torch.device("cpu")
+    process_group.take_own_index(accelerator)
+    assert accelerator.local_process_index == before == int(os.environ["RANK"])
+    accelerator.state.device = torch.device("cuda", 0)
+    process_group.take_own_index(accelerator)
+    print(accelerator.local_process_index, accelerator.process_index, accelerator.is_main_process)
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp_gets_the_gpu_that_the_rank_is_on(tmp_path):
+    """Accelerate takes its local_process_index for DDP's device_ids (accelerator.py, prepare_model)."""
+    run = start(_own_index, (), tmp_path, 2).ok()
+    assert [run.out(rank) for rank in range(2)] == ["0 0 True\n", "0 1 False\n"]

@@ -12,9 +12,10 @@ from kill_loop import OWN, place
 from processes import REPOSITORY, summary, train
 from torch import nn
 
+from launcher.core.processes import cores
 from launcher.data import TensorSplit
-from launcher.distributed import process_group
-from launcher.distributed.process_group import Ranks
+from launcher.distributed.ranks import Ranks
+from launcher.distributed.threads import choose_threads, exported_threads
 from launcher.training import clock
 
 TRAIN = str(REPOSITORY / "launcher/train.py")
@@ -56,8 +57,8 @@ def test_the_variable_counts_in_a_plain_start(value, words, expected, exported, 
 )
 def test_what_the_variable_says(value, expected, exported):
     exported(value)
-    assert process_group.exported_threads() == expected
-    assert process_group.choose_threads(7, ALONE) == 7
+    assert exported_threads() == expected
+    assert choose_threads(7, ALONE) == 7
 
 
 LAUNCHED = [
@@ -82,7 +83,7 @@ def test_a_launchers_own_number_is_none(words, value, expected, exported, tmp_pa
     """torchrun and accelerate launch set the variable where nobody has; what they were started with tells."""
     exported(value)
     (tmp_path / "own.py").write_text(
-        "import json, os\nfrom launcher.distributed.process_group import exported_threads\n"
+        "import json, os\nfrom launcher.distributed.threads import exported_threads\n"
         "json.dump([exported_threads(), os.environ.get('OMP_NUM_THREADS')], open(f'at{os.getpid()}.json', 'w'))\n"
     )
     subprocess.run(
@@ -139,13 +140,13 @@ def test_a_model_that_needs_memory_gets_its_share():
 
 def test_auto_is_the_least_of_what_is_there_and_what_helps(exported):
     exported(None)
-    there = process_group.cores()
-    assert process_group.choose_threads("auto", ALONE) == there
-    assert process_group.choose_threads("auto", ALONE, lambda: 1) == 1
-    assert process_group.choose_threads("auto", ALONE, lambda: 10**6) == there
-    assert process_group.choose_threads("auto", Ranks(0, 2 * there, 0, 2 * there), lambda: 5) == 1
+    there = len(cores())
+    assert choose_threads("auto", ALONE) == there
+    assert choose_threads("auto", ALONE, lambda: 1) == 1
+    assert choose_threads("auto", ALONE, lambda: 10**6) == there
+    assert choose_threads("auto", Ranks(0, 2 * there, 0, 2 * there), lambda: 5) == 1
     exported("2")
-    assert process_group.choose_threads("auto", ALONE, lambda: 1) == 2
+    assert choose_threads("auto", ALONE, lambda: 1) == 2
 
 
 def test_a_small_model_takes_one_of_the_cores(tmp_path):

@@ -314,32 +314,6 @@ def test_a_directory_that_rank_0_refuses_is_refused_by_every_rank(tmp_path):
         assert run.err(rank).startswith("error: hydra.run.dir=") and "optimizer.lr" in run.err(rank)
 
 
-def _tells(failure):
-    """A rank whose rank 0 cannot make what it has to tell."""
-    from launcher.distributed.process_group import find_ranks, told_by_rank_0, until_heard
-    from launcher.distributed.watch import guarded
-
-    ranks = find_ranks(os.environ)
-
-    def make():
-        if failure:
-            raise OSError("no such disk")
-        return {"rank": ranks.rank}
-
-    assert failure or told_by_rank_0(dict, ranks, 60) == {}
-    guarded(lambda: print(told_by_rank_0(make, ranks, 60)) or 0)
-    until_heard()  # in a run the process group sees to that
-
-
-def test_what_fails_on_rank_0_ends_every_rank(tmp_path):
-    run = processes.start(_tells, (False,), tmp_path / "right", world=2).ok()
-    assert [run.out(rank) for rank in range(2)] == ["{'rank': 0}\n"] * 2
-    run = processes.start(_tells, (True,), tmp_path / "wrong", world=2).wait(20)
-    assert run.status == [1, 1]
-    assert "Traceback" in run.err(0) and "OSError: no such disk" in run.err(0)
-    assert "failed: rank 0 failed: no such disk" in run.err(1) and "Traceback" not in run.err(1)
-
-
 # --- A directory that other nodes do not see -----------------------------------------------------------------------
 
 

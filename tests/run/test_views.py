@@ -14,7 +14,7 @@ from kill_loop import place
 from processes import rows, summary, train
 from test_resume import FAULTY, RUN_FAULTY
 
-from launcher.distributed.watch import exists
+from launcher.core.processes import exists
 from launcher.run.views import Views
 
 pytestmark = pytest.mark.versions

@@ -5,16 +5,12 @@ abort() once the main thread has been in a collective for longer than the proces
 """
 
 import signal
-import threading
 import time
 
 import pytest
-import torch
 from kill_loop import OWN, newest, place, same_bits
 from processes import train
 from test_stopping import FAULT, FAULTY, LONG
-
-from launcher.distributed.pulse import Onlooker, Pulse, pulse, share
 
 ABORTS = """
 import os, sys, threading, time
@@ -35,8 +31,8 @@ threading.Thread(target=watch_like_nccl, daemon=True).start()
 SHORT = "from launcher.distributed import process_group\nprocess_group.LONGER = {}\n"
 SLOW = """
 import pathlib, time
-from launcher.training import checkpoint; from launcher.distributed import watch
-watch.WAIT = 1.0  # so that who waits asks more than once
+from launcher.training import checkpoint; from launcher.distributed import rendezvous
+rendezvous.WAIT = 1.0  # so that who waits asks more than once
 write = checkpoint.write_checkpoint
 def slowly(directory, step, model, state):
     pathlib.Path(f"writing.{step}").touch()
@@ -94,84 +90,3 @@ def test_a_rank_that_is_killed_takes_no_checkpoint_along(tmp_path):
     again = train([*words, "max_steps=40"], tmp_path, 2)
     again.ok()
     assert "at step 30 of 40" in again.out()
-
-
-def test_what_moves_and_what_does_not(monkeypatch):
-    """As another thread sees it: the main thread sleeps, leaves a line, begins a batch, waits by right."""
-    seen = []
-
-    def look():
-        looks = Onlooker()
-        while not seen or seen[-1] != "end":
-            seen.append(looks.seconds_still())
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    time.sleep(0.5)
-    assert max(seen) > 0.3
-    seen.append("begun")
-    for _ in range(10):
-        pulse.batches += 1
-        time.sleep(0.05)
-    begun = seen.index("begun")
-    assert max(s for s in seen[begun + 3 :] if s != "begun") < 0.3
-    seen.append("waits")
-    with pulse.waits("a test"):
-        assert pulse.place() == "waiting for a test"
-        time.sleep(0.5)
-    waits = seen.index("waits")
-    assert max(seen[waits + 3 : -1]) < 0.3
-    seen.append("end")
-    thread.join()
-
-
-def test_a_place_in_a_library_names_who_called_it():
-    places = []
-    timer = threading.Timer(0.2, lambda: places.append((pulse.place(), pulse.meets())))
-    timer.start()
-    torch.utils.data.DataLoader([0.0] * 4, collate_fn=lambda _: time.sleep(0.5)).__iter__().__next__()
-    timer.join()
-    ((place, meets),) = places
-    assert "in <lambda> (test_hang.py, line" in place and not meets
-
-
-def test_another_process_is_told(monkeypatch):
-    beat = 0.2
-    monkeypatch.setattr("launcher.distributed.pulse.BEAT", beat)
-    figures = [0.0, 0.0, 0.0]
-    before = pulse.step, pulse.stopping
-    pulse.step, pulse.stopping = 3, lambda: 12.5
-    moved = []
-    timers = [threading.Timer(n * beat, lambda: moved.append(figures[0])) for n in (1.5, 3.5, 5.5)]
-    timers.append(threading.Timer(4.2 * beat, lambda: setattr(pulse, "batches", pulse.batches + 1)))
-    try:
-        share(figures)
-        for timer in timers:
-            timer.start()
-        time.sleep(6 * beat)
-    finally:
-        pulse.step, pulse.stopping = before
-    assert figures[1:] == [1.0, 12.5]
-    assert moved[0] == moved[1] < moved[2], "it sleeps, and then begins a batch"
-
-
-def test_a_new_pulse_has_not_begun_to_train():
-    assert Pulse().step is None and Pulse().stopping() == 0.0
-
-
-def test_a_process_that_was_suspended_has_not_hung(monkeypatch):
-    monkeypatch.setattr("launcher.distributed.pulse.GAP", 0.3)
-    still = []
-
-    def look():
-        looks = Onlooker()
-        for pause in (0.1, 0.1, 0.1, 0.5, 0.1):
-            looks.seconds_still()
-            time.sleep(pause)
-            still.append(looks.seconds_still())
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    thread.join()
-    assert still[2] > 0.2 and still[3] == 0.0, "nobody looked for longer than between two looks"

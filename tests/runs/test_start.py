@@ -380,4 +380,4 @@ def test_ranks_that_mpirun_was_told_to_hand_over(tmp_path):
 def test_a_rank_that_has_nothing_to_do_in_a_sweep_says_so(tmp_path):
     left = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     done = train(["-m", "seed=0,1", *RUN], place(tmp_path), 1, left).ok()
-    assert done.out() == "rank 1 of 2 has nothing to do: rank 0 conducts the sweep.\n"
+    assert done.out() == "rank 1 of 2 has nothing to do: rank 0 executes the sweep.\n"

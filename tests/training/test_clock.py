@@ -13,7 +13,7 @@ from processes import rows, start, summary, train
 from torch import nn
 
 from launcher.batching.plan import plan_batch
-from launcher.distributed.process_group import find_ranks
+from launcher.distributed.ranks import find_ranks
 from launcher.training.clock import PEAK, Clock, PeakMemory, flops_per_sample, peak_flops
 
 

@@ -54,7 +54,8 @@ def _gradients(directory, cap, options=()):
 
     from launcher.batching.plan import BatchPlan
     from launcher.batching.stream import Batch, MicroBatch, Stream
-    from launcher.distributed.process_group import find_ranks, start
+    from launcher.distributed.process_group import RuntimeSettings, start
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.divergence import Rollbacks
@@ -62,7 +63,7 @@ def _gradients(directory, cap, options=()):
 
     ranks = find_ranks(os.environ)
     strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True} | dict(options)
-    accelerator = start(ranks, True, "no", 1, 60, True, strategy, "highest")
+    accelerator = start(ranks, RuntimeSettings(True, "no", 1, 60, True, strategy, "highest"))
     found = {}
     for variant, (name, more) in VARIANTS.items():
         for size in SIZES:
@@ -184,7 +185,8 @@ def test_bf16_gradients_need_a_torch_with_cuda(monkeypatch):
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
     from launcher.core.errors import ConfigError
-    from launcher.distributed.process_group import Ranks, check_compression
+    from launcher.distributed.devices import check_compression
+    from launcher.distributed.ranks import Ranks
 
     def throw(kind, message):
         raise kind(message)
@@ -225,7 +227,8 @@ def _scaled(at, steps, saved=None, rollbacks=None, poisoned=()):
     from pathlib import Path
 
     from launcher.batching.stream import Batch, MicroBatch
-    from launcher.distributed.process_group import find_ranks, start
+    from launcher.distributed.process_group import RuntimeSettings, start
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.checkpoint import Progress, gather_state, restore
@@ -234,7 +237,7 @@ def _scaled(at, steps, saved=None, rollbacks=None, poisoned=()):
 
     ranks = find_ranks({})
     strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
-    accelerator = start(ranks, True, "no", 1, 60, True, strategy, "highest")
+    accelerator = start(ranks, RuntimeSettings(True, "no", 1, 60, True, strategy, "highest"))
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
     data, model = _data("cross_entropy"), _Overflowing(at)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
@@ -268,7 +271,8 @@ def test_a_gradient_that_is_not_finite_is_seen_behind_every_optimizer(name, bad)
     from pathlib import Path
 
     from launcher.batching.stream import Batch, MicroBatch
-    from launcher.distributed.process_group import find_ranks, start
+    from launcher.distributed.process_group import RuntimeSettings, start
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.optimizers.optimizer import build_optimizer
     from launcher.schedulers.schedule import build_schedule
@@ -276,7 +280,7 @@ def test_a_gradient_that_is_not_finite_is_seen_behind_every_optimizer(name, bad)
     from launcher.training.engine import Trainer
 
     ranks = find_ranks({})
-    accelerator = start(ranks, True, "no", 1, 60, True, {}, "highest")
+    accelerator = start(ranks, RuntimeSettings(True, "no", 1, 60, True, {}, "highest"))
     data = _data("cross_entropy")
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
     if bad is not None:

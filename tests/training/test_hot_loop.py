@@ -21,8 +21,10 @@ def _loop(device="cpu", weight=None, ema_decay=None, **more):
     from launcher.batching import stream
     from launcher.batching.plan import plan_batch
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import find_ranks
+    from launcher.distributed.numerics import choose_workspace
+    from launcher.distributed.process_group import RuntimeSettings
     from launcher.distributed.process_group import start as bring_up
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.optimizers.optimizer import build_optimizer
     from launcher.schedulers.schedule import build_schedule
@@ -30,8 +32,9 @@ def _loop(device="cpu", weight=None, ema_decay=None, **more):
     from launcher.training.engine import Trainer
 
     ranks = find_ranks(os.environ)
+    choose_workspace(os.environ, True, device == "cpu")
     strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
-    accelerator = bring_up(ranks, device == "cpu", "no", 1, 60, True, strategy, "highest")
+    accelerator = bring_up(ranks, RuntimeSettings(device == "cpu", "no", 1, 60, True, strategy, "highest"))
     torch.manual_seed(0)
     part = TensorSplit(torch.randn(4000, 16), torch.arange(4000) % 4)
     data = Data("made", "classification", (16,), 4, part, part, part)

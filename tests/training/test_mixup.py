@@ -18,7 +18,7 @@ from launcher.batching.stream import Stream, of_rank
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
-from launcher.distributed.process_group import Ranks, find_ranks
+from launcher.distributed.ranks import Ranks, find_ranks
 from launcher.losses.loss import build_loss
 from launcher.training.mixup import MixedStream, MixedTargets, Mixing, mixed
 

@@ -17,9 +17,10 @@ from torch import nn
 
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream
-from launcher.core.errors import ConfigError, is_out_of_memory
-from launcher.distributed.process_group import find_ranks
+from launcher.core.errors import ConfigError
+from launcher.distributed.process_group import RuntimeSettings
 from launcher.distributed.process_group import start as bring_up
+from launcher.distributed.ranks import find_ranks
 from launcher.losses.loss import build_loss
 from launcher.schedulers.schedule import build_schedule
 from launcher.training import probe
@@ -43,7 +44,7 @@ def _data(width, samples=64):
 def _made(model, data, plan, optimizer=torch.optim.Adam, clip=None, ema=None, kind=Trainer, shards=None, **options):
     """A trainer on the CPU, and what a probe wants to know of a run."""
     ranks = find_ranks(os.environ)
-    accelerator = bring_up(ranks, True, "no", 1, 60, True, DDP, "highest")
+    accelerator = bring_up(ranks, RuntimeSettings(True, "no", 1, 60, True, DDP, "highest"))
     loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
     made = optimizer(model.parameters(), **{"lr": 0.1, **options})
     one_cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.2, "interval": "step"}
@@ -381,27 +382,3 @@ def test_what_was_found_stays_when_a_run_is_killed_before_its_first_checkpoint(t
     assert train(AUTO, other, 1, {"KILL": "24"}).wait(60).status == [-9]
     train([*AUTO, "seed=5"], other, 1, {"ROOM": "100"}, name="io1").ok(60)
     assert json.loads((other / "run/batch.json").read_text()) == {"max_per_device": 14}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "CUDA out of memory. Tried to allocate 2.00 GiB.",
-        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-        "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to",
-    ],
-)
-def test_every_library_is_understood_that_has_no_memory(text):
-    assert is_out_of_memory(RuntimeError(text)) and not is_out_of_memory(ValueError(text))
-    assert is_out_of_memory(torch.OutOfMemoryError("of any words"))
-    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
-def test_a_real_allocation_that_fails_is_out_of_memory():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)

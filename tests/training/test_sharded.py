@@ -138,8 +138,9 @@ def _parts(directory):
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import Stream
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import find_ranks
+    from launcher.distributed.process_group import RuntimeSettings
     from launcher.distributed.process_group import start as bring_up
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.divergence import Diverged, Rollbacks
@@ -149,7 +150,7 @@ def _parts(directory):
     ranks = find_ranks(os.environ)
     strategy = {"name": "fsdp", "block": None, "reshard_after_forward": True, "accumulate_whole": False}
     strategy |= {"meta_init": True}
-    accelerator = bring_up(ranks, True, "no", 1, 60, True, strategy, "highest")
+    accelerator = bring_up(ranks, RuntimeSettings(True, "no", 1, 60, True, strategy, "highest"))
     torch.manual_seed(0)
     part = TensorSplit(torch.randn(64, 7), torch.arange(64) % 5)
     data = Data("made", "classification", (7,), 5, part, part, part)
@@ -223,8 +224,9 @@ def _halves(directory, strategy, precision, whole):
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import Stream
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import find_ranks
+    from launcher.distributed.process_group import RuntimeSettings
     from launcher.distributed.process_group import start as bring_up
+    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.divergence import Rollbacks
@@ -236,7 +238,7 @@ def _halves(directory, strategy, precision, whole):
         if strategy == "ddp"
         else {"block": None, "reshard_after_forward": True, "accumulate_whole": whole, "meta_init": True}
     )
-    accelerator = bring_up(ranks, True, precision, 1, 60, True, options, "highest")
+    accelerator = bring_up(ranks, RuntimeSettings(True, precision, 1, 60, True, options, "highest"))
     torch.manual_seed(0)
     part = TensorSplit(torch.randn(64, 7), torch.arange(64) % 5)
     data = Data("made", "classification", (7,), 5, part, part, part)

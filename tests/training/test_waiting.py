@@ -20,7 +20,7 @@ from launcher.batching import stream
 from launcher.batching.plan import plan_batch
 from launcher.data import Data, TensorSplit
 from launcher.data.images import FlipAndShift, Standardise, StandardiseChannels, augmentation
-from launcher.distributed.process_group import find_ranks
+from launcher.distributed.ranks import find_ranks
 from launcher.losses.loss import build_loss
 from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, RegressionSums
 from launcher.optimizers.optimizer import build_optimizer

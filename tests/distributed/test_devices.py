@@ -9,7 +9,8 @@ from kill_loop import RUN, place
 from processes import start, train
 
 from launcher.core.errors import ConfigError
-from launcher.distributed.process_group import Ranks, check_share, gpu_of
+from launcher.distributed.devices import check_devices, check_share, gpu_of, has_own_gpu
+from launcher.distributed.ranks import Ranks
 
 
 def of(local_rank, world):
@@ -77,3 +78,42 @@ def test_a_sharded_model_has_no_group_of_nccl_beside_that_of_gloo(tmp_path):
     start(_mesh, (tmp_path,), tmp_path / "io", 2).ok()
     for rank in (0, 1):
         assert json.loads((tmp_path / f"mesh.{rank}").read_text()) == {"same": True, "groups": 1, "size": 2}
+
+
+@pytest.mark.parametrize(
+    ("count", "local_rank", "local_world_size", "expected"),
+    [
+        (1, 0, 1, 0),
+        (8, 5, 8, 5),
+        (8, 1, 2, 1),
+        (1, 3, 4, 0),  # --gpus-per-task=1, --gpu-bind=single:1: each task sees one
+        (2, 1, 4, None),  # two for four: whose they are cannot be told
+        (0, 0, 1, None),
+    ],
+)
+def test_the_device_of_a_rank(count, local_rank, local_world_size, expected):
+    ranks = Ranks(local_rank, local_world_size, local_rank, local_world_size)
+    assert has_own_gpu(ranks, count) is (expected is not None)
+    assert expected is None or gpu_of(ranks, count) == expected
+
+
+def device(gpu=None, host="n1", kind="gpu"):
+    return {"host": host, "kind": kind, "gpu": gpu}
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        ([device(), device()], None),
+        ([device("GPU-a"), device("GPU-b"), device("GPU-c", "n2"), device("GPU-d", "n2")], None),
+        ([device("GPU-a"), device("GPU-b", "n2"), device("GPU-b", "n2")], r"ranks 1 and 2 have the same GPU of n2"),
+        ([device(kind="cpu"), device(kind="cpu")], None),
+        ([device(), device(), device(host="n2", kind="cpu")], "rank 0 on n1 has a GPU, and rank 2 on n2 has none"),
+    ],
+)
+def test_devices_that_do_not_go_together(devices, said):
+    if said is None:
+        check_devices(devices)
+    else:
+        with pytest.raises(ConfigError, match=said):
+            check_devices(devices)

@@ -14,8 +14,6 @@ import torch
 from kill_loop import OWN, RUN, newest, place, same_bits
 from processes import REPOSITORY, free_port, rows, summary, train
 
-from launcher.distributed import process_group
-
 LONG = [*(w for w in RUN if not w.startswith(("epochs", "eval_every", "checkpoint.every"))), "epochs=4000",
         "eval_every=500", "checkpoint.every=500"]  # fmt: skip
 
@@ -142,27 +140,6 @@ def test_a_vanished_launcher_counts_as_a_request_to_stop(tmp_path):
         assert time.monotonic() < deadline, "the trainer goes on without its launcher"
         time.sleep(0.05)
     assert "vanished" in json.loads((tmp_path / "run/stopped.json").read_text())["reason"]
-
-
-@pytest.mark.parametrize(
-    ("command", "is_one"),
-    [
-        ("/env/bin/python /env/bin/torchrun --nproc_per_node 2 launcher/train.py", True),
-        ("python -m torch.distributed.run --nnodes 2 launcher/train.py", True),
-        ("python -u -m torch.distributed.launch launcher/train.py", True),
-        ("/env/bin/python3.12 /env/bin/accelerate launch launcher/train.py", True),
-        ("/env/bin/python /env/bin/accelerate-launch launcher/train.py", True),
-        ("python -m accelerate.commands.launch launcher/train.py", True),
-        *((words, False) for words in (
-            "-bash", "sh -c python launcher/train.py", "make train", "tmux new-session -d", "SCREEN -S train",
-            "/usr/sbin/cron -f", "sshd: me@notty", "/usr/lib/systemd/systemd --user", "slurmstepd: [12.0]", "",
-            "python sweep_of_mine.py", "python -m pytest", "timeout 1h python launcher/train.py",
-            "bash /home/me/torchrun.sh", "python train.py --with accelerate",
-        )),
-    ],
-)  # fmt: skip
-def test_which_parents_are_launchers(command, is_one):
-    assert process_group.is_launcher(command.split()) == is_one
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -374,18 +351,6 @@ def test_ranks_do_not_wait_for_pictures_and_uploads(tmp_path):
     )
     run = train([*RUN, "timeout=4"], place(tmp_path, OWN + slow), 2, pictures=True).ok()
     assert "finished  " in run.out() and (tmp_path / "run/report.html").exists()
-
-
-def test_the_checkpoint_that_is_being_written_is_not_lost(tmp_path):
-    code = (
-        "import pathlib, threading, time\nfrom launcher.distributed import stopping\n"
-        "def write():\n    time.sleep(1)\n    pathlib.Path('saved').touch()\n"
-        "threading.Thread(target=write, name='checkpoint').start()\nstopping.leave(3, saving={})\n"
-    )
-    for seconds, there in ((0, False), (60, True)):
-        done = subprocess.run([sys.executable, "-c", code.format(seconds)], cwd=tmp_path, env=os.environ | {
-            "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
-        assert done.returncode == 3 and (tmp_path / "saved").exists() is there
 
 
 @pytest.mark.soak

@@ -14,8 +14,8 @@ from processes import _command, start, summary, train
 from safetensors.torch import load_file
 from torch import nn
 
-from launcher.core.errors import ConfigError, Explained, explained_kernels
-from launcher.distributed import process_group
+from launcher.core.errors import ConfigError
+from launcher.distributed.numerics import choose_numerics, choose_workspace
 from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, RegressionSums
 from launcher.run import histograms
 
@@ -48,7 +48,7 @@ def torch_as_it_was():
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_the_setting_means_all_of_torch_and_raises(deterministic, torch_as_it_was):
-    process_group.choose_numerics(deterministic, "highest")
+    choose_numerics(deterministic, "highest")
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert not torch.is_deterministic_algorithms_warn_only_enabled(), "with which attention stays as it is"
     assert torch.backends.cudnn.deterministic is deterministic and torch.backends.cudnn.benchmark is not deterministic
@@ -62,7 +62,7 @@ def test_the_setting_means_all_of_torch_and_raises(deterministic, torch_as_it_wa
 def test_one_setting_rules_products_and_convolutions(precision, tf32, torch_as_it_was, recwarn):
     """By the names of before and after torch 2.9, which have to agree: a mixture raises where one of them is read."""
     for chosen in ("highest", "high", precision):
-        process_group.choose_numerics(True, chosen)
+        choose_numerics(True, chosen)
     assert torch.get_float32_matmul_precision() == precision
     assert torch.backends.cudnn.allow_tf32 is tf32 and torch.backends.cuda.matmul.allow_tf32 is tf32
     newer = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul]
@@ -71,11 +71,11 @@ def test_one_setting_rules_products_and_convolutions(precision, tf32, torch_as_i
     assert not recwarn.list
 
 
-def test_the_compiler_is_told_where_it_is_used_and_not_imported_where_it_is_not():
+def test_the_compiler_is_imported_only_where_it_is_used():
     """It costs 1.2 s, and a run without torch.compile has no use for it."""
     code = (
-        "import sys; from launcher.distributed import process_group; import accelerate\n"
-        "process_group.choose_numerics(True, 'highest')\n"
+        "import sys; from launcher.distributed import numerics; import accelerate\n"
+        "numerics.choose_numerics(True, 'highest')\n"
         "assert 'torch._inductor.config' not in sys.modules\n"
         "import torch\n"
         "torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())\n"  # as Trainer does
@@ -87,18 +87,18 @@ def test_the_compiler_is_told_where_it_is_used_and_not_imported_where_it_is_not(
 
 def test_cublas_gets_a_workspace_before_cuda_starts():
     found = {}
-    process_group.choose_workspace(found, True, False)
+    choose_workspace(found, True, False)
     assert found == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     for value in (":4096:8", ":16:8"):
-        process_group.choose_workspace(found := {"CUBLAS_WORKSPACE_CONFIG": value}, True, False)
+        choose_workspace(found := {"CUBLAS_WORKSPACE_CONFIG": value}, True, False)
         assert found == {"CUBLAS_WORKSPACE_CONFIG": value}
     other = {"CUBLAS_WORKSPACE_CONFIG": ":4096:2:16:8"}
     for deterministic, on_cpu in ((False, False), (True, True)):
-        process_group.choose_workspace(dict(other), deterministic, on_cpu)
-    process_group.choose_workspace(nothing := {}, False, False)
+        choose_workspace(dict(other), deterministic, on_cpu)
+    choose_workspace(nothing := {}, False, False)
     assert not nothing
     with pytest.raises(ConfigError, match=r"CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8 .* Unset it, or say deterministic="):
-        process_group.choose_workspace(dict(other), True, False)
+        choose_workspace(dict(other), True, False)
 
 
 # The list
@@ -115,7 +115,7 @@ def test_the_list_is_that_of_the_installed_torch():
 
 
 def test_the_list_is_refused_in_the_forward_and_in_the_backward(torch_as_it_was):
-    process_group.choose_numerics(True, "highest")
+    choose_numerics(True, "highest")
     images = torch.randn(2, 3, 8, 8, requires_grad=True)
     calls = {
         "adaptive_avg_pool2d": lambda: nn.functional.adaptive_avg_pool2d(images, 3).sum().backward(),
@@ -170,7 +170,7 @@ def _as_on_cuda(*arguments):
         _command(*arguments)
 
 
-def test_measuring_predicting_and_showing_call_nothing_that_cuda_refuses(tmp_path):
+def test_evaluations_call_nothing_that_cuda_refuses(tmp_path):
     """A run with metrics of torchmetrics and a table of predictions, and the commands that take it up."""
     words = ["model=cnn", "model.channels=[8]", "model.dense=8", "threads=1", "max_steps=2", "hydra.run.dir=run",
              "metrics=[AUROC,CohenKappa]", "test_time_flip=true", "wandb.tables=3",
@@ -184,7 +184,7 @@ def test_measuring_predicting_and_showing_call_nothing_that_cuda_refuses(tmp_pat
 
 
 def test_sums_of_metrics_are_of_kernels_that_cuda_has(torch_as_it_was):
-    process_group.choose_numerics(True, "highest")
+    choose_numerics(True, "highest")
     scores, classes = torch.randn(9, 7), torch.arange(9) % 7
     with AsOnCuda():
         for sums, outputs, targets in (
@@ -202,7 +202,7 @@ def test_histograms_are_counted_all_the_same(torch_as_it_was, monkeypatch):
     """histc is refused on CUDA where kernels are to be deterministic, though a sum of ones has the same bits anyhow."""
     values = torch.randn(1000)
     wanted, edges = torch.histogram(values, 64)
-    process_group.choose_numerics(True, "highest")
+    choose_numerics(True, "highest")
     monkeypatch.setattr(histograms, "EXACT", 300)  # what float32 counts exactly, in pieces
     with AsOnCuda() as mode:
         found = histograms.of_tensors({"a": values, "same": torch.ones(5)})
@@ -228,15 +228,6 @@ def test_an_operation_without_such_a_kernel_is_refused_by_name(deterministic, tm
         assert said.endswith("or say deterministic=false, with which the bits may change from run to run.")
     else:
         assert summary(tmp_path / "run")["status"] == "finished"
-
-
-def test_any_other_error_stays_as_it_is():
-    with pytest.raises(RuntimeError, match=r"^shapes$") as raised, explained_kernels():
-        raise RuntimeError("shapes")
-    assert not isinstance(raised.value, Explained)
-    said = r"median CUDA with indices output has .* or use device=cpu\.$"
-    with pytest.raises(Explained, match=said), explained_kernels("use device=cpu"):
-        raise RuntimeError("median CUDA with indices output does not have a deterministic implementation, but you set")
 
 
 # On a GPU

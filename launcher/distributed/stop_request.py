@@ -14,7 +14,9 @@ from types import FrameType
 from typing import NoReturn
 
 import launcher
-from launcher.distributed.process_group import is_launcher, parent_command
+from launcher.config.accelerate_flags import parent_command
+from launcher.core.processes import seconds_since_start
+from launcher.distributed.ranks import is_launcher
 
 log = logging.getLogger("launcher")
 
@@ -40,15 +42,6 @@ def _heed(number: int, frame: FrameType | None) -> NoReturn:
 def ctrl_c_was_pressed() -> bool:
     """Whether Ctrl-C came before a StopRequest was there to take it."""
     return signal.SIGINT in launcher.asked_early
-
-
-def seconds_since_start() -> float:
-    """Seconds since this process was started, its imports included; 0 where the system does not tell."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def leave(status: int, saving: float = 300.0) -> NoReturn:
@@ -81,7 +74,7 @@ def _until_written(thread: threading.Thread, patience: float) -> None:
 def watch_launcher() -> Callable[[], bool]:
     """A question: whether the launcher that started this process is there no more.
 
-    That is torchrun, `accelerate launch`, or the process that conducts a sweep. Anything else may end while a run goes
+    That is torchrun, `accelerate launch`, or the process that executes a sweep. Anything else may end while a run goes
     on: a shell from which its user has logged out, cron, ssh, make.
     """
     executor = multiprocessing.parent_process()

@@ -23,12 +23,12 @@ class Counted:
 def watched(hangs):
     import torch.distributed as dist
 
-    from launcher.distributed.process_group import Ranks
-    from launcher.distributed.watch import Watch
+    from launcher.distributed.ranks import Ranks
+    from launcher.distributed.watchdog import Watchdog
 
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    watch = Watch(Ranks(rank, RANKS, rank, RANKS), 3.0)
+    watch = Watchdog(Ranks(rank, RANKS, rank, RANKS), 3.0)
     watch._store = Counted(watch._store)
     time.sleep(3.5)
     print(watch._store.requests, flush=True)
@@ -55,12 +55,12 @@ def test_a_silent_rank_is_known_to_those_who_do_not_look_at_it(tmp_path):
 def leaves(slow):
     import torch.distributed as dist
 
-    from launcher.distributed.process_group import Ranks
-    from launcher.distributed.watch import Watch, finish
+    from launcher.distributed.ranks import Ranks
+    from launcher.distributed.watchdog import Watchdog, finish
 
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    watch = Watch(Ranks(rank, 2, rank, 2), 30.0)
+    watch = Watchdog(Ranks(rank, 2, rank, 2), 30.0)
     close = watch.close
     if rank == slow:  # a machine under load: the other's process has long ended when this one stops watching
         watch.close = lambda: (time.sleep(4), close())

@@ -1,0 +1,98 @@
+"""What the commands have in common that take a run as it lies on the disk: evaluate, predict and export."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from launcher.config import composition
+from launcher.core.errors import ConfigError
+from launcher.distributed.ranks import Ranks, join
+from launcher.run import saved
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from launcher.batching.splits import Split
+    from launcher.data.source import Data
+
+Use = Callable[[dict[str, Any]], int]
+
+
+def of_settings(name: str) -> Callable[[Use], Callable[[list[str]], int]]:
+    """Make a command of what takes the settings of conf/NAME.yaml: it reads them from a command line.
+
+    A broken file among the samples is wrong input then.
+
+    Args:
+        name: Of the command.
+    """
+
+    def decorate(use: Use) -> Callable[[list[str]], int]:
+        def command(argv: list[str]) -> int:
+            composed = composition.compose_tool(name, argv)
+            with saved.reading():
+                return 0 if composed is None else use(composed.plain())
+
+        return command
+
+    return decorate
+
+
+def alone(name: str) -> Ranks:
+    """This process, which has no others beside it.
+
+    Raises:
+        ConfigError: It has.
+    """
+    ranks = join()
+    if ranks.world_size > 1:
+        raise ConfigError(f"launcher {name} is one process, and {ranks.world_size} were started: call it alone.")
+    return ranks
+
+
+class Subject(NamedTuple):
+    """What a command looks at: a checkpoint of a run, and samples.
+
+    Attributes:
+        chosen: The checkpoint.
+        record: data.json of the run.
+        data: The source of the samples, as the run learned from it or prepared like that.
+        split: The samples.
+        part: Which they are: train, validation or test; or input.
+        names: One for each sample.
+        labelled: Whether their true targets are known.
+    """
+
+    chosen: saved.Chosen
+    record: dict[str, Any]
+    data: "Data"
+    split: "Split"
+    part: str
+    names: list[str] | range
+    labelled: bool
+
+    def load_model(self, run: Mapping[str, Any]) -> "nn.Module":
+        """The model with the weights of the checkpoint; see saved.load_model."""
+        return saved.load_model(run, self.record["facts"], self.chosen.path)
+
+
+def open_subject(path: Path, run: Mapping[str, Any], settings: Mapping[str, Any]) -> Subject:
+    """What the settings `checkpoint`, `data`, `part` and `input` name.
+
+    Args:
+        path: Run directory.
+        run: Its settings.
+        settings: Of the command.
+
+    Raises:
+        ConfigError: Something of it is not there, or does not fit the run.
+    """
+    chosen = saved.choose_checkpoint(path, settings["checkpoint"])
+    record = saved.read_record(path, run)
+    if settings["input"] is not None:
+        others = saved.read_others(record, settings["input"])
+        data = saved.data_of_others(record, others)
+        return Subject(chosen, record, data, others.part, "input", others.names, others.labelled)
+    data = saved.own_data(run, settings["data"], record)
+    split = getattr(data, settings["part"])
+    return Subject(chosen, record, data, split, settings["part"], range(len(split)), True)

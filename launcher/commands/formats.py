@@ -1,0 +1,93 @@
+"""The forms in which a trained model can be written: each writes a file, and loads it again to be compared."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Loaded = Callable[["Tensor"], "Tensor"]
+
+
+def _write_safetensors(model: "nn.Module", example: "Tensor", file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
+    """The weights alone, for who has the model's class: a new model that loads them must give the same."""
+    import torch
+    from safetensors.torch import load_file
+
+    from launcher.training.checkpoint import save_weights
+
+    # Untied copies, as checkpoints have them.
+    save_weights(file, {name: one.detach().clone().contiguous() for name, one in model.state_dict().items()})
+    fresh = rebuild()
+    with torch.no_grad():
+        for tensor in fresh.state_dict().values():
+            tensor.zero_()
+    fresh.load_state_dict(load_file(file))
+    return fresh
+
+
+def _write_torch_export(
+    model: "nn.Module", example: "Tensor", file: Path, rebuild: Callable[[], "nn.Module"]
+) -> Loaded:
+    """The graph and the weights, for torch without the model's class, also from C++."""
+    import torch
+
+    try:
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, file)
+        loaded: Loaded = torch.export.load(file).module()
+    except Exception as error:  # whatever the tracing of a person's own model raises
+        raise _cannot("torch_export", "torch.export", model, error) from error
+    return loaded
+
+
+def _write_onnx(model: "nn.Module", example: "Tensor", file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
+    """The graph and the weights for other runtimes, by torch's exporter over torch.export."""
+    import onnxruntime
+    import torch
+
+    try:
+        torch.onnx.export(
+            model, (example,), file, dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["inputs"], output_names=["outputs"], external_data=False, verbose=False,
+        )  # fmt: skip
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as above
+        raise _cannot("onnx", "torch.onnx.export", model, error) from error
+    return lambda inputs: torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
+
+
+WRITERS: dict[str, tuple[str, Callable[..., Loaded]]] = {
+    "safetensors": ("model.safetensors", _write_safetensors),
+    "torch_export": ("model.pt2", _write_torch_export),
+    "onnx": ("model.onnx", _write_onnx),
+}
+
+
+def _cannot(name: str, what: str, model: "nn.Module", error: Exception) -> ConfigError:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:3])[:500]
+    return ConfigError(
+        f"format={name}: {what} cannot take {type(model).__name__}: {type(error).__name__}: {text} "
+        "Change what the model's forward does there, or use format=safetensors."
+    )
+
+
+def need_onnx() -> None:
+    """Check that what writes ONNX is there.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    from importlib import import_module
+
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"format=onnx: {name} does not import ({error}): pip install 'launcher[export]'"
+            ) from error
