@@ -28,7 +28,7 @@ from launcher.config.command_line import parse_arguments  # noqa: E402
 from launcher.data import Data  # noqa: E402
 from launcher.distributed.process_group import find_ranks, start  # noqa: E402
 from launcher.training.divergence import Rollbacks  # noqa: E402
-from launcher.training.engine import Trainer  # noqa: E402
+from launcher.training.trainer import Trainer  # noqa: E402
 
 STEPS = 100_000
 

@@ -30,10 +30,10 @@ from launcher.distributed.process_group import find_ranks, start  # noqa: E402
 from launcher.losses.loss import build_loss  # noqa: E402
 from launcher.optimizers.optimizer import build_optimizer  # noqa: E402
 from launcher.schedulers.schedule import build_schedule  # noqa: E402
-from launcher.training import engine  # noqa: E402
 from launcher.training.divergence import Rollbacks  # noqa: E402
-from launcher.training.engine import Trainer  # noqa: E402
+from launcher.training.evaluation import evaluate  # noqa: E402
 from launcher.training.outputs import Outputs  # noqa: E402
+from launcher.training.trainer import Trainer  # noqa: E402
 
 BATCH, EPOCHS = 64, 10_000
 BLOCK = bytes(1 << 12)
@@ -125,7 +125,7 @@ def of_launcher(train: Samples, held_out: Samples, workers: int) -> Callable[[],
             trainer.step(next(batches))
         trainer.read_window()
         size = plan.evaluation_size(None)
-        engine.evaluate(model, loss, data.validation, Outputs.of(data, {}), accelerator, ranks, size, workers)
+        evaluate(model, loss, data.validation, Outputs.of(data, {}), accelerator, ranks, size, workers)
 
     return epoch
 

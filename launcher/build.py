@@ -21,7 +21,9 @@ from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery, saved
 from launcher.schedulers.schedule import Schedule, build_schedule
-from launcher.training import engine, finetune, mixup, sharded, tryout
+from launcher.training import finetune, mixup, sharded, tryout
+from launcher.training.batch_norm import check_alone, check_exact
+from launcher.training.evaluation import check_figures
 from launcher.training.outputs import Outputs
 from launcher.training.recompute import recompute
 from launcher.training.sharded import Sharding
@@ -116,8 +118,8 @@ def build(
             "Use eval_every=epoch, or another scheduler."
         )
     if shards is not None:
-        engine.check_exact(model)
-    engine.check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
+        check_exact(model)
+    check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
     outputs = Outputs.of(data, settings.loss)
     if tried:
         of_kind = partial(kind, balanced=balanced)
@@ -125,7 +127,7 @@ def build(
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
         outputs = tryout.try_out(model, loss, data, outputs, of_kind, how)
-    engine.check_figures(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
+    check_figures(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
     if settings.test_time_flip:
         check_mirror(data)
     if settings.wandb.tables:

@@ -21,7 +21,11 @@ from launcher.run.reporter import Reporter
 from launcher.training import checkpoint
 from launcher.training.clock import Clock, Profiler
 from launcher.training.divergence import Diverged
-from launcher.training.engine import Evaluation, Trainer
+from launcher.training.evaluation import Evaluation
+from launcher.training.progress import Progress, Rules
+from launcher.training.resume import best_beside, gather_state, go_back, look
+from launcher.training.saver import Saver
+from launcher.training.trainer import Trainer
 
 log = logging.getLogger("launcher")
 
@@ -69,17 +73,17 @@ class Loop:
     trainer: Trainer
     samples: Stream | ShardedStream
     plan: BatchPlan
-    progress: checkpoint.Progress
+    progress: Progress
     total_steps: int
     every: Every
     evaluate: Callable[[], Evaluation | None]
-    rules: checkpoint.Rules
+    rules: Rules
     max_rollbacks: int
     clock: Clock
     stop: StopRequest
     profiler: Profiler | None
     checkpoints: Path
-    saver: checkpoint.Saver | None
+    saver: Saver | None
     keeper: Reporter | None
     after_row: Callable[[int, Mapping[str, float]], None] | None
     warned: bool = False  # that it takes long to stop
@@ -92,7 +96,7 @@ class Loop:
             Diverged: Training has, and may not go back to a checkpoint (any more).
         """
         pulse.step, pulse.stopping = self.progress.step, self.stop.seconds
-        self.stop.heeded_in = lambda: self.trainer.votes.stopping_seconds
+        self.stop.heeded_in = lambda: self.trainer.reduction.stopping_seconds
         while True:
             try:
                 self._go()
@@ -112,7 +116,7 @@ class Loop:
                     with pulse.waits("the last checkpoint to be written"):
                         self.saver.wait()
                 self.trainer.rollbacks.go_back(error.step)
-                self.progress = checkpoint.go_back(self.checkpoints, self.trainer, self.trainer.ranks)
+                self.progress = go_back(self.checkpoints, self.trainer, self.trainer.ranks)
                 if self.keeper is not None:
                     self.keeper.go_back(self.progress.recorded)
                 self.clock.go_back(self.progress.step)
@@ -139,7 +143,7 @@ class Loop:
             by_rank_0("the last checkpoint to be written", self._written, self.trainer.ranks.world_size)
             if last is None:
                 return {}
-            best = checkpoint.best_beside(self.checkpoints, self.progress, self.trainer.ranks)
+            best = best_beside(self.checkpoints, self.progress, self.trainer.ranks)
             if best is None:
                 return {self.progress.step: last}
             self.trainer.load_weights(self.trainer.measured, checkpoint.load_weights(best))
@@ -156,7 +160,7 @@ class Loop:
             self._save()
         batches = self.samples.batches(progress.step, progress.step if self.over() else self.total_steps)
         for batch in self.clock.waiting(batches):
-            self.trainer.wants_to_stop = bool(self.stop)
+            self.trainer.reduction.wants_to_stop = bool(self.stop)
             stopping = self.trainer.step(batch)
             progress.step += 1
             self.before = None
@@ -181,7 +185,7 @@ class Loop:
         progress, schedule = self.progress, self.trainer.schedule
         figures: dict[str, float] = {}
         if self._due(self.every.evaluate) or self._due(self.every.log):
-            self.before = checkpoint.look(self.trainer, progress)
+            self.before = look(self.trainer, progress)
         if self._due(self.every.evaluate):
             with self.clock.during("evaluating"):
                 evaluation = self.evaluate()
@@ -204,7 +208,7 @@ class Loop:
 
     def _save(self) -> None:
         with self.clock.during("saving"):
-            state = checkpoint.gather_state(self.trainer, self.progress, self.trainer.ranks, self.before)
+            state = gather_state(self.trainer, self.progress, self.trainer.ranks, self.before)
             weights = self.trainer.weights(self.trainer.measured)
             write = partial(self._write, weights, state)
             seconds = by_rank_0("the checkpoint before this one to be written", write, self.trainer.ranks.world_size)

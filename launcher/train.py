@@ -91,8 +91,13 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     from launcher.models.mirrored import Mirrored
     from launcher.run import gallery, provenance, reporter
     from launcher.run.tracking import Record
-    from launcher.training import checkpoint, divergence, engine, probe
+    from launcher.training import checkpoint, divergence, probe
+    from launcher.training.advice import advice
     from launcher.training.clock import Clock, Profiler, useful_threads
+    from launcher.training.evaluation import Evaluation, evaluate
+    from launcher.training.progress import Progress, rules_of
+    from launcher.training.resume import restore, resume
+    from launcher.training.saver import Saver
     from launcher.training.staging import Staging
 
     # 3. The run directory, made by rank 0 and told to every rank; then the devices
@@ -139,11 +144,11 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     loss.to(device)
     take_up = partial(checkpoint.take_up, path / "checkpoints")
     found = by_rank_0("the checkpoints to be verified", take_up, ranks.world_size)
-    rules, every = checkpoint.rules_of(settings), plan.interval(settings.eval_every)
-    saved, progress = None, checkpoint.Progress()
+    rules, every = rules_of(settings), plan.interval(settings.eval_every)
+    saved, progress = None, Progress()
     if found is not None:
-        saved = checkpoint.resume(found, total_steps, rules, Record(path / "metrics.jsonl"), every, ranks)
-        progress = checkpoint.Progress(**saved[1]["progress"])
+        saved = resume(found, total_steps, rules, Record(path / "metrics.jsonl"), every, ranks)
+        progress = Progress(**saved[1]["progress"])
     trainer = sharded.choose_trainer(parts.sharding, parts.shards)(
         model, loss, parts.optimizer, parts.schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
         settings.ema_decay, settings.compile, settings.channels_last,
@@ -152,7 +157,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     )  # fmt: skip
     if settings.batch.max_per_device == "auto":
         find = partial(probe.find_size, trainer, parts, settings.test_time_flip)
-        with engine.advice(plan, trainer):
+        with advice(plan, trainer):
             progress.max_per_device = probe.settle_size(progress.max_per_device, path, ranks, find)
         plan = plan.capped(progress.max_per_device)
     log.info("batch      %s", plan)
@@ -161,15 +166,15 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     samples = stream.of_rank(
         data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.balanced, parts.kind
     )
-    with engine.advice(plan, trainer):
+    with advice(plan, trainer):
         trainer.warm_up(samples)
     if saved is not None and found is not None:
-        checkpoint.restore(*saved, trainer, ranks)
+        restore(*saved, trainer, ranks)
         saved = None  # whose tensors may be as large as the model and its optimizer once more
         log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
     saver = keeper = None
     if directory is not None:
-        saver = checkpoint.Saver(
+        saver = Saver(
             path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures, Staging.for_device(device)
         )
         keeper = reporter.Reporter(
@@ -177,11 +182,11 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             list(settings.trackers), settings.wandb,
         )  # fmt: skip
 
-    def measure(part: Any, flip: bool = False, settled: bool = False) -> engine.Evaluation | None:
+    def measure(part: Any, flip: bool = False, settled: bool = False) -> Evaluation | None:
         if not settled:
             trainer.check()
             trainer.settle()
-        return engine.evaluate(
+        return evaluate(
             Mirrored(trainer.measured) if flip else trainer.measured, loss, part, parts.outputs, accelerator, ranks,
             plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, parts.shards, lambda: bool(stop),
             parts.sharding is not None,
@@ -212,12 +217,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         keeper=keeper,
         after_row=after_row and partial(after_row, path),
     )
-    with engine.advice(plan, trainer):
+    with advice(plan, trainer):
         loop.run()
 
     # 6. The end: everything saved; the test part is measured when the run is complete, by the last model and the best
     progress = loop.progress
-    with engine.advice(plan, trainer):
+    with advice(plan, trainer):
         tested = loop.test(partial(measure, data.test, settings.test_time_flip))
     predictions = None
     if tested and settings.wandb.tables:

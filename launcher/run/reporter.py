@@ -13,8 +13,9 @@ from launcher.run import gallery, histograms, provenance
 from launcher.run.run_directory import UNSHOWN, RunDirectory
 from launcher.run.tracking import HISTOGRAMS, Record, WandbTracker, of_time
 from launcher.run.views import Views
-from launcher.training.checkpoint import Progress, checkpoints, step_of
-from launcher.training.engine import Evaluation
+from launcher.training.checkpoint import checkpoints, step_of
+from launcher.training.evaluation import Evaluation
+from launcher.training.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np

@@ -289,6 +289,8 @@ def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts
         ConfigError: It does not.
     """
     from launcher.training import checkpoint
+    from launcher.training.progress import rules_of
+    from launcher.training.resume import rejoin
 
     if (found := checkpoint.glance(path / "checkpoints")) is None:
         return None
@@ -299,9 +301,9 @@ def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts
                 f"hydra.run.dir={path}: its checkpoints do not fit the model, whose {name} is {list(tensor.shape)} now "
                 f"and was {shapes.get(name, 'absent')}: its code has changed. Restore it, or choose another directory."
             )
-    rules, record = checkpoint.rules_of(composed.settings), Record(path / "metrics.jsonl")
+    rules, record = rules_of(composed.settings), Record(path / "metrics.jsonl")
     every = parts.plan.interval(composed.settings.eval_every)
-    ended = checkpoint.rejoin(state, total_steps, rules, record, every)["progress"]["ended"] is not None
+    ended = rejoin(state, total_steps, rules, record, every)["progress"]["ended"] is not None
     if "record" in state and not record.holds(state["record"]):
         return ended, ["metrics.jsonl has been changed or removed: it goes on without the rows that are not there"]
     return ended, []

@@ -21,7 +21,7 @@ try:
         "torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "accelerate", "safetensors.torch",
         "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "rich.live",
         "rich.table", "launcher.batching.plan", "launcher.training.checkpoint", "launcher.config.components",
-        "launcher.training.divergence", "launcher.training.engine", "launcher.sweep.comparison", "launcher.loop",
+        "launcher.training.divergence", "launcher.training.evaluation", "launcher.sweep.comparison", "launcher.loop",
         "launcher.losses.loss", "launcher.metrics.sums", "launcher.optimizers.optimizer", "launcher.build",
         "launcher.run.report", "launcher.run.reporter", "launcher.run.run_directory", "launcher.schedulers.schedule",
         "launcher.distributed.stopping", "launcher.batching.stream", "launcher.run.terminal", "launcher.run.tracking",

@@ -183,7 +183,7 @@ def count_need(
 def _train(
     model: nn.Module, loss: PerSample, sample: Any, size: int, micro_batches: int, precision: str, channels_last: bool
 ) -> None:
-    """The gradients of some micro-batches of `size` samples each, as engine.py takes them."""
+    """The gradients of some micro-batches of `size` samples each, as a Trainer takes them."""
     model.train()
     for _ in range(micro_batches):
         _losses(model, loss, sample, size, precision, channels_last).sum().backward()

@@ -29,7 +29,9 @@ from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.core.files import read_json, write_json
 from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
 from launcher.models.mirrored import Mirrored
-from launcher.training.engine import Trainer, check_alone, evaluate
+from launcher.training.batch_norm import check_alone
+from launcher.training.evaluation import evaluate
+from launcher.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from launcher.build import Parts

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from launcher.batching.stream import Batch, ShardedStream, Stream
 from launcher.core.errors import ConfigError
 from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
-from launcher.training.engine import Carried, ExactTrainer, Trainer
+from launcher.training.exact import ExactTrainer
+from launcher.training.reduction import Carrier
 from launcher.training.staging import own_copy
+from launcher.training.trainer import Trainer
 
 if TYPE_CHECKING:  # half a second that only a sharded run pays
     from torch.distributed.device_mesh import DeviceMesh
@@ -149,7 +151,7 @@ def choose_trainer(sharding: Sharding | None, shards: int | None) -> Callable[..
     return Trainer if shards is None else ExactTrainer
 
 
-class Sharded(Carried):
+class Sharded(Carrier):
     """A sharded model in the place where DDP would be; `carried` holds what the ranks tell each other in a step.
 
     Args:
@@ -235,7 +237,7 @@ class ShardedTrainer(Trainer):
         self._wrapped = True
         wrapper = Sharded(model, self.sharding.accumulate_whole)
         wrapper.carried.data = wrapper.carried.to(self.device)
-        self._carried = wrapper.carried
+        self.reduction.carried = wrapper.carried
         return accelerator.prepare_model(wrapper, device_placement=False, evaluation_mode=True)
 
     def _shard(self, model: nn.Module, mesh: "DeviceMesh", reshard_after_forward: bool) -> list[Any]:
@@ -377,13 +379,13 @@ class ShardedTrainer(Trainer):
         self, values: Tensor, factor: float, riding: Tensor | None = None, ballot: Tensor | None = None
     ) -> None:
         """As for any Trainer; with a ballot, its mean over the ranks: gradients of parts have no place for it."""
-        if ballot is None or self._carried is None:
+        if ballot is None or self.reduction.carried is None:
             return super()._differentiate(values, factor)
         together = ballot / self.ranks.world_size
         reduction = dist.all_reduce(together, async_op=True)
         super()._differentiate(values, factor)
         reduction.wait()
-        self._carried.grad = together
+        self.reduction.carried.grad = together
 
     def _norm(self) -> Tensor:
         (squares,) = sum_over_ranks([super()._norm().square()], self.ranks.world_size)

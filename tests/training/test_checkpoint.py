@@ -15,14 +15,10 @@ import torch
 
 from launcher.run.tracking import Record
 from launcher.training import checkpoint
-from launcher.training.checkpoint import (
-    DamagedCheckpoint,
-    Saver,
-    newest_good,
-    read_checkpoint,
-    verify,
-    write_checkpoint,
-)
+from launcher.training.checkpoint import DamagedCheckpoint, newest_good, read_checkpoint, verify, write_checkpoint
+from launcher.training.progress import Progress
+from launcher.training.resume import gather_state, restore
+from launcher.training.saver import Saver
 from launcher.training.staging import Staging, own_copy
 
 MODEL = {"weight": torch.arange(12.0).view(3, 4), "tied": torch.ones(5)}
@@ -137,7 +133,7 @@ def test_the_best_and_the_newest_are_kept(tmp_path):
 
 
 def test_the_first_figure_that_is_a_number_is_better_than_none():
-    progress = checkpoint.Progress()
+    progress = Progress()
     for step, figure in ((1, math.nan), (2, 0.5), (3, math.nan), (4, 0.4), (5, 0.6)):
         progress.step = step
         progress.note({"eval/r2": figure}, metric="eval/r2", mode="max")
@@ -231,7 +227,7 @@ def test_copies_are_made_once_into_the_same_memory_and_read_when_they_are_there(
         said.append("write")
         written.append([model, state])
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+    monkeypatch.setattr("launcher.training.saver.write_checkpoint", write)
     image = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     tied = torch.randn(5)
     live = {
@@ -286,7 +282,7 @@ def test_nothing_of_a_run_lives_in_the_files_that_it_went_on_from(tmp_path):
         trainer = new(kind, options)
         for batch in Stream(_data(6).train, plan, 0, 0, trainer.device, 0).batches(0, 3):
             trainer.step(batch)
-        state = checkpoint.gather_state(trainer, checkpoint.Progress(step=3), trainer.ranks)
+        state = gather_state(trainer, Progress(step=3), trainer.ranks)
         saver = Saver(tmp_path / name, keep=1, max_failures=0)
         saver.save(3, trainer.weights(trainer.measured), state, ())
         saver.close()
@@ -294,7 +290,7 @@ def test_nothing_of_a_run_lives_in_the_files_that_it_went_on_from(tmp_path):
         other = new(kind, options)
         read = read_checkpoint(found)
         assert Path("/proc/self/maps").read_text().count(str(found)) >= 2, "mapped"
-        checkpoint.restore(*read, other, other.ranks)
+        restore(*read, other, other.ranks)
         del read
         for file in found.iterdir():
             file.write_bytes(bytes(file.stat().st_size))

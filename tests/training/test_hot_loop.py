@@ -31,7 +31,7 @@ def _loop(device="cpu", weight=None, ema_decay=None, **more):
     from launcher.optimizers.optimizer import build_optimizer
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.divergence import Rollbacks
-    from launcher.training.engine import Trainer
+    from launcher.training.trainer import Trainer
 
     ranks = find_ranks(os.environ)
     strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}

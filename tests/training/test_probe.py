@@ -24,9 +24,11 @@ from launcher.losses.loss import build_loss
 from launcher.schedulers.schedule import build_schedule
 from launcher.training import probe
 from launcher.training.divergence import Rollbacks
-from launcher.training.engine import ExactTrainer, Trainer, evaluate
+from launcher.training.evaluation import evaluate
+from launcher.training.exact import ExactTrainer
 from launcher.training.memory import Meter
 from launcher.training.outputs import Outputs
+from launcher.training.trainer import Trainer
 
 MB = 2**20
 DDP = {"find_unused_parameters": False, "gradient_as_bucket_view": True}

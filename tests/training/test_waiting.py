@@ -26,8 +26,8 @@ from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, R
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.schedulers.schedule import build_schedule
 from launcher.training.divergence import Rollbacks
-from launcher.training.engine import Trainer
 from launcher.training.mixup import mixed
+from launcher.training.trainer import Trainer
 
 META = torch.device("meta")
 MADE = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.from_numpy}

@@ -52,7 +52,7 @@ def _gradients(directory, cap, options=()):
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.divergence import Rollbacks
-    from launcher.training.engine import Trainer
+    from launcher.training.trainer import Trainer
 
     ranks = find_ranks(os.environ)
     strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True} | dict(options)
@@ -195,9 +195,10 @@ def _scaled(at, steps, saved=None, rollbacks=None, poisoned=()):
     from launcher.distributed.process_group import find_ranks, start
     from launcher.losses.loss import build_loss
     from launcher.schedulers.schedule import build_schedule
-    from launcher.training.checkpoint import Progress, gather_state, restore
     from launcher.training.divergence import Rollbacks
-    from launcher.training.engine import Trainer
+    from launcher.training.progress import Progress
+    from launcher.training.resume import gather_state, restore
+    from launcher.training.trainer import Trainer
 
     ranks = find_ranks({})
     strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
@@ -240,7 +241,7 @@ def test_a_gradient_that_is_not_finite_is_seen_behind_every_optimizer(name, bad)
     from launcher.optimizers.optimizer import build_optimizer
     from launcher.schedulers.schedule import build_schedule
     from launcher.training.divergence import Diverged, Rollbacks
-    from launcher.training.engine import Trainer
+    from launcher.training.trainer import Trainer
 
     ranks = find_ranks({})
     accelerator = start(ranks, True, "no", 1, 60, True, {}, "highest")
