@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.optim import Optimizer
 
 from launcher.batching import stream
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
@@ -16,17 +15,18 @@ from launcher.config import components
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.process_group import Ranks
-from launcher.losses.loss import PerSample, build_loss, fit_task
+from launcher.losses.loss import build_loss, fit_task
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery, saved
-from launcher.schedulers.schedule import Schedule, build_schedule
+from launcher.schedulers.schedule import build_schedule
 from launcher.training import finetune, mixup, sharded, tryout
 from launcher.training.batch_norm import check_alone, check_exact
 from launcher.training.evaluation import check_figures
 from launcher.training.outputs import Outputs
 from launcher.training.recompute import recompute
 from launcher.training.sharded import Sharding
+from launcher.training.trainer import Learner
 
 
 class Parts(NamedTuple):
@@ -38,13 +38,10 @@ class Parts(NamedTuple):
         shards: Canonical shards of a global batch, where the result is to be the same bits on any devices.
         balanced: Draws the samples, where sampling is balanced.
         kind: Of stream: one that mixes neighbours, where mixup is on.
-        model: With its initial weights.
+        learner: The model with its initial weights, per-sample losses, the optimizer and its schedule.
         sharding: How the devices share it; None where each has the whole of it.
         begun: Lines about what the weights began with and what is frozen, for the log.
-        loss: Per-sample losses.
         outputs: What those of the model mean.
-        optimizer: Over the parameters that are trained.
-        schedule: Of its learning rate.
         total_steps: Updates of the whole run.
     """
 
@@ -53,14 +50,16 @@ class Parts(NamedTuple):
     shards: int | None
     balanced: Balanced | None
     kind: Any
-    model: nn.Module
+    learner: Learner
     sharding: Sharding | None
     begun: list[str]
-    loss: PerSample
     outputs: Outputs
-    optimizer: Optimizer
-    schedule: Schedule
     total_steps: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The bare model."""
+        return self.learner.model
 
 
 def build(
@@ -133,9 +132,8 @@ def build(
     if settings.wandb.tables:
         gallery.check(data)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
-    return Parts(
-        data, plan, shards, balanced, kind, model, sharding, begun, loss, outputs, optimizer, schedule, total_steps
-    )
+    learner = Learner(model, loss, optimizer, schedule)
+    return Parts(data, plan, shards, balanced, kind, learner, sharding, begun, outputs, total_steps)
 
 
 def _cut(plan: BatchPlan, devices: int, most: int | str | None) -> str | None:

@@ -77,11 +77,11 @@ def check(composed: Composed) -> int:
 
     with saved.reading():
         sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
-    need = memory.count_need(
-        model, loss, built.optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
-        settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,
-        plan.evaluation_size(data.tokens) // plan.micro_size,
+    work = memory.Workload(
+        plan.micro_size, plan.accumulation_steps > 1, settings.ema_decay is not None, settings.mixed_precision,
+        settings.channels_last, on_cpu, plan.evaluation_size(data.tokens) // plan.micro_size,
     )  # fmt: skip
+    need = memory.count_need(model, loss, built.learner.optimizer, fake, sample, work)
     there, silence = free_memory(on_cpu)
     if there is None:
         print(f"PROBLEM     the device does not answer: {silence}")

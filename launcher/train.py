@@ -81,7 +81,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         resumed = run_directory.holds_checkpoint(composed)
         build_model = partial(sharded.build_model, settings.strategy, ranks)
         parts = build(settings, ranks, ranks.world_size, resumed, build_model)
-    data, plan, model, loss, total_steps = parts.data, parts.plan, parts.model, parts.loss, parts.total_steps
+    data, plan, total_steps = parts.data, parts.plan, parts.total_steps
+    model, loss = parts.learner.model, parts.learner.loss
 
     import torch
 
@@ -94,11 +95,12 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     from launcher.training import checkpoint, divergence, probe
     from launcher.training.advice import advice
     from launcher.training.clock import Clock, Profiler, useful_threads
-    from launcher.training.evaluation import Evaluation, evaluate
+    from launcher.training.evaluation import Evaluation, EvaluationSettings, Evaluator
     from launcher.training.progress import Progress, rules_of
     from launcher.training.resume import restore, resume
     from launcher.training.saver import Saver
     from launcher.training.staging import Staging
+    from launcher.training.trainer import TrainerSettings
 
     # 3. The run directory, made by rank 0 and told to every rank; then the devices
     directory, path, complete = run_directory.open_for_all(composed, total_steps, parts, ranks)
@@ -149,11 +151,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     if found is not None:
         saved = resume(found, total_steps, rules, Record(path / "metrics.jsonl"), every, ranks)
         progress = Progress(**saved[1]["progress"])
-    trainer = sharded.choose_trainer(parts.sharding, parts.shards)(
-        model, loss, parts.optimizer, parts.schedule, accelerator, ranks, settings.seed, settings.clip_grad_norm,
-        settings.ema_decay, settings.compile, settings.channels_last,
-        divergence.Rollbacks(path / "rollbacks.json", directory is not None),
-        settings.clip_grad_value, settings.log_grad_norm,
+    trainer = sharded.build_trainer(
+        parts.learner, TrainerSettings.of(settings), accelerator, ranks,
+        divergence.Rollbacks(path / "rollbacks.json", directory is not None), parts.sharding, parts.shards is not None,
     )  # fmt: skip
     if settings.batch.max_per_device == "auto":
         find = partial(probe.find_size, trainer, parts, settings.test_time_flip)
@@ -182,15 +182,20 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             list(settings.trackers), settings.wandb,
         )  # fmt: skip
 
-    def measure(part: Any, flip: bool = False, settled: bool = False) -> Evaluation | None:
+    evaluator = Evaluator(
+        loss, parts.outputs, accelerator, ranks,
+        EvaluationSettings(
+            plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, parts.shards,
+            in_step=parts.sharding is not None,
+        ),
+    )  # fmt: skip
+
+    def measure(split: Any, flip: bool = False, settled: bool = False) -> Evaluation | None:
         if not settled:
             trainer.check()
             trainer.settle()
-        return evaluate(
-            Mirrored(trainer.measured) if flip else trainer.measured, loss, part, parts.outputs, accelerator, ranks,
-            plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, parts.shards, lambda: bool(stop),
-            parts.sharding is not None,
-        )  # fmt: skip
+        model = Mirrored(trainer.measured) if flip else trainer.measured
+        return evaluator.evaluate(model, split, lambda: bool(stop))
 
     # 5. Train
     operations = trainer.operations(samples, settings.float32_matmul_precision)

@@ -52,7 +52,8 @@ def evaluate(settings: dict[str, Any]) -> int:
     from launcher.core.files import write_json
     from launcher.losses.loss import build_loss
     from launcher.models.mirrored import Mirrored, check_mirror
-    from launcher.training import evaluation, tryout
+    from launcher.training import tryout
+    from launcher.training.evaluation import EvaluationSettings, Evaluator
     from launcher.training.outputs import Outputs
 
     seed_generators(run["seed"])
@@ -88,10 +89,9 @@ def evaluate(settings: dict[str, Any]) -> int:
     model.to(accelerator.device)
     loss.to(accelerator.device)
     with explained_kernels("use device=cpu"):
-        found = evaluation.evaluate(
-            model, loss, getattr(data, part), meaning, accelerator, ranks, settings["batch_size"],
-            settings["num_workers"], [*run["metrics"], *(m for m in settings["metrics"] if m not in run["metrics"])],
-        )  # fmt: skip
+        metrics = [*run["metrics"], *(m for m in settings["metrics"] if m not in run["metrics"])]
+        how = EvaluationSettings(settings["batch_size"], settings["num_workers"], metrics)
+        found = Evaluator(loss, meaning, accelerator, ranks, how).evaluate(model, getattr(data, part))
     assert found is not None
     if ranks.rank == 0:
         name, what = settings["part"], f"{settings['part']} part"

@@ -30,7 +30,7 @@ from launcher.core.files import read_json, write_json
 from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
 from launcher.models.mirrored import Mirrored
 from launcher.training.batch_norm import check_alone
-from launcher.training.evaluation import evaluate
+from launcher.training.evaluation import EvaluationSettings, Evaluator
 from launcher.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _warm_up(trainer: Trainer, parts: "Parts") -> None:
 
 def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | ShardedStream:
     part, ranks = _copied(parts.data.train), trainer.ranks
-    return of_rank(part, plan, trainer.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
+    return of_rank(part, plan, trainer.settings.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
 
 
 def _copied(part: Split) -> Split:
@@ -151,11 +151,11 @@ def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
         largest = [sorted(micros, key=lambda micro: -micro.size)[:2] for micros in of_shard]
         for _ in range(2):  # the first of them makes the optimizer's state, at its end
             trainer.step(Batch(step, batch.size, [*itertools.chain(*largest)]))
-        evaluate(
-            model, parts.loss, part, parts.outputs, trainer.accelerator, replace(ranks, rank=0, world_size=1),
-            plan.evaluation_size(data.tokens), 0, shards=parts.shards or ranks.world_size,
-            interrupted=lambda: next(asked) > 0,
-        )  # fmt: skip
+        how = EvaluationSettings(plan.evaluation_size(data.tokens), shards=parts.shards or ranks.world_size)
+        evaluator = Evaluator(
+            trainer.loss, parts.outputs, trainer.accelerator, replace(ranks, rank=0, world_size=1), how
+        )
+        evaluator.evaluate(model, part, lambda: next(asked) > 0)
         return True
     except RuntimeError as error:
         if not is_out_of_memory(error):

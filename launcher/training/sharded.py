@@ -7,7 +7,6 @@ to who keeps them. torch's fully_shard does that. What is here: which blocks, an
 plain tensors, and checkpoints in the format of every other run.
 """
 
-import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +22,11 @@ from torch import Tensor, nn
 from launcher.batching.stream import Batch, ShardedStream, Stream
 from launcher.core.errors import ConfigError
 from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
+from launcher.training.divergence import Rollbacks
 from launcher.training.exact import ExactTrainer
 from launcher.training.reduction import Carrier
 from launcher.training.staging import own_copy
-from launcher.training.trainer import Trainer
+from launcher.training.trainer import Learner, Trainer, TrainerSettings
 
 if TYPE_CHECKING:  # half a second that only a sharded run pays
     from torch.distributed.device_mesh import DeviceMesh
@@ -139,16 +139,29 @@ def find_units(model: nn.Module, block: str | None) -> list[str]:
     return units
 
 
-def choose_trainer(sharding: Sharding | None, shards: int | None) -> Callable[..., Trainer]:
-    """What makes the updates.
+def build_trainer(
+    learner: Learner,
+    settings: TrainerSettings,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    rollbacks: Rollbacks | None = None,
+    sharding: Sharding | None = None,
+    exact: bool = False,
+) -> Trainer:
+    """The trainer that a strategy asks for; arguments as for Trainer.
 
     Args:
+        learner: Where the model is sharded it may still be on the CPU.
+        settings: What an update does.
+        accelerator: What wraps the model.
+        ranks: Which rank this is.
+        rollbacks: Which batches to leave out.
         sharding: How the model is cut; None where it is not.
-        shards: Canonical pieces of a global batch, for the same bits on any number of devices; None without.
+        exact: Whether the result is to have the same bits on any number of devices.
     """
     if sharding is not None:
-        return functools.partial(ShardedTrainer, sharding)
-    return Trainer if shards is None else ExactTrainer
+        return ShardedTrainer(sharding, learner, settings, accelerator, ranks, rollbacks)
+    return (ExactTrainer if exact else Trainer)(learner, settings, accelerator, ranks, rollbacks)
 
 
 class Sharded(Carrier):
@@ -358,7 +371,7 @@ class ShardedTrainer(Trainer):
     def settle(self) -> None:
         """Bring the moving average's buffers up to date, and let go of what its last forward has gathered."""
         super().settle()
-        if self.ema_decay is not None:
+        if self.settings.ema_decay is not None:
             self.measured.reshard()  # type: ignore[operator]
 
     def operations(

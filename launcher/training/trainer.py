@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,24 +31,60 @@ ALWAYS: AbstractContextManager[None] = nullcontext()
 LEAST_SCALE = 2.0**-14  # of a gradient scaler: a gradient that overflows even so is infinite
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and by what.
+
+    Attributes:
+        model: The bare model.
+        loss: Per-sample losses.
+        optimizer: Over the parameters that are trained.
+        schedule: Of its learning rate; stepped after each update.
+    """
+
+    model: nn.Module
+    loss: PerSample
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What an update does beside gradient and optimizer step; named as in the config.
+
+    Attributes:
+        seed: Of the run.
+        clip_grad_norm: Largest norm of the gradient; None never clips.
+        clip_grad_value: Largest absolute value of an element of the gradient; None never clips.
+        log_grad_norm: Whether to note the gradient's norm where it is not clipped by it.
+        ema_decay: Of the moving average of the weights; None keeps none.
+        compile: Whether the model is compiled.
+        channels_last: Whether images are laid out with their channels last, which convolutions like.
+    """
+
+    seed: int = 0
+    clip_grad_norm: float | None = None
+    clip_grad_value: float | None = None
+    log_grad_norm: bool = False
+    ema_decay: float | None = None
+    compile: bool = False
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, settings: Any) -> "TrainerSettings":
+        """Those of a run's config."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+
 class Trainer:
     """One optimizer update after the other.
 
     Args:
-        model: The bare model, on its device.
-        loss: Per-sample losses.
-        optimizer: Over the model's parameters.
-        schedule: Stepped after each update.
+        learner: What is trained; its model and its loss on the device.
+        settings: What an update does.
         accelerator: What wraps the model.
         ranks: Which rank this is.
-        seed: Of the run.
-        clip_grad_norm: Largest norm of the gradient; None never clips.
-        ema_decay: Of the moving average of the weights; None keeps none.
-        compiled: Whether the model is compiled.
-        channels_last: Whether images are laid out with their channels last, which convolutions like.
-        rollbacks: Which batches to leave out, and how long to look at each.
-        clip_grad_value: Largest absolute value of an element of the gradient; None never clips.
-        log_grad_norm: Whether to note the gradient's norm where it is not clipped by it.
+        rollbacks: Which batches to leave out, and how long to look at each; None: none was left out.
 
     Attributes:
         measured: What is evaluated and exported: the moving average where there is one, else the model.
@@ -58,47 +95,38 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
-        loss: PerSample,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
+        learner: Learner,
+        settings: TrainerSettings,
         accelerator: Accelerator,
         ranks: Ranks,
-        seed: int,
-        clip_grad_norm: float | None,
-        ema_decay: float | None,
-        compiled: bool,
-        channels_last: bool,
-        rollbacks: Rollbacks,
-        clip_grad_value: float | None = None,
-        log_grad_norm: bool = False,
+        rollbacks: Rollbacks | None = None,
     ) -> None:
-        self.clip_grad_value, self.log_grad_norm = clip_grad_value, log_grad_norm
-        self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
-        self.ranks, self.seed, self.clip_grad_norm, self.ema_decay = ranks, seed, clip_grad_norm, ema_decay
+        self.model, self.loss = learner.model, learner.loss
+        self.optimizer, self.schedule = learner.optimizer, learner.schedule
+        self.settings, self.ranks = settings, ranks
         self.accelerator, self.device = accelerator, accelerator.device
-        self.channels_last = channels_last
-        if channels_last:
-            layout.lay_out(model, keep_gradients=self.device.type == "cpu" and not compiled)
+        model, optimizer = self.model, self.optimizer
+        if settings.channels_last:
+            layout.lay_out(model, keep_gradients=self.device.type == "cpu" and not settings.compile)
         self.scaler = accelerator.scaler  # None unless fp16
         self.window = Window()
-        self.lr = schedule.lr
+        self.lr = self.schedule.lr
         self.reduction = Reduction(ranks.world_size, self.device)
-        self.rollbacks = rollbacks
-        self.measured = model if ema_decay is None else copy.deepcopy(model).requires_grad_(False)
+        self.rollbacks = rollbacks or Rollbacks()
+        self.measured = model if settings.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._averaged: list[Tensor] = [
             p for p, q in zip(self.measured.parameters(), model.parameters(), strict=True) if q.requires_grad
         ]
         self._wrapped = False
-        if compiled:  # distributed.choose_numerics has left out what this tells the compiler beside
+        if settings.compile:  # distributed.choose_numerics has left out what this tells the compiler beside
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         self._alone = False
-        self.forward = self._wrap(torch.compile(model) if compiled else model, accelerator)
+        self.forward = self._wrap(torch.compile(model) if settings.compile else model, accelerator)
         if optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
             layout.load_optimizer_state(optimizer, optimizer.state_dict())
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
-        self._losses = loss.forward  # of our own wrapper, which nobody hooks
+        self._losses = self.loss.forward  # of our own wrapper, which nobody hooks
         self._update = lean_step(optimizer)
 
     def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
@@ -148,21 +176,21 @@ class Trainer:
                 self.scaler.update()  # which takes the next unscaling for a second one else
             self.schedule.step()
             return self.reduction.stops()
-        if self.clip_grad_norm is not None:
-            self.window.grad_norm = self._clip(self.clip_grad_norm)
-        elif self.log_grad_norm:
+        if self.settings.clip_grad_norm is not None:
+            self.window.grad_norm = self._clip(self.settings.clip_grad_norm)
+        elif self.settings.log_grad_norm:
             self.window.grad_norm = self._norm()
-        if self.clip_grad_value is not None:
-            nn.utils.clip_grad_value_(self._parameters, self.clip_grad_value)
+        if self.settings.clip_grad_value is not None:
+            nn.utils.clip_grad_value_(self._parameters, self.settings.clip_grad_value)
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self._update()
         self.schedule.step()
-        if self.ema_decay is not None:
+        if self.settings.ema_decay is not None:
             with torch.no_grad():  # else each average drags the history of all before it along
-                torch._foreach_lerp_(self._averaged, self._parameters, 1 - self.ema_decay)
+                torch._foreach_lerp_(self._averaged, self._parameters, 1 - self.settings.ema_decay)
         self._note(batch, total, weight_sum)
         return self.reduction.stops()
 
@@ -189,7 +217,7 @@ class Trainer:
 
     def settle(self) -> None:
         """Bring the moving average's buffers up to date, before it is evaluated or saved."""
-        if self.ema_decay is not None:
+        if self.settings.ema_decay is not None:
             for averaged, buffer in zip(self.measured.buffers(), self.model.buffers(), strict=True):
                 averaged.copy_(buffer)
 
@@ -338,7 +366,7 @@ class Trainer:
 
     def _run(self, inputs: Any) -> tuple[Any, Tensor | None]:
         """The model's outputs, and the tensor to whose gradient the ballot is given."""
-        found = self.forward(layout.channels_last(inputs) if self.channels_last else inputs)
+        found = self.forward(layout.channels_last(inputs) if self.settings.channels_last else inputs)
         return found if self._wrapped else (found, None)
 
     def _differentiate(
@@ -360,7 +388,7 @@ class Trainer:
 
     def _seed(self, step: int, rank: int) -> None:
         """Dropout as a function of (seed, step, rank)."""
-        key = derive(self.seed, MODEL, step, rank) >> 1
+        key = derive(self.settings.seed, MODEL, step, rank) >> 1
         torch.default_generator.manual_seed(key)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(key)

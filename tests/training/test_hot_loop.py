@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from processes import REPOSITORY, start
+from trainers import make_accelerator, make_trainer
 
 WINDOW = 20  # steps between two log boundaries
 PYTHON_CALLS = 205  # a step of a dense network with SGD: 203 measured with torch 2.14.1, most of them torch's own
@@ -20,34 +21,26 @@ def _option(path):
     return OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / path))
 
 
-def _loop(device="cpu", weight=None, ema_decay=None, **more):
+def _loop(device="cpu", weight=None, **settings):
     """A trainer and its batches, as train.py builds them, for a dense network with SGD, momentum and cosine."""
     from launcher.batching import stream
     from launcher.batching.plan import plan_batch
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import find_ranks
-    from launcher.distributed.process_group import start as bring_up
     from launcher.losses.loss import build_loss
     from launcher.optimizers.optimizer import build_optimizer
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.divergence import Rollbacks
-    from launcher.training.trainer import Trainer
 
-    ranks = find_ranks(os.environ)
-    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
-    accelerator = bring_up(ranks, device == "cpu", "no", 1, 60, True, strategy, "highest")
+    ranks, accelerator = make_accelerator(device)
     torch.manual_seed(0)
     part = TensorSplit(torch.randn(4000, 16), torch.arange(4000) % 4)
     data = Data("made", "classification", (16,), 4, part, part, part)
     plan = plan_batch(len(part), 16, ranks.world_size, None, None)
     model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).to(accelerator.device)
     optimizer = build_optimizer(_option("optimizer/sgd.yaml"), model, 1.0, True)
-    schedule = build_schedule(_option("scheduler/cosine.yaml") | {"interval": "step"}, optimizer, 1000, 250)
+    schedule = _option("scheduler/cosine.yaml") | {"interval": "step"}
     loss = build_loss(_option("loss/cross_entropy.yaml") | {"weight": weight}, data).to(accelerator.device)
-    trainer = Trainer(
-        model, loss, optimizer, schedule, accelerator, ranks, 0, None, ema_decay, False, False,
-        Rollbacks(Path("none"), False), **more,
-    )  # fmt: skip
+    trainer = make_trainer(
+        model, loss, optimizer, schedule, steps=1000, epoch=250, devices=(ranks, accelerator), **settings
+    )
     samples = stream.of_rank(part, plan, 0, ranks, accelerator.device, 0)
     trainer.warm_up(samples)
     return trainer, samples.batches(0, 1000)

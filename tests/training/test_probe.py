@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,24 +13,20 @@ from kill_loop import OWN, RUN, flat, newest, place
 from processes import rows, start, train
 from safetensors.torch import load_file
 from torch import nn
+from trainers import make_trainer
 
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream
 from launcher.core.errors import ConfigError, is_out_of_memory
-from launcher.distributed.process_group import find_ranks
-from launcher.distributed.process_group import start as bring_up
 from launcher.losses.loss import build_loss
-from launcher.schedulers.schedule import build_schedule
 from launcher.training import probe
-from launcher.training.divergence import Rollbacks
-from launcher.training.evaluation import evaluate
+from launcher.training.evaluation import EvaluationSettings, Evaluator
 from launcher.training.exact import ExactTrainer
 from launcher.training.memory import Meter
 from launcher.training.outputs import Outputs
 from launcher.training.trainer import Trainer
 
 MB = 2**20
-DDP = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
 
 
 def _data(width, samples=64):
@@ -44,17 +39,14 @@ def _data(width, samples=64):
 
 def _made(model, data, plan, optimizer=torch.optim.Adam, clip=None, ema=None, kind=Trainer, shards=None, **options):
     """A trainer on the CPU, and what a probe wants to know of a run."""
-    ranks = find_ranks(os.environ)
-    accelerator = bring_up(ranks, True, "no", 1, 60, True, DDP, "highest")
     loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
     made = optimizer(model.parameters(), **{"lr": 0.1, **options})
     one_cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.2, "interval": "step"}
-    schedule = build_schedule(one_cycle, made, 20, 4)
-    trainer = kind(
-        model, loss, made, schedule, accelerator, ranks, 0, clip, ema, False, False, Rollbacks(Path("none"), False)
+    trainer = make_trainer(
+        model, loss, made, one_cycle, steps=20, epoch=4, kind=kind, clip_grad_norm=clip, ema_decay=ema
     )
     parts = SimpleNamespace(
-        data=data, plan=plan, loss=loss, balanced=None, kind=Stream, shards=shards, total_steps=20,
+        data=data, plan=plan, balanced=None, kind=Stream, shards=shards, total_steps=20,
         outputs=Outputs.of(data, {"_target_": "torch.nn.CrossEntropyLoss"}),
     )  # fmt: skip
     return trainer, parts
@@ -112,8 +104,9 @@ def test_what_is_found_is_enough_for_updates_and_evaluations_and_twice_as_much_i
                 plan = plan.capped(probe.find_size(trainer, parts, False))
             for batch in Stream(parts.data.train, plan, 0, 0, trainer.device, 0).batches(0, 3):
                 trainer.step(batch)
-                evaluate(trainer.measured, parts.loss, parts.data.validation, parts.outputs, trainer.accelerator,
-                         trainer.ranks, plan.evaluation_size(None), 0)  # fmt: skip
+                how = EvaluationSettings(plan.evaluation_size(None))
+                evaluator = Evaluator(trainer.loss, parts.outputs, trainer.accelerator, trainer.ranks, how)
+                evaluator.evaluate(trainer.measured, parts.data.validation)
         return plan
 
     whole, found = plan_batch(64, 32, 1, cap), set()

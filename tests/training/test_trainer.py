@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from processes import REPOSITORY, start
+from trainers import DDP, make_accelerator, make_trainer
 
 LOSSES = {
     path.stem: OmegaConf.to_container(OmegaConf.load(path))
@@ -43,42 +44,21 @@ def _model():
 
 def _gradients(directory, cap, options=()):
     """On each rank: the update that SGD with lr 1 makes on one batch of each size, for every loss."""
-    import os
     from pathlib import Path
 
     from launcher.batching.plan import BatchPlan
     from launcher.batching.stream import Batch, MicroBatch, Stream
-    from launcher.distributed.process_group import find_ranks, start
     from launcher.losses.loss import build_loss
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.divergence import Rollbacks
-    from launcher.training.trainer import Trainer
 
-    ranks = find_ranks(os.environ)
-    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True} | dict(options)
-    accelerator = start(ranks, True, "no", 1, 60, True, strategy, "highest")
+    ranks, accelerator = make_accelerator(strategy=DDP | dict(options))
     found = {}
     for variant, (name, more) in VARIANTS.items():
         for size in SIZES:
             data = _data(name)
             model = _model()
             optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-            constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
-            schedule = build_schedule(constant, optimizer, 1, 1)
-            loss = build_loss(LOSSES[name] | more, data)
-            trainer = Trainer(
-                model,
-                loss,
-                optimizer,
-                schedule,
-                accelerator,
-                ranks,
-                0,
-                None,
-                None,
-                False,
-                False,
-                Rollbacks(Path("none"), False),
+            trainer = make_trainer(
+                model, build_loss(LOSSES[name] | more, data), optimizer, devices=(ranks, accelerator)
             )
             share = -(-size // ranks.world_size)
             plan = BatchPlan(37, size, ranks.world_size, ranks.world_size, cap or share, 1)
@@ -189,30 +169,19 @@ class _Overflowing(torch.nn.Module):
 
 def _scaled(at, steps, saved=None, rollbacks=None, poisoned=()):
     """A trainer with a gradient scaler of its own that has done `steps`, from a saved state where there is one."""
-    from pathlib import Path
-
     from launcher.batching.stream import Batch, MicroBatch
-    from launcher.distributed.process_group import find_ranks, start
     from launcher.losses.loss import build_loss
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.divergence import Rollbacks
     from launcher.training.progress import Progress
     from launcher.training.resume import gather_state, restore
-    from launcher.training.trainer import Trainer
 
-    ranks = find_ranks({})
-    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
-    accelerator = start(ranks, True, "no", 1, 60, True, strategy, "highest")
+    ranks, accelerator = make_accelerator()
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
     data, model = _data("cross_entropy"), _Overflowing(at)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
-    schedule = build_schedule(constant, optimizer, 100, 10)
     loss = build_loss(LOSSES["cross_entropy"], data)
-    trainer = Trainer(
-        model, loss, optimizer, schedule, accelerator, ranks, 0, 1.0, None, False, False,
-        rollbacks or Rollbacks(Path("none"), False),
-    )  # fmt: skip
+    trainer = make_trainer(
+        model, loss, optimizer, devices=(ranks, accelerator), rollbacks=rollbacks, clip_grad_norm=1.0
+    )
     first = 0
     if saved is not None:
         first = restore(*saved, trainer, ranks).step
@@ -233,29 +202,17 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_gradient_that_is_not_finite_is_seen_behind_every_optimizer(name, bad):
     """Also where the loss is finite, and the update is a sign, which is 0 for NaN."""
-    from pathlib import Path
-
     from launcher.batching.stream import Batch, MicroBatch
-    from launcher.distributed.process_group import find_ranks, start
     from launcher.losses.loss import build_loss
     from launcher.optimizers.optimizer import build_optimizer
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.divergence import Diverged, Rollbacks
-    from launcher.training.trainer import Trainer
+    from launcher.training.divergence import Diverged
 
-    ranks = find_ranks({})
-    accelerator = start(ranks, True, "no", 1, 60, True, {}, "highest")
     data = _data("cross_entropy")
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
     if bad is not None:
         model[1].weight.register_hook(lambda gradient: gradient * bad)
     optimizer = build_optimizer(OPTIMIZERS[name], model, 1.0, True)
-    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
-    schedule = build_schedule(constant, optimizer, 100, 10)
-    trainer = Trainer(
-        model, build_loss(LOSSES["cross_entropy"], data), optimizer, schedule, accelerator, ranks, 0, None, None, False,
-        False, Rollbacks(Path("none"), False),
-    )  # fmt: skip
+    trainer = make_trainer(model, build_loss(LOSSES["cross_entropy"], data), optimizer)
     trainer.step(Batch(0, 10, [MicroBatch(data.train.inputs[:10], data.train.targets[:10], 10)]))
     assert trainer.window.losses[0].isfinite()
     if bad is None:

@@ -6,7 +6,6 @@ numbers: whatever asks it for one fails. A tensor that is made of Python numbers
 
 import os
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from processes import REPOSITORY, start
 from test_hot_loop import _option
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from trainers import make_trainer
 
 from launcher.batching import stream
 from launcher.batching.plan import plan_batch
@@ -24,10 +24,7 @@ from launcher.distributed.process_group import find_ranks
 from launcher.losses.loss import build_loss
 from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, RegressionSums
 from launcher.optimizers.optimizer import build_optimizer
-from launcher.schedulers.schedule import build_schedule
-from launcher.training.divergence import Rollbacks
 from launcher.training.mixup import mixed
-from launcher.training.trainer import Trainer
 
 META = torch.device("meta")
 MADE = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.from_numpy}
@@ -107,10 +104,10 @@ def _trainer(loss, optimizer, mixup, device):
     if "fused" in optimizer and device == META:  # for which there is no such kernel
         optimizer = optimizer | {"fused": False}
     built = build_optimizer(optimizer, model, 1.0, True)
-    schedule = build_schedule(_option("scheduler/cosine.yaml") | {"interval": "step"}, built, 100, 5)
-    trainer = Trainer(
-        model, losses.to(device), built, schedule, accelerator, ranks, 0, 0.5, 0.9, False, True,
-        Rollbacks(Path("none"), False), clip_grad_value=0.1,
+    schedule = _option("scheduler/cosine.yaml") | {"interval": "step"}
+    trainer = make_trainer(
+        model, losses.to(device), built, schedule, epoch=5, devices=(ranks, accelerator), clip_grad_norm=0.5,
+        ema_decay=0.9, channels_last=True, clip_grad_value=0.1,
     )  # fmt: skip
     samples = stream.of_rank(part, plan_batch(40, 8, 1, 3, None), 0, ranks, device, 0, kind=kind)
     return trainer, samples.batches(0, 5)
