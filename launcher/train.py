@@ -10,9 +10,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -24,8 +24,9 @@ from launcher.config.composed import Composed, publish
 from launcher.config.composition import show
 from launcher.config.rules import parse_duration
 from launcher.distributed import process_group
-from launcher.distributed.watch import Watch, by_rank_0, finish, guarded
-from launcher.run import logs, run_directory
+from launcher.distributed.watch import guarded, watched
+from launcher.run import run_directory
+from launcher.run.rank_zero import RankZero
 
 log = logging.getLogger("launcher")
 
@@ -59,210 +60,101 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     Returns:
         Exit status.
     """
-    settings = composed.settings
     os.environ.update(composed.hydra.job.env_set)
-    if settings.check:
+    if composed.settings.check:
         return check.check(composed)
+    with ExitStack() as ending:  # what is entered last ends first: the ranks part before rank 0 draws its pictures
+        # 1. Which rank am I, and on what kind of device
+        settings = composed.settings
+        ranks = process_group.join()
+        on_cpu = process_group.choose_device(settings.device, settings.mixed_precision, ranks)
+        process_group.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
+        process_group.choose_workspace(os.environ, settings.deterministic, on_cpu)
+        rank_zero = ending.enter_context(RankZero(composed, ranks))
 
-    # 1. Which rank am I, and on what kind of device
-    ranks = process_group.join()
-    on_cpu = process_group.choose_device(settings.device, settings.mixed_precision, ranks)
-    process_group.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
-    process_group.choose_workspace(os.environ, settings.deterministic, on_cpu)
+        # 2. Build everything on the CPU: what is wrong ends here, before a device or a directory is touched
+        from launcher.build import build
+        from launcher.training import sharded
 
-    messages = logs.Log(composed, ranks.rank)
+        with run_directory.settled(composed, ranks) as composed:
+            settings = composed.used()
+            resumed = run_directory.holds_checkpoint(composed)
+            build_model = partial(sharded.build_model, settings.strategy, ranks)
+            parts = build(settings, ranks, ranks.world_size, resumed, build_model)
+        data, plan, total_steps = parts.data, parts.plan, parts.total_steps
 
-    # 2. Build everything on the CPU: what is wrong ends here, before a device or a directory is touched
-    from launcher.build import build
-    from launcher.training import sharded
+        from launcher.batching import stream
+        from launcher.distributed.stopping import StopRequest
+        from launcher.loop import REPORT_SECONDS, Loop, LoopSettings
+        from launcher.run.tracking import Record
+        from launcher.training import probe
+        from launcher.training.advice import advice
+        from launcher.training.clock import Clock, useful_threads
+        from launcher.training.divergence import Rollbacks
+        from launcher.training.evaluation import EvaluationSettings, Evaluator
+        from launcher.training.resume import find_resume_point
+        from launcher.training.trainer import TrainerSettings
 
-    with run_directory.settled(composed, ranks) as composed:
-        settings = composed.used()
-        resumed = run_directory.holds_checkpoint(composed)
-        build_model = partial(sharded.build_model, settings.strategy, ranks)
-        parts = build(settings, ranks, ranks.world_size, resumed, build_model)
-    data, plan, total_steps = parts.data, parts.plan, parts.total_steps
-    model, loss = parts.learner.model, parts.learner.loss
-
-    import torch
-
-    from launcher.batching import stream
-    from launcher.distributed.stopping import StopRequest
-    from launcher.loop import REPORT_SECONDS, Every, Loop
-    from launcher.models.mirrored import Mirrored
-    from launcher.run import gallery, provenance, reporter
-    from launcher.run.tracking import Record
-    from launcher.training import checkpoint, divergence, probe
-    from launcher.training.advice import advice
-    from launcher.training.clock import Clock, Profiler, useful_threads
-    from launcher.training.evaluation import Evaluation, EvaluationSettings, Evaluator
-    from launcher.training.progress import Progress, rules_of
-    from launcher.training.resume import restore, resume
-    from launcher.training.saver import Saver
-    from launcher.training.staging import Staging
-    from launcher.training.trainer import TrainerSettings
-
-    # 3. The run directory, made by rank 0 and told to every rank; then the devices
-    directory, path, complete = run_directory.open_for_all(composed, total_steps, parts, ranks)
-    useful = partial(useful_threads, model, data.train, plan.micro_size) if on_cpu else lambda: None
-    threads = process_group.choose_threads(settings.threads, ranks, useful)
-    accelerator = process_group.start(
-        ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
-        settings.strategy, settings.float32_matmul_precision, settings.device == "shared",
-    )  # fmt: skip
-    device = accelerator.device
-    watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
-    data.move_to(device)
-    publish(composed.hydra, path)
-    if directory is not None:
-        messages.begin_file(path)
-        log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
-        if composed.adopted:
-            log.info("adopted    %s, as accelerate launch was asked to", " ".join(composed.adopted))
-        log.info("data       %s", data)
-        for line in directory.notes:
-            log.warning("found      %s", line)
-        for note in data.notes:
-            log.warning("note       %s", note)
-        if not complete:
-            for line in provenance.write(path, composed.plain(), data, ranks.world_size, device):
-                log.warning("changed    %s", line)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        log.info("model      %s, %s parameters", type(model).__name__, f"{count:,}")
-        for line in parts.begun:
-            log.info(line)
-
-    if complete:
-        finish(watch)
-        if directory is not None:
-            reporter.show_again(directory, composed.plain(), list(settings.trackers), settings.wandb)
-            log.info("finished already: nothing is left to do in %s", path)
-            directory.close()
-        return 0
-
-    # 4. Wrap the model, and take up what a run in this directory has done before
-    if parts.sharding is None:  # else it goes there block by block
-        model.to(device)
-    loss.to(device)
-    take_up = partial(checkpoint.take_up, path / "checkpoints")
-    found = by_rank_0("the checkpoints to be verified", take_up, ranks.world_size)
-    rules, every = rules_of(settings), plan.interval(settings.eval_every)
-    saved, progress = None, Progress()
-    if found is not None:
-        saved = resume(found, total_steps, rules, Record(path / "metrics.jsonl"), every, ranks)
-        progress = Progress(**saved[1]["progress"])
-    trainer = sharded.build_trainer(
-        parts.learner, TrainerSettings.of(settings), accelerator, ranks,
-        divergence.Rollbacks(path / "rollbacks.json", directory is not None), parts.sharding, parts.shards is not None,
-    )  # fmt: skip
-    if settings.batch.max_per_device == "auto":
-        find = partial(probe.find_size, trainer, parts, settings.test_time_flip)
-        with advice(plan, trainer):
-            progress.max_per_device = probe.settle_size(progress.max_per_device, path, ranks, find)
-        plan = plan.capped(progress.max_per_device)
-    log.info("batch      %s", plan)
-    # Until here a signal simply ends the process: nothing is lost. From here on it starts others, that load samples
-    stop = StopRequest(parse_duration(settings.max_time), REPORT_SECONDS)
-    samples = stream.of_rank(
-        data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.balanced, parts.kind
-    )
-    with advice(plan, trainer):
-        trainer.warm_up(samples)
-    if saved is not None and found is not None:
-        restore(*saved, trainer, ranks)
-        saved = None  # whose tensors may be as large as the model and its optimizer once more
-        log.info("resume     from %s, at step %d of %d", found.name, progress.step, total_steps)
-    saver = keeper = None
-    if directory is not None:
-        saver = Saver(
-            path / "checkpoints", settings.checkpoint.keep, settings.checkpoint.max_failures, Staging.for_device(device)
-        )
-        keeper = reporter.Reporter(
-            directory, progress.step, progress.recorded, total_steps, plan.steps_per_epoch, composed.plain(),
-            list(settings.trackers), settings.wandb,
+        # 3. The run directory, made by rank 0 and told to every rank; then the devices
+        path = rank_zero.open_directory(composed, parts)
+        useful = partial(useful_threads, parts.model, data.train, plan.micro_size) if on_cpu else lambda: None
+        threads = process_group.choose_threads(settings.threads, ranks, useful)
+        accelerator = process_group.start(
+            ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
+            settings.strategy, settings.float32_matmul_precision, settings.device == "shared",
         )  # fmt: skip
+        device = accelerator.device
+        ending.enter_context(watched(ranks, settings.timeout))
+        data.move_to(device)
+        publish(composed.hydra, path)
+        rank_zero.announce(parts, device)
+        if rank_zero.complete:
+            return 0
 
-    evaluator = Evaluator(
-        loss, parts.outputs, accelerator, ranks,
-        EvaluationSettings(
+        # 4. The trainer, and what a run in this directory has done before
+        if parts.sharding is None:  # else the model goes there block by block
+            parts.model.to(device)
+        parts.learner.loss.to(device)
+        how = LoopSettings.of(settings, plan, total_steps)
+        record = Record(path / "metrics.jsonl")
+        resume_point = find_resume_point(path / "checkpoints", record, ranks, how.rules, how.eval_every, total_steps)
+        progress = resume_point.progress
+        trainer = sharded.build_trainer(
+            parts.learner, TrainerSettings.of(settings), accelerator, ranks,
+            Rollbacks(path / "rollbacks.json", rank_zero.writes), parts.sharding, parts.shards is not None,
+        )  # fmt: skip
+        if settings.batch.max_per_device == "auto":
+            plan = probe.fit_plan(trainer, parts, progress, path, settings.test_time_flip)
+        log.info("batch      %s", plan)
+        # Until here a signal simply ends the process: nothing is lost. From here on it starts others, that load samples
+        stop = StopRequest(parse_duration(settings.max_time), REPORT_SECONDS)
+        samples = stream.of_rank(
+            data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.balanced, parts.kind
+        )
+        ending.enter_context(advice(plan, trainer))
+        trainer.warm_up(samples)
+        resume_point.restore(trainer, total_steps)
+        rank_zero.begin(progress, total_steps, plan.steps_per_epoch, device)
+        evaluation = EvaluationSettings(
             plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, parts.shards,
             in_step=parts.sharding is not None,
-        ),
-    )  # fmt: skip
+        )  # fmt: skip
 
-    def measure(split: Any, flip: bool = False, settled: bool = False) -> Evaluation | None:
-        if not settled:
-            trainer.check()
-            trainer.settle()
-        model = Mirrored(trainer.measured) if flip else trainer.measured
-        return evaluator.evaluate(model, split, lambda: bool(stop))
-
-    # 5. Train
-    operations = trainer.operations(samples, settings.float32_matmul_precision)
-    loop = Loop(
-        trainer=trainer,
-        samples=samples,
-        plan=plan,
-        progress=progress,
-        total_steps=total_steps,
-        every=Every(
-            evaluate=every,
-            log=plan.interval(settings.log_every),
-            save=plan.interval(settings.checkpoint.every),
-            watch=settings.wandb.watch_every if settings.wandb.watch else 0,
-        ),
-        evaluate=lambda: measure(data.validation),
-        rules=rules,
-        max_rollbacks=settings.divergence.max_rollbacks if settings.divergence.action == "rollback" else 0,
-        clock=Clock(progress.step, device, ranks, trainer.forward, *operations, data.tokens),
-        stop=stop,
-        profiler=Profiler(path / "trace.json") if settings.profile and ranks.rank == 0 else None,
-        checkpoints=path / "checkpoints",
-        saver=saver,
-        keeper=keeper,
-        after_row=after_row and partial(after_row, path),
-    )
-    with advice(plan, trainer):
+        # 5. Train
+        operations = trainer.operations(samples, settings.float32_matmul_precision)
+        evaluator = Evaluator(parts.learner.loss, parts.outputs, accelerator, ranks, evaluation)
+        clock = Clock(progress.step, device, ranks, trainer.forward, *operations, data.tokens)
+        loop = Loop(
+            trainer=trainer, samples=samples, plan=plan, data=data, evaluator=evaluator, settings=how,
+            progress=progress, clock=clock, stop=stop, rank_zero=rank_zero, profiler=rank_zero.profiler(),
+            after_row=after_row and partial(after_row, path),
+        )  # fmt: skip
         loop.run()
 
-    # 6. The end: everything saved; the test part is measured when the run is complete, by the last model and the best
-    progress = loop.progress
-    with advice(plan, trainer):
-        tested = loop.test(partial(measure, data.test, settings.test_time_flip))
-    predictions = None
-    if tested and settings.wandb.tables:
-        predictions = gallery.columns(
-            Mirrored(trainer.measured) if settings.test_time_flip else trainer.measured, data.test, data.input_shape,
-            parts.outputs, settings.wandb.tables, plan.evaluation_size(data.tokens), accelerator,
-        )  # fmt: skip
-    status = "finished" if tested else "stopped"
-    # One of them has heard the signal, and one has taken most memory
-    told = process_group.at_rank_0((stop.reason, loop.clock.memory.mb()), ranks.world_size, ranks.rank) or []
-    if directory is not None and keeper is not None:
-        summary = {
-            "status": status,
-            "step": progress.step,
-            "best_step": progress.best_step,
-            "epoch": progress.step / plan.steps_per_epoch,
-            "samples_seen": plan.samples_seen(progress.step),
-            "world_size": ranks.world_size,
-            "global_batch_size": plan.global_size,
-            "per_device_batch_size": plan.per_device_size,
-            "accumulation_steps": plan.accumulation_steps,
-            "threads": torch.get_num_threads(),
-            **({"reason": progress.ended} if progress.ended else {}),
-            **loop.clock.totals(progress.step, plan, [memory for _, memory in told]),
-            **provenance.summary(),
-        }
-        keeper.close(summary, progress, tested, data.class_names, predictions)
-        if status == "stopped":
-            directory.stopped(progress.step, next((reason for reason, _ in told if reason), None), composed.overrides)
-    finish(watch)
-    if directory is not None and keeper is not None:  # what may take long: the other ranks have left
-        keeper.show()
-        if status == "finished":
-            log.info("finished   %s%s", f"{progress.ended}; " if progress.ended else "", path / "report.html")
-        directory.close()
+        # 6. The end: everything is saved. Where no update is left, the last model and the best meet the test split
+        tested = loop.test()
+        predictions = loop.predict(settings.wandb.tables) if tested else None
+        rank_zero.conclude(loop.progress, plan, clock, stop.reason, tested, predictions)
     return 0
 
 

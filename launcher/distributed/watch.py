@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -379,6 +379,19 @@ def by_rank_0(what: str, make: Callable[[], T], world_size: int) -> T:
     import torch.distributed as dist
 
     return from_rank_0(make() if world_size == 1 or dist.get_rank() == 0 else None, world_size)
+
+
+@contextlib.contextmanager
+def watched(ranks: Ranks, timeout: float) -> Iterator[None]:
+    """Watch the other ranks, and leave the group together with them after a run that went well.
+
+    Args:
+        ranks: Which rank this is; one alone has nobody to watch.
+        timeout: Seconds without a sign of life after which a rank counts as hung.
+    """
+    watch = Watch(ranks, timeout) if ranks.world_size > 1 else None
+    yield
+    finish(watch)
 
 
 def finish(watch: "Watch | None") -> None:

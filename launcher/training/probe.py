@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,10 @@ from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.core.files import read_json, write_json
 from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
 from launcher.models.mirrored import Mirrored
+from launcher.training.advice import advice
 from launcher.training.batch_norm import check_alone
 from launcher.training.evaluation import EvaluationSettings, Evaluator
+from launcher.training.progress import Progress
 from launcher.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -60,6 +63,22 @@ def settle_size(known: int | None, path: Path, ranks: Ranks, find: Callable[[], 
         if ranks.rank == 0:
             write_json(path / FILE, {"max_per_device": known}, durable=True)
     return known
+
+
+def fit_plan(trainer: Trainer, parts: "Parts", progress: Progress, path: Path, flip: bool) -> BatchPlan:
+    """How batches are cut with `batch.max_per_device=auto`: as the run was begun, or as the device's memory allows.
+
+    Args:
+        trainer: That will train, before its first update.
+        parts: What the run is made of, its plan not capped yet.
+        progress: Of the run; keeps the size.
+        path: Run directory.
+        flip: Whether the test split is evaluated by two looks at each image.
+    """
+    with advice(parts.plan, trainer):
+        find = partial(find_size, trainer, parts, flip)
+        progress.max_per_device = settle_size(progress.max_per_device, path, trainer.ranks, find)
+    return parts.plan.capped(progress.max_per_device)
 
 
 def find_size(trainer: Trainer, parts: "Parts", flip: bool) -> int:

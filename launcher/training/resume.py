@@ -1,8 +1,9 @@
 """What a run goes on from: its state gathered for a checkpoint, and put back from one."""
 
+import logging
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,15 @@ from torch import Tensor
 from launcher.core.errors import ConfigError
 from launcher.distributed.process_group import Ranks, at_rank_0, sum_over_ranks
 from launcher.distributed.watch import by_rank_0
+from launcher.training.checkpoint import DamagedCheckpoint, read_checkpoint, take_up, verify
+from launcher.training.progress import Progress, Rules
 
 if TYPE_CHECKING:
     from launcher.run.tracking import Record
     from launcher.training.accumulator import Window
     from launcher.training.trainer import Trainer
-from launcher.training.checkpoint import DamagedCheckpoint, log, read_checkpoint, take_up, verify
-from launcher.training.progress import Progress, Rules
+
+log = logging.getLogger("launcher")
 
 
 def look(trainer: "Trainer", progress: Progress) -> dict[str, Any]:
@@ -116,13 +119,58 @@ def rejoin(state: Mapping[str, Any], total_steps: int, rules: Rules, record: "Re
     return before | {"progress": asdict(earlier)}
 
 
-def resume(
-    found: Path, total_steps: int, rules: Rules, record: "Record", every: int, ranks: Ranks
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and state of a checkpoint, as a run goes on from them, on every rank; see `rejoin`."""
+@dataclass
+class ResumePoint:
+    """Where a run goes on.
+
+    Attributes:
+        progress: How far it had come; nothing yet, of a new run.
+        checkpoint: That it was read from; None of a new run.
+        saved: Weights and state, until a trainer has them.
+    """
+
+    progress: Progress
+    checkpoint: Path | None = None
+    saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+
+    def restore(self, trainer: "Trainer", total_steps: int) -> None:
+        """Put weights and state into a trainer, and let go of them: they may be as large as it once more.
+
+        Args:
+            trainer: Of this rank.
+            total_steps: Updates that the run is to have.
+        """
+        if self.saved is None or self.checkpoint is None:
+            return
+        restore(*self.saved, trainer, trainer.ranks)
+        self.saved = None
+        log.info("resume     from %s, at step %d of %d", self.checkpoint.name, self.progress.step, total_steps)
+
+
+def find_resume_point(
+    directory: Path, record: "Record", ranks: Ranks, rules: Rules, every: int, total_steps: int
+) -> ResumePoint:
+    """Where a run goes on, on every rank: at the newest good checkpoint, if there is one; see `rejoin`.
+
+    Args:
+        directory: Of the checkpoints.
+        record: Of the run.
+        ranks: Which rank this is.
+        rules: By which its evaluations are judged now.
+        every: Updates from one of them to the next.
+        total_steps: Updates that the run is to have.
+
+    Raises:
+        DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
+        ConfigError: As for `rejoin`.
+    """
+    found = by_rank_0("the checkpoints to be verified", partial(take_up, directory), ranks.world_size)
+    if found is None:
+        return ResumePoint(Progress())
     weights, state = read_checkpoint(found)
     entries = partial(rejoin, state, total_steps, rules, record, every)
-    return weights, state | by_rank_0("the record to be read", entries, ranks.world_size)
+    state |= by_rank_0("the record to be read", entries, ranks.world_size)
+    return ResumePoint(Progress(**state["progress"]), found, (weights, state))
 
 
 def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | None:

@@ -1,20 +1,20 @@
 """Checkpoints written in the background, one at a time."""
 
+import logging
 import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
+from launcher.training.checkpoint import prune, write_checkpoint
 from launcher.training.staging import Staging
 
-if TYPE_CHECKING:
-    pass
-from launcher.training.checkpoint import log, prune, write_checkpoint
+log = logging.getLogger("launcher")
 
 
 class Saver:
