@@ -11,7 +11,7 @@ from torch import Tensor
 from launcher.batching.stream import Batch
 from launcher.distributed.pulse import pulse
 from launcher.training import layout
-from launcher.training.reduction import Carrier
+from launcher.training.carrier import Carrier
 from launcher.training.trainer import Trainer
 
 

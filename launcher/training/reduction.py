@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +11,6 @@ from launcher.distributed.process_group import sum_over_ranks
 MOST = {"cuda": 8}  # updates that a vote waits at most, by device: by then its copy to the host has long arrived
 PATIENCE = 0.25  # seconds of updates that may pass meanwhile: a run that is asked to stop has little time
 REMEMBERED = 5  # times between two updates whose median counts: an evaluation or a save is no slow update
-
-
-class Carrier(nn.Module):
-    """A model, and three numbers whose gradient DDP averages with that of the model, in a bucket that travels anyway.
-
-    Args:
-        model: To be trained.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.carried = nn.Parameter(torch.zeros(3))
-
-    def forward(self, inputs: Any) -> tuple[Any, Tensor]:
-        """The model's outputs and, for DDP to see that it takes part, what rides along."""
-        return self.model(inputs), self.carried.view(3)  # a leaf itself would count as unused
 
 
 class Reduction:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from launcher.batching.stream import Batch, ShardedStream, Stream
 from launcher.core.errors import ConfigError
 from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
+from launcher.training.carrier import Carrier
 from launcher.training.divergence import Rollbacks
 from launcher.training.exact import ExactTrainer
-from launcher.training.reduction import Carrier
 from launcher.training.staging import own_copy
 from launcher.training.trainer import Learner, Trainer, TrainerSettings
 

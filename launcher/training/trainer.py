@@ -23,9 +23,10 @@ from launcher.optimizers.optimizer import lean_step
 from launcher.schedulers.schedule import Schedule
 from launcher.training import layout
 from launcher.training.accumulator import Window
+from launcher.training.carrier import Carrier
 from launcher.training.clock import flops_per_sample, peak_flops
 from launcher.training.divergence import Diverged, Rollbacks
-from launcher.training.reduction import Carrier, Reduction
+from launcher.training.reduction import Reduction
 
 ALWAYS: AbstractContextManager[None] = nullcontext()
 LEAST_SCALE = 2.0**-14  # of a gradient scaler: a gradient that overflows even so is infinite
