@@ -122,7 +122,7 @@ def of_launcher(train: Samples, held_out: Samples, workers: int) -> Callable[[],
     def epoch() -> None:
         for _ in range(plan.steps_per_epoch):
             trainer.step(next(batches))
-        trainer.read_window()
+        trainer.read_metrics()
         evaluator.evaluate(model, data.validation)
 
     return epoch

@@ -22,7 +22,7 @@ from launcher.run import gallery, saved
 from launcher.schedulers.schedule import build_schedule
 from launcher.training import finetune, mixup, sharded, tryout
 from launcher.training.batch_norm import check_alone, check_exact
-from launcher.training.evaluation import check_figures
+from launcher.training.evaluation import check_metrics
 from launcher.training.outputs import Outputs
 from launcher.training.recompute import recompute
 from launcher.training.sharded import Sharding
@@ -126,7 +126,7 @@ def build(
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
         outputs = tryout.try_out(model, loss, data, outputs, of_kind, how)
-    check_figures(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
+    check_metrics(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
     if settings.test_time_flip:
         check_mirror(data)
     if settings.wandb.tables:

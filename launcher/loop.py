@@ -26,7 +26,7 @@ from launcher.training.clock import Clock, Profiler
 from launcher.training.divergence import Diverged
 from launcher.training.evaluation import Evaluation, Evaluator
 from launcher.training.progress import Progress, Rules, rules_of
-from launcher.training.resume import best_beside, gather_state, go_back, look
+from launcher.training.resume import best_beside, gather_state, go_back, state_before_row
 from launcher.training.trainer import Trainer
 
 NOTICE = 60.0  # seconds that slurm/train.sbatch leaves for a stop at least: SIGUSR1@120, up to a minute of it late
@@ -124,7 +124,7 @@ class Loop:
         self.stop.heeded_in = lambda: self.trainer.reduction.stopping_seconds
         while True:
             try:
-                self._go()
+                self._train()
                 break
             except Diverged as error:
                 self._go_back(error)
@@ -152,7 +152,7 @@ class Loop:
             best = best_beside(self.checkpoints, self.progress, ranks)
             if best is None:
                 return {self.progress.step: last}
-            self.trainer.load_weights(self.trainer.measured, checkpoint.load_weights(best))
+            self.trainer.load_weights(self.trainer.eval_model, checkpoint.load_weights(best))
             found = self.evaluator.evaluate(self._model(flips), self.data.test, self._is_stopped)
             return {} if found is None else {checkpoint.step_of(best): found, self.progress.step: last}
 
@@ -169,11 +169,11 @@ class Loop:
         model = self._model(self.settings.test_time_flip)
         return gallery.columns(model, test, self.data.input_shape, outputs, rows, size, accelerator)
 
-    def _go(self) -> None:
+    def _train(self) -> None:
         """Do updates until the run is over, or asked to stop."""
         progress, settings = self.progress, self.settings
         if not progress.seen:  # what the run before this one had no time for
-            progress.seen = self._look()
+            progress.seen = self._evaluate_and_log()
             if not progress.seen or self.over():
                 return self._save()
         if progress.step == 0 and settings.max_rollbacks:  # else what diverges early would have nothing to go back to
@@ -189,7 +189,7 @@ class Loop:
                 self.profiler.step()
             if settings.watch_every and progress.step % settings.watch_every == 0:
                 self.rank_zero.watch(progress.step, self.trainer.model)
-            progress.seen = not (stopping and self._due(settings.eval_every)) and self._look()
+            progress.seen = not (stopping and self._due(settings.eval_every)) and self._evaluate_and_log()
             stopping = stopping or not progress.seen
             best = settings.save_every > 0 and progress.best_step == progress.step
             if self._due(settings.save_every) or best or self.over() or stopping:
@@ -227,37 +227,37 @@ class Loop:
 
     def _model(self, flips: bool) -> nn.Module:
         """What is measured; with `flips` by two looks at each image."""
-        return Mirrored(self.trainer.measured) if flips else self.trainer.measured
+        return Mirrored(self.trainer.eval_model) if flips else self.trainer.eval_model
 
     def _evaluate(self, split: Split, flips: bool = False) -> Evaluation | None:
         """Measure the model as it is now, unless it has diverged; None where the run was asked to stop meanwhile."""
         self.trainer.check()
-        self.trainer.settle()
+        self.trainer.sync_ema_buffers()
         return self.evaluator.evaluate(self._model(flips), split, self._is_stopped)
 
-    def _look(self) -> bool:
+    def _evaluate_and_log(self) -> bool:
         """Evaluate and log where it is due, as one row of the record. False where it was interrupted, with no row."""
         progress, schedule, settings = self.progress, self.trainer.schedule, self.settings
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if self._due(settings.eval_every) or self._due(settings.log_every):
-            self.before = look(self.trainer, progress)
+            self.before = state_before_row(self.trainer, progress)
         if self._due(settings.eval_every):
             with self.clock.during("evaluating"):
                 evaluation = self._evaluate(self.data.validation)
             if evaluation is None:
                 return False
-            figures = {f"eval/{name}": value for name, value in evaluation.figures.items()}
-            progress.note(figures, **settings.rules["best"])
-            progress.watch(figures, **settings.rules["patience"])
+            metrics = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
+            progress.note(metrics, **settings.rules["best"])
+            progress.watch(metrics, **settings.rules["patience"])
             if schedule.metric is not None:
-                schedule.observe(figures[schedule.metric])
+                schedule.observe(metrics[schedule.metric])
         if self._due(settings.log_every):
-            figures = self.trainer.read_window() | figures
-        if figures:
+            metrics = self.trainer.read_metrics() | metrics
+        if metrics:
             timing = self.clock.row(progress.step, self.plan)
-            self.rank_zero.row(progress.step, figures | {"lr": self.trainer.lr}, timing)
+            self.rank_zero.row(progress.step, metrics | {"lr": self.trainer.lr}, timing)
             if self.after_row is not None:
-                self.after_row(progress.step, figures)
+                self.after_row(progress.step, metrics)
         return True
 
     def _save(self) -> None:
@@ -265,7 +265,7 @@ class Loop:
         with self.clock.during("saving"):
             state = gather_state(trainer, self.progress, trainer.ranks, self.before)
             state |= {"over": self.over(), "rules": self.settings.rules}
-            weights = trainer.weights(trainer.measured)
+            weights = trainer.weights(trainer.eval_model)
             best = [step for step in (self.progress.best_step, self._best_before()) if step is not None]
             write = partial(self.rank_zero.save, self.progress.step, weights, state, best)
             seconds = by_rank_0("the checkpoint before this one to be written", write, trainer.ranks.world_size)

@@ -100,7 +100,7 @@ def evaluate(settings: dict[str, Any]) -> int:
         content = found.as_dict(name, data.class_names) | chosen.record()
         content |= {"input": settings["input"]} if settings["input"] is not None else {}
         print(f"{what}, {found.samples} samples, {chosen}")
-        for figure, value in found.figures.items():
+        for figure, value in found.metrics.items():
             print(f"  {figure:<16} {value:.4g}")
         file = path / f"evaluation_{name}.json" if output is None else output
         try:

@@ -126,7 +126,7 @@ class Reporter:
         for row in self.record.rows():
             final |= {name: value for name, value in row.items() if name not in ("step", "epoch")}
         figures: dict[int | None, dict[str, float]] = {
-            step: {f"test/{name}": value for name, value in found.figures.items()} for step, found in tested.items()
+            step: {f"test/{name}": value for name, value in found.metrics.items()} for step, found in tested.items()
         }
         best = progress.best | figures.get(progress.best_step, {})
         summary = summary | {"final": final | figures.get(progress.step, {}), "best": best}

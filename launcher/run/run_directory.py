@@ -290,9 +290,9 @@ def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts
     """
     from launcher.training import checkpoint
     from launcher.training.progress import rules_of
-    from launcher.training.resume import rejoin
+    from launcher.training.resume import adapt_state
 
-    if (found := checkpoint.glance(path / "checkpoints")) is None:
+    if (found := checkpoint.peek_newest(path / "checkpoints")) is None:
         return None
     state, shapes = found
     for name, tensor in parts.model.state_dict().items():
@@ -303,7 +303,7 @@ def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts
             )
     rules, record = rules_of(composed.settings), Record(path / "metrics.jsonl")
     every = parts.plan.interval(composed.settings.eval_every)
-    ended = rejoin(state, total_steps, rules, record, every)["progress"]["ended"] is not None
+    ended = adapt_state(state, total_steps, rules, record, every)["progress"]["ended"] is not None
     if "record" in state and not record.holds(state["record"]):
         return ended, ["metrics.jsonl has been changed or removed: it goes on without the rows that are not there"]
     return ended, []
@@ -373,7 +373,9 @@ def check_same(
 
     old = filled(old)
     new = composed.as_begun(old).plain()
-    lines = [line for line in differences(old, new) if not line.startswith("early_stopping.")]  # see checkpoint.rejoin
+    lines = [
+        line for line in differences(old, new) if not line.startswith("early_stopping.")
+    ]  # see checkpoint.adapt_state
     moved = [line for line in lines if line.partition(": ")[0] in MOVABLE]
     reasons: list[str] = []
     if (path / provenance.FILE).is_file():

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 @dataclass
-class Window:
-    """The steps since the last log boundary: a rank's own sums, left on the device until somebody reads them.
+class LossAccumulator:
+    """The steps since the last log line: a rank's own sums, left on the device until somebody reads them.
 
     Attributes:
         steps: Updates done before each of the steps.
@@ -33,8 +33,8 @@ class Window:
         return [torch.stack(self.losses).double(), weights]
 
     def clear(self) -> None:
-        """Begin the next window."""
+        """Begin anew."""
         self.steps.clear()
         self.losses.clear()
         self.weights.clear()
-        self.grad_norm = None  # else a window whose batches were all left out would show that of the one before
+        self.grad_norm = None  # else one whose batches were all left out would show that of the one before

@@ -91,7 +91,7 @@ def save_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
     file.chmod(mode)
 
 
-def put_back(directory: Path) -> None:
+def restore_replaced(directory: Path) -> None:
     """Give a checkpoint its name again whose successor did not come because the process was killed."""
     for replaced in directory.glob(".replaced-*"):
         final = replaced.with_name(replaced.name.removeprefix(".replaced-"))
@@ -151,7 +151,7 @@ def newest_good(directory: Path) -> Path | None:
     return None
 
 
-def take_up(directory: Path) -> Path | None:
+def resolve_resume_checkpoint(directory: Path) -> Path | None:
     """The checkpoint to go on from, for who writes new ones: `newest_good`, with the directory put in order.
 
     Damaged ones that are newer get another name: as the newest they would be kept, and the fresh ones be pruned. Not so
@@ -160,7 +160,7 @@ def take_up(directory: Path) -> Path | None:
     Raises:
         DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
     """
-    put_back(directory)
+    restore_replaced(directory)
     good = newest_good(directory)
     for damaged in checkpoints(directory)[::-1]:
         if damaged == good:
@@ -207,7 +207,7 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The measured weights of a checkpoint by name: the file, mapped, of which who takes a part reads that part."""
+    """The weights of the eval model by name: the file, mapped, of which who takes a part reads that part."""
     return load_file(checkpoint / "model.safetensors")
 
 
@@ -221,7 +221,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def glance(directory: Path) -> tuple[dict[str, Any], dict[str, list[int]]] | None:
+def peek_newest(directory: Path) -> tuple[dict[str, Any], dict[str, list[int]]] | None:
     """The state in the newest checkpoint and the shapes of its weights, within milliseconds, before it is believed.
 
     Returns:

@@ -77,7 +77,7 @@ def flops_per_sample(model: nn.Module, inputs: Any, samples: int) -> float:
     return 3 * counter.get_total_flops() / samples
 
 
-def useful_threads(model: nn.Module, part: TensorSplit | DatasetSplit, samples: int) -> int | None:
+def useful_threads(model: nn.Module, split: TensorSplit | DatasetSplit, samples: int) -> int | None:
     """How many CPU threads help a model: as many as have THREAD operations each in an average matrix product.
 
     More of them wait for each other most of the time, and on a machine that others use for a long time. Whoever needs
@@ -85,7 +85,7 @@ def useful_threads(model: nn.Module, part: TensorSplit | DatasetSplit, samples: 
 
     Args:
         model: The bare model; left as it was. A forward without memory tells its operations.
-        part: Whose first sample shows what it takes.
+        split: Whose first sample shows what it takes.
         samples: That it sees at once.
 
     Returns:
@@ -95,7 +95,7 @@ def useful_threads(model: nn.Module, part: TensorSplit | DatasetSplit, samples: 
 
     nowhere = {name: one.to("meta") for name, one in (*model.named_parameters(), *model.named_buffers())}
     inputs = torch.utils._pytree.tree_map_only(
-        Tensor, lambda one: one.new_empty((samples, *one.shape[1:]), device="meta"), first_sample(part)[0]
+        Tensor, lambda one: one.new_empty((samples, *one.shape[1:]), device="meta"), first_sample(split)[0]
     )
     modes, fast = [(module, module.training) for module in model.modules()], torch.backends.mha.get_fastpath_enabled()
     model.eval()

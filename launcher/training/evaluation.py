@@ -26,14 +26,14 @@ class Evaluation:
 
     Attributes:
         samples: How many were counted, each once.
-        figures: Metric name to number: loss, accuracy, macro_f1, top5 or f1; or accuracy, micro_f1, macro_f1 of
+        metrics: Metric name to number: loss, accuracy, macro_f1, top5 or f1; or accuracy, micro_f1, macro_f1 of
             labels; or mae, rmse, r2; or accuracy, perplexity; and what `metrics` names.
         per_class_accuracy: Share of each class that was found; of a classification alone.
         confusion: Rows: the true class, columns: the predicted one; of a classification alone.
     """
 
     samples: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
     per_class_accuracy: list[float | None] | None = None
     confusion: list[list[int]] | None = None
 
@@ -42,7 +42,7 @@ class Evaluation:
         return {
             "part": part,
             "samples": self.samples,
-            "metrics": self.figures,
+            "metrics": self.metrics,
             "class_names": class_names,
             "per_class_accuracy": self.per_class_accuracy,
             "confusion": self.confusion,
@@ -117,14 +117,14 @@ class Evaluator:
         sums = self.outputs.sums(self.device)
         for own, summed in zip(sums.tensors(), rest, strict=True):
             own.copy_(summed)
-        figures = {"loss": (loss_sum / weight_sum).item()} | sums.figures()
-        if not math.isfinite(figures["loss"]):
+        metrics = {"loss": (loss_sum / weight_sum).item()} | sums.figures()
+        if not math.isfinite(metrics["loss"]):
             _check_inputs(split, self.ranks, self.settings.batch_size)
         if self.settings.metrics:
-            figures = from_rank_0(figures | self._named(kept), world)  # what they choose is chosen by every rank
+            metrics = from_rank_0(metrics | self._named(kept), world)  # what they choose is chosen by every rank
         if isinstance(sums, ClassificationSums):
-            return Evaluation(int(samples), figures, sums.per_class_accuracy(), sums.confusion())
-        return Evaluation(int(samples), figures)
+            return Evaluation(int(samples), metrics, sums.per_class_accuracy(), sums.confusion())
+        return Evaluation(int(samples), metrics)
 
     def _count(
         self,
@@ -210,19 +210,19 @@ def _equally_many(
         yield inputs, targets[:0]
 
 
-def check_figures(meaning: Outputs, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
-    """Check, before anything is measured, that an evaluation will have the figures that settings name.
+def check_metrics(meaning: Outputs, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
+    """Check, before anything is measured, that an evaluation will have the metrics that settings name.
 
     Args:
         meaning: Of the model's outputs, which decides what there is.
         metrics: torchmetrics by name.
-        wanted: Setting to figure, such as `checkpoint.best` to `eval/loss`; None names none.
+        wanted: Setting to metric, such as `checkpoint.best` to `eval/loss`; None names none.
 
     Raises:
-        ConfigError: There will be no such figure, or no such metric.
+        ConfigError: There will be no such metric.
     """
     names = ["loss", *meaning.sums("cpu").figures(), *make_metrics(list(metrics), meaning)]
     known = [f"eval/{name}" for name in names]
-    for setting, figure in wanted.items():
-        if figure is not None and figure not in known:
-            raise ConfigError(f"{setting}={figure}: the evaluation has no such figure. It has: {', '.join(known)}.")
+    for setting, metric in wanted.items():
+        if metric is not None and metric not in known:
+            raise ConfigError(f"{setting}={metric}: the evaluation has no such metric. It has: {', '.join(known)}.")

@@ -75,6 +75,6 @@ class ExactTrainer(Trainer):
         # Not torch.tensor: it is made on the host, and the copy waits for the device.
         weight = total.new_full((), batch.size) if weight_sum is None else weight_sum
         factor = float(self.ranks.rank == 0)
-        self.window.steps.append(batch.step)
-        self.window.losses.append(total * factor)
-        self.window.weights.append(weight * factor)
+        self.accumulator.steps.append(batch.step)
+        self.accumulator.losses.append(total * factor)
+        self.accumulator.weights.append(weight * factor)

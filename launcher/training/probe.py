@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 FILE = "batch.json"  # what was found, in the run directory
 
 
-def settle_size(known: int | None, path: Path, ranks: Ranks, find: Callable[[], int]) -> int:
+def resolve_size(known: int | None, path: Path, ranks: Ranks, find: Callable[[], int]) -> int:
     """The size that a run was begun with, or a new one, which is kept at once.
 
     Other micro-batches mean other last bits, and a run that is killed before its first checkpoint may go on beside
@@ -77,7 +77,7 @@ def fit_plan(trainer: Trainer, parts: "Parts", progress: Progress, path: Path, f
     """
     with advice(parts.plan, trainer):
         find = partial(find_size, trainer, parts, flip)
-        progress.max_per_device = settle_size(progress.max_per_device, path, trainer.ranks, find)
+        progress.max_per_device = resolve_size(progress.max_per_device, path, trainer.ranks, find)
     return parts.plan.capped(progress.max_per_device)
 
 
@@ -87,7 +87,7 @@ def find_size(trainer: Trainer, parts: "Parts", flip: bool) -> int:
     Args:
         trainer: That will train, before its first update.
         parts: What the run is made of, its plan not capped yet.
-        flip: Whether the test part is evaluated by two looks at each image.
+        flip: Whether the test split is evaluated by two looks at each image.
 
     Returns:
         Samples, the same on every rank.
@@ -130,19 +130,19 @@ def _warm_up(trainer: Trainer, parts: "Parts") -> None:
 
 
 def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | ShardedStream:
-    part, ranks = _copied(parts.data.train), trainer.ranks
-    return of_rank(part, plan, trainer.settings.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
+    split, ranks = _copied(parts.data.train), trainer.ranks
+    return of_rank(split, plan, trainer.settings.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
 
 
-def _copied(part: Split) -> Split:
-    """A part as a worker would get it: the files that a dataset opens when it is read are not sent to one later."""
-    if isinstance(part, TensorSplit):
-        return part
+def _copied(split: Split) -> Split:
+    """A split as a worker would get it: the files that a dataset opens when it is read are not sent to one later."""
+    if isinstance(split, TensorSplit):
+        return split
     try:
-        dataset, plain = (loading.as_a_worker_gets_it(one) for one in (part.dataset, part.plain))
+        dataset, plain = (loading.as_a_worker_gets_it(one) for one in (split.dataset, split.plain))
     except Exception:  # it cannot be sent to one at all
-        return part
-    return replace(part, dataset=dataset, plain=plain)
+        return split
+    return replace(split, dataset=dataset, plain=plain)
 
 
 def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
@@ -159,8 +159,8 @@ def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
     """
     data, ranks = parts.data, trainer.ranks
     step = trainer.rollbacks.careful_until  # the gradient of none from here on is looked at, which takes all ranks
-    part = _copied(max(data.validation, data.test, key=len))
-    model = Mirrored(trainer.measured) if flip else trainer.measured
+    split = _copied(max(data.validation, data.test, key=len))
+    model = Mirrored(trainer.eval_model) if flip else trainer.eval_model
     asked = itertools.count()
     try:
         # It stays open: the next ones are on their way beside an update.
@@ -174,7 +174,7 @@ def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
         evaluator = Evaluator(
             trainer.loss, parts.outputs, trainer.accelerator, replace(ranks, rank=0, world_size=1), how
         )
-        evaluator.evaluate(model, part, lambda: next(asked) > 0)
+        evaluator.evaluate(model, split, lambda: next(asked) > 0)
         return True
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -188,7 +188,7 @@ def untouched(trainer: Trainer) -> Iterator[None]:
 
     The copies are kept on the host, so that the device has as much left as it will have in training.
     """
-    modules = list(dict.fromkeys([*trainer.forward.modules(), *trainer.measured.modules(), *trainer.loss.modules()]))
+    modules = list(dict.fromkeys([*trainer.forward.modules(), *trainer.eval_model.modules(), *trainer.loss.modules()]))
     modes = [module.training for module in modules]
     buffers = [dict(module._buffers) for module in modules]  # a forward may put others in their place
     optimizer = trainer.optimizer

@@ -21,7 +21,7 @@ class Progress:
     Attributes:
         step: Optimizer updates done.
         best_step: The step of the best evaluation; None before the first.
-        best: The figures of that evaluation.
+        best: The metrics of that evaluation.
         seen: Whether the step was evaluated and logged; not where the run was stopped before.
         max_per_device: Most samples that a device sees at once, where the run found that out by itself.
         lowest: The best value of what early stopping watches so far, its sign turned where more is better.
@@ -44,7 +44,7 @@ class Progress:
         return self.step if self.seen else self.step - 1
 
     def note(self, row: Mapping[str, float], metric: str | None, mode: str) -> None:
-        """Keep an evaluation's figures where they are the best so far.
+        """Keep an evaluation's metrics where they are the best so far.
 
         Args:
             row: Metric name to number.

@@ -15,20 +15,20 @@ from torch import Tensor
 from launcher.core.errors import ConfigError
 from launcher.distributed.process_group import Ranks, at_rank_0, sum_over_ranks
 from launcher.distributed.watch import by_rank_0
-from launcher.training.checkpoint import DamagedCheckpoint, read_checkpoint, take_up, verify
+from launcher.training.checkpoint import DamagedCheckpoint, read_checkpoint, resolve_resume_checkpoint, verify
 from launcher.training.progress import Progress, Rules
 
 if TYPE_CHECKING:
     from launcher.run.tracking import Record
-    from launcher.training.accumulator import Window
+    from launcher.training.accumulator import LossAccumulator
     from launcher.training.trainer import Trainer
 
 log = logging.getLogger("launcher")
 
 
-def look(trainer: "Trainer", progress: Progress) -> dict[str, Any]:
+def state_before_row(trainer: "Trainer", progress: Progress) -> dict[str, Any]:
     """What an evaluation and a log line change, as it is before them; for `gather_state`."""
-    now = trainer.window
+    now = trainer.accumulator
     window = replace(now, steps=list(now.steps), losses=list(now.losses), weights=list(now.weights))
     return {
         "progress": asdict(replace(progress, seen=False)),
@@ -40,42 +40,47 @@ def look(trainer: "Trainer", progress: Progress) -> dict[str, Any]:
 def gather_state(
     trainer: "Trainer", progress: Progress, ranks: Ranks, before: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Everything but the measured weights that the next step depends on; whole on rank 0.
+    """Everything but the weights of the eval model that the next step depends on; whole on rank 0.
 
-    The losses since the last log boundary are summed over the ranks, in the order in which the log would do it, and
+    The losses since the last log line are summed over the ranks, in the order in which the log would do it, and
     belong to rank 0 after a resume: the sum comes out the same, at any number of ranks.
 
     Args:
         trainer: Of this rank.
         progress: How far the run is.
         ranks: Which rank this is.
-        before: What `look` gave where this step was evaluated or logged: a run that ends elsewhere goes on from there.
+        before: What `state_before_row` gave where this step was evaluated or logged: a run that ends elsewhere goes on
+            from there.
 
     Raises:
         Diverged: A loss, a weight or the state of the optimizer is NaN or infinite: nothing of the kind is ever saved.
     """
     trainer.check()
-    trainer.settle()
+    trainer.sync_ema_buffers()
     random_states = at_rank_0({"python": random.getstate(), "numpy": _numpy_state()}, ranks.world_size, ranks.rank)
     return {
-        "model": trainer.weights(trainer.model) if trainer.measured is not trainer.model else None,
+        "model": trainer.weights(trainer.model) if trainer.eval_model is not trainer.model else None,
         "optimizer": trainer.optimizer_state(),
         "schedule": trainer.schedule.state_dict(),
         "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
         "progress": asdict(progress),
         "lr": trainer.lr,
-        "window": _window_state(trainer.window, trainer, ranks),
+        "window": _summed(trainer.accumulator, trainer, ranks),
         "random": random_states,
-        "before": before and before | {"window": _window_state(before["window"], trainer, ranks)},
+        "before": before and before | {"window": _summed(before["window"], trainer, ranks)},
     }
 
 
-def _window_state(window: "Window", trainer: "Trainer", ranks: Ranks) -> dict[str, Any]:
-    losses, weights = sum_over_ranks(window.tensors(trainer.device), ranks.world_size)
-    return {"steps": list(window.steps), "losses": losses, "weights": weights, "grad_norm": window.grad_norm}
+def _summed(accumulator: "LossAccumulator", trainer: "Trainer", ranks: Ranks) -> dict[str, Any]:
+    """The losses since the last log line, over all ranks, as a checkpoint keeps them."""
+    losses, weights = sum_over_ranks(accumulator.tensors(trainer.device), ranks.world_size)
+    steps, grad_norm = list(accumulator.steps), accumulator.grad_norm
+    return {"steps": steps, "losses": losses, "weights": weights, "grad_norm": grad_norm}
 
 
-def rejoin(state: Mapping[str, Any], total_steps: int, rules: Rules, record: "Record", every: int) -> dict[str, Any]:
+def adapt_state(
+    state: Mapping[str, Any], total_steps: int, rules: Rules, record: "Record", every: int
+) -> dict[str, Any]:
     """What of a state is another where its run shall now end elsewhere, or be judged by other rules.
 
     The last update of a run is evaluated and logged whatever its number. A run that goes on from there does so from
@@ -150,7 +155,7 @@ class ResumePoint:
 def find_resume_point(
     directory: Path, record: "Record", ranks: Ranks, rules: Rules, every: int, total_steps: int
 ) -> ResumePoint:
-    """Where a run goes on, on every rank: at the newest good checkpoint, if there is one; see `rejoin`.
+    """Where a run goes on, on every rank: at the newest good checkpoint, if there is one; see `adapt_state`.
 
     Args:
         directory: Of the checkpoints.
@@ -162,13 +167,13 @@ def find_resume_point(
 
     Raises:
         DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
-        ConfigError: As for `rejoin`.
+        ConfigError: As for `adapt_state`.
     """
-    found = by_rank_0("the checkpoints to be verified", partial(take_up, directory), ranks.world_size)
+    found = by_rank_0("the checkpoints to be verified", partial(resolve_resume_checkpoint, directory), ranks.world_size)
     if found is None:
         return ResumePoint(Progress())
     weights, state = read_checkpoint(found)
-    entries = partial(rejoin, state, total_steps, rules, record, every)
+    entries = partial(adapt_state, state, total_steps, rules, record, every)
     state |= by_rank_0("the record to be read", entries, ranks.world_size)
     return ResumePoint(Progress(**state["progress"]), found, (weights, state))
 
@@ -185,7 +190,7 @@ def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | Non
             return best
         except DamagedCheckpoint as error:
             why = error if best.exists() else "it was not saved"
-            log.warning("The test part is measured by the last model alone, not by the best, of step %d: %s.",
+            log.warning("The test split is measured by the last model alone, not by the best, of step %d: %s.",
                         progress.best_step, why)  # fmt: skip
             return None
 
@@ -196,12 +201,12 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "T
     """Put a checkpoint's state into a run, at any number of ranks.
 
     Args:
-        weights: Of the measured model.
+        weights: Of the eval model.
         state: The rest, as gather_state made it.
         trainer: To put them into.
         ranks: Which rank this is.
     """
-    trainer.load_weights(trainer.measured, weights)
+    trainer.load_weights(trainer.eval_model, weights)
     if state["model"] is not None:
         trainer.load_weights(trainer.model, state["model"])
     trainer.load_optimizer_state(state["optimizer"])
@@ -211,10 +216,10 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "T
     trainer.lr = state["lr"]
     window = state["window"]
     mine = torch.clone if ranks.rank == 0 else torch.zeros_like
-    trainer.window.steps = list(window["steps"])
-    trainer.window.losses = list(mine(window["losses"]).to(trainer.device).unbind())
-    trainer.window.weights = list(mine(window["weights"]).to(trainer.device).unbind())
-    trainer.window.grad_norm = None if window["grad_norm"] is None else torch.clone(window["grad_norm"])
+    trainer.accumulator.steps = list(window["steps"])
+    trainer.accumulator.losses = list(mine(window["losses"]).to(trainer.device).unbind())
+    trainer.accumulator.weights = list(mine(window["weights"]).to(trainer.device).unbind())
+    trainer.accumulator.grad_norm = None if window["grad_norm"] is None else torch.clone(window["grad_norm"])
     if state["random"] is not None and ranks.rank < len(state["random"]):
         of_rank = state["random"][ranks.rank]
         version, internal, gauss = of_rank["python"]
@@ -229,10 +234,10 @@ def go_back(directory: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
     Raises:
         DamagedCheckpoint: There is none.
     """
-    found = by_rank_0("the checkpoints to be verified", partial(take_up, directory), ranks.world_size)
+    found = by_rank_0("the checkpoints to be verified", partial(resolve_resume_checkpoint, directory), ranks.world_size)
     if found is None:
         raise DamagedCheckpoint(f"there is no checkpoint in {directory} to go back to; save more often")
-    trainer.window.clear()
+    trainer.accumulator.clear()
     return restore(*read_checkpoint(found), trainer, ranks)
 
 

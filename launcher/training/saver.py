@@ -46,7 +46,7 @@ class Saver:
 
         Args:
             step: Updates done.
-            model: The measured weights by name.
+            model: The weights of the eval model by name.
             state: Everything else.
             best: Steps of the checkpoints that are kept whatever their age.
             sync: Brings to the disk what the checkpoint counts on; where it raises OSError the save has failed.

@@ -243,8 +243,8 @@ class ShardedTrainer(Trainer):
             optimizer.state[own[i]] = {name: self._cut(value, parts[i]) for name, value in state.items()}
         self._parts = [part for part, is_trained in zip(parts, trained, strict=True) if is_trained]
         self._parameters = [mine for mine, is_trained in zip(own, trained, strict=True) if is_trained]
-        if self.measured is not model:
-            averaged = self._shard(self.measured, mesh, True)
+        if self.eval_model is not model:
+            averaged = self._shard(self.eval_model, mesh, True)
             self._averaged = [_own(part) for part, is_trained in zip(averaged, trained, strict=True) if is_trained]
         log.info("sharded    %d blocks and the rest, over %d devices", len(self.sharding.units), self.ranks.world_size)
         self._wrapped = True
@@ -368,11 +368,11 @@ class ShardedTrainer(Trainer):
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         return ((i, part_of[parameters[i]]) for i in state)
 
-    def settle(self) -> None:
+    def sync_ema_buffers(self) -> None:
         """Bring the moving average's buffers up to date, and let go of what its last forward has gathered."""
-        super().settle()
+        super().sync_ema_buffers()
         if self.settings.ema_decay is not None:
-            self.measured.reshard()  # type: ignore[operator]
+            self.eval_model.reshard()  # type: ignore[operator]
 
     def operations(
         self, samples: Stream | ShardedStream, float32_matmul_precision: str

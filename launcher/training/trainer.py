@@ -22,7 +22,7 @@ from launcher.losses.loss import PerSample
 from launcher.optimizers.optimizer import lean_step
 from launcher.schedulers.schedule import Schedule
 from launcher.training import layout
-from launcher.training.accumulator import Window
+from launcher.training.accumulator import LossAccumulator
 from launcher.training.carrier import Carrier
 from launcher.training.clock import flops_per_sample, peak_flops
 from launcher.training.divergence import Diverged, Rollbacks
@@ -88,8 +88,8 @@ class Trainer:
         rollbacks: Which batches to leave out, and how long to look at each; None: none was left out.
 
     Attributes:
-        measured: What is evaluated and exported: the moving average where there is one, else the model.
-        window: The steps since the last log boundary.
+        eval_model: What is evaluated and exported: the moving average where there is one, else the model.
+        accumulator: The losses since the last log line.
         lr: Learning rate of the last update.
         reduction: What the ranks tell each other with the gradient: votes to stop, and how long an update takes.
     """
@@ -110,14 +110,14 @@ class Trainer:
         if settings.channels_last:
             layout.lay_out(model, keep_gradients=self.device.type == "cpu" and not settings.compile)
         self.scaler = accelerator.scaler  # None unless fp16
-        self.window = Window()
+        self.accumulator = LossAccumulator()
         self.lr = self.schedule.lr
         self.reduction = Reduction(ranks.world_size, self.device)
         self.rollbacks = rollbacks or Rollbacks()
-        self.measured = model if settings.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
+        self.eval_model = model if settings.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._averaged: list[Tensor] = [
-            p for p, q in zip(self.measured.parameters(), model.parameters(), strict=True) if q.requires_grad
+            p for p, q in zip(self.eval_model.parameters(), model.parameters(), strict=True) if q.requires_grad
         ]
         self._wrapped = False
         if settings.compile:  # distributed.choose_numerics has left out what this tells the compiler beside
@@ -178,9 +178,9 @@ class Trainer:
             self.schedule.step()
             return self.reduction.stops()
         if self.settings.clip_grad_norm is not None:
-            self.window.grad_norm = self._clip(self.settings.clip_grad_norm)
+            self.accumulator.grad_norm = self._clip(self.settings.clip_grad_norm)
         elif self.settings.log_grad_norm:
-            self.window.grad_norm = self._norm()
+            self.accumulator.grad_norm = self._norm()
         if self.settings.clip_grad_value is not None:
             nn.utils.clip_grad_value_(self._parameters, self.settings.clip_grad_value)
         if self.scaler is not None:
@@ -197,18 +197,18 @@ class Trainer:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Updates in here say nothing to the other ranks, and are noted nowhere: neither in schedule nor in window.
+        """Updates in here say nothing to the other ranks, and are noted nowhere, neither by schedule nor accumulator.
 
         Once it is warm, DDP does not hear a backward of the module that it wraps: its hooks on the parameters return
         unless its own forward has prepared them (torch/csrc/distributed/c10d/reducer.cpp, Reducer::autograd_hook, by
         expect_autograd_hooks_). A gradient scaler is left out, since it may leave out the step.
         """
-        names = ("forward", "schedule", "scaler", "window", "lr", "reduction", "_alone")
+        names = ("forward", "schedule", "scaler", "accumulator", "lr", "reduction", "_alone")
         before = {name: getattr(self, name) for name in names}
         if isinstance(self.forward, DistributedDataParallel):
             self.forward = self.forward.module
         still: Any = SimpleNamespace(lr=self.schedule.lr, step=lambda: None)
-        self.schedule, self.scaler, self.window, self._alone = still, None, Window(), True
+        self.schedule, self.scaler, self.accumulator, self._alone = still, None, LossAccumulator(), True
         self.reduction = Reduction(1, self.device, most=0)
         try:
             yield
@@ -216,29 +216,29 @@ class Trainer:
             for name, value in before.items():
                 setattr(self, name, value)
 
-    def settle(self) -> None:
+    def sync_ema_buffers(self) -> None:
         """Bring the moving average's buffers up to date, before it is evaluated or saved."""
         if self.settings.ema_decay is not None:
-            for averaged, buffer in zip(self.measured.buffers(), self.model.buffers(), strict=True):
+            for averaged, buffer in zip(self.eval_model.buffers(), self.model.buffers(), strict=True):
                 averaged.copy_(buffer)
 
-    def read_window(self) -> dict[str, float]:
-        """Mean loss (and gradient norm) since the last log boundary, over all ranks; begins the next window.
+    def read_metrics(self) -> dict[str, float]:
+        """Mean loss (and gradient norm) since the last log line, over all ranks; begins anew.
 
         Raises:
             Diverged: A loss, a weight or the optimizer's state is NaN or infinite.
         """
         losses, weights = self.check()
-        figures = {}
+        metrics = {}
         if len(losses):
-            figures["train/loss"] = float(losses.sum() / weights.sum())
-        if self.window.grad_norm is not None:
-            figures["train/grad_norm"] = float(self.window.grad_norm)
-        self.window.clear()
-        return figures
+            metrics["train/loss"] = float(losses.sum() / weights.sum())
+        if self.accumulator.grad_norm is not None:
+            metrics["train/grad_norm"] = float(self.accumulator.grad_norm)
+        self.accumulator.clear()
+        return metrics
 
     def check(self) -> tuple[Tensor, Tensor]:
-        """Look at the losses since the last log boundary and at what is saved; before each log, evaluation and save.
+        """Look at the losses since the last log line and at what is saved; before each log, evaluation and save.
 
         Returns:
             [n] sums of losses and [n] sums of weights over all ranks, float64, on the host; without the steps that
@@ -247,11 +247,11 @@ class Trainer:
         Raises:
             Diverged: One is NaN or infinite, other than where a gradient scaler has left the step out.
         """
-        reduced = sum_over_ranks(self.window.tensors(self.device), self.ranks.world_size)
+        reduced = sum_over_ranks(self.accumulator.tensors(self.device), self.ranks.world_size)
         losses, weights = (tensor.cpu() for tensor in reduced)
         finite = losses.isfinite()
         if not self._healthy() or (not (finite.any() if self.scaler is not None else finite.all()) and len(losses)):
-            bad = [step for step, good in zip(self.window.steps, finite.tolist(), strict=True) if not good]
+            bad = [step for step, good in zip(self.accumulator.steps, finite.tolist(), strict=True) if not good]
             raise Diverged(bad[0] if bad else self.schedule.updates - 1, self.lr)
         return losses[finite], weights[finite]
 
@@ -323,19 +323,21 @@ class Trainer:
         return all(bool(one.isfinite().all()) for one in looked_at)  # the squares alone may have been too large
 
     def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
-        """Keep a step's sums for the next log boundary, without looking at them."""
-        self.window.steps.append(batch.step)
-        self.window.losses.append(total)
-        self.window.weights.append(weight_sum if weight_sum is not None else float(sum(m.size for m in batch.micros)))
+        """Keep a step's sums for the next log line, without looking at them."""
+        self.accumulator.steps.append(batch.step)
+        self.accumulator.losses.append(total)
+        self.accumulator.weights.append(
+            weight_sum if weight_sum is not None else float(sum(m.size for m in batch.micros))
+        )
 
     def _is_bad(self, total: Tensor) -> bool:
         """Whether the loss or the gradient of this step is not finite, on any rank."""
-        figure = total
+        size = total
         if self.scaler is None:  # which looks at the gradient itself, and overflows at times where nothing is wrong
             norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
-            figure = torch.stack(norms).sum() + total
-        (figure,) = sum_over_ranks([figure], self.ranks.world_size)
-        return not bool(figure.isfinite())
+            size = torch.stack(norms).sum() + total
+        (size,) = sum_over_ranks([size], self.ranks.world_size)
+        return not bool(size.isfinite())
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Gradients of a rank's micro-batches; the sums of its losses and, where samples weigh differently, weights."""

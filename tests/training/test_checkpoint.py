@@ -59,7 +59,7 @@ def test_a_save_that_is_killed_at_any_point_loses_nothing(point, call, tmp_path)
         checkpoint.prune(tmp_path, keep=1, best=())
         os._exit(0)
     os.waitpid(child, 0)
-    checkpoint.put_back(tmp_path)  # as a start does
+    checkpoint.restore_replaced(tmp_path)  # as a start does
     found = newest_good(tmp_path)
     assert found is not None and checkpoint.step_of(found) >= 2
     scale = read_checkpoint(found)[0]["tied"][0].item()
@@ -145,13 +145,13 @@ def test_damaged_checkpoints_do_not_take_the_place_of_new_ones(tmp_path):
         write(tmp_path, step)
     for step in (8, 9):
         (tmp_path / f"step_{step:08d}/state.pt").write_bytes(b"")
-    assert checkpoint.take_up(tmp_path).name == "step_00000002"
+    assert checkpoint.resolve_resume_checkpoint(tmp_path).name == "step_00000002"
     for step in (3, 4, 5):
         write(tmp_path, step)
         checkpoint.prune(tmp_path, keep=2, best=())
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [4, 5]
     assert (tmp_path / ".damaged-step_00000009").is_dir() and (tmp_path / ".damaged-step_00000008").is_dir()
-    assert checkpoint.take_up(tmp_path).name == "step_00000005"
+    assert checkpoint.resolve_resume_checkpoint(tmp_path).name == "step_00000005"
 
 
 def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):
@@ -284,7 +284,7 @@ def test_nothing_of_a_run_lives_in_the_files_that_it_went_on_from(tmp_path):
             trainer.step(batch)
         state = gather_state(trainer, Progress(step=3), trainer.ranks)
         saver = Saver(tmp_path / name, keep=1, max_failures=0)
-        saver.save(3, trainer.weights(trainer.measured), state, ())
+        saver.save(3, trainer.weights(trainer.eval_model), state, ())
         saver.close()
         found = newest_good(tmp_path / name)
         other = new(kind, options)
@@ -301,7 +301,7 @@ def test_nothing_of_a_run_lives_in_the_files_that_it_went_on_from(tmp_path):
         mine, theirs = (_all_of(one) for one in (other, trainer))
         skipped = ("window", "gradients", "torch", "python", "numpy")
         _same(*({k: v for k, v in of.items() if not k.startswith(skipped)} for of in (mine, theirs)))
-        assert other.window.steps == [0, 1, 2]
+        assert other.accumulator.steps == [0, 1, 2]
         for batch in Stream(_data(6).train, plan, 0, 0, trainer.device, 0).batches(3, 5):
             other.step(batch)
         other.check()

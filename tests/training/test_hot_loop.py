@@ -55,7 +55,7 @@ def _count(directory, weight):
     """On each rank: what torch's profiler sees in a window, and the Python calls of another."""
     trainer, batches = _loop(weight=weight)
     _steps(trainer, batches)
-    trainer.read_window()
+    trainer.read_metrics()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         _steps(trainer, batches)
     operations = Counter(event.name for event in profiler.events())
@@ -96,13 +96,13 @@ def test_a_gpu_is_never_waited_for_between_log_boundaries():
         _steps(trainer, batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert trainer.read_window()["train/loss"] < 2
+    assert trainer.read_metrics()["train/loss"] < 2
 
 
 def test_an_average_of_the_weights_drags_no_history_along():
     trainer, batches = _loop(ema_decay=0.9)
     _steps(trainer, batches, 3)
-    assert all(parameter.grad_fn is None for parameter in trainer.measured.parameters())
+    assert all(parameter.grad_fn is None for parameter in trainer.eval_model.parameters())
 
 
 def test_a_batch_without_weight_moves_nothing():

@@ -71,7 +71,7 @@ class Device(Meter):
 
     def __init__(self, trainer, size):
         self.size = size
-        modules = {trainer.model: 0, trainer.measured: 0}
+        modules = {trainer.model: 0, trainer.eval_model: 0}
         super().__init__([t for m in modules for t in (*m.parameters(), *m.buffers())], False)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -106,7 +106,7 @@ def test_what_is_found_is_enough_for_updates_and_evaluations_and_twice_as_much_i
                 trainer.step(batch)
                 how = EvaluationSettings(plan.evaluation_size(None))
                 evaluator = Evaluator(trainer.loss, parts.outputs, trainer.accelerator, trainer.ranks, how)
-                evaluator.evaluate(trainer.measured, parts.data.validation)
+                evaluator.evaluate(trainer.eval_model, parts.data.validation)
         return plan
 
     whole, found = plan_batch(64, 32, 1, cap), set()
@@ -141,13 +141,13 @@ class Drawing(nn.Module):
 def _all_of(trainer):
     """Everything that a next update depends on, copied."""
     tensors = {f"model {name}": value for name, value in trainer.model.state_dict().items()}
-    tensors |= {f"average {name}": value for name, value in trainer.measured.state_dict().items()}
+    tensors |= {f"average {name}": value for name, value in trainer.eval_model.state_dict().items()}
     of_schedule = {k: v for k, v in trainer.schedule.state_dict().items() if k != "main"}
     main = {k: v for k, v in trainer.schedule.main.state_dict().items() if isinstance(v, int | float | list)}
     found = {
         "optimizer": trainer.optimizer.state_dict(), "schedule": of_schedule, "main": main, **tensors,
-        "scaler": trainer.scaler and trainer.scaler.state_dict(), "window": vars(trainer.window), "lr": trainer.lr,
-        "modes": [module.training for module in (*trainer.forward.modules(), *trainer.measured.modules())],
+        "scaler": trainer.scaler and trainer.scaler.state_dict(), "window": vars(trainer.accumulator), "lr": trainer.lr,
+        "modes": [module.training for module in (*trainer.forward.modules(), *trainer.eval_model.modules())],
         "gradients": [parameter.grad is None for parameter in trainer.model.parameters()],
         "torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()[1].tolist(),
     }  # fmt: skip
@@ -187,7 +187,7 @@ def test_nothing_is_left_of_an_update_and_an_evaluation(name, fault, monkeypatch
         if fault is not None and module.training is (fault != "evaluation") and len(calls) >= 2:
             raise torch.OutOfMemoryError("injected") if fault != "another" else KeyError("injected")
 
-    for model in (trainer.model, trainer.measured):
+    for model in (trainer.model, trainer.eval_model):
         model.register_forward_pre_hook(failing)
     with probe.untouched(trainer):
         if fault == "another":

@@ -254,9 +254,9 @@ def _halves(directory, strategy, precision, whole):
     with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
         outputs, _ = trainer.forward(part.inputs[:8])
     kept = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in saved if one.numel() == 64 * 256}
-    trainer.model.eval(), trainer.measured.eval()
+    trainer.model.eval(), trainer.eval_model.eval()
     with torch.no_grad(), accelerator.autocast():
-        measured = trainer.measured(part.inputs[:8])
+        measured = trainer.eval_model(part.inputs[:8])
     torch.save(
         (update, travelled, sum(kept.values()), outputs.detach(), measured.detach()),
         Path(directory) / f"{strategy}.{precision}.{whole}.{ranks.rank}",

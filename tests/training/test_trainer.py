@@ -74,7 +74,7 @@ def _gradients(directory, cap, options=()):
             before = [p.detach().clone() for p in model.parameters()]
             trainer.step(Batch(0, size, micros))
             update = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, model.parameters(), strict=True)])
-            found[variant, size] = (update, trainer.read_window()["train/loss"])
+            found[variant, size] = (update, trainer.read_metrics()["train/loss"])
     if ranks.rank == 0:
         torch.save(found, Path(directory) / "gradients.pt")
 
@@ -214,7 +214,7 @@ def test_a_gradient_that_is_not_finite_is_seen_behind_every_optimizer(name, bad)
     optimizer = build_optimizer(OPTIMIZERS[name], model, 1.0, True)
     trainer = make_trainer(model, build_loss(LOSSES["cross_entropy"], data), optimizer)
     trainer.step(Batch(0, 10, [MicroBatch(data.train.inputs[:10], data.train.targets[:10], 10)]))
-    assert trainer.window.losses[0].isfinite()
+    assert trainer.accumulator.losses[0].isfinite()
     if bad is None:
         trainer.check()
     else:
@@ -227,7 +227,7 @@ def test_a_gradient_that_overflows_for_ever_is_divergence():
     from launcher.training.divergence import Diverged
 
     trainer, state = _scaled(range(100), 20)
-    assert any(loss.isfinite() for loss in trainer.window.losses) and state["scaler"]["scale"] == 2.0**-10
+    assert any(loss.isfinite() for loss in trainer.accumulator.losses) and state["scaler"]["scale"] == 2.0**-10
     with pytest.raises(Diverged):
         _scaled(range(100), 30)  # when it is saved
 
@@ -258,12 +258,12 @@ def test_what_a_gradient_scaler_skips_is_no_divergence_and_its_state_resumes():
         scales.append(scaler.get_scale())
     assert scales[2] == 2.0**9 and scales[7] < scales[6], "the scale was halved where it overflowed"
     assert state["scaler"] == scaler.state_dict()
-    assert len(state["window"]["losses"]) == steps and 0 < trainer.read_window()["train/loss"] < 10
+    assert len(state["window"]["losses"]) == steps and 0 < trainer.read_metrics()["train/loss"] < 10
     for mine, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     # Resumed between the overflows, in the middle of a growth interval
     before, saved = _scaled(at, 5)
-    weights = {name: value.clone() for name, value in before.measured.state_dict().items()}
+    weights = {name: value.clone() for name, value in before.eval_model.state_dict().items()}
     resumed, again = _scaled(at, steps, (weights, saved))
     assert again["scaler"] == state["scaler"]
     for mine, theirs in zip(resumed.model.parameters(), model.parameters(), strict=True):
@@ -278,4 +278,4 @@ def test_with_a_gradient_scaler_a_bad_batch_is_left_out_and_an_overflow_is_none(
     rollbacks.careful_until = 10
     trainer, state = _scaled((2,), 8, rollbacks=rollbacks, poisoned=(5,))
     assert rollbacks.skipped == [5], "not the overflow of update 2"
-    assert 0 < trainer.read_window()["train/loss"] < 10 and state["scaler"]["scale"] < 2.0**12
+    assert 0 < trainer.read_metrics()["train/loss"] < 10 and state["scaler"]["scale"] < 2.0**12

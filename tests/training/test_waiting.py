@@ -132,7 +132,7 @@ def _steps(device, watching):
         with watching():
             for _ in range(2):
                 trainer.step(next(batches))
-        assert trainer.window.losses[-1].device == device and trainer.window.grad_norm.device == device
+        assert trainer.accumulator.losses[-1].device == device and trainer.accumulator.grad_norm.device == device
 
 
 def test_updates(tmp_path):
