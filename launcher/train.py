@@ -89,9 +89,10 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         from launcher.run.tracking import Record
         from launcher.training import probe
         from launcher.training.advice import advice
-        from launcher.training.clock import Clock, useful_threads
+        from launcher.training.clock import Clock
         from launcher.training.divergence import Rollbacks
         from launcher.training.evaluation import EvaluationSettings, Evaluator
+        from launcher.training.flops import useful_threads
         from launcher.training.resume import find_resume_point
         from launcher.training.trainer import TrainerSettings
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # they bring torch, before which what is wrong with the setti
     from launcher.batching.plan import BatchPlan
     from launcher.build import Parts
     from launcher.run.reporter import Reporter
-    from launcher.training.clock import Clock, Profiler
+    from launcher.training.clock import Clock
     from launcher.training.evaluation import Evaluation
+    from launcher.training.profiler import Profiler
     from launcher.training.progress import Progress
     from launcher.training.saver import Saver
 
@@ -132,7 +133,7 @@ class RankZero:
 
     def profiler(self) -> "Profiler | None":
         """A profiler of rank 0, where the settings ask for it."""
-        from launcher.training.clock import Profiler
+        from launcher.training.profiler import Profiler
 
         return Profiler(self.path / "trace.json") if self.writes and self.composed.settings.profile else None
 

@@ -24,8 +24,8 @@ from launcher.schedulers.schedule import Schedule
 from launcher.training import layout
 from launcher.training.accumulator import LossAccumulator
 from launcher.training.carrier import Carrier
-from launcher.training.clock import flops_per_sample, peak_flops
 from launcher.training.divergence import Diverged, Rollbacks
+from launcher.training.flops import flops_per_sample, peak_flops
 from launcher.training.reduction import Reduction
 
 ALWAYS: AbstractContextManager[None] = nullcontext()

@@ -8,8 +8,7 @@ import copy
 import pickle
 import re
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from launcher.batching.stream import Stream, in_order
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.source import Data
 from launcher.losses.loss import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
+from launcher.training.modes import modes_kept
 from launcher.training.outputs import Outputs
 
 FEW = 3  # samples of a training batch that is tried
@@ -73,7 +73,7 @@ def try_out(
     run = partial(_run, model, how.shapes or _is_large(model))
     splits = {name: _as_a_worker_gets_it(name, split, how.workers) for name, split in data.splits().items()}
     few = min(FEW, len(splits["train"]))
-    with _no_trace(model):
+    with modes_kept(model), generators_kept():
         stream = kind(splits["train"], plan_batch(len(splits["train"]), few, 1, None), 0, 0, CPU, 0)
         micro = _reading("train", lambda: next(stream.batches(0, 1)).micros[0])
         targets = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
@@ -113,7 +113,7 @@ def read_outputs(model: nn.Module, split: Split, meaning: Outputs) -> Outputs:
         ConfigError: They are not what the task needs.
     """
     suit(model, split)
-    with _no_trace(model), torch.no_grad():
+    with modes_kept(model), generators_kept(), torch.no_grad():
         inputs, targets = next(in_order(_as_a_worker_gets_it("measured", split, "auto"), 0, len(split), 1, CPU, 0))
         outputs = _run_as_it_is(partial(_run, model.eval(), _is_large(model)), inputs, split)
     meaning = _near(meaning, targets)
@@ -319,18 +319,6 @@ def _reading(name: str, read: Callable[[], Any]) -> Any:
         raise ConfigError(error.in_short()) from error
     except Exception as error:
         raise ConfigError(f"data: the first samples of the {name} split cannot be read: {_words(error)}") from error
-
-
-@contextmanager
-def _no_trace(model: nn.Module) -> Iterator[None]:
-    """Put the generators back afterwards, and the modes of the modules."""
-    modes = [(module, module.training) for module in model.modules()]
-    with generators_kept():
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 # --- Datasets in other processes -------------------------------------------------------------------------------------
