@@ -19,7 +19,7 @@ from launcher.losses.loss import build_loss, fit_task
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery, saved
-from launcher.schedulers.schedule import build_schedule
+from launcher.schedulers.schedule import Schedule, build_schedule
 from launcher.training import finetune, mixup, sharded, tryout
 from launcher.training.batch_norm import check_alone, check_exact
 from launcher.training.evaluation import check_metrics
@@ -106,16 +106,7 @@ def build(
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
     schedule = build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
     recompute(model, settings.activation_checkpointing or [])
-    wanted = {
-        "checkpoint.best": settings.checkpoint.best,
-        "scheduler.metric": schedule.metric,
-        "early_stopping.metric": settings.early_stopping.metric,
-    }
-    if schedule.metric is not None and settings.eval_every is None:
-        raise ConfigError(
-            f"scheduler.metric={schedule.metric}: eval_every=null never evaluates, and the learning rate would stay. "
-            "Use eval_every=epoch, or another scheduler."
-        )
+    wanted = _wanted_metrics(settings, schedule)
     if shards is not None:
         check_exact(model)
     check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
@@ -126,7 +117,7 @@ def build(
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
         outputs = tryout.try_out(model, loss, data, outputs, of_kind, how)
-    check_metrics(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
+    check_metrics(outputs, settings.metrics, wanted)
     if settings.test_time_flip:
         check_mirror(data)
     if settings.wandb.tables:
@@ -134,6 +125,26 @@ def build(
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     learner = Learner(model, loss, optimizer, schedule)
     return Parts(data, plan, shards, balanced, kind, learner, sharding, begun, outputs, total_steps)
+
+
+def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:
+    """The metrics of an evaluation that settings choose by, by setting; of a run that never evaluates, none.
+
+    Raises:
+        ConfigError: The learning rate follows one, and the run never evaluates.
+    """
+    if settings.eval_every is not None:
+        return {
+            "checkpoint.best": settings.checkpoint.best,
+            "scheduler.metric": schedule.metric,
+            "early_stopping.metric": settings.early_stopping.metric,
+        }
+    if schedule.metric is not None:
+        raise ConfigError(
+            f"scheduler.metric={schedule.metric}: eval_every=null never evaluates, and the learning rate would stay. "
+            "Use eval_every=epoch, or another scheduler."
+        )
+    return {}
 
 
 def _cut(plan: BatchPlan, devices: int, most: int | str | None) -> str | None:
