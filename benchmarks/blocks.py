@@ -28,8 +28,7 @@ from launcher.config.command_line import parse_arguments  # noqa: E402
 from launcher.data import Data  # noqa: E402
 from launcher.distributed.process_group import RuntimeSettings, start  # noqa: E402
 from launcher.distributed.ranks import find_ranks  # noqa: E402
-from launcher.training.divergence import Rollbacks  # noqa: E402
-from launcher.training.engine import Trainer  # noqa: E402
+from launcher.training.trainer import Trainer, TrainerSettings  # noqa: E402
 
 STEPS = 100_000
 
@@ -42,10 +41,7 @@ def of_launcher(root: str, recipe: bool) -> tuple[Data, Callable[[], object]]:
     ranks = find_ranks({})
     accelerator = start(ranks, RuntimeSettings(True, settings.mixed_precision, 1, 60, False, {}, "highest"))
     parts = build(settings, ranks, 1, False, lambda make: make())
-    trainer = Trainer(
-        parts.model, parts.loss, parts.optimizer, parts.schedule, accelerator, ranks, 0, None, None, False,
-        settings.channels_last, Rollbacks(Path("-"), False),
-    )  # fmt: skip
+    trainer = Trainer(parts.learner, TrainerSettings(channels_last=settings.channels_last), accelerator, ranks)
     batches = stream.of_rank(parts.data.train, parts.plan, 0, ranks, accelerator.device, 0).batches(0, STEPS)
     return parts.data, lambda: trainer.step(next(batches))
 

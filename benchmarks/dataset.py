@@ -31,10 +31,9 @@ from launcher.distributed.ranks import find_ranks  # noqa: E402
 from launcher.losses.loss import build_loss  # noqa: E402
 from launcher.optimizers.optimizer import build_optimizer  # noqa: E402
 from launcher.schedulers.schedule import build_schedule  # noqa: E402
-from launcher.training import engine  # noqa: E402
-from launcher.training.divergence import Rollbacks  # noqa: E402
-from launcher.training.engine import Trainer  # noqa: E402
+from launcher.training.evaluation import EvaluationSettings, Evaluator  # noqa: E402
 from launcher.training.outputs import Outputs  # noqa: E402
+from launcher.training.trainer import Learner, Trainer, TrainerSettings  # noqa: E402
 
 BATCH, EPOCHS = 64, 10_000
 BLOCK = bytes(1 << 12)
@@ -116,17 +115,16 @@ def of_launcher(train: Samples, held_out: Samples, workers: int) -> Callable[[],
     cosine = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "interval": "step"}
     schedule = build_schedule(cosine, optimizer, steps, plan.steps_per_epoch)
     loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
-    trainer = Trainer(
-        model, loss, optimizer, schedule, accelerator, ranks, 0, None, None, False, False, Rollbacks(Path("-"), False)
-    )
+    trainer = Trainer(Learner(model, loss, optimizer, schedule), TrainerSettings(), accelerator, ranks)
+    how = EvaluationSettings(plan.evaluation_size(None), workers)
+    evaluator = Evaluator(loss, Outputs.of(data, {}), accelerator, ranks, how)
     batches = stream.of_rank(data.train, plan, 0, ranks, accelerator.device, workers).batches(0, steps)
 
     def epoch() -> None:
         for _ in range(plan.steps_per_epoch):
             trainer.step(next(batches))
-        trainer.read_window()
-        size = plan.evaluation_size(None)
-        engine.evaluate(model, loss, data.validation, Outputs.of(data, {}), accelerator, ranks, size, workers)
+        trainer.read_metrics()
+        evaluator.evaluate(model, data.validation)
 
     return epoch
 

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.optim import Optimizer
 
 from launcher.batching import stream
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
@@ -16,15 +15,18 @@ from launcher.config import components
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.ranks import Ranks
-from launcher.losses.loss import PerSample, build_loss, fit_task
+from launcher.losses.loss import build_loss, fit_task
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery, saved
 from launcher.schedulers.schedule import Schedule, build_schedule
-from launcher.training import engine, finetune, mixup, sharded, tryout
+from launcher.training import finetune, mixup, sharded, tryout
+from launcher.training.batch_norm import check_alone, check_exact
+from launcher.training.evaluation import check_metrics
 from launcher.training.outputs import Outputs
 from launcher.training.recompute import recompute
 from launcher.training.sharded import Sharding
+from launcher.training.trainer import Learner
 
 
 class Parts(NamedTuple):
@@ -36,13 +38,10 @@ class Parts(NamedTuple):
         shards: Canonical shards of a global batch, where the result is to be the same bits on any devices.
         balanced: Draws the samples, where sampling is balanced.
         kind: Of stream: one that mixes neighbours, where mixup is on.
-        model: With its initial weights.
+        learner: The model with its initial weights, per-sample losses, the optimizer and its schedule.
         sharding: How the devices share it; None where each has the whole of it.
         begun: Lines about what the weights began with and what is frozen, for the log.
-        loss: Per-sample losses.
         outputs: What those of the model mean.
-        optimizer: Over the parameters that are trained.
-        schedule: Of its learning rate.
         total_steps: Updates of the whole run.
     """
 
@@ -51,14 +50,16 @@ class Parts(NamedTuple):
     shards: int | None
     balanced: Balanced | None
     kind: Any
-    model: nn.Module
+    learner: Learner
     sharding: Sharding | None
     begun: list[str]
-    loss: PerSample
     outputs: Outputs
-    optimizer: Optimizer
-    schedule: Schedule
     total_steps: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The bare model."""
+        return self.learner.model
 
 
 def build(
@@ -105,19 +106,10 @@ def build(
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
     schedule = build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
     recompute(model, settings.activation_checkpointing or [])
-    wanted = {
-        "checkpoint.best": settings.checkpoint.best,
-        "scheduler.metric": schedule.metric,
-        "early_stopping.metric": settings.early_stopping.metric,
-    }
-    if schedule.metric is not None and settings.eval_every is None:
-        raise ConfigError(
-            f"scheduler.metric={schedule.metric}: eval_every=null never evaluates, and the learning rate would stay. "
-            "Use eval_every=epoch, or another scheduler."
-        )
+    wanted = _wanted_metrics(settings, schedule)
     if shards is not None:
-        engine.check_exact(model)
-    engine.check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
+        check_exact(model)
+    check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
     outputs = Outputs.of(data, settings.loss)
     if tried:
         of_kind = partial(kind, balanced=balanced)
@@ -125,15 +117,34 @@ def build(
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
         outputs = tryout.try_out(model, loss, data, outputs, of_kind, how)
-    engine.check_figures(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
+    check_metrics(outputs, settings.metrics, wanted)
     if settings.test_time_flip:
         check_mirror(data)
     if settings.wandb.tables:
         gallery.check(data)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
-    return Parts(
-        data, plan, shards, balanced, kind, model, sharding, begun, loss, outputs, optimizer, schedule, total_steps
-    )
+    learner = Learner(model, loss, optimizer, schedule)
+    return Parts(data, plan, shards, balanced, kind, learner, sharding, begun, outputs, total_steps)
+
+
+def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:
+    """The metrics of an evaluation that settings choose by, by setting; of a run that never evaluates, none.
+
+    Raises:
+        ConfigError: The learning rate follows one, and the run never evaluates.
+    """
+    if settings.eval_every is not None:
+        return {
+            "checkpoint.best": settings.checkpoint.best,
+            "scheduler.metric": schedule.metric,
+            "early_stopping.metric": settings.early_stopping.metric,
+        }
+    if schedule.metric is not None:
+        raise ConfigError(
+            f"scheduler.metric={schedule.metric}: eval_every=null never evaluates, and the learning rate would stay. "
+            "Use eval_every=epoch, or another scheduler."
+        )
+    return {}
 
 
 def _cut(plan: BatchPlan, devices: int, most: int | str | None) -> str | None:

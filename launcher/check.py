@@ -146,11 +146,11 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
     with saved.reading():
         sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
-    need = memory.count_need(
-        built.model, loss, built.optimizer, fake, sample, plan.micro_size, plan.accumulation_steps > 1,
-        settings.ema_decay is not None, settings.mixed_precision, settings.channels_last, on_cpu,
-        plan.evaluation_size(data.tokens) // plan.micro_size,
+    work = memory.Workload(
+        plan.micro_size, plan.accumulation_steps > 1, settings.ema_decay is not None, settings.mixed_precision,
+        settings.channels_last, on_cpu, plan.evaluation_size(data.tokens) // plan.micro_size,
     )  # fmt: skip
+    need = memory.count_need(built.model, loss, built.learner.optimizer, fake, sample, work)
     free, silence = free_memory(on_cpu)
     if free is None:
         return None, silence

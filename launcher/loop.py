@@ -1,90 +1,120 @@
 """The loop of a run: step, evaluate, log, save, stop, in this order; back to a checkpoint where it diverges."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor
+import numpy as np
+from torch import nn
 
 from launcher.batching.plan import BatchPlan
-from launcher.batching.splits import first_infinite
+from launcher.batching.splits import Split, first_infinite
 from launcher.batching.stream import ShardedStream, Stream
+from launcher.data.source import Data
 from launcher.distributed import slurm
 from launcher.distributed.collectives import at_rank_0, from_rank_0
 from launcher.distributed.pulse import pulse
 from launcher.distributed.rendezvous import by_rank_0
 from launcher.distributed.stop_request import StopRequest
-from launcher.run.reporter import Reporter
+from launcher.models.mirrored import Mirrored
+from launcher.run import gallery
+from launcher.run.rank_zero import RankZero
 from launcher.training import checkpoint
-from launcher.training.clock import Clock, Profiler
+from launcher.training.clock import Clock
 from launcher.training.divergence import Diverged
-from launcher.training.engine import Evaluation, Trainer
-
-log = logging.getLogger("launcher")
+from launcher.training.evaluation import Evaluation, Evaluator
+from launcher.training.profiler import Profiler
+from launcher.training.progress import Progress, Rules, rules_of
+from launcher.training.resume import best_beside, gather_state, go_back, state_before_row
+from launcher.training.trainer import Trainer
 
 NOTICE = 60.0  # seconds that slurm/train.sbatch leaves for a stop at least: SIGUSR1@120, up to a minute of it late
 REPORT_SECONDS = 5.0  # what the end of a stopped run takes beside the save: its pictures and page
 
 
-class Every(NamedTuple):
-    """Updates between two of a kind, counted from the run's start; 0: never.
+@dataclass(frozen=True)
+class LoopSettings:
+    """What happens when. Plain numbers: reading them from the config costs more than a small model's kernels.
 
-    The last update of a run counts for each kind but `watch`, of which nothing could be taken back by a longer run.
+    Updates between two of a kind are counted from the run's start; 0: never. The last update of a run counts for each
+    kind but `watch_every`, of which nothing could be taken back by a longer run.
 
-    Plain numbers: reading them from the config in each step takes longer than a small model's kernels.
+    Attributes:
+        total_steps: Updates of the whole run.
+        eval_every: Updates between two evaluations.
+        log_every: Updates between two log lines.
+        save_every: Updates between two checkpoints.
+        watch_every: Updates between two histograms of gradients and weights.
+        rules: Which checkpoint is the best, and how long to wait for an improvement.
+        max_rollbacks: How often the run may go back to a checkpoint; 0: it stops where it diverges.
+        test_time_flip: Whether the test split is evaluated by two looks at each image.
     """
 
-    evaluate: int
-    log: int
-    save: int
-    watch: int
+    total_steps: int
+    eval_every: int
+    log_every: int
+    save_every: int
+    watch_every: int
+    rules: Rules
+    max_rollbacks: int
+    test_time_flip: bool
+
+    @classmethod
+    def of(cls, settings: Any, plan: BatchPlan, total_steps: int) -> "LoopSettings":
+        """Those of a run's config."""
+        return cls(
+            total_steps=total_steps,
+            eval_every=plan.interval(settings.eval_every),
+            log_every=plan.interval(settings.log_every),
+            save_every=plan.interval(settings.checkpoint.every),
+            watch_every=settings.wandb.watch_every if settings.wandb.watch else 0,
+            rules=rules_of(settings),
+            max_rollbacks=settings.divergence.max_rollbacks if settings.divergence.action == "rollback" else 0,
+            test_time_flip=settings.test_time_flip,
+        )
 
 
 @dataclass
 class Loop:
-    """What a run does from its first update to its last. Every rank has one; rank 0 alone has a saver and a keeper.
+    """What a run does from its first update to its last, on every rank.
 
     Args:
         trainer: Does an update.
         samples: The batches of this rank, from any update on.
         plan: How they are cut.
+        data: Of which validation and test split are measured.
+        evaluator: Measures.
+        settings: What happens when.
         progress: How far the run is; another one after a return to a checkpoint.
-        total_steps: Updates of the whole run.
-        every: When to evaluate, log, save, and look at gradients and weights.
-        evaluate: Measures the validation part; None where it was interrupted.
-        rules: Which checkpoint is the best, and how long to wait for an improvement.
-        max_rollbacks: How often the run may go back to a checkpoint; 0: it stops where it diverges.
         clock: Of this rank.
         stop: True once the run was asked to stop.
+        rank_zero: Writes the record and the checkpoints.
         profiler: Traces some steps.
-        checkpoints: Directory of the checkpoints.
-        saver: Writes them.
-        keeper: Writes the record.
         after_row: Called with each row; what it raises ends the run.
     """
 
     trainer: Trainer
     samples: Stream | ShardedStream
     plan: BatchPlan
-    progress: checkpoint.Progress
-    total_steps: int
-    every: Every
-    evaluate: Callable[[], Evaluation | None]
-    rules: checkpoint.Rules
-    max_rollbacks: int
+    data: Data
+    evaluator: Evaluator
+    settings: LoopSettings
+    progress: Progress
     clock: Clock
     stop: StopRequest
+    rank_zero: RankZero
     profiler: Profiler | None
-    checkpoints: Path
-    saver: checkpoint.Saver | None
-    keeper: Reporter | None
     after_row: Callable[[int, Mapping[str, float]], None] | None
     warned: bool = False  # that it takes long to stop
     before: dict[str, Any] | None = None  # what the evaluation and the log line of this step have changed
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of the checkpoints."""
+        return self.rank_zero.path / "checkpoints"
 
     def run(self) -> None:
         """Go on until the run is over or was asked to stop; either way everything is saved then.
@@ -93,143 +123,161 @@ class Loop:
             Diverged: Training has, and may not go back to a checkpoint (any more).
         """
         pulse.step, pulse.stopping = self.progress.step, self.stop.seconds
-        self.stop.heeded_in = lambda: self.trainer.votes.stopping_seconds
+        self.stop.heeded_in = lambda: self.trainer.reduction.stopping_seconds
         while True:
             try:
-                self._go()
+                self._train()
                 break
             except Diverged as error:
-                error.samples = self.samples.samples(error.step)
-                (batch,) = self.samples.batches(error.step, error.step + 1)
-                broken = any(first_infinite(micro.inputs) is not None for micro in batch.micros)
-                ranks = self.trainer.ranks
-                anywhere = at_rank_0(broken, ranks.world_size, ranks.rank)
-                error.broken = from_rank_0(anywhere and any(anywhere), ranks.world_size)
-                if self.trainer.rollbacks.count >= self.max_rollbacks:
-                    error.left_out = self.max_rollbacks
-                    raise
-                if self.saver is not None:
-                    log.warning("%s\nGoing back to the last checkpoint.", error.what())
-                    with pulse.waits("the last checkpoint to be written"):
-                        self.saver.wait()
-                self.trainer.rollbacks.go_back(error.step)
-                self.progress = checkpoint.go_back(self.checkpoints, self.trainer, self.trainer.ranks)
-                if self.keeper is not None:
-                    self.keeper.go_back(self.progress.recorded)
-                self.clock.go_back(self.progress.step)
+                self._go_back(error)
         if self.profiler is not None:
             self.profiler.close()
 
     def over(self) -> bool:
         """Whether no update is left to do."""
-        return self.progress.step == self.total_steps or self.progress.ended is not None
+        return self.progress.step == self.settings.total_steps or self.progress.ended is not None
 
-    def test(self, measure: Callable[..., Evaluation | None]) -> dict[int, Evaluation]:
-        """Measure the test part once the run is over: by the last model and, where that is another, by the best.
+    def test(self) -> dict[int, Evaluation]:
+        """Measure the test split once the run is over: by the last model and, where that is another, by the best.
 
         From then on the trainer has the weights of the best.
-
-        Args:
-            measure: Measures the model as it is; with `settled`, without a look at the training before.
 
         Returns:
             Step to evaluation, the best first; empty where the run was stopped before its end, or in here.
         """
+        ranks, flips = self.trainer.ranks, self.settings.test_time_flip
         with self.clock.during("evaluating"):
-            last = measure() if self.over() and self.progress.seen else None
-            by_rank_0("the last checkpoint to be written", self._written, self.trainer.ranks)
+            last = self._evaluate(self.data.test, flips) if self.over() and self.progress.seen else None
+            by_rank_0("the last checkpoint to be written", self.rank_zero.finish_saving, ranks)
             if last is None:
                 return {}
-            best = checkpoint.best_beside(self.checkpoints, self.progress, self.trainer.ranks)
+            best = best_beside(self.checkpoints, self.progress, ranks)
             if best is None:
                 return {self.progress.step: last}
-            self.trainer.load_weights(self.trainer.measured, checkpoint.load_weights(best))
-            found = measure(settled=True)
+            self.trainer.load_weights(self.trainer.eval_model, checkpoint.load_weights(best))
+            found = self.evaluator.evaluate(self._model(flips), self.data.test, self._is_stopped)
             return {} if found is None else {checkpoint.step_of(best): found, self.progress.step: last}
 
-    def _go(self) -> None:
-        progress = self.progress
+    def predict(self, rows: int) -> dict[str, np.ndarray] | None:
+        """What the model says of some samples of the test split, as columns of a table; None where no row is asked for.
+
+        Args:
+            rows: Of the table.
+        """
+        if not rows:
+            return None
+        test, outputs, accelerator = self.data.test, self.evaluator.outputs, self.trainer.accelerator
+        size = self.plan.evaluation_size(self.data.tokens)
+        model = self._model(self.settings.test_time_flip)
+        return gallery.columns(model, test, self.data.input_shape, outputs, rows, size, accelerator)
+
+    def _train(self) -> None:
+        """Do updates until the run is over, or asked to stop."""
+        progress, settings = self.progress, self.settings
         if not progress.seen:  # what the run before this one had no time for
-            progress.seen = self._look()
+            progress.seen = self._evaluate_and_log()
             if not progress.seen or self.over():
                 return self._save()
-        if progress.step == 0 and self.max_rollbacks:  # else what diverges early would have nothing to go back to
+        if progress.step == 0 and settings.max_rollbacks:  # else what diverges early would have nothing to go back to
             self._save()
-        batches = self.samples.batches(progress.step, progress.step if self.over() else self.total_steps)
+        batches = self.samples.batches(progress.step, progress.step if self.over() else settings.total_steps)
         for batch in self.clock.waiting(batches):
-            self.trainer.wants_to_stop = bool(self.stop)
+            self.trainer.reduction.wants_to_stop = bool(self.stop)
             stopping = self.trainer.step(batch)
             progress.step += 1
             self.before = None
             pulse.step = progress.step
             if self.profiler is not None:
                 self.profiler.step()
-            if self.every.watch and progress.step % self.every.watch == 0 and self.keeper is not None:
-                self.keeper.watch(progress.step, self.trainer.model)
-            progress.seen = not (stopping and self._due(self.every.evaluate)) and self._look()
+            if settings.watch_every and progress.step % settings.watch_every == 0:
+                self.rank_zero.watch(progress.step, self.trainer.model)
+            progress.seen = not (stopping and self._due(settings.eval_every)) and self._evaluate_and_log()
             stopping = stopping or not progress.seen
-            best = self.every.save > 0 and progress.best_step == progress.step
-            if self._due(self.every.save) or best or self.over() or stopping:
+            best = settings.save_every > 0 and progress.best_step == progress.step
+            if self._due(settings.save_every) or best or self.over() or stopping:
                 self._save()
             if stopping or self.over():
                 return
 
+    def _go_back(self, error: Diverged) -> None:
+        """Return to the last checkpoint, from which the batch of an update that diverged is left out.
+
+        Raises:
+            Diverged: The run has done so as often as it may.
+        """
+        error.samples = self.samples.samples(error.step)
+        (batch,) = self.samples.batches(error.step, error.step + 1)
+        broken = any(first_infinite(micro.inputs) is not None for micro in batch.micros)
+        trainer, ranks = self.trainer, self.trainer.ranks
+        anywhere = at_rank_0(broken, ranks.world_size, ranks.rank)
+        error.broken = from_rank_0(anywhere and any(anywhere), ranks.world_size)
+        if trainer.rollbacks.count >= self.settings.max_rollbacks:
+            error.left_out = self.settings.max_rollbacks
+            raise error
+        self.rank_zero.warn("%s\nGoing back to the last checkpoint.", error.what())
+        self.rank_zero.wait_for_checkpoint()
+        trainer.rollbacks.go_back(error.step)
+        self.progress = go_back(self.checkpoints, trainer, ranks)
+        self.rank_zero.go_back(self.progress.recorded)
+        self.clock.go_back(self.progress.step)
+
     def _due(self, every: int) -> bool:
         return every > 0 and (self.progress.step % every == 0 or self.over())
 
-    def _look(self) -> bool:
+    def _is_stopped(self) -> bool:
+        return bool(self.stop)
+
+    def _model(self, flips: bool) -> nn.Module:
+        """What is measured; with `flips` by two looks at each image."""
+        return Mirrored(self.trainer.eval_model) if flips else self.trainer.eval_model
+
+    def _evaluate(self, split: Split, flips: bool = False) -> Evaluation | None:
+        """Measure the model as it is now, unless it has diverged; None where the run was asked to stop meanwhile."""
+        self.trainer.check()
+        self.trainer.sync_ema_buffers()
+        return self.evaluator.evaluate(self._model(flips), split, self._is_stopped)
+
+    def _evaluate_and_log(self) -> bool:
         """Evaluate and log where it is due, as one row of the record. False where it was interrupted, with no row."""
-        progress, schedule = self.progress, self.trainer.schedule
-        figures: dict[str, float] = {}
-        if self._due(self.every.evaluate) or self._due(self.every.log):
-            self.before = checkpoint.look(self.trainer, progress)
-        if self._due(self.every.evaluate):
+        progress, schedule, settings = self.progress, self.trainer.schedule, self.settings
+        metrics: dict[str, float] = {}
+        if self._due(settings.eval_every) or self._due(settings.log_every):
+            self.before = state_before_row(self.trainer, progress)
+        if self._due(settings.eval_every):
             with self.clock.during("evaluating"):
-                evaluation = self.evaluate()
+                evaluation = self._evaluate(self.data.validation)
             if evaluation is None:
                 return False
-            figures = {f"eval/{name}": value for name, value in evaluation.figures.items()}
-            progress.note(figures, **self.rules["best"])
-            progress.watch(figures, **self.rules["patience"])
+            metrics = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
+            progress.note(metrics, **settings.rules["best"])
+            progress.watch(metrics, **settings.rules["patience"])
             if schedule.metric is not None:
-                schedule.observe(figures[schedule.metric])
-        if self._due(self.every.log):
-            figures = self.trainer.read_window() | figures
-        if figures:
+                schedule.observe(metrics[schedule.metric])
+        if self._due(settings.log_every):
+            metrics = self.trainer.read_metrics() | metrics
+        if metrics:
             timing = self.clock.row(progress.step, self.plan)
-            if self.keeper is not None:
-                self.keeper.row(progress.step, figures | {"lr": self.trainer.lr}, timing)
+            self.rank_zero.row(progress.step, metrics | {"lr": self.trainer.lr}, timing)
             if self.after_row is not None:
-                self.after_row(progress.step, figures)
+                self.after_row(progress.step, metrics)
         return True
 
     def _save(self) -> None:
+        trainer = self.trainer
         with self.clock.during("saving"):
-            state = checkpoint.gather_state(self.trainer, self.progress, self.trainer.ranks, self.before)
-            weights = self.trainer.weights(self.trainer.measured)
-            write = partial(self._write, weights, state)
-            seconds = by_rank_0("the checkpoint before this one to be written", write, self.trainer.ranks)
+            state = gather_state(trainer, self.progress, trainer.ranks, self.before)
+            state |= {"over": self.over(), "rules": self.settings.rules}
+            weights = trainer.weights(trainer.eval_model)
+            best = [step for step in (self.progress.best_step, self._best_before()) if step is not None]
+            write = partial(self.rank_zero.save, self.progress.step, weights, state, best)
+            seconds = by_rank_0("the checkpoint before this one to be written", write, trainer.ranks)
             self.stop.reserve = REPORT_SECONDS + 2 * seconds
         if not self.warned and slurm.job_name(os.environ) and self.stop.seconds() > NOTICE:
             self.warned = True
-            log.warning(
+            self.rank_zero.warn(
                 "slow       to stop takes this run about %.0f s: let SLURM say so as long before, by cluster.signal or "
                 "sbatch --signal=USR1@%d", self.stop.seconds(), 1.2 * self.stop.seconds() + 60,
             )  # fmt: skip
-
-    def _write(self, weights: dict[str, Tensor], state: dict[str, Any]) -> float:
-        """Begin to write a checkpoint, on rank 0; seconds that the longest one so far has taken."""
-        assert self.saver is not None and self.keeper is not None
-        record = self.keeper.record
-        state |= {"over": self.over(), "rules": self.rules, "record": record.mark()}
-        best = [step for step in (self.progress.best_step, self._best_before()) if step is not None]
-        self.saver.save(self.progress.step, weights, state, best, record.sync)
-        return self.saver.seconds
-
-    def _written(self) -> None:
-        """Wait for the last checkpoint, on rank 0."""
-        if self.saver is not None:
-            self.saver.close()
 
     def _best_before(self) -> int | None:
         """The best checkpoint of a run that is prolonged, to which its last evaluation does not count."""

@@ -40,7 +40,8 @@ def command(settings: dict[str, Any]) -> int:
     from launcher.batching.stream import seed_generators
     from launcher.losses.loss import build_loss
     from launcher.models.mirrored import Mirrored, check_mirror
-    from launcher.training import engine, tryout
+    from launcher.training import tryout
+    from launcher.training.evaluation import EvaluationSettings, Evaluator
     from launcher.training.outputs import Outputs
 
     seed_generators(run["seed"])
@@ -62,10 +63,9 @@ def command(settings: dict[str, Any]) -> int:
     model.to(accelerator.device)
     loss.to(accelerator.device)
     with explained_kernels("use device=cpu"):
-        found = engine.evaluate(
-            model, loss, subject.split, meaning, accelerator, ranks, settings["batch_size"],
-            settings["num_workers"], [*run["metrics"], *(m for m in settings["metrics"] if m not in run["metrics"])],
-        )  # fmt: skip
+        metrics = [*run["metrics"], *(m for m in settings["metrics"] if m not in run["metrics"])]
+        how = EvaluationSettings(settings["batch_size"], settings["num_workers"], metrics)
+        found = Evaluator(loss, meaning, accelerator, ranks, how).evaluate(model, subject.split)
     assert found is not None
     if ranks.rank == 0:
         _tell(found, subject, settings["input"], path, output)
@@ -76,8 +76,8 @@ def command(settings: dict[str, Any]) -> int:
 def _tell(found: Any, subject: Subject, others: str | None, path: Path, output: Path | None) -> None:
     """Print what was measured, and write it."""
     print(f"{f'{subject.part} part' if others is None else others}, {found.samples} samples, {subject.chosen}")
-    for figure, value in found.figures.items():
-        print(f"  {figure:<16} {value:.4g}")
+    for name, value in found.metrics.items():
+        print(f"  {name:<16} {value:.4g}")
     content = found.as_dict(subject.part, subject.data.class_names) | subject.chosen.record()
     content |= {} if others is None else {"input": others}
     file = path / f"evaluation_{subject.part}.json" if output is None else output

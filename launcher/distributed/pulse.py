@@ -15,7 +15,7 @@ from types import FrameType
 BEAT = 1.0  # seconds between two looks
 GAP = 5.0  # from which on it was this process that did not run: suspended by a cluster, or by Ctrl-Z
 # Where a rank waits for the others: in torch's collectives, in a backward with its reductions, in a vote, for its GPU.
-MEETINGS = ("torch/distributed/", "torch/autograd/graph.py", "launcher/training/votes.py", "torch/cuda/")
+MEETINGS = ("torch/distributed/", "torch/autograd/graph.py", "launcher/training/reduction.py", "torch/cuda/")
 
 
 class Pulse:

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launcher.core.processes import exists, is_stopped
@@ -229,6 +229,19 @@ class Watchdog:
                     os.kill(pid, signal.SIGKILL)
         self._linger()
         leave(1)
+
+
+@contextlib.contextmanager
+def watched(ranks: Ranks, timeout: float) -> Iterator[None]:
+    """Watch the other ranks, and leave the group together with them after a run that went well.
+
+    Args:
+        ranks: Which rank this is; one alone has nobody to watch.
+        timeout: Seconds without a sign of life after which a rank counts as hung.
+    """
+    watchdog = Watchdog(ranks, timeout) if ranks.world_size > 1 else None
+    yield
+    finish(watchdog)
 
 
 def finish(watchdog: Watchdog | None) -> None:

@@ -13,8 +13,9 @@ from launcher.run import gallery, histograms, provenance
 from launcher.run.run_directory import UNSHOWN, RunDirectory
 from launcher.run.tracking import HISTOGRAMS, Record, WandbTracker, of_time
 from launcher.run.views import Views
-from launcher.training.checkpoint import Progress, checkpoints, step_of
-from launcher.training.engine import Evaluation
+from launcher.training.checkpoint import checkpoints, step_of
+from launcher.training.evaluation import Evaluation
+from launcher.training.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +126,7 @@ class Reporter:
         for row in self.record.rows():
             final |= {name: value for name, value in row.items() if name not in ("step", "epoch")}
         figures: dict[int | None, dict[str, float]] = {
-            step: {f"test/{name}": value for name, value in found.figures.items()} for step, found in tested.items()
+            step: {f"test/{name}": value for name, value in found.metrics.items()} for step, found in tested.items()
         }
         best = progress.best | figures.get(progress.best_step, {})
         summary = summary | {"final": final | figures.get(progress.step, {}), "best": best}

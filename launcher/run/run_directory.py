@@ -292,8 +292,10 @@ def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts
         ConfigError: It does not.
     """
     from launcher.training import checkpoint
+    from launcher.training.progress import rules_of
+    from launcher.training.resume import adapt_state
 
-    if (found := checkpoint.glance(path / "checkpoints")) is None:
+    if (found := checkpoint.peek_newest(path / "checkpoints")) is None:
         return None
     state, shapes = found
     for name, tensor in parts.model.state_dict().items():
@@ -302,9 +304,9 @@ def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts
                 f"hydra.run.dir={path}: its checkpoints do not fit the model, whose {name} is {list(tensor.shape)} now "
                 f"and was {shapes.get(name, 'absent')}: its code has changed. Restore it, or choose another directory."
             )
-    rules, record = checkpoint.rules_of(composed.settings), Record(path / "metrics.jsonl")
+    rules, record = rules_of(composed.settings), Record(path / "metrics.jsonl")
     every = parts.plan.interval(composed.settings.eval_every)
-    ended = checkpoint.rejoin(state, total_steps, rules, record, every)["progress"]["ended"] is not None
+    ended = adapt_state(state, total_steps, rules, record, every)["progress"]["ended"] is not None
     if "record" in state and not record.holds(state["record"]):
         return ended, ["metrics.jsonl has been changed or removed: it goes on without the rows that are not there"]
     return ended, []
@@ -374,7 +376,9 @@ def check_same(
 
     old = filled(old)
     new = composed.as_begun(old).plain()
-    lines = [line for line in differences(old, new) if not line.startswith("early_stopping.")]  # see checkpoint.rejoin
+    lines = [
+        line for line in differences(old, new) if not line.startswith("early_stopping.")
+    ]  # see checkpoint.adapt_state
     moved = [line for line in lines if line.partition(": ")[0] in MOVABLE]
     reasons: list[str] = []
     if (path / provenance.FILE).is_file():

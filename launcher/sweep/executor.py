@@ -19,9 +19,7 @@ from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial, state_of
 
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other sweeps
-PEERS = (
-    75.0  # seconds in which ranks end after one has failed: they need 2 (distributed/watchdog.py), or a minute to save
-)
+PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (watchdog.py), or a minute to save
 RETRIES = 3  # starts again of a trial that ended by no fault of its own
 # Of the sweep's own launch, and the threads that its launcher chose: nothing for the trials.
 OF_THE_LAUNCH = {

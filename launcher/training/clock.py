@@ -7,111 +7,19 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batching.plan import BatchPlan
-from launcher.batching.splits import DatasetSplit, TensorSplit
-from launcher.batching.stream import Batch, first_sample
-from launcher.core.compat import ddp_timings, tree_map_only
+from launcher.batching.stream import Batch
 from launcher.distributed.ranks import Ranks
 
 log = logging.getLogger("launcher")
 
-# Dense matrix products per second that NVIDIA's data sheets state, in 1e12 FLOPs: (float32, as TF32, half). Where they
-# give what sparse ones reach (since Hopper), half of it. Of the forms with the most power, but where a name says other.
-PEAK = {
-    "B200": (75, 1125, 2250),  # Blackwell Architecture Technical Brief, HGX B200
-    "H200": (67, 494.5, 989),  # H200 Tensor Core GPU data sheet, SXM
-    "H100 PCIe": (51, 378, 756),  # H100 Tensor Core GPU data sheet
-    "H100": (67, 494.5, 989),  # the same, SXM
-    "A100": (19.5, 156, 312),  # A100 Tensor Core GPU data sheet
-    "L40S": (91.6, 183, 362),  # L40S data sheet
-    "L4": (30.3, 60, 121),  # L4 Tensor Core GPU data sheet
-    "V100": (15.7, 15.7, 125),  # V100 data sheet, SXM2; it has no TF32
-    "T4": (8.1, 8.1, 65),  # T4 data sheet; it has no TF32
-}
-THREAD = 5e6  # operations of a matrix product below which one more thread does not help: docs/performance.md
 OUTLIER = 1.25  # a rank busy so many times as long as the median of all is named
 WATCHED = 2.0  # seconds of training until the ranks are compared: less says little
-
-
-def peak_flops(device_name: str, mixed_precision: str, float32_matmul_precision: str) -> float | None:
-    """Floating-point operations per second that a device can do at most, in the precision that a run computes in.
-
-    Args:
-        device_name: As CUDA gives it.
-        mixed_precision: no, bf16 or fp16.
-        float32_matmul_precision: highest, or another, with which float32 is computed as TF32.
-
-    Returns:
-        None where it is not known.
-    """
-    for name, (single, tf32, half) in PEAK.items():
-        if all(word in device_name.replace("-", " ").split() for word in name.split()):
-            in_float32 = single if float32_matmul_precision == "highest" else tf32
-            return 1e12 * (in_float32 if mixed_precision == "no" else half)
-    return None
-
-
-def flops_per_sample(model: nn.Module, inputs: Any, samples: int) -> float:
-    """Operations to train on one sample, matrix products and convolutions alone.
-
-    A backward costs twice its forward (Chowdhery et al. 2022, PaLM, appendix B).
-
-    Args:
-        model: The bare model; left as it was.
-        inputs: Of one micro-batch.
-        samples: How many samples that is.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    training = model.training
-    model.eval()  # no buffers change
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(inputs)
-    model.train(training)
-    return 3 * counter.get_total_flops() / samples
-
-
-def useful_threads(model: nn.Module, part: TensorSplit | DatasetSplit, samples: int) -> int | None:
-    """How many CPU threads help a model: as many as have THREAD operations each in an average matrix product.
-
-    More of them wait for each other most of the time, and on a machine that others use for a long time. Whoever needs
-    another number sets it; it is a function of the settings alone, since the last bits depend on it.
-
-    Args:
-        model: The bare model; left as it was. A forward without memory tells its operations.
-        part: Whose first sample shows what it takes.
-        samples: That it sees at once.
-
-    Returns:
-        1 or more; None where the model does not work without memory.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    nowhere = {name: one.to("meta") for name, one in (*model.named_parameters(), *model.named_buffers())}
-    inputs = tree_map_only(
-        Tensor, lambda one: one.new_empty((samples, *one.shape[1:]), device="meta"), first_sample(part)[0]
-    )
-    modes, fast = [(module, module.training) for module in model.modules()], torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # whose operations are not counted
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            torch.func.functional_call(model, nowhere, (inputs,))
-    except Exception:
-        return None
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes:
-            module.training = mode
-    matrices = sum(parameter.ndim > 1 for parameter in model.parameters())
-    return max(1, int(counter.get_total_flops() / max(matrices, 1) / THREAD)) if counter.get_total_flops() else None
 
 
 class PeakMemory:
@@ -206,7 +114,7 @@ class Clock:
         busy = self._spent["data_wait"] - self._row_spent["data_wait"]
         if self.ddp is not None and steps:
             # Of every hundredth step or so, in ns; what is left of communication after the backward it runs beside.
-            found = ddp_timings(self.ddp)
+            found = self.ddp._get_ddp_logging_data()
             exposed = found.get("avg_backward_comm_time", 0) - found.get("avg_backward_compute_comm_overlap_time", 0)
             self._spent["communication"] += max(0, exposed) / 1e9 * steps
             busy += (found.get("avg_forward_compute_time", 0) + found.get("avg_backward_compute_time", 0)) / 1e9 * steps
@@ -287,35 +195,3 @@ class Clock:
             )  # fmt: skip
         self._named = slowest
         return slowest, memory
-
-
-class Profiler:
-    """A torch profiler over a few steps, once they run evenly; its trace opens in chrome://tracing or Perfetto.
-
-    Args:
-        path: File of the trace, such as run/trace.json.
-    """
-
-    FIRST, STEPS = 10, 5  # steps before, and steps in the trace
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._profiler = torch.profiler.profile(
-            schedule=torch.profiler.schedule(skip_first=self.FIRST, wait=0, warmup=1, active=self.STEPS, repeat=1),
-            on_trace_ready=self._write,
-            record_shapes=True,
-        )
-        self._profiler.start()
-
-    def step(self) -> None:
-        """A training step has ended."""
-        self._profiler.step()
-
-    def _write(self, profiler: Any) -> None:
-        profiler.export_chrome_trace(str(self.path))
-        table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40)
-        log.info("profile    %s\n%s", self.path, table)
-
-    def close(self) -> None:
-        """Stop, also where the run ended before the trace was full."""
-        self._profiler.stop()

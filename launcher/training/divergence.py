@@ -48,7 +48,7 @@ class Rollbacks:
     """What was left out so far: kept in a file of its own, since going back to a checkpoint must not forget it.
 
     Args:
-        file: Where it is kept.
+        file: Where it is kept; None keeps nothing.
         writes: Whether this rank writes the file.
 
     Attributes:
@@ -57,10 +57,10 @@ class Rollbacks:
         careful_until: Up to this update every loss and gradient is looked at before it is applied.
     """
 
-    def __init__(self, file: Path, writes: bool) -> None:
+    def __init__(self, file: Path | None = None, writes: bool = False) -> None:
         self._file, self._writes = file, writes
         kept = {}
-        if file.exists():
+        if file is not None and file.exists():
             try:
                 kept = json.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:  # the run would be another without what it says
@@ -83,6 +83,6 @@ class Rollbacks:
         self._write()
 
     def _write(self) -> None:
-        if self._writes:
+        if self._writes and self._file is not None:
             kept = {"count": self.count, "skipped": self.skipped, "careful_until": self.careful_until}
             write_json(self._file, kept)

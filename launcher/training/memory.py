@@ -117,19 +117,36 @@ def fake_model(build: Callable[[], nn.Module], fake: FakeTensorMode) -> nn.Modul
             return copy.deepcopy(model)
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What a device will do.
+
+    Attributes:
+        micro_size: Samples that it sees at once in training.
+        accumulates: Whether an update has several micro-batches: gradients then wait beside the next one's activations.
+        averages: Whether a moving average of the weights is kept.
+        precision: no, bf16 or fp16.
+        channels_last: As the setting.
+        on_cpu: Whether the run will be on one.
+        evaluates: Micro-batches that an evaluation takes at once.
+    """
+
+    micro_size: int
+    accumulates: bool = False
+    averages: bool = False
+    precision: str = "no"
+    channels_last: bool = False
+    on_cpu: bool = True
+    evaluates: int = MORE_TO_EVALUATE
+
+
 def count_need(
     model: nn.Module,
     loss: PerSample,
     optimizer: torch.optim.Optimizer,
     fake: FakeTensorMode,
     sample: tuple[Any, Any],
-    micro_size: int,
-    accumulates: bool,
-    averages: bool,
-    precision: str,
-    channels_last: bool,
-    on_cpu: bool,
-    evaluates: int = MORE_TO_EVALUATE,
+    work: Workload,
 ) -> Need:
     """Do two updates and an evaluation on fake tensors, and count.
 
@@ -139,13 +156,7 @@ def count_need(
         optimizer: Over the model's parameters; afterwards its state is fake too.
         fake: The mode that the model was made in.
         sample: Inputs and targets of one sample, [1, ...] each, as the model gets them.
-        micro_size: Samples that a device sees at once in training.
-        accumulates: Whether an update has several micro-batches: gradients then wait beside the next one's activations.
-        averages: Whether a moving average of the weights is kept.
-        precision: no, bf16 or fp16.
-        channels_last: As the setting.
-        on_cpu: Whether the run will be on one.
-        evaluates: Micro-batches that an evaluation takes at once.
+        work: What a device will do.
     """
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -161,45 +172,33 @@ def count_need(
             optimizer.zero_grad(set_to_none=True)
         kept = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
         states = sum(tensor.nbytes for tensor in kept)
-        for size in (micro_size, 2 * micro_size):
-            with fake, Meter([*model.parameters(), *model.buffers(), *kept], on_cpu) as meter:
-                _train(model, loss, sample, size, 1 + accumulates, precision, channels_last)
+        for size in (work.micro_size, 2 * work.micro_size):
+            with fake, Meter([*model.parameters(), *model.buffers(), *kept], work.on_cpu) as meter:
+                model.train()
+                for _ in range(1 + work.accumulates):
+                    _losses(model, loss, sample, size, work).sum().backward()
                 if not fused:  # which makes nothing but the states
                     optimizer.step()
-                _evaluate(model, loss, sample, evaluates * size, precision, channels_last)
+                model.eval()
+                with torch.no_grad():
+                    _losses(model, loss, sample, work.evaluates * size, work)
                 optimizer.zero_grad(set_to_none=True)
             peaks.append(meter.peak)
     except Exception:  # as above
         peaks = []
-    average = weights if averages else 0
+    average = weights if work.averages else 0
     return Need(
-        weights, sum(parameter.nbytes for parameter in trained), states, average, micro_size,
-        average + peaks[0] if peaks else None, (peaks[1] - peaks[0]) / micro_size if peaks else 0.0,
+        weights, sum(parameter.nbytes for parameter in trained), states, average, work.micro_size,
+        average + peaks[0] if peaks else None, (peaks[1] - peaks[0]) / work.micro_size if peaks else 0.0,
     )  # fmt: skip
 
 
-def _train(
-    model: nn.Module, loss: PerSample, sample: Any, size: int, micro_batches: int, precision: str, channels_last: bool
-) -> None:
-    """The gradients of some micro-batches of `size` samples each, as engine.py takes them."""
-    model.train()
-    for _ in range(micro_batches):
-        _losses(model, loss, sample, size, precision, channels_last).sum().backward()
-
-
-@torch.no_grad()
-def _evaluate(model: nn.Module, loss: PerSample, sample: Any, size: int, precision: str, channels_last: bool) -> None:
-    """A batch of an evaluation."""
-    model.eval()
-    _losses(model, loss, sample, size, precision, channels_last)
-
-
-def _losses(model: nn.Module, loss: PerSample, sample: Any, size: int, precision: str, channels_last: bool) -> Tensor:
+def _losses(model: nn.Module, loss: PerSample, sample: Any, size: int, work: Workload) -> Tensor:
     """[size] losses of as many samples."""
     inputs, targets = tree_map_only(Tensor, lambda one: one.new_empty((size, *one.shape[1:])), sample)
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(work.precision)
     with torch.autocast("cpu", dtype=half, enabled=half is not None):
-        outputs = model(layout.channels_last(inputs) if channels_last else inputs)
+        outputs = model(layout.channels_last(inputs) if work.channels_last else inputs)
     return loss(outputs.float(), targets)[0]
 
 

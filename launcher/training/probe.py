@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,11 @@ from launcher.core.files import read_json, write_json
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
 from launcher.distributed.ranks import Ranks
 from launcher.models.mirrored import Mirrored
-from launcher.training.engine import Trainer, check_alone, evaluate
+from launcher.training.advice import advice
+from launcher.training.batch_norm import check_alone
+from launcher.training.evaluation import EvaluationSettings, Evaluator
+from launcher.training.progress import Progress
+from launcher.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from launcher.build import Parts
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
 FILE = "batch.json"  # what was found, in the run directory
 
 
-def settle_size(known: int | None, path: Path, ranks: Ranks, find: Callable[[], int]) -> int:
+def resolve_size(known: int | None, path: Path, ranks: Ranks, find: Callable[[], int]) -> int:
     """The size that a run was begun with, or a new one, which is kept at once.
 
     Other micro-batches mean other last bits, and a run that is killed before its first checkpoint may go on beside
@@ -62,13 +67,29 @@ def settle_size(known: int | None, path: Path, ranks: Ranks, find: Callable[[], 
     return known
 
 
+def fit_plan(trainer: Trainer, parts: "Parts", progress: Progress, path: Path, flip: bool) -> BatchPlan:
+    """How batches are cut with `batch.max_per_device=auto`: as the run was begun, or as the device's memory allows.
+
+    Args:
+        trainer: That will train, before its first update.
+        parts: What the run is made of, its plan not capped yet.
+        progress: Of the run; keeps the size.
+        path: Run directory.
+        flip: Whether the test split is evaluated by two looks at each image.
+    """
+    with advice(parts.plan, trainer):
+        find = partial(find_size, trainer, parts, flip)
+        progress.max_per_device = resolve_size(progress.max_per_device, path, trainer.ranks, find)
+    return parts.plan.capped(progress.max_per_device)
+
+
 def find_size(trainer: Trainer, parts: "Parts", flip: bool) -> int:
     """Find the most samples that every device can see at once: the share of a device, its half, ...
 
     Args:
         trainer: That will train, before its first update.
         parts: What the run is made of, its plan not capped yet.
-        flip: Whether the test part is evaluated by two looks at each image.
+        flip: Whether the test split is evaluated by two looks at each image.
 
     Returns:
         Samples, the same on every rank.
@@ -111,19 +132,19 @@ def _warm_up(trainer: Trainer, parts: "Parts") -> None:
 
 
 def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | ShardedStream:
-    part, ranks = _copied(parts.data.train), trainer.ranks
-    return of_rank(part, plan, trainer.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
+    split, ranks = _copied(parts.data.train), trainer.ranks
+    return of_rank(split, plan, trainer.settings.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
 
 
-def _copied(part: Split) -> Split:
-    """A part as a worker would get it: the files that a dataset opens when it is read are not sent to one later."""
-    if isinstance(part, TensorSplit):
-        return part
+def _copied(split: Split) -> Split:
+    """A split as a worker would get it: the files that a dataset opens when it is read are not sent to one later."""
+    if isinstance(split, TensorSplit):
+        return split
     try:
-        dataset, plain = (loading.as_a_worker_gets_it(one) for one in (part.dataset, part.plain))
+        dataset, plain = (loading.as_a_worker_gets_it(one) for one in (split.dataset, split.plain))
     except Exception:  # it cannot be sent to one at all
-        return part
-    return replace(part, dataset=dataset, plain=plain)
+        return split
+    return replace(split, dataset=dataset, plain=plain)
 
 
 def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
@@ -140,8 +161,8 @@ def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
     """
     data, ranks = parts.data, trainer.ranks
     step = trainer.rollbacks.careful_until  # the gradient of none from here on is looked at, which takes all ranks
-    part = _copied(max(data.validation, data.test, key=len))
-    model = Mirrored(trainer.measured) if flip else trainer.measured
+    split = _copied(max(data.validation, data.test, key=len))
+    model = Mirrored(trainer.eval_model) if flip else trainer.eval_model
     asked = itertools.count()
     try:
         # It stays open: the next ones are on their way beside an update.
@@ -151,11 +172,11 @@ def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
         largest = [sorted(micros, key=lambda micro: -micro.size)[:2] for micros in of_shard]
         for _ in range(2):  # the first of them makes the optimizer's state, at its end
             trainer.step(Batch(step, batch.size, [*itertools.chain(*largest)]))
-        evaluate(
-            model, parts.loss, part, parts.outputs, trainer.accelerator, replace(ranks, rank=0, world_size=1),
-            plan.evaluation_size(data.tokens), 0, shards=parts.shards or ranks.world_size,
-            interrupted=lambda: next(asked) > 0,
-        )  # fmt: skip
+        how = EvaluationSettings(plan.evaluation_size(data.tokens), shards=parts.shards or ranks.world_size)
+        evaluator = Evaluator(
+            trainer.loss, parts.outputs, trainer.accelerator, replace(ranks, rank=0, world_size=1), how
+        )
+        evaluator.evaluate(model, split, lambda: next(asked) > 0)
         return True
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -169,7 +190,7 @@ def untouched(trainer: Trainer) -> Iterator[None]:
 
     The copies are kept on the host, so that the device has as much left as it will have in training.
     """
-    modules = list(dict.fromkeys([*trainer.forward.modules(), *trainer.measured.modules(), *trainer.loss.modules()]))
+    modules = list(dict.fromkeys([*trainer.forward.modules(), *trainer.eval_model.modules(), *trainer.loss.modules()]))
     modes = [module.training for module in modules]
     buffers = [dict(own_tensors(module)[1]) for module in modules]  # a forward may put others in their place
     optimizer = trainer.optimizer

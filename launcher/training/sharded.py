@@ -7,7 +7,6 @@ to who keeps them. torch's fully_shard does that. What is here: which blocks, an
 plain tensors, and checkpoints in the format of every other run.
 """
 
-import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +20,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from launcher.batching.stream import Batch, ShardedStream, Stream
-from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
 from launcher.distributed.ranks import Ranks
-from launcher.training.engine import Carried, ExactTrainer, Trainer
+from launcher.training.carrier import Carrier
+from launcher.training.divergence import Rollbacks
+from launcher.training.exact import ExactTrainer
 from launcher.training.staging import own_copy
+from launcher.training.trainer import Learner, Trainer, TrainerSettings
 
 if TYPE_CHECKING:  # half a second that only a sharded run pays
     from torch.distributed.device_mesh import DeviceMesh
@@ -139,19 +140,32 @@ def find_units(model: nn.Module, block: str | None) -> list[str]:
     return units
 
 
-def choose_trainer(sharding: Sharding | None, shards: int | None) -> Callable[..., Trainer]:
-    """What makes the updates.
+def build_trainer(
+    learner: Learner,
+    settings: TrainerSettings,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    rollbacks: Rollbacks | None = None,
+    sharding: Sharding | None = None,
+    exact: bool = False,
+) -> Trainer:
+    """The trainer that a strategy asks for; arguments as for Trainer.
 
     Args:
+        learner: Where the model is sharded it may still be on the CPU.
+        settings: What an update does.
+        accelerator: What wraps the model.
+        ranks: Which rank this is.
+        rollbacks: Which batches to leave out.
         sharding: How the model is cut; None where it is not.
-        shards: Canonical pieces of a global batch, for the same bits on any number of devices; None without.
+        exact: Whether the result is to have the same bits on any number of devices.
     """
     if sharding is not None:
-        return functools.partial(ShardedTrainer, sharding)
-    return Trainer if shards is None else ExactTrainer
+        return ShardedTrainer(sharding, learner, settings, accelerator, ranks, rollbacks)
+    return (ExactTrainer if exact else Trainer)(learner, settings, accelerator, ranks, rollbacks)
 
 
-class Sharded(Carried):
+class Sharded(Carrier):
     """A sharded model in the place where DDP would be; `carried` holds what the ranks tell each other in a step.
 
     Args:
@@ -230,14 +244,14 @@ class ShardedTrainer(Trainer):
             optimizer.state[own[i]] = {name: self._cut(value, parts[i]) for name, value in state.items()}
         self._parts = [part for part, is_trained in zip(parts, trained, strict=True) if is_trained]
         self._parameters = [mine for mine, is_trained in zip(own, trained, strict=True) if is_trained]
-        if self.measured is not model:
-            averaged = self._shard(self.measured, mesh, True)
+        if self.eval_model is not model:
+            averaged = self._shard(self.eval_model, mesh, True)
             self._averaged = [_own(part) for part, is_trained in zip(averaged, trained, strict=True) if is_trained]
         log.info("sharded    %d blocks and the rest, over %d devices", len(self.sharding.units), self.ranks.world_size)
         self._wrapped = True
         wrapper = Sharded(model, self.sharding.accumulate_whole)
         wrapper.carried.data = wrapper.carried.to(self.device)
-        self._carried = wrapper.carried
+        self.reduction.carried = wrapper.carried
         return accelerator.prepare_model(wrapper, device_placement=False, evaluation_mode=True)
 
     def _shard(self, model: nn.Module, mesh: "DeviceMesh", reshard_after_forward: bool) -> list[Any]:
@@ -282,7 +296,8 @@ class ShardedTrainer(Trainer):
             return
         fetched: dict[int, tuple[Tensor, Tensor]] = {}  # a tied parameter comes up again
         for owner in module.modules():
-            for place in own_tensors(owner):
+            places: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
+            for place in places:
                 for name, tensor in place.items():
                     if tensor is None or hasattr(tensor, "full_tensor"):
                         continue
@@ -354,11 +369,11 @@ class ShardedTrainer(Trainer):
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         return ((i, part_of[parameters[i]]) for i in state)
 
-    def settle(self) -> None:
+    def sync_ema_buffers(self) -> None:
         """Bring the moving average's buffers up to date, and let go of what its last forward has gathered."""
-        super().settle()
-        if self.ema_decay is not None:
-            self.measured.reshard()  # type: ignore[operator]
+        super().sync_ema_buffers()
+        if self.settings.ema_decay is not None:
+            self.eval_model.reshard()  # type: ignore[operator]
 
     def operations(
         self, samples: Stream | ShardedStream, float32_matmul_precision: str
@@ -378,13 +393,13 @@ class ShardedTrainer(Trainer):
         self, values: Tensor, factor: float, riding: Tensor | None = None, ballot: Tensor | None = None
     ) -> None:
         """As for any Trainer; with a ballot, its mean over the ranks: gradients of parts have no place for it."""
-        if ballot is None or self._carried is None:
+        if ballot is None or self.reduction.carried is None:
             return super()._differentiate(values, factor)
         together = ballot / self.ranks.world_size
         reduction = dist.all_reduce(together, async_op=True)
         super()._differentiate(values, factor)
         reduction.wait()
-        self._carried.grad = together
+        self.reduction.carried.grad = together
 
     def _norm(self) -> Tensor:
         (squares,) = sum_over_ranks([super()._norm().square()], self.ranks.world_size)

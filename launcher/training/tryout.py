@@ -8,8 +8,7 @@ import copy
 import pickle
 import re
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from launcher.core.compat import tree_leaves, tree_map, tree_map_only
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.source import Data
 from launcher.losses.loss import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
+from launcher.training.modes import modes_kept
 from launcher.training.outputs import Outputs
 
 FEW = 3  # samples of a training batch that is tried
@@ -54,7 +54,7 @@ class How:
 def try_out(
     model: nn.Module, loss: PerSample, data: Data, meaning: Outputs, kind: Callable[..., Stream], how: How
 ) -> Outputs:
-    """Try some training samples, and one of each part that is measured.
+    """Try some training samples, and one of each split that is measured.
 
     Args:
         model: The bare model.
@@ -71,14 +71,14 @@ def try_out(
         ConfigError: Something does not fit.
     """
     run = partial(_run, model, how.shapes or _is_large(model))
-    parts = {name: _as_a_worker_gets_it(name, part, how.workers) for name, part in data.splits().items()}
-    few = min(FEW, len(parts["train"]))
-    with _no_trace(model):
-        stream = kind(parts["train"], plan_batch(len(parts["train"]), few, 1, None), 0, 0, CPU, 0)
+    splits = {name: _as_a_worker_gets_it(name, split, how.workers) for name, split in data.splits().items()}
+    few = min(FEW, len(splits["train"]))
+    with modes_kept(model), generators_kept():
+        stream = kind(splits["train"], plan_batch(len(splits["train"]), few, 1, None), 0, 0, CPU, 0)
         micro = _reading("train", lambda: next(stream.batches(0, 1)).micros[0])
         targets = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
         _check_sample(data, "train", micro.inputs, targets, how.leaves_out)
-        outputs = _run_as_it_is(run, micro.inputs, *parts.values(), *data.splits().values())
+        outputs = _run_as_it_is(run, micro.inputs, *splits.values(), *data.splits().values())
         if outputs is not None:
             meaning = meaning.fitted(outputs, few)
             if outputs.is_meta:
@@ -94,28 +94,28 @@ def try_out(
                 )
         model.eval()
         for name in ("validation", "test"):
-            meaning = _try_measuring(run, loss, data, name, parts[name], meaning)
+            meaning = _try_measuring(run, loss, data, name, splits[name], meaning)
     asked = meaning.task in ("classification", "multilabel") and meaning.given != "probabilities"
     if asked and isinstance(list(model.modules())[-1], nn.Sigmoid):
         data.notes.append("the model ends in a sigmoid, and its outputs are taken for logits, of which 0 is even odds")
     return meaning
 
 
-def read_outputs(model: nn.Module, part: Split, meaning: Outputs) -> Outputs:
-    """The meaning of the outputs of a trained model, by those for the first sample of a part.
+def read_outputs(model: nn.Module, split: Split, meaning: Outputs) -> Outputs:
+    """The meaning of the outputs of a trained model, by those for the first sample of a split.
 
     Args:
         model: The bare model, on the CPU.
-        part: Anything that it can be given.
+        split: Anything that it can be given.
         meaning: As far as data and loss tell.
 
     Raises:
         ConfigError: They are not what the task needs.
     """
-    suit(model, part)
-    with _no_trace(model), torch.no_grad():
-        inputs, targets = next(in_order(_as_a_worker_gets_it("measured", part, "auto"), 0, len(part), 1, CPU, 0))
-        outputs = _run_as_it_is(partial(_run, model.eval(), _is_large(model)), inputs, part)
+    suit(model, split)
+    with modes_kept(model), generators_kept(), torch.no_grad():
+        inputs, targets = next(in_order(_as_a_worker_gets_it("measured", split, "auto"), 0, len(split), 1, CPU, 0))
+        outputs = _run_as_it_is(partial(_run, model.eval(), _is_large(model)), inputs, split)
     meaning = _near(meaning, targets)
     return meaning if outputs is None else meaning.fitted(outputs, 1)
 
@@ -184,8 +184,8 @@ def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any, 
 
 
 @torch.no_grad()
-def _try_measuring(run: Run, loss: PerSample, data: Data, name: str, part: Split, meaning: Outputs) -> Outputs:
-    inputs, targets = _reading(name, lambda: next(in_order(part, 0, len(part), 1, CPU, 0)))
+def _try_measuring(run: Run, loss: PerSample, data: Data, name: str, split: Split, meaning: Outputs) -> Outputs:
+    inputs, targets = _reading(name, lambda: next(in_order(split, 0, len(split), 1, CPU, 0)))
     _check_sample(data, name, inputs, targets)
     meaning = _near(meaning, targets)
     outputs = run(inputs)
@@ -222,7 +222,7 @@ def _measure(loss: PerSample, name: str, outputs: Tensor, targets: Tensor, meani
         ) from error
 
 
-def _run_as_it_is(run: Run, inputs: Any, *parts: Split) -> Any:
+def _run_as_it_is(run: Run, inputs: Any, *splits: Split) -> Any:
     """What `run` gives; whole numbers that the model does not take, but as floats, are from now on given so."""
     try:
         outputs = run(inputs)
@@ -234,13 +234,13 @@ def _run_as_it_is(run: Run, inputs: Any, *parts: Split) -> Any:
             raise
         failed = error
     try:
-        outputs = run(as_numbers(inputs, replace(parts[0], indices=False)))
+        outputs = run(as_numbers(inputs, replace(splits[0], indices=False)))
     except ConfigError:
         outputs = None
     if outputs is None and failed is not None:
         raise failed
-    for part in parts:
-        part.indices = outputs is None
+    for split in splits:
+        split.indices = outputs is None
     return outputs
 
 
@@ -295,22 +295,22 @@ def _is_of_a_device(error: Exception) -> bool:
 def _check_sample(data: Data, name: str, inputs: Any, targets: Any, leaves_out: bool = False) -> None:
     """Look at a batch that was read: numbers, and targets that are one tensor of what the task needs."""
     if not leaves_out and first_infinite(inputs) is not None:
-        raise ConfigError(f"data={data.name}: a sample of its {name} part holds NaN or infinity; mend it, or drop it.")
+        raise ConfigError(f"data={data.name}: a sample of its {name} split holds NaN or infinity; mend it, or drop it.")
     if not isinstance(targets, Tensor):
         raise ConfigError(
-            f"data={data.name}: a target of its {name} part is a {type(targets).__name__}, {_shapes(targets)}; it must "
-            "be one number or tensor."
+            f"data={data.name}: a target of its {name} split is a {type(targets).__name__}, {_shapes(targets)}; it "
+            "must be one number or tensor."
         )
     data.check_targets(name, targets, len(targets))
     if isinstance(inputs, Tensor) and tuple(inputs.shape[1:]) != tuple(data.input_shape):
         raise ConfigError(
-            f"data={data.name}: a sample of its {name} part is {list(inputs.shape[1:])}, and input_shape says "
+            f"data={data.name}: a sample of its {name} split is {list(inputs.shape[1:])}, and input_shape says "
             f"{list(data.input_shape)}."
         )
 
 
 def _reading(name: str, read: Callable[[], Any]) -> Any:
-    """What was read of a part; a mistake there in one sentence."""
+    """What was read of a split; a mistake there in one sentence."""
     try:
         return read()
     except ConfigError:
@@ -318,45 +318,33 @@ def _reading(name: str, read: Callable[[], Any]) -> Any:
     except BrokenFile as error:
         raise ConfigError(error.in_short()) from error
     except Exception as error:
-        raise ConfigError(f"data: the first samples of the {name} part cannot be read: {_words(error)}") from error
-
-
-@contextmanager
-def _no_trace(model: nn.Module) -> Iterator[None]:
-    """Put the generators back afterwards, and the modes of the modules."""
-    modes = [(module, module.training) for module in model.modules()]
-    with generators_kept():
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        raise ConfigError(f"data: the first samples of the {name} split cannot be read: {_words(error)}") from error
 
 
 # --- Datasets in other processes -------------------------------------------------------------------------------------
 
 
-def _as_a_worker_gets_it(name: str, part: Split, workers: int | str) -> Split:
-    """A part whose dataset is a copy, made as for a process that loads: what it opens when it is read stays there.
+def _as_a_worker_gets_it(name: str, split: Split, workers: int | str) -> Split:
+    """A split whose dataset is a copy, made as for a process that loads: what it opens when it is read stays there.
 
     Raises:
         ConfigError: It cannot be sent to a process.
     """
-    if not workers or not isinstance(part, DatasetSplit):
-        return replace(part)  # with a loader of its own
+    if not workers or not isinstance(split, DatasetSplit):
+        return replace(split)  # with a loader of its own
     try:
-        dataset, plain = as_a_worker_gets_it((part.dataset, part.plain))
+        dataset, plain = as_a_worker_gets_it((split.dataset, split.plain))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         if workers == "auto":  # will load them where they are
-            return replace(part)
+            return replace(split)
         raise ConfigError(
-            f"num_workers={workers}: the dataset of the {name} part cannot be sent to the processes that load it: "
+            f"num_workers={workers}: the dataset of the {name} split cannot be sent to the processes that load it: "
             f"{error}. Functions and classes must stand at the top of a module (no lambda, none inside of a function), "
             "and files be opened when a sample is read; or set num_workers=0."
         ) from error
     except Exception:  # what only a process that is just starting may be sent
-        return replace(part)
-    return replace(part, dataset=dataset, plain=plain)
+        return replace(split)
+    return replace(split, dataset=dataset, plain=plain)
 
 
 # --- Words -----------------------------------------------------------------------------------------------------------

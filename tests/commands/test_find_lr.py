@@ -19,6 +19,7 @@ WORDS = ["data._target_=own.load", "model.hidden=[8]", "batch.global_size=14", "
 
 def _find_lr(argv, working_directory):
     from launcher.commands import find_lr
+    from launcher.distributed.exit_status import guarded
 
     os.chdir(working_directory)
     sys.path.insert(0, str(working_directory))

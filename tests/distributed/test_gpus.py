@@ -13,6 +13,7 @@ import torch
 from launcher.core.errors import ConfigError
 from launcher.distributed import gpus
 from launcher.sweep import devices, leases
+from launcher.sweep import options as sweep_options
 from launcher.sweep.leases import Pool, choose, open_pool
 from launcher.sweep.options import LocalOptions
 
@@ -193,7 +194,7 @@ def options_of(**changes):
 )
 def test_trials_that_run_at_once_share_the_cores(changes, threads, mixed, monkeypatch):
     monkeypatch.setattr(devices, "DRIVERS", ("/",))
-    monkeypatch.setattr(executor, "cores", lambda: [*range(64)])
+    monkeypatch.setattr(sweep_options, "cores", lambda: [*range(64)])
     for name in ("OMP_NUM_THREADS", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     options = options_of(**changes)

@@ -16,7 +16,7 @@ from launcher.core.processes import cores
 from launcher.data import TensorSplit
 from launcher.distributed.ranks import Ranks
 from launcher.distributed.threads import choose_threads, exported_threads
-from launcher.training import clock
+from launcher.training.flops import THREAD, useful_threads
 
 TRAIN = str(REPOSITORY / "launcher/train.py")
 RUN = ["data._target_=own.load", "model.hidden=[4]", "epochs=1", "device=cpu", "wandb.mode=disabled"]
@@ -107,14 +107,14 @@ def part(*shape):
 @pytest.mark.parametrize(("width", "samples"), [(16, 64), (512, 64), (512, 1024), (2048, 64)])
 def test_as_many_as_have_their_share_of_a_matrix_product(width, samples):
     """2 * samples * width * width operations in each of three."""
-    found = clock.useful_threads(mlp(width, width, width, width), part(width), samples)
-    assert found == max(1, int(2 * samples * width * width / clock.THREAD))
+    found = useful_threads(mlp(width, width, width, width), part(width), samples)
+    assert found == max(1, int(2 * samples * width * width / THREAD))
 
 
 def test_convolutions_count_each_place():
     net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1))
     operations = 2 * 8 * 64 * 64 * 9 * (3 * 32 + 32 * 32)
-    assert clock.useful_threads(net, part(3, 64, 64), 8) == int(operations / 2 / clock.THREAD)
+    assert useful_threads(net, part(3, 64, 64), 8) == int(operations / 2 / THREAD)
 
 
 def test_the_model_and_the_generators_are_left_as_they_were():
@@ -122,7 +122,7 @@ def test_the_model_and_the_generators_are_left_as_they_were():
     net[1].eval()
     before = {name: one.clone() for name, one in net.state_dict().items()}
     drawn = torch.random.get_rng_state()
-    assert clock.useful_threads(net, part(4), 6) == 1
+    assert useful_threads(net, part(4), 6) == 1
     assert all(torch.equal(one, before[name]) for name, one in net.state_dict().items())
     assert all(one.device.type == "cpu" for one in net.state_dict().values())
     assert [module.training for module in net] == [True, False, True, True]
@@ -134,8 +134,8 @@ def test_a_model_that_needs_memory_gets_its_share():
         def forward(self, x):
             return super().forward(x) * x.sum().item()
 
-    assert clock.useful_threads(Looks(4, 2), part(4), 6) is None
-    assert clock.useful_threads(nn.Flatten(), part(4), 6) is None
+    assert useful_threads(Looks(4, 2), part(4), 6) is None
+    assert useful_threads(nn.Flatten(), part(4), 6) is None
 
 
 def test_auto_is_the_least_of_what_is_there_and_what_helps(exported):

@@ -228,7 +228,7 @@ def test_code_and_git_are_what_the_run_was_made_by(shown):
     files = _artifact(records, "code")
     assert files["own.py"].read_text() == CODE
     assert (
-        files["launcher/training/engine.py"].read_bytes() == (REPOSITORY / "launcher/training/engine.py").read_bytes()
+        files["launcher/training/trainer.py"].read_bytes() == (REPOSITORY / "launcher/training/trainer.py").read_bytes()
     )
     assert all(name == "own.py" or name.startswith("launcher/") for name in files)
     (state,) = [record["environment"]["git"] for record in records if "git" in record.get("environment", ())]

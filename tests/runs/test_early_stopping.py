@@ -7,7 +7,7 @@ from kill_loop import place, same_bits
 from processes import rows, summary, train
 from test_resume import FAULTY, RUN_FAULTY
 
-from launcher.training.checkpoint import Progress
+from launcher.training.progress import Progress
 
 PATIENCE, MIN_DELTA = 2, 0.05
 STOPPING = ["early_stopping.metric=eval/loss", f"early_stopping.patience={PATIENCE}",

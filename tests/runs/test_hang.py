@@ -31,14 +31,14 @@ threading.Thread(target=watch_like_nccl, daemon=True).start()
 SHORT = "from launcher.distributed import process_group\nprocess_group.LONGER = {}\n"
 SLOW = """
 import pathlib, time
-from launcher.training import checkpoint; from launcher.distributed import rendezvous
+from launcher.training import saver; from launcher.distributed import rendezvous
 rendezvous.WAIT = 1.0  # so that who waits asks more than once
-write = checkpoint.write_checkpoint
+write = saver.write_checkpoint
 def slowly(directory, step, model, state):
     pathlib.Path(f"writing.{step}").touch()
     time.sleep(SECONDS)
     return write(directory, step, model, state)
-checkpoint.write_checkpoint = slowly
+saver.write_checkpoint = slowly
 """
 
 

@@ -161,7 +161,7 @@ def test_while_the_workers_start(count, here):
 def test_workers_go_on_until_a_late_vote_is_read(here):
     """As on a GPU, where it is read some updates later."""
     own = here / "own.py"
-    own.write_text(own.read_text() + "from launcher.training import votes\nvotes.MOST['cpu'] = 8\n")
+    own.write_text(own.read_text() + "from launcher.training import reduction\nreduction.MOST['cpu'] = 8\n")
     run = train([*LONG, *KINDS["workers"]], here, 2)
     wait_for(lambda: lines(here / "run/metrics.jsonl") > 5, message=run.err)
     for process in run.processes:

@@ -15,7 +15,7 @@ def _updates(directory):
     """Ten updates of the hot loop's network, clipped by value, and the norm that it notes last."""
     trainer, batches = _loop(clip_grad_value=0.02, log_grad_norm=True)
     _steps(trainer, batches, 10)
-    norm = trainer.read_window()["train/grad_norm"]
+    norm = trainer.read_metrics()["train/grad_norm"]
     torch.save((trainer.model.state_dict(), norm), Path(directory) / "updates.pt")
 
 
@@ -59,7 +59,7 @@ def test_the_norm_in_the_record_is_the_one_that_clipping_sees(tmp_path):
 def _looks(directory):
     trainer, batches = _loop(clip_grad_value=0.02, log_grad_norm=True)
     _steps(trainer, batches)
-    trainer.read_window()
+    trainer.read_metrics()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         _steps(trainer, batches)
     names = [event.name for event in profiler.events()]
@@ -80,4 +80,4 @@ def test_neither_waits_for_a_gpu():
         _steps(trainer, batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert trainer.read_window()["train/grad_norm"] > 0
+    assert trainer.read_metrics()["train/grad_norm"] > 0

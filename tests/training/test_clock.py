@@ -14,7 +14,8 @@ from torch import nn
 
 from launcher.batching.plan import plan_batch
 from launcher.distributed.ranks import find_ranks
-from launcher.training.clock import PEAK, Clock, PeakMemory, flops_per_sample, peak_flops
+from launcher.training.clock import Clock, PeakMemory
+from launcher.training.flops import PEAK, flops_per_sample, peak_flops
 
 
 def test_operations_of_a_dense_and_of_a_convolutional_network():

@@ -8,45 +8,39 @@ from pathlib import Path
 
 import pytest
 import torch
-from options import option
-from processes import start
+from omegaconf import OmegaConf
+from processes import REPOSITORY, start
+from trainers import make_accelerator, make_trainer
 
 WINDOW = 20  # steps between two log boundaries
 PYTHON_CALLS = 205  # a step of a dense network with SGD: 203 measured with torch 2.14.1, most of them torch's own
 PYTHON_CALLS_DDP = 290  # 286 measured
 
 
-def _loop(device="cpu", weight=None, ema_decay=None, **more):
+def _option(path):
+    return OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / path))
+
+
+def _loop(device="cpu", weight=None, **settings):
     """A trainer and its batches, as train.py builds them, for a dense network with SGD, momentum and cosine."""
     from launcher.batching import stream
     from launcher.batching.plan import plan_batch
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.numerics import choose_workspace
-    from launcher.distributed.process_group import RuntimeSettings
-    from launcher.distributed.process_group import start as bring_up
-    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.optimizers.optimizer import build_optimizer
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.divergence import Rollbacks
-    from launcher.training.engine import Trainer
 
-    ranks = find_ranks(os.environ)
-    choose_workspace(os.environ, True, device == "cpu")
-    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
-    accelerator = bring_up(ranks, RuntimeSettings(device == "cpu", "no", 1, 60, True, strategy, "highest"))
+    ranks, accelerator = make_accelerator(device)
     torch.manual_seed(0)
     part = TensorSplit(torch.randn(4000, 16), torch.arange(4000) % 4)
     data = Data("made", "classification", (16,), 4, part, part, part)
     plan = plan_batch(len(part), 16, ranks.world_size, None, None)
     model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).to(accelerator.device)
-    optimizer = build_optimizer(option("optimizer", "sgd"), model, 1.0, True)
-    schedule = build_schedule(option("scheduler", "cosine"), optimizer, 1000, 250)
-    loss = build_loss(option("loss", "cross_entropy") | {"weight": weight}, data).to(accelerator.device)
-    trainer = Trainer(
-        model, loss, optimizer, schedule, accelerator, ranks, 0, None, ema_decay, False, False,
-        Rollbacks(Path("none"), False), **more,
-    )  # fmt: skip
+    optimizer = build_optimizer(_option("optimizer/sgd.yaml"), model, 1.0, True)
+    schedule = _option("scheduler/cosine.yaml") | {"interval": "step"}
+    loss = build_loss(_option("loss/cross_entropy.yaml") | {"weight": weight}, data).to(accelerator.device)
+    trainer = make_trainer(
+        model, loss, optimizer, schedule, steps=1000, epoch=250, devices=(ranks, accelerator), **settings
+    )
     samples = stream.of_rank(part, plan, 0, ranks, accelerator.device, 0)
     trainer.warm_up(samples)
     return trainer, samples.batches(0, 1000)
@@ -61,7 +55,7 @@ def _count(directory, weight):
     """On each rank: what torch's profiler sees in a window, and the Python calls of another."""
     trainer, batches = _loop(weight=weight)
     _steps(trainer, batches)
-    trainer.read_window()
+    trainer.read_metrics()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         _steps(trainer, batches)
     operations = Counter(event.name for event in profiler.events())
@@ -102,13 +96,13 @@ def test_a_gpu_is_never_waited_for_between_log_boundaries():
         _steps(trainer, batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert trainer.read_window()["train/loss"] < 2
+    assert trainer.read_metrics()["train/loss"] < 2
 
 
 def test_an_average_of_the_weights_drags_no_history_along():
     trainer, batches = _loop(ema_decay=0.9)
     _steps(trainer, batches, 3)
-    assert all(parameter.grad_fn is None for parameter in trainer.measured.parameters())
+    assert all(parameter.grad_fn is None for parameter in trainer.eval_model.parameters())
 
 
 def test_a_batch_without_weight_moves_nothing():

@@ -31,7 +31,7 @@ def counted(build, size, micro_batches=1, precision="no", average=False, freeze=
     optimizer = build_optimizer(ADAMW, model, 1.0, True)
     sample = torch.zeros(IMAGE), torch.zeros(1, dtype=torch.int64)
     return memory.count_need(
-        model, Loss(), optimizer, fake, sample, size, micro_batches > 1, average, precision, False, True
+        model, Loss(), optimizer, fake, sample, memory.Workload(size, micro_batches > 1, average, precision)
     )
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,23 +13,20 @@ from kill_loop import OWN, RUN, flat, newest, place
 from processes import rows, start, train
 from safetensors.torch import load_file
 from torch import nn
+from trainers import make_trainer
 
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream
-from launcher.core.errors import ConfigError
-from launcher.distributed.process_group import RuntimeSettings
-from launcher.distributed.process_group import start as bring_up
-from launcher.distributed.ranks import find_ranks
+from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.losses.loss import build_loss
-from launcher.schedulers.schedule import build_schedule
 from launcher.training import probe
-from launcher.training.divergence import Rollbacks
-from launcher.training.engine import ExactTrainer, Trainer, evaluate
+from launcher.training.evaluation import EvaluationSettings, Evaluator
+from launcher.training.exact import ExactTrainer
 from launcher.training.memory import Meter
 from launcher.training.outputs import Outputs
+from launcher.training.trainer import Trainer
 
 MB = 2**20
-DDP = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
 
 
 def _data(width, samples=64):
@@ -43,17 +39,14 @@ def _data(width, samples=64):
 
 def _made(model, data, plan, optimizer=torch.optim.Adam, clip=None, ema=None, kind=Trainer, shards=None, **options):
     """A trainer on the CPU, and what a probe wants to know of a run."""
-    ranks = find_ranks(os.environ)
-    accelerator = bring_up(ranks, RuntimeSettings(True, "no", 1, 60, True, DDP, "highest"))
     loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
     made = optimizer(model.parameters(), **{"lr": 0.1, **options})
     one_cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.2, "interval": "step"}
-    schedule = build_schedule(one_cycle, made, 20, 4)
-    trainer = kind(
-        model, loss, made, schedule, accelerator, ranks, 0, clip, ema, False, False, Rollbacks(Path("none"), False)
+    trainer = make_trainer(
+        model, loss, made, one_cycle, steps=20, epoch=4, kind=kind, clip_grad_norm=clip, ema_decay=ema
     )
     parts = SimpleNamespace(
-        data=data, plan=plan, loss=loss, balanced=None, kind=Stream, shards=shards, total_steps=20,
+        data=data, plan=plan, balanced=None, kind=Stream, shards=shards, total_steps=20,
         outputs=Outputs.of(data, {"_target_": "torch.nn.CrossEntropyLoss"}),
     )  # fmt: skip
     return trainer, parts
@@ -78,7 +71,7 @@ class Device(Meter):
 
     def __init__(self, trainer, size):
         self.size = size
-        modules = {trainer.model: 0, trainer.measured: 0}
+        modules = {trainer.model: 0, trainer.eval_model: 0}
         super().__init__([t for m in modules for t in (*m.parameters(), *m.buffers())], False)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -111,8 +104,9 @@ def test_what_is_found_is_enough_for_updates_and_evaluations_and_twice_as_much_i
                 plan = plan.capped(probe.find_size(trainer, parts, False))
             for batch in Stream(parts.data.train, plan, 0, 0, trainer.device, 0).batches(0, 3):
                 trainer.step(batch)
-                evaluate(trainer.measured, parts.loss, parts.data.validation, parts.outputs, trainer.accelerator,
-                         trainer.ranks, plan.evaluation_size(None), 0)  # fmt: skip
+                how = EvaluationSettings(plan.evaluation_size(None))
+                evaluator = Evaluator(trainer.loss, parts.outputs, trainer.accelerator, trainer.ranks, how)
+                evaluator.evaluate(trainer.eval_model, parts.data.validation)
         return plan
 
     whole, found = plan_batch(64, 32, 1, cap), set()
@@ -147,13 +141,13 @@ class Drawing(nn.Module):
 def _all_of(trainer):
     """Everything that a next update depends on, copied."""
     tensors = {f"model {name}": value for name, value in trainer.model.state_dict().items()}
-    tensors |= {f"average {name}": value for name, value in trainer.measured.state_dict().items()}
+    tensors |= {f"average {name}": value for name, value in trainer.eval_model.state_dict().items()}
     of_schedule = {k: v for k, v in trainer.schedule.state_dict().items() if k != "main"}
     main = {k: v for k, v in trainer.schedule.main.state_dict().items() if isinstance(v, int | float | list)}
     found = {
         "optimizer": trainer.optimizer.state_dict(), "schedule": of_schedule, "main": main, **tensors,
-        "scaler": trainer.scaler and trainer.scaler.state_dict(), "window": vars(trainer.window), "lr": trainer.lr,
-        "modes": [module.training for module in (*trainer.forward.modules(), *trainer.measured.modules())],
+        "scaler": trainer.scaler and trainer.scaler.state_dict(), "window": vars(trainer.accumulator), "lr": trainer.lr,
+        "modes": [module.training for module in (*trainer.forward.modules(), *trainer.eval_model.modules())],
         "gradients": [parameter.grad is None for parameter in trainer.model.parameters()],
         "torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()[1].tolist(),
     }  # fmt: skip
@@ -193,7 +187,7 @@ def test_nothing_is_left_of_an_update_and_an_evaluation(name, fault, monkeypatch
         if fault is not None and module.training is (fault != "evaluation") and len(calls) >= 2:
             raise torch.OutOfMemoryError("injected") if fault != "another" else KeyError("injected")
 
-    for model in (trainer.model, trainer.measured):
+    for model in (trainer.model, trainer.eval_model):
         model.register_forward_pre_hook(failing)
     with probe.untouched(trainer):
         if fault == "another":
@@ -382,3 +376,27 @@ def test_what_was_found_stays_when_a_run_is_killed_before_its_first_checkpoint(t
     assert train(AUTO, other, 1, {"KILL": "24"}).wait(60).status == [-9]
     train([*AUTO, "seed=5"], other, 1, {"ROOM": "100"}, name="io1").ok(60)
     assert json.loads((other / "run/batch.json").read_text()) == {"max_per_device": 14}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to",
+    ],
+)
+def test_every_library_is_understood_that_has_no_memory(text):
+    assert is_out_of_memory(RuntimeError(text)) and not is_out_of_memory(ValueError(text))
+    assert is_out_of_memory(torch.OutOfMemoryError("of any words"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_a_real_allocation_that_fails_is_out_of_memory():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)

@@ -1,7 +1,7 @@
 """A model of which every rank has a part does what the whole one does: beside DDP, and beside a resumed self."""
 
-import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,10 @@ from kill_loop import OWN, RUN, flat, newest, place, same_bits
 from processes import rows, start, summary, train
 from safetensors.torch import load_file
 from torch import nn
+from trainers import make_accelerator, make_trainer
 
 from launcher.core.errors import ConfigError
 from launcher.training.sharded import find_units
-
-pytestmark = pytest.mark.versions
 
 # 25 samples to validate on: of two ranks one has a batch more than the other. FAULT="1 1 65 15": on rank 1, in
 # training, the 65th call sends the process signal 15.
@@ -138,31 +137,23 @@ def _parts(directory):
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import Stream
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import RuntimeSettings
-    from launcher.distributed.process_group import start as bring_up
-    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.divergence import Diverged, Rollbacks
-    from launcher.training.sharded import build_model, choose_trainer, plan_sharding
+    from launcher.training.divergence import Diverged
+    from launcher.training.sharded import ShardedTrainer, build_model, plan_sharding
     from launcher.training.staging import Staging
 
-    ranks = find_ranks(os.environ)
     strategy = {"name": "fsdp", "block": None, "reshard_after_forward": True, "accumulate_whole": False}
     strategy |= {"meta_init": True}
-    accelerator = bring_up(ranks, RuntimeSettings(True, "no", 1, 60, True, strategy, "highest"))
+    ranks, accelerator = make_accelerator(strategy=strategy)
     torch.manual_seed(0)
     part = TensorSplit(torch.randn(64, 7), torch.arange(64) % 5)
     data = Data("made", "classification", (7,), 5, part, part, part)
     model = build_model(strategy, ranks, _net)
     expected, whole = _net().state_dict(), sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.Adam(model.parameters())
-    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
-    trainer = choose_trainer(plan_sharding(strategy, model, ranks), None)(
-        model, build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data), optimizer,
-        build_schedule(constant, optimizer, 10, 4), accelerator, ranks, 0, None, None, False, False,
-        Rollbacks(Path("none"), False),
-    )  # fmt: skip
+    kind = partial(ShardedTrainer, plan_sharding(strategy, model, ranks))
+    loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
+    trainer = make_trainer(model, loss, optimizer, devices=(ranks, accelerator), kind=kind)
     dealt = trainer.weights(model)
     same = all(torch.equal(dealt[name], value) for name, value in expected.items()) or ranks.rank > 0
     plan = plan_batch(64, 16, ranks.world_size, None)
@@ -224,32 +215,25 @@ def _halves(directory, strategy, precision, whole):
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import Stream
     from launcher.data import Data, TensorSplit
-    from launcher.distributed.process_group import RuntimeSettings
-    from launcher.distributed.process_group import start as bring_up
-    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.divergence import Rollbacks
-    from launcher.training.sharded import build_model, choose_trainer, plan_sharding
+    from launcher.training.sharded import ShardedTrainer, build_model, plan_sharding
+    from launcher.training.trainer import Trainer
 
-    ranks = find_ranks(os.environ)
     options = {"name": strategy} | (
         {"find_unused_parameters": False}
         if strategy == "ddp"
         else {"block": None, "reshard_after_forward": True, "accumulate_whole": whole, "meta_init": True}
     )
-    accelerator = bring_up(ranks, RuntimeSettings(True, precision, 1, 60, True, options, "highest"))
+    ranks, accelerator = make_accelerator(precision=precision, strategy=options)
     torch.manual_seed(0)
     part = TensorSplit(torch.randn(64, 7), torch.arange(64) % 5)
     data = Data("made", "classification", (7,), 5, part, part, part)
     model = build_model(options, ranks, Half)
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1.0)
-    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
-    trainer = choose_trainer(plan_sharding(options, model, ranks), None)(
-        model, build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data), optimizer,
-        build_schedule(constant, optimizer, 10, 4), accelerator, ranks, 0, None, 0.5, False, False,
-        Rollbacks(Path("none"), False),
-    )  # fmt: skip
+    sharding = plan_sharding(options, model, ranks)
+    kind = Trainer if sharding is None else partial(ShardedTrainer, sharding)
+    loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
+    trainer = make_trainer(model, loss, optimizer, devices=(ranks, accelerator), kind=kind, ema_decay=0.5)
     before = {name: value.clone() for name, value in trainer.weights(model).items()}
     travelled = set()
     for name in dir(dist):  # torch has given these new names
@@ -270,9 +254,9 @@ def _halves(directory, strategy, precision, whole):
     with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
         outputs, _ = trainer.forward(part.inputs[:8])
     kept = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in saved if one.numel() == 64 * 256}
-    trainer.model.eval(), trainer.measured.eval()
+    trainer.model.eval(), trainer.eval_model.eval()
     with torch.no_grad(), accelerator.autocast():
-        measured = trainer.measured(part.inputs[:8])
+        measured = trainer.eval_model(part.inputs[:8])
     torch.save(
         (update, travelled, sum(kept.values()), outputs.detach(), measured.detach()),
         Path(directory) / f"{strategy}.{precision}.{whole}.{ranks.rank}",

@@ -224,23 +224,26 @@ def tried(model, loss, data, cut=None, workers=0, **settings):
             ["own.tensors", "+data.bad=input of train", "+data.value=nan"],
             "inputs of sample 5 of its train part hold NaN",
         ),
-        (["own.tensors", "+data.bad=input of test", "+data.value=inf"], "inputs of sample 5 of its test part hold NaN"),
+        (
+            ["own.tensors", "+data.bad=input of test", "+data.value=inf"],
+            "inputs of sample 5 of its test part hold NaN",
+        ),
         (["own.tensors", "+data.bad=label of train", "+data.value=-100"], "train part have -100 at sample 7"),
         (["own.tensors", "+data.bad=label of validation", "+data.value=-100"], "validation part have -100 at sample 7"),
         (["own.tensors", "+data.bad=label of test", "+data.value=3"], "none of its 3 classes, 0..2"),
         (["own.tensors", "+data.labels=float32"], "takes one whole number per sample"),
         (["own.dataset", "+data.train=iterable"], "Endless has no length and no sample by number"),
-        (["own.dataset", "+data.train=dict target"], "a target of its train part is a dict, {class: [3] int64}"),
-        (["own.dataset", "+data.measured=dict target"], "a target of its validation part is a dict"),
-        (["own.dataset", "+data.train=ragged"], "the first samples of the train part cannot be read"),
+        (["own.dataset", "+data.train=dict target"], "a target of its train split is a dict, {class: [3] int64}"),
+        (["own.dataset", "+data.measured=dict target"], "a target of its validation split is a dict"),
+        (["own.dataset", "+data.train=ragged"], "the first samples of the train split cannot be read"),
         (
             ["own.dataset", "+data.measured=fails"],
-            "the validation part cannot be read: KeyError: 'image' [__getitem__,",
+            "the validation split cannot be read: KeyError: 'image' [__getitem__,",
         ),
-        (["own.dataset", "+data.train=input"], "a sample of its train part holds NaN"),
+        (["own.dataset", "+data.train=input"], "a sample of its train split holds NaN"),
         (
             ["own.dataset", "+data.measured=other shape"],
-            "a sample of its validation part is [3], and input_shape says [4]",
+            "a sample of its validation split is [3], and input_shape says [4]",
         ),
         (["own.tensors", "model._target_=own.Net", "+model.gives=dict"], "model: gives a dict of logits for 3 samples"),
         (["own.tensors", "model._target_=own.Net", "+model.gives=tuple"], "model: gives a tuple for 3 samples"),
@@ -284,7 +287,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_made(words, expected, place):
 def test_what_cannot_be_sent_to_a_worker_is_told(kind, place):
     words = ["data._target_=own.dataset", f"+data.measured={kind}"]
     line = answer(place, [*words, "num_workers=2"])
-    assert "num_workers=2: the dataset of the validation part cannot be sent" in line and "num_workers=0" in line, line
+    assert "num_workers=2: the dataset of the validation split cannot be sent" in line and "num_workers=0" in line, line
     if kind != "open":
         train([*RUN, *words, "num_workers=0"], place).ok()
 

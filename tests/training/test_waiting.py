@@ -6,15 +6,15 @@ numbers: whatever asks it for one fails. A tensor that is made of Python numbers
 
 import os
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from options import option
 from processes import REPOSITORY, start
+from test_hot_loop import _option
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from trainers import make_trainer
 
 from launcher.batching import stream
 from launcher.batching.plan import plan_batch
@@ -24,9 +24,6 @@ from launcher.distributed.ranks import find_ranks
 from launcher.losses.loss import build_loss
 from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, RegressionSums
 from launcher.optimizers.optimizer import build_optimizer
-from launcher.schedulers.schedule import build_schedule
-from launcher.training.divergence import Rollbacks
-from launcher.training.engine import Trainer
 from launcher.training.mixup import mixed
 
 META = torch.device("meta")
@@ -107,10 +104,10 @@ def _trainer(loss, optimizer, mixup, device):
     if "fused" in optimizer and device == META:  # for which there is no such kernel
         optimizer = optimizer | {"fused": False}
     built = build_optimizer(optimizer, model, 1.0, True)
-    schedule = build_schedule(option("scheduler", "cosine"), built, 100, 5)
-    trainer = Trainer(
-        model, losses.to(device), built, schedule, accelerator, ranks, 0, 0.5, 0.9, False, True,
-        Rollbacks(Path("none"), False), clip_grad_value=0.1,
+    schedule = _option("scheduler/cosine.yaml") | {"interval": "step"}
+    trainer = make_trainer(
+        model, losses.to(device), built, schedule, epoch=5, devices=(ranks, accelerator), clip_grad_norm=0.5,
+        ema_decay=0.9, channels_last=True, clip_grad_value=0.1,
     )  # fmt: skip
     samples = stream.of_rank(part, plan_batch(40, 8, 1, 3, None), 0, ranks, device, 0, kind=kind)
     return trainer, samples.batches(0, 5)
@@ -118,13 +115,13 @@ def _trainer(loss, optimizer, mixup, device):
 
 def _steps(device, watching):
     """Updates with each loss and optimizer, augmented, mixed or not, in micro-batches, clipped, with an average."""
-    losses = [option("loss", path.stem) for path in sorted((REPOSITORY / "conf/loss").glob("*.yaml"))]
+    losses = [_option(f"loss/{path.name}") for path in sorted((REPOSITORY / "conf/loss").glob("*.yaml"))]
     if device == META:
         losses = [loss for loss in losses if loss["_target_"] != "torch.nn.MultiMarginLoss"]  # it has no backward there
     weighted = [
         loss | {key: WEIGHTS} for loss in losses for key in ("weight", "alpha", "pos_weight") if key in loss
     ]  # fmt: skip
-    optimizers = [option("optimizer", path.stem) for path in sorted((REPOSITORY / "conf/optimizer").glob("*.yaml"))]
+    optimizers = [_option(f"optimizer/{path.name}") for path in sorted((REPOSITORY / "conf/optimizer").glob("*.yaml"))]
     never = {"alpha": 0, "cutmix_alpha": 0, "prob": 1, "switch_prob": 0.5}
     plain = [(loss, optimizers[0], never) for loss in losses + weighted] + [(losses[0], o, never) for o in optimizers]
     mixing = [(losses[1], optimizers[-1], never | {name: 1.0}) for name in ("alpha", "cutmix_alpha")]
@@ -135,7 +132,7 @@ def _steps(device, watching):
         with watching():
             for _ in range(2):
                 trainer.step(next(batches))
-        assert trainer.window.losses[-1].device == device and trainer.window.grad_norm.device == device
+        assert trainer.accumulator.losses[-1].device == device and trainer.accumulator.grad_norm.device == device
 
 
 def test_updates(tmp_path):

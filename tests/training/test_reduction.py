@@ -11,9 +11,9 @@ from kill_loop import OWN, newest, place
 from processes import rows, train
 from test_stopping import LONG, started
 
-from launcher.training.votes import Votes
+from launcher.training.reduction import Reduction
 
-LATE = "from launcher.training import votes\nvotes.MOST['cpu'] = 8\n"
+LATE = "from launcher.training import reduction\nreduction.MOST['cpu'] = 8\n"
 SLOW = (
     OWN
     + LATE
@@ -30,13 +30,17 @@ class Net(torch.nn.Module):
 )
 
 
+def late(most):
+    return Reduction(2, torch.device("cpu"), most)
+
+
 def cast(votes, seconds, vote=0.0):
-    return votes.add(torch.tensor([vote, seconds]))
+    return votes.read(torch.tensor([vote, seconds]))
 
 
 @pytest.mark.parametrize("seconds", [1e-4, 0.03, 0.049, 0.124, 0.25, 0.26, 20.0, math.inf])
 def test_a_vote_waits_for_a_quarter_of_a_second_at_most(seconds):
-    votes = Votes(8, pinned=False)
+    votes = late(8)
     for _ in range(30):
         cast(votes, seconds)
     assert votes.lag == (0 if math.isinf(seconds) else min(8, math.floor(0.25 / seconds)))
@@ -48,19 +52,19 @@ def test_a_vote_waits_for_a_quarter_of_a_second_at_most(seconds):
 
 
 def test_the_first_vote_of_a_run_is_read_at_once():
-    assert cast(Votes(8, pinned=False), 0.0, vote=1.0)
-    assert cast(Votes(0, pinned=False), 1e-4, vote=1.0)
+    assert cast(late(8), 0.0, vote=1.0)
+    assert cast(late(0), 1e-4, vote=1.0)
 
 
 def test_an_evaluation_between_two_updates_changes_no_waiting():
-    votes = Votes(8, pinned=False)
+    votes = late(8)
     for update in range(40):
         cast(votes, 30.0 if update % 10 == 5 else 0.01)
         assert votes.lag == 8 or update < 2
 
 
 def test_when_updates_become_slow_the_votes_that_wait_are_read():
-    votes = Votes(8, pinned=False)
+    votes = late(8)
     for _ in range(20):
         assert not cast(votes, 0.01)
     assert votes.lag == 8 and not cast(votes, 5.0, vote=1.0)

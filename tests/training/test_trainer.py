@@ -1,17 +1,12 @@
 """The gradient of a global batch is the same however it is cut: compared with plain PyTorch on the whole batch."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from processes import REPOSITORY, start
-from torch.nn.parallel import DistributedDataParallel
-
-pytestmark = pytest.mark.versions
-
-WITH_CUDA = torch.version.cuda is not None or torch.version.hip is not None  # how torch was built
+from trainers import DDP, make_accelerator, make_trainer
 
 LOSSES = {
     path.stem: OmegaConf.to_container(OmegaConf.load(path))
@@ -49,43 +44,21 @@ def _model():
 
 def _gradients(directory, cap, options=()):
     """On each rank: the update that SGD with lr 1 makes on one batch of each size, for every loss."""
-    import os
     from pathlib import Path
 
     from launcher.batching.plan import BatchPlan
     from launcher.batching.stream import Batch, MicroBatch, Stream
-    from launcher.distributed.process_group import RuntimeSettings, start
-    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.divergence import Rollbacks
-    from launcher.training.engine import Trainer
 
-    ranks = find_ranks(os.environ)
-    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True} | dict(options)
-    accelerator = start(ranks, RuntimeSettings(True, "no", 1, 60, True, strategy, "highest"))
+    ranks, accelerator = make_accelerator(strategy=DDP | dict(options))
     found = {}
     for variant, (name, more) in VARIANTS.items():
         for size in SIZES:
             data = _data(name)
             model = _model()
             optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-            constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
-            schedule = build_schedule(constant, optimizer, 1, 1)
-            loss = build_loss(LOSSES[name] | more, data)
-            trainer = Trainer(
-                model,
-                loss,
-                optimizer,
-                schedule,
-                accelerator,
-                ranks,
-                0,
-                None,
-                None,
-                False,
-                False,
-                Rollbacks(Path("none"), False),
+            trainer = make_trainer(
+                model, build_loss(LOSSES[name] | more, data), optimizer, devices=(ranks, accelerator)
             )
             share = -(-size // ranks.world_size)
             plan = BatchPlan(37, size, ranks.world_size, ranks.world_size, cap or share, 1)
@@ -101,7 +74,7 @@ def _gradients(directory, cap, options=()):
             before = [p.detach().clone() for p in model.parameters()]
             trainer.step(Batch(0, size, micros))
             update = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, model.parameters(), strict=True)])
-            found[variant, size] = (update, trainer.read_window()["train/loss"])
+            found[variant, size] = (update, trainer.read_metrics()["train/loss"])
     if ranks.rank == 0:
         torch.save(found, Path(directory) / "gradients.pt")
 
@@ -162,11 +135,7 @@ def test_every_loss_has_the_gradient_of_the_whole_batch_on_any_cut(world, cap, t
         ({"find_unused_parameters": True}, 1e-4),
         ({"static_graph": True}, 1e-4),
         ({"gradient_as_bucket_view": False}, 1e-4),
-        pytest.param(
-            {"compress": "bf16"},
-            2e-2,  # 8 bits of mantissa
-            marks=pytest.mark.skipif(not WITH_CUDA, reason="DDP refuses it in a torch that is built without CUDA"),
-        ),
+        ({"compress": "bf16"}, 2e-2),  # 8 bits of mantissa
         ({"compress": "fp16"}, 2e-3),
     ],
     ids=str,
@@ -178,30 +147,6 @@ def test_options_of_ddp_leave_the_gradient_as_it_is(options, rtol, tmp_path):
         close = (update.double() - gradient).abs() <= rtol * gradient.abs() + rtol * gradient.abs().max()
         assert close.all(), f"{variant}, {size}: {update} {gradient}"
         assert loss == pytest.approx(value, rel=1e-5)
-
-
-def test_bf16_gradients_need_a_torch_with_cuda(monkeypatch):
-    """The launcher refuses, before there is a run directory, what DDP would refuse afterwards; and nothing else."""
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-
-    from launcher.core.errors import ConfigError
-    from launcher.distributed.devices import check_compression
-    from launcher.distributed.ranks import Ranks
-
-    def throw(kind, message):
-        raise kind(message)
-
-    one, two = Ranks(0, 1, 0, 1), Ranks(0, 2, 0, 2)
-    if WITH_CUDA:
-        check_compression({"compress": "bf16"}, two)
-        monkeypatch.setattr(torch.version, "cuda", None)
-        monkeypatch.setattr(torch.version, "hip", None)
-    with pytest.raises(TypeError, match="BF16 all reduce communication hook required CUDA"):
-        DistributedDataParallel._check_comm_hook(SimpleNamespace(_log_and_throw=throw), bf16_compress_hook)
-    with pytest.raises(ConfigError, match=r"strategy\.compress=bf16: torch .* without CUDA.* Use fp16 or null"):
-        check_compression({"compress": "bf16"}, two)
-    check_compression({"compress": "bf16"}, one)
-    check_compression({"compress": "fp16"}, two)
 
 
 class _Overflowing(torch.nn.Module):
@@ -224,30 +169,19 @@ class _Overflowing(torch.nn.Module):
 
 def _scaled(at, steps, saved=None, rollbacks=None, poisoned=()):
     """A trainer with a gradient scaler of its own that has done `steps`, from a saved state where there is one."""
-    from pathlib import Path
-
     from launcher.batching.stream import Batch, MicroBatch
-    from launcher.distributed.process_group import RuntimeSettings, start
-    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.checkpoint import Progress, gather_state, restore
-    from launcher.training.divergence import Rollbacks
-    from launcher.training.engine import Trainer
+    from launcher.training.progress import Progress
+    from launcher.training.resume import gather_state, restore
 
-    ranks = find_ranks({})
-    strategy = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
-    accelerator = start(ranks, RuntimeSettings(True, "no", 1, 60, True, strategy, "highest"))
+    ranks, accelerator = make_accelerator()
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
     data, model = _data("cross_entropy"), _Overflowing(at)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
-    schedule = build_schedule(constant, optimizer, 100, 10)
     loss = build_loss(LOSSES["cross_entropy"], data)
-    trainer = Trainer(
-        model, loss, optimizer, schedule, accelerator, ranks, 0, 1.0, None, False, False,
-        rollbacks or Rollbacks(Path("none"), False),
-    )  # fmt: skip
+    trainer = make_trainer(
+        model, loss, optimizer, devices=(ranks, accelerator), rollbacks=rollbacks, clip_grad_norm=1.0
+    )
     first = 0
     if saved is not None:
         first = restore(*saved, trainer, ranks).step
@@ -268,32 +202,19 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_gradient_that_is_not_finite_is_seen_behind_every_optimizer(name, bad):
     """Also where the loss is finite, and the update is a sign, which is 0 for NaN."""
-    from pathlib import Path
-
     from launcher.batching.stream import Batch, MicroBatch
-    from launcher.distributed.process_group import RuntimeSettings, start
-    from launcher.distributed.ranks import find_ranks
     from launcher.losses.loss import build_loss
     from launcher.optimizers.optimizer import build_optimizer
-    from launcher.schedulers.schedule import build_schedule
-    from launcher.training.divergence import Diverged, Rollbacks
-    from launcher.training.engine import Trainer
+    from launcher.training.divergence import Diverged
 
-    ranks = find_ranks({})
-    accelerator = start(ranks, RuntimeSettings(True, "no", 1, 60, True, {}, "highest"))
     data = _data("cross_entropy")
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
     if bad is not None:
         model[1].weight.register_hook(lambda gradient: gradient * bad)
     optimizer = build_optimizer(OPTIMIZERS[name], model, 1.0, True)
-    constant = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
-    schedule = build_schedule(constant, optimizer, 100, 10)
-    trainer = Trainer(
-        model, build_loss(LOSSES["cross_entropy"], data), optimizer, schedule, accelerator, ranks, 0, None, None, False,
-        False, Rollbacks(Path("none"), False),
-    )  # fmt: skip
+    trainer = make_trainer(model, build_loss(LOSSES["cross_entropy"], data), optimizer)
     trainer.step(Batch(0, 10, [MicroBatch(data.train.inputs[:10], data.train.targets[:10], 10)]))
-    assert trainer.window.losses[0].isfinite()
+    assert trainer.accumulator.losses[0].isfinite()
     if bad is None:
         trainer.check()
     else:
@@ -306,7 +227,7 @@ def test_a_gradient_that_overflows_for_ever_is_divergence():
     from launcher.training.divergence import Diverged
 
     trainer, state = _scaled(range(100), 20)
-    assert any(loss.isfinite() for loss in trainer.window.losses) and state["scaler"]["scale"] == 2.0**-10
+    assert any(loss.isfinite() for loss in trainer.accumulator.losses) and state["scaler"]["scale"] == 2.0**-10
     with pytest.raises(Diverged):
         _scaled(range(100), 30)  # when it is saved
 
@@ -337,12 +258,12 @@ def test_what_a_gradient_scaler_skips_is_no_divergence_and_its_state_resumes():
         scales.append(scaler.get_scale())
     assert scales[2] == 2.0**9 and scales[7] < scales[6], "the scale was halved where it overflowed"
     assert state["scaler"] == scaler.state_dict()
-    assert len(state["window"]["losses"]) == steps and 0 < trainer.read_window()["train/loss"] < 10
+    assert len(state["window"]["losses"]) == steps and 0 < trainer.read_metrics()["train/loss"] < 10
     for mine, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     # Resumed between the overflows, in the middle of a growth interval
     before, saved = _scaled(at, 5)
-    weights = {name: value.clone() for name, value in before.measured.state_dict().items()}
+    weights = {name: value.clone() for name, value in before.eval_model.state_dict().items()}
     resumed, again = _scaled(at, steps, (weights, saved))
     assert again["scaler"] == state["scaler"]
     for mine, theirs in zip(resumed.model.parameters(), model.parameters(), strict=True):
@@ -357,4 +278,4 @@ def test_with_a_gradient_scaler_a_bad_batch_is_left_out_and_an_overflow_is_none(
     rollbacks.careful_until = 10
     trainer, state = _scaled((2,), 8, rollbacks=rollbacks, poisoned=(5,))
     assert rollbacks.skipped == [5], "not the overflow of update 2"
-    assert 0 < trainer.read_window()["train/loss"] < 10 and state["scaler"]["scale"] < 2.0**12
+    assert 0 < trainer.read_metrics()["train/loss"] < 10 and state["scaler"]["scale"] < 2.0**12

@@ -11,7 +11,7 @@ from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
-from launcher.training.engine import check_alone
+from launcher.training.batch_norm import check_alone
 from launcher.training.finetune import freeze
 
 CUTS = [

@@ -1,0 +1,111 @@
+"""How far a run has come, and what its evaluations decide."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from launcher.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+
+# What evaluations decide: keyword arguments of Progress.note (`best`) and of Progress.watch (`patience`).
+Rules = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Optimizer updates done.
+        best_step: The step of the best evaluation; None before the first.
+        best: The metrics of that evaluation.
+        seen: Whether the step was evaluated and logged; not where the run was stopped before.
+        max_per_device: Most samples that a device sees at once, where the run found that out by itself.
+        lowest: The best value of what early stopping watches so far, its sign turned where more is better.
+        waited: Evaluations in a row that did not better it.
+        ended: Why the run is over at this step, before its last one; None while it goes on.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best: dict[str, float] = field(default_factory=dict)
+    seen: bool = True
+    max_per_device: int | None = None
+    lowest: float = math.inf
+    waited: int = 0
+    ended: str | None = None
+
+    @property
+    def recorded(self) -> int:
+        """The last step whose row, where it has one, is in the record; the rows after it come again."""
+        return self.step if self.seen else self.step - 1
+
+    def note(self, row: Mapping[str, float], metric: str | None, mode: str) -> None:
+        """Keep an evaluation's metrics where they are the best so far.
+
+        Args:
+            row: Metric name to number.
+            metric: The one that counts; None counts none.
+            mode: min or max.
+        """
+        if metric is None:
+            return
+        sign = 1 if mode == "max" else -1
+        best = math.nan if self.best_step is None else self.best[metric]
+        if math.isnan(best) or sign * row[metric] > sign * best:
+            self.best_step = self.step
+            self.best = {name: value for name, value in row.items() if name.startswith("eval/")}
+
+    def watch(self, row: Mapping[str, float], metric: str | None, mode: str, patience: int, min_delta: float) -> None:
+        """Early stopping (Prechelt 1998): end the run where evaluations do not get better any more.
+
+        Args:
+            row: Metric name to number.
+            metric: The one that counts; None never ends the run.
+            mode: min or max.
+            patience: Evaluations in a row without improvement that end it, >= 1.
+            min_delta: Smallest change that counts as an improvement must be more than this, >= 0.
+        """
+        if metric is None:
+            return
+        sign = -1 if mode == "max" else 1
+        if sign * row[metric] < self.lowest - min_delta:
+            self.lowest, self.waited = sign * row[metric], 0
+        else:  # NaN is no improvement
+            self.waited += 1
+        if self.waited >= patience:
+            best = f"no better than {sign * self.lowest:.6g}"
+            self.ended = f"early stopping: {metric} was {best} in {self.waited} evaluations in a row"
+
+    def judged(self, rows: Iterable[Mapping[str, Any]], rules: Rules) -> "Progress":
+        """The same progress by other rules for its evaluations.
+
+        Args:
+            rows: Of the record, those of the evaluations so far.
+            rules: See `Rules`.
+
+        Raises:
+            ConfigError: By these rules the run would have ended before.
+        """
+        fresh = replace(self, best_step=None, best={}, lowest=math.inf, waited=0, ended=None)
+        for row in rows:
+            fresh.step = row["step"]
+            fresh.note(row, **rules["best"])
+            fresh.watch(row, **rules["patience"])
+            if fresh.ended is not None:
+                break
+        if fresh.ended is not None and fresh.step < self.step:
+            raise ConfigError(
+                f"early_stopping: with these settings the run would have ended at step {fresh.step}, and it has done "
+                f"{self.step} updates already. Use a longer patience, or another directory."
+            )
+        return replace(fresh, step=self.step)
+
+
+def rules_of(settings: Any) -> Rules:
+    """What a run's evaluations are judged by."""
+    best = {"metric": settings.checkpoint.best, "mode": settings.checkpoint.best_mode}
+    return {"best": best, "patience": dict(settings.early_stopping)}

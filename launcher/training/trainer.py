@@ -1,0 +1,398 @@
+"""The hot loop: one optimizer update after the other."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DDPCommunicationHookType
+from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
+from torch.nn.parallel import DistributedDataParallel
+
+from launcher.batching.keys import MODEL, derive
+from launcher.batching.stream import Batch, ShardedStream, Stream
+from launcher.distributed.collectives import sum_over_ranks
+from launcher.distributed.pulse import pulse
+from launcher.distributed.ranks import Ranks
+from launcher.losses.loss import PerSample
+from launcher.optimizers.optimizer import lean_step
+from launcher.schedulers.schedule import Schedule
+from launcher.training import layout
+from launcher.training.accumulator import LossAccumulator
+from launcher.training.carrier import Carrier
+from launcher.training.divergence import Diverged, Rollbacks
+from launcher.training.flops import flops_per_sample, peak_flops
+from launcher.training.reduction import Reduction
+
+ALWAYS: AbstractContextManager[None] = nullcontext()
+LEAST_SCALE = 2.0**-14  # of a gradient scaler: a gradient that overflows even so is infinite
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and by what.
+
+    Attributes:
+        model: The bare model.
+        loss: Per-sample losses.
+        optimizer: Over the parameters that are trained.
+        schedule: Of its learning rate; stepped after each update.
+    """
+
+    model: nn.Module
+    loss: PerSample
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What an update does beside gradient and optimizer step; named as in the config.
+
+    Attributes:
+        seed: Of the run.
+        clip_grad_norm: Largest norm of the gradient; None never clips.
+        clip_grad_value: Largest absolute value of an element of the gradient; None never clips.
+        log_grad_norm: Whether to note the gradient's norm where it is not clipped by it.
+        ema_decay: Of the moving average of the weights; None keeps none.
+        compile: Whether the model is compiled.
+        channels_last: Whether images are laid out with their channels last, which convolutions like.
+    """
+
+    seed: int = 0
+    clip_grad_norm: float | None = None
+    clip_grad_value: float | None = None
+    log_grad_norm: bool = False
+    ema_decay: float | None = None
+    compile: bool = False
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, settings: Any) -> "TrainerSettings":
+        """Those of a run's config."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+
+class Trainer:
+    """One optimizer update after the other.
+
+    Args:
+        learner: What is trained; its model and its loss on the device.
+        settings: What an update does.
+        accelerator: What wraps the model.
+        ranks: Which rank this is.
+        rollbacks: Which batches to leave out, and how long to look at each; None: none was left out.
+
+    Attributes:
+        eval_model: What is evaluated and exported: the moving average where there is one, else the model.
+        accumulator: The losses since the last log line.
+        lr: Learning rate of the last update.
+        reduction: What the ranks tell each other with the gradient: votes to stop, and how long an update takes.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        settings: TrainerSettings,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        rollbacks: Rollbacks | None = None,
+    ) -> None:
+        self.model, self.loss = learner.model, learner.loss
+        self.optimizer, self.schedule = learner.optimizer, learner.schedule
+        self.settings, self.ranks = settings, ranks
+        self.accelerator, self.device = accelerator, accelerator.device
+        model, optimizer = self.model, self.optimizer
+        if settings.channels_last:
+            layout.lay_out(model, keep_gradients=self.device.type == "cpu" and not settings.compile)
+        self.scaler = accelerator.scaler  # None unless fp16
+        self.accumulator = LossAccumulator()
+        self.lr = self.schedule.lr
+        self.reduction = Reduction(ranks.world_size, self.device)
+        self.rollbacks = rollbacks or Rollbacks()
+        self.eval_model = model if settings.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
+        self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._averaged: list[Tensor] = [
+            p for p, q in zip(self.eval_model.parameters(), model.parameters(), strict=True) if q.requires_grad
+        ]
+        self._wrapped = False
+        if settings.compile:  # distributed.choose_numerics has left out what this tells the compiler beside
+            torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
+        self._alone = False
+        self.forward = self._wrap(torch.compile(model) if settings.compile else model, accelerator)
+        if optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
+            layout.load_optimizer_state(optimizer, optimizer.state_dict())
+        self.forward.train()  # once: walking over the modules costs as much as a small kernel
+        self._losses = self.loss.forward  # of our own wrapper, which nobody hooks
+        self._update = lean_step(optimizer)
+
+    def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
+        """What Accelerate makes of the model: DDP, autocast, or for one process in full precision the model itself."""
+        if self.ranks.world_size == 1 and accelerator.mixed_precision == "no":
+            return model
+        carrier = Carrier(model).to(self.device)
+        self._wrapped = True
+        if self.ranks.world_size > 1:
+            self.reduction.carried = carrier.carried
+            handler = accelerator.ddp_handler
+            self.reduction.rounded = handler is not None and handler.comm_hook != DDPCommunicationHookType.NO
+        return accelerator.prepare_model(carrier)
+
+    def step(self, batch: Batch) -> bool:
+        """Do one update; its loss is the exact mean over the global batch, however that is cut.
+
+        Each micro-batch adds its sum of losses, divided by the samples of the global batch; DDP averages over the
+        ranks, so the sum is multiplied by their number first. Where samples weigh differently the gradient is
+        corrected by the global sum of weights at the end.
+
+        Returns:
+            True where a rank has asked to stop: the same step on all of them.
+        """
+        self.lr = self.schedule.lr
+        self.reduction.begin()
+        if batch.step in self.rollbacks.skipped:
+            self.schedule.step()
+            return False
+        careful = batch.step < self.rollbacks.careful_until
+        buffers = [buffer.clone() for buffer in self.model.buffers()] if careful else []
+        for parameter in self._parameters:
+            parameter.grad = None
+        total, weight_sum = self._backward(batch)
+        if weight_sum is not None:
+            of_all = self.reduction.total_weight(weight_sum)
+            # A batch of weight 0 (all of it ignored) has gradient 0, not 0/0.
+            correction = batch.size / of_all.where(of_all > 0, 1)
+            torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if careful and self._is_bad(total):
+            self.rollbacks.skip(batch.step)
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            if self.scaler is not None:
+                self.scaler.update()  # which takes the next unscaling for a second one else
+            self.schedule.step()
+            return self.reduction.stops()
+        if self.settings.clip_grad_norm is not None:
+            self.accumulator.grad_norm = self._clip(self.settings.clip_grad_norm)
+        elif self.settings.log_grad_norm:
+            self.accumulator.grad_norm = self._norm()
+        if self.settings.clip_grad_value is not None:
+            nn.utils.clip_grad_value_(self._parameters, self.settings.clip_grad_value)
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self._update()
+        self.schedule.step()
+        if self.settings.ema_decay is not None:
+            with torch.no_grad():  # else each average drags the history of all before it along
+                torch._foreach_lerp_(self._averaged, self._parameters, 1 - self.settings.ema_decay)
+        self._note(batch, total, weight_sum)
+        return self.reduction.stops()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Updates in here say nothing to the other ranks, and are noted nowhere, neither by schedule nor accumulator.
+
+        Once it is warm, DDP does not hear a backward of the module that it wraps: its hooks on the parameters return
+        unless its own forward has prepared them (torch/csrc/distributed/c10d/reducer.cpp, Reducer::autograd_hook, by
+        expect_autograd_hooks_). A gradient scaler is left out, since it may leave out the step.
+        """
+        names = ("forward", "schedule", "scaler", "accumulator", "lr", "reduction", "_alone")
+        before = {name: getattr(self, name) for name in names}
+        if isinstance(self.forward, DistributedDataParallel):
+            self.forward = self.forward.module
+        still: Any = SimpleNamespace(lr=self.schedule.lr, step=lambda: None)
+        self.schedule, self.scaler, self.accumulator, self._alone = still, None, LossAccumulator(), True
+        self.reduction = Reduction(1, self.device, most=0)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def sync_ema_buffers(self) -> None:
+        """Bring the moving average's buffers up to date, before it is evaluated or saved."""
+        if self.settings.ema_decay is not None:
+            for averaged, buffer in zip(self.eval_model.buffers(), self.model.buffers(), strict=True):
+                averaged.copy_(buffer)
+
+    def read_metrics(self) -> dict[str, float]:
+        """Mean loss (and gradient norm) since the last log line, over all ranks; begins anew.
+
+        Raises:
+            Diverged: A loss, a weight or the optimizer's state is NaN or infinite.
+        """
+        losses, weights = self.check()
+        metrics = {}
+        if len(losses):
+            metrics["train/loss"] = float(losses.sum() / weights.sum())
+        if self.accumulator.grad_norm is not None:
+            metrics["train/grad_norm"] = float(self.accumulator.grad_norm)
+        self.accumulator.clear()
+        return metrics
+
+    def check(self) -> tuple[Tensor, Tensor]:
+        """Look at the losses since the last log line and at what is saved; before each log, evaluation and save.
+
+        Returns:
+            [n] sums of losses and [n] sums of weights over all ranks, float64, on the host; without the steps that
+            a gradient scaler left out.
+
+        Raises:
+            Diverged: One is NaN or infinite, other than where a gradient scaler has left the step out.
+        """
+        reduced = sum_over_ranks(self.accumulator.tensors(self.device), self.ranks.world_size)
+        losses, weights = (tensor.cpu() for tensor in reduced)
+        finite = losses.isfinite()
+        if not self._healthy() or (not (finite.any() if self.scaler is not None else finite.all()) and len(losses)):
+            bad = [step for step, good in zip(self.accumulator.steps, finite.tolist(), strict=True) if not good]
+            raise Diverged(bad[0] if bad else self.schedule.updates - 1, self.lr)
+        return losses[finite], weights[finite]
+
+    def warm_up(self, samples: Stream | ShardedStream) -> None:
+        """Let DDP find its final order of work, and leave no trace.
+
+        It regroups its buckets after the first backward, which changes the order of sums over 3 and more ranks: a
+        resumed run would differ in bits from one that went through.
+        """
+        if not isinstance(self.forward, DistributedDataParallel):
+            return
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        for _ in range(2):
+            batch = next(samples.batches(0, 1))
+            self._backward(Batch(batch.step, batch.size, batch.micros[-1:]))
+            self.optimizer.zero_grad(set_to_none=True)  # an update has no gradients beside all activations either
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def operations(
+        self, samples: Stream | ShardedStream, float32_matmul_precision: str
+    ) -> tuple[float | None, float | None]:
+        """Operations per sample, and the most that the device does per second; None where that is not known."""
+        if self.device.type != "cuda":
+            return None, None
+        name = torch.cuda.get_device_name(self.device)
+        peak = peak_flops(name, self.accelerator.mixed_precision, float32_matmul_precision)
+        if peak is None:
+            return None, None
+        micro = next(samples.batches(0, 1)).micros[0]
+        return flops_per_sample(self.model, micro.inputs, len(micro.targets)), peak
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Whole parameters and buffers of the model or the moving average by name, for rank 0 to save."""
+        return model.state_dict()
+
+    def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Put what `weights` gave into the model or the moving average."""
+        model.load_state_dict(weights)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's whole state, for rank 0 to save."""
+        return self.optimizer.state_dict()
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        """Put what `optimizer_state` gave into the optimizer."""
+        layout.load_optimizer_state(self.optimizer, state)
+
+    def _norm(self) -> Tensor:
+        """Norm of the whole gradient."""
+        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+
+    def _clip(self, largest: float) -> Tensor:
+        """Scale the gradient down to a norm of at most `largest`; the norm before."""
+        return nn.utils.clip_grad_norm_(self._parameters, largest)
+
+    def _healthy(self) -> bool:
+        """Whether every weight is finite, and what the optimizer remembers.
+
+        Where an update is a sign or a quotient, as Lion's and Adagrad's, a state of NaN or infinity leaves the weights
+        as they are, from then on.
+        """
+        if self.scaler is not None and self.scaler.get_scale() < LEAST_SCALE:  # it has left out every step for long
+            return False
+        remembered = (value for state in self.optimizer.state.values() for value in state.values())
+        looked_at = [*self._parameters, *(v for v in remembered if isinstance(v, Tensor) and v.is_floating_point())]
+        if torch.stack([norm.float() for norm in torch._foreach_norm(looked_at)]).sum().isfinite():
+            return True
+        return all(bool(one.isfinite().all()) for one in looked_at)  # the squares alone may have been too large
+
+    def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
+        """Keep a step's sums for the next log line, without looking at them."""
+        self.accumulator.steps.append(batch.step)
+        self.accumulator.losses.append(total)
+        self.accumulator.weights.append(
+            weight_sum if weight_sum is not None else float(sum(m.size for m in batch.micros))
+        )
+
+    def _is_bad(self, total: Tensor) -> bool:
+        """Whether the loss or the gradient of this step is not finite, on any rank."""
+        size = total
+        if self.scaler is None:  # which looks at the gradient itself, and overflows at times where nothing is wrong
+            norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
+            size = torch.stack(norms).sum() + total
+        (size,) = sum_over_ranks([size], self.ranks.world_size)
+        return not bool(size.isfinite())
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Gradients of a rank's micro-batches; the sums of its losses and, where samples weigh differently, weights."""
+        self._seed(batch.step, self.ranks.rank)
+        totals, weight_sums = [], []
+        factor = self.ranks.world_size / batch.size
+        last = len(batch.micros) - 1
+        carried = self.reduction.carried
+        if carried is not None:
+            carried.grad = None
+        for i, micro in enumerate(batch.micros):
+            pulse.batches += 1
+            travels = i == last and carried is not None
+            with ALWAYS if travels or carried is None else self.forward.no_sync():
+                outputs, riding = self._run(micro.inputs)
+                values, weights = self._losses(outputs, micro.targets)
+                if micro.size < len(values):  # a placeholder, or a loss that returned more rows
+                    values, weights = values[: micro.size], None if weights is None else weights[: micro.size]
+                totals.append(values.detach().sum())
+                if weights is not None:
+                    weight_sums.append(weights.detach().sum())
+                self._differentiate(values, factor, riding, self.reduction.ballot(weight_sums) if travels else None)
+        if carried is not None:
+            self.reduction.received = carried.grad
+        total = totals[0] if last == 0 else torch.stack(totals).sum()
+        if not weight_sums:
+            return total, None
+        return total, weight_sums[0] if last == 0 else torch.stack(weight_sums).sum()
+
+    def _run(self, inputs: Any) -> tuple[Any, Tensor | None]:
+        """The model's outputs, and the tensor to whose gradient the ballot is given."""
+        found = self.forward(layout.channels_last(inputs) if self.settings.channels_last else inputs)
+        return found if self._wrapped else (found, None)
+
+    def _differentiate(
+        self, values: Tensor, factor: float, riding: Tensor | None = None, ballot: Tensor | None = None
+    ) -> None:
+        """Add the gradient of factor * sum(values), and `ballot` to that of the tensor that rides along.
+
+        The engine takes the factor of each value as it is: a sum and two products less for it to run back through.
+        """
+        share = values.new_full(values.shape, factor)
+        if self.scaler is not None:
+            share = self.scaler.scale(share)
+        roots: tuple[Tensor, ...] = (values,)
+        shares: tuple[Tensor, ...] = (share,)
+        if riding is not None and ballot is not None:
+            roots, shares = (values, riding), (share, ballot)
+        # What torch.autograd.backward ends with; its checks before take 30 us, a twentieth of a small model's step.
+        _engine_run_backward(roots, shares, False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+    def _seed(self, step: int, rank: int) -> None:
+        """Dropout as a function of (seed, step, rank)."""
+        key = derive(self.settings.seed, MODEL, step, rank) >> 1
+        torch.default_generator.manual_seed(key)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(key)

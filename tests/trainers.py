@@ -1,0 +1,43 @@
+"""Trainers as train.py builds them, for tests that look at single updates: also in processes that a test starts."""
+
+import os
+
+from launcher.distributed.numerics import choose_workspace
+from launcher.distributed.process_group import RuntimeSettings
+from launcher.distributed.process_group import start as bring_up
+from launcher.distributed.ranks import find_ranks
+from launcher.schedulers.schedule import build_schedule
+from launcher.training.trainer import Learner, Trainer, TrainerSettings
+
+DDP = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
+CONSTANT = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1, "interval": "step"}
+
+
+def make_accelerator(device="cpu", precision="no", strategy=DDP):
+    """The ranks of this process and their accelerator, with one thread."""
+    ranks = find_ranks(os.environ)
+    choose_workspace(os.environ, True, device == "cpu")
+    return ranks, bring_up(ranks, RuntimeSettings(device == "cpu", precision, 1, 60, True, strategy, "highest"))
+
+
+def make_trainer(
+    model, loss, optimizer, schedule=CONSTANT, *, steps=100, epoch=10, devices=None, kind=Trainer, rollbacks=None,
+    **settings,
+):  # fmt: skip
+    """A trainer of any kind.
+
+    Args:
+        model: On the device.
+        loss: Per-sample losses, there too.
+        optimizer: Over the model's parameters.
+        schedule: Settings of its learning rate.
+        steps: Of the run.
+        epoch: Steps of one.
+        devices: What `make_accelerator` gave; None: CPUs.
+        kind: Trainer, or what makes one of the same arguments.
+        rollbacks: What was left out.
+        **settings: Those of TrainerSettings.
+    """
+    ranks, accelerator = devices or make_accelerator()
+    learner = Learner(model, loss, optimizer, build_schedule(schedule, optimizer, steps, epoch))
+    return kind(learner, TrainerSettings(**settings), accelerator, ranks, rollbacks)
