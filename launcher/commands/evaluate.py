@@ -48,7 +48,7 @@ def evaluate(settings: dict[str, Any]) -> int:
     process_group.compare_devices(settings["device"], ranks, on_cpu, settings["timeout"])
     chosen = saved.choose_checkpoint(path, settings["checkpoint"])
 
-    from launcher.batching.stream import seed_generators
+    from launcher.batching.generators import seed_generators
     from launcher.core.files import write_json
     from launcher.losses.loss import build_loss
     from launcher.models.mirrored import Mirrored, check_mirror

@@ -79,8 +79,8 @@ def export(settings: dict[str, Any]) -> int:
 
     import torch
 
-    from launcher.batching.loading import choose_workers
     from launcher.batching.splits import suit
+    from launcher.batching.workers import choose_workers
     from launcher.core.files import write_json
     from launcher.run import card
     from launcher.training.outputs import Outputs

@@ -37,7 +37,7 @@ def test_the_plan_in_numbers():
 def test_a_batch_smaller_than_the_devices_is_refused_with_both_numbers():
     with pytest.raises(ConfigError, match=r"batch\.global_size=2.*3 devices.*global_size=3"):
         plan_batch(100, 2, 3, None)
-    with pytest.raises(ConfigError, match="training part has 2 samples"):
+    with pytest.raises(ConfigError, match="training split has 2 samples"):
         plan_batch(2, 64, 3, None)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from launcher.batching.keys import AUGMENT, derive
-from launcher.batching.loading import SeededDataset
+from launcher.batching.seeded_dataset import SeededDataset
 from launcher.batching.stream import in_order
 from launcher.config.components import build
 from launcher.core.errors import BrokenFile, ConfigError

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from launcher import build
-from launcher.batching import loading
+from launcher.batching import workers
+from launcher.batching.generators import seed_generators
 from launcher.batching.splits import as_numbers, suit
-from launcher.batching.stream import Stream, in_order, seed_generators
+from launcher.batching.stream import Stream, in_order
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
 from launcher.core.errors import ConfigError
@@ -523,7 +524,7 @@ class Lazy(torch.utils.data.Dataset):
 def test_a_dataset_that_opens_files_can_still_be_sent_to_workers():
     data = Data("own", "classification", (4,), 3, *(DatasetSplit(Lazy()) for _ in range(3)))
     tried(nn.Linear(4, 3), nn.CrossEntropyLoss(), data, workers=2)
-    assert data.train.dataset.file is None and not loading._kept
+    assert data.train.dataset.file is None and not workers._kept
     other = tryout._as_a_worker_gets_it("train", data.train, 2).dataset
     assert other is not data.train.dataset and other.array is data.train.dataset.array, "arrays are not copied"
     assert other.tensor is data.train.dataset.tensor
