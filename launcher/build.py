@@ -16,7 +16,8 @@ from launcher.config import components
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.process_group import Ranks
-from launcher.losses.loss import PerSample, build_loss, fit_task
+from launcher.losses.loss import build_loss, fit_task
+from launcher.losses.per_sample import PerSample
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery, saved

@@ -26,9 +26,10 @@ from launcher.core.errors import BrokenFile, ConfigError, Explained, explained_k
 from launcher.data.source import Data
 from launcher.distributed.process_group import Ranks, at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.distributed.pulse import pulse
-from launcher.losses.loss import PerSample
-from launcher.metrics.sums import ClassificationSums, compute_metrics, make_metrics, update_metrics
-from launcher.optimizers.optimizer import lean_step
+from launcher.losses.per_sample import PerSample
+from launcher.metrics.classification import ClassificationSums
+from launcher.metrics.named import compute_metrics, make_metrics, update_metrics
+from launcher.optimizers.lean_step import lean_step
 from launcher.schedulers.schedule import Schedule
 from launcher.training import layout
 from launcher.training.clock import flops_per_sample, peak_flops

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from launcher.batching.plan import MORE_TO_EVALUATE
-from launcher.losses.loss import PerSample
+from launcher.losses.per_sample import PerSample
 from launcher.training import layout
 
 aten = torch.ops.aten

@@ -19,7 +19,7 @@ from launcher.batching.keys import MIX, derive
 from launcher.batching.stream import Batch, MicroBatch, Stream, first_sample
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data
-from launcher.losses.loss import PerSample
+from launcher.losses.per_sample import PerSample
 
 Box = tuple[slice, slice]  # rows and columns
 

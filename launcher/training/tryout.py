@@ -25,7 +25,7 @@ from launcher.batching.stream import Stream, in_order
 from launcher.batching.workers import as_a_worker_gets_it
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.source import Data
-from launcher.losses.loss import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
+from launcher.losses.per_sample import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
 from launcher.training.outputs import Outputs
 
 FEW = 3  # samples of a training batch that is tried

@@ -24,8 +24,9 @@ from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data import Data, TensorSplit, text
 from launcher.losses.focal import FocalLoss
-from launcher.losses.loss import PerSample, build_loss
-from launcher.metrics.sums import LanguageSums
+from launcher.losses.loss import build_loss
+from launcher.losses.per_sample import PerSample
+from launcher.metrics.language import LanguageSums
 from launcher.models.transformer import Transformer, rotate, rotations
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -22,7 +22,7 @@ from launcher.config.command_line import parse_arguments
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.distributed.process_group import find_ranks
-from launcher.losses.loss import PerSample
+from launcher.losses.per_sample import PerSample
 from launcher.training import tryout
 from launcher.training.outputs import Outputs
 

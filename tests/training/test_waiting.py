@@ -22,7 +22,10 @@ from launcher.data import Data, TensorSplit
 from launcher.data.images import FlipAndShift, Standardise, StandardiseChannels, augmentation
 from launcher.distributed.process_group import find_ranks
 from launcher.losses.loss import build_loss
-from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, RegressionSums
+from launcher.metrics.classification import ClassificationSums
+from launcher.metrics.language import LanguageSums
+from launcher.metrics.multilabel import LabelSums
+from launcher.metrics.regression import RegressionSums
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.schedulers.schedule import build_schedule
 from launcher.training.divergence import Rollbacks
