@@ -60,7 +60,7 @@ def predict(settings: dict[str, Any]) -> int:
         raise ConfigError(f"run_dir={path}: predictions of the task {record['task']} have no table.")
     if settings["input"] is not None:
         others = saved.read_others(record, settings["input"])
-        data, part, names, labelled = saved.data_of_others(record, others), others.part, others.names, others.labelled
+        data, part, names, labelled = saved.data_of_others(record, others), others.split, others.names, others.labelled
     else:
         data = saved.own_data(run, settings["data"], record)
         part = getattr(data, settings["part"])

@@ -44,7 +44,7 @@ def load(
     validation: float,
     split_seed: int,
 ) -> Data:
-    """Read a table, split it, and standardise it by the training part.
+    """Read a table, split it, and standardise it by the training split.
 
     Each column but the target and those dropped is an input and holds numbers. The target is a number or, for a
     classification, any text; classes are in the order of their numbers or, for text, of the alphabet. A column without
@@ -60,8 +60,8 @@ def load(
         header: Whether the first line names the columns, which are called 0, 1, 2, ... else; None: as it looks,
             refused where it looks like a row.
         drop: Columns to leave out.
-        test: Share of all rows for the test part, in (0, 1).
-        validation: Share of the rest for the validation part, in (0, 1).
+        test: Share of all rows for the test split, in (0, 1).
+        validation: Share of the rest for the validation split, in (0, 1).
         split_seed: Seed of the split.
 
     Raises:
@@ -123,7 +123,7 @@ def load(
     if constant:
         notes.append(f"the same in every training row, and 0 for the model: {', '.join(map(repr, constant))}")
     if repeated := _repeated(data):
-        notes.append(f"{repeated} rows of the validation and the test part are in the training part too")
+        notes.append(f"{repeated} rows of the validation and the test split are in the training split too")
     told_by = {"delimiter": delimiter, "decimal": decimal, "header": header}
     return replace(_with_reader(data, used, target, numeric, told_by), notes=notes)
 
@@ -131,12 +131,12 @@ def load(
 def _repeated(data: Data) -> int:
     """Samples that are measured and were learned from as well."""
 
-    def rows(part: Any) -> list[bytes]:
-        both = torch.cat([part.inputs.double(), part.targets.double().view(len(part), -1)], 1)
+    def rows(split: Any) -> list[bytes]:
+        both = torch.cat([split.inputs.double(), split.targets.double().view(len(split), -1)], 1)
         return [row.tobytes() for row in both.numpy()]
 
     seen = set(rows(data.train))
-    return sum(row in seen for part in (data.validation, data.test) for row in rows(part))
+    return sum(row in seen for split in (data.validation, data.test) for row in rows(split))
 
 
 def _with_reader(data: Data, columns: list[str], target: str, numeric: bool, told_by: dict[str, Any]) -> Data:
@@ -175,10 +175,10 @@ def read_alike(
         classes: Names of the classes, in their order; None for a regression.
         numeric_classes: The classes are numbers: 1 and 1.0 are the same.
         delimiter: One character between the columns.
-        mean: Of each input over the training part.
-        std: Of each input over the training part.
-        target_mean: Of a regression's target over the training part.
-        target_std: Of a regression's target over the training part.
+        mean: Of each input over the training split.
+        std: Of each input over the training split.
+        target_mean: Of a regression's target over the training split.
+        target_std: Of a regression's target over the training split.
         decimal: What a number has before its fraction.
         header: As the run's setting.
 

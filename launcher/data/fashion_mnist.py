@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
-from launcher.data.images import Standardise, augmentation, long_tail
-from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
+from launcher.data.augmentation import augmentation
+from launcher.data.checks import check_flag, check_fraction, check_seed
+from launcher.data.images import Standardise, hold_out_images, images_in_memory
+from launcher.data.source import Data
 
 MEAN, STD = 72.9404, 90.0212  # of the pixels of the 60,000 training images, which run from 0 to 255
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
@@ -37,17 +38,17 @@ def load(
     random_erasing: float,
     imbalance: float | None,
 ) -> Data:
-    """Read Fashion-MNIST: inputs [n, 1, 28, 28] uint8, targets 0 .. 9; it has its own test part.
+    """Read Fashion-MNIST: inputs [n, 1, 28, 28] uint8, targets 0 .. 9; it has its own test split.
 
     Args:
         root: Directory with the four IDX files, zipped (.gz) or not.
         download: Have torchvision download them into `root` where they are absent.
-        validation: Share of the 60,000 training images for the validation part, in (0, 1).
+        validation: Share of the 60,000 training images for the validation split, in (0, 1).
         split_seed: Seed of the split.
         flip: Mirror half of the training images.
         shift: Most pixels to shift a training image by, in [0, 27].
         random_erasing: Share of the training images in which a rectangle is painted over in grey, in [0, 1].
-        imbalance: Largest over smallest class of the training part (see `long_tail`); None keeps every image.
+        imbalance: Largest over smallest class of the training split (see `long_tail`); None keeps every image.
 
     Raises:
         ConfigError: The files are absent or damaged, or a setting is outside its range.
@@ -58,20 +59,9 @@ def load(
     paths = find_files(root, check_flag("data.download", download))
     # 0.25 s, nearly all of it for unzipping the training images; four threads save a tenth of that.
     images, labels, test_images, test_labels = map(read_idx, paths, SHAPES.values())
-    train, validated = split(len(labels), validation, split_seed, labels)
-    if imbalance is not None:
-        train = train[long_tail(labels[train], imbalance, split_seed)]
+    splits = hold_out_images(images, labels, validation, split_seed, imbalance)
     prepare = Standardise(MEAN, STD)
-    return Data(
-        name="fashion_mnist",
-        task="classification",
-        input_shape=(1, 28, 28),
-        num_outputs=10,
-        train=TensorSplit(images[train], labels[train], prepare, augment, augment.draws if augment else 0),
-        validation=TensorSplit(images[validated], labels[validated], prepare),
-        test=TensorSplit(test_images, test_labels, prepare),
-        class_names=CLASSES,
-    )
+    return images_in_memory("fashion_mnist", (*splits, (test_images, test_labels)), prepare, augment, CLASSES)
 
 
 def find_files(root: Any, download: bool) -> list[Path]:

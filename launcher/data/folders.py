@@ -12,7 +12,7 @@ LEFT_BY_OTHERS = ("__MACOSX", "@eaDir")  # archives and file servers; notebooks 
 
 
 class Folders:
-    """The images of the classes and parts under a folder.
+    """The images of the classes and splits under a folder.
 
     Links are followed, but neither back to a folder around them nor to what was found already.
 
@@ -23,7 +23,7 @@ class Folders:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._left: Counter[str] = Counter()
-        self._owner: dict[str, tuple[str, str]] = {}  # of a real folder, or of a file behind a link: part and class
+        self._owner: dict[str, tuple[str, str]] = {}  # of a real folder, or of a file behind a link: split and class
         self._linked = False  # whether a file was found by a link
 
     @staticmethod
@@ -40,8 +40,8 @@ class Folders:
                 return min(alike, key=lambda place, name=name: (place.name != name, place))  # type: ignore[misc]
         return None
 
-    def classes(self, part: str, place: Path) -> dict[str, list[str]]:
-        """The images of each class of a part, in the order of their paths.
+    def classes(self, split: str, place: Path) -> dict[str, list[str]]:
+        """The images of each class of a split, in the order of their paths.
 
         Raises:
             ConfigError: As for `images`; or a class has none in training.
@@ -53,8 +53,8 @@ class Folders:
                 self._left["files outside of the folder of a class"] += 1
         found = {}
         for folder in self.within(place):
-            found[folder.name] = self.images(folder, (part, folder.name))
-            if part == "train" and not found[folder.name]:
+            found[folder.name] = self.images(folder, (split, folder.name))
+            if split == "train" and not found[folder.name]:
                 raise ConfigError(f"data.root: {folder} has no image ({', '.join(ENDINGS)}); fill it, or remove it.")
         return found
 
@@ -114,7 +114,7 @@ class Folders:
         """Whether nobody has it yet, nor the folder around it; False where this class has.
 
         Raises:
-            ConfigError: Another class has it, or training and another part.
+            ConfigError: Another class has it, or training and another split.
         """
         other = self._owner.get(real) or (None if around is None else self._owner.get(around))
         if other is None:

@@ -16,8 +16,11 @@ from torch.utils.data import Dataset
 
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
-from launcher.data.images import LOOK, StandardiseChannels, check_bits, converted, has_colours, look
-from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
+from launcher.data.checks import check_flag, check_fraction, check_seed
+from launcher.data.images import StandardiseChannels
+from launcher.data.pillow import LOOK, check_bits, converted, has_colours, look
+from launcher.data.source import Data
+from launcher.data.splitting import hold_out
 from launcher.data.table import TASKS, check_task, doubts, guess_task, standardise, statistics, target_statistics, told
 
 FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
@@ -152,10 +155,10 @@ def load(
     channels: int | None,
     bits: int | None,
 ) -> Data:
-    """Open a dataset, choose two of its columns and part it.
+    """Open a dataset, choose two of its columns and split it.
 
     Images are decoded by the workers, as bytes, and standardised a batch at a time. Numbers, and the target of a
-    regression, are standardised by the training part, as those of data=csv.
+    regression, are standardised by the training split, as those of data=csv.
 
     Args:
         path: A directory written by save_to_disk; a parquet, csv or json file, or a directory of such files; or the
@@ -172,8 +175,8 @@ def load(
         image_size: Side in pixels of the square that images are scaled and cropped to; None leaves them as they are.
         mean: Mean of the image channels, which run from 0 to 1; one for all, or one each.
         std: Their standard deviation, as mean.
-        validation: Share of what remains of train for the validation part, in (0, 1), where there is no split for it.
-        test: Share of train for the test part, in (0, 1), where there is no split for it.
+        validation: Share of what remains of train for the validation split, in (0, 1), where there is no split for it.
+        test: Share of train for the test split, in (0, 1), where there is no split for it.
         split_seed: Seed of that choice.
         channels: Of images, 1 or 3; None: 3 where one of those looked at first has colours.
         bits: That images of 16 bits use; None: those that the file names, else 16.
@@ -196,40 +199,40 @@ def load(
                 columns = ", ".join(dataset.column_names)
                 raise ConfigError(f"{setting}: {path} has no column {column!r}; it has: {columns}.")
     values, task, classes, notes = read_targets(found, target, task)
-    for part, share in (("test", test), ("validation", validation)):
-        if part not in found:
+    for split, share in (("test", test), ("validation", validation)):
+        if split not in found:
             count, labels = len(found["train"]), torch.from_numpy(values["train"]) if classes is not None else None
-            check_fraction(f"data.{part}", share)
-            kept, out = split(count, share, seed, labels) if count > 1 else (torch.arange(count), torch.arange(0))
+            check_fraction(f"data.{split}", share)
+            kept, out = hold_out(count, share, seed, labels) if count > 1 else (torch.arange(count), torch.arange(0))
             if len(out) == 0:
-                raise ConfigError(f"data.{part}: {count} rows of {path} leave none to split off; give more rows.")
-            for name_of, index in ((part, out.numpy()), ("train", kept.numpy())):
+                raise ConfigError(f"data.{split}: {count} rows of {path} leave none to split off; give more rows.")
+            for name_of, index in ((split, out.numpy()), ("train", kept.numpy())):
                 found[name_of], values[name_of] = found["train"].select(index), values["train"][index]
     decode, shape, prepare, more = decoding(found["train"], input, image_size, mean, std, channels, bits)
     notes += more
     input_mean = input_std = target_mean = target_std = None
     if isinstance(decode, Numbers):
         # As NumPy's own float64: the library would make them float32.
-        found = {part: dataset.with_format("numpy", dtype=np.float64) for part, dataset in found.items()}
+        found = {split: dataset.with_format("numpy", dtype=np.float64) for split, dataset in found.items()}
         decode.mean, decode.std = measure(found, input, decode)
         input_mean, input_std = (torch.from_numpy(numbers.reshape(-1)) for numbers in (decode.mean, decode.std))
     if task == "regression":
         centre, spread = target_statistics(values["train"])
-        values = {part: standardise(rows, centre, spread) for part, rows in values.items()}
+        values = {split: standardise(rows, centre, spread) for split, rows in values.items()}
         target_mean, target_std = torch.from_numpy(centre), torch.from_numpy(spread)
 
-    def part_of(part: str) -> DatasetSplit:
-        targets = torch.from_numpy(values[part])
-        return DatasetSplit(Rows(found[part].select_columns([input]), targets, decode), targets, prepare, batched=True)
+    def split_of(split: str) -> DatasetSplit:
+        targets = torch.from_numpy(values[split])
+        return DatasetSplit(Rows(found[split].select_columns([input]), targets, decode), targets, prepare, batched=True)
 
     return Data(
         name="huggingface",
         task=task,
         input_shape=shape,
         num_outputs=values["train"].shape[1] if classes is None else len(classes),
-        train=part_of("train"),
-        validation=part_of("validation"),
-        test=part_of("test"),
+        train=split_of("train"),
+        validation=split_of("validation"),
+        test=split_of("test"),
         class_names=classes,
         target_mean=target_mean,
         target_std=target_std,
@@ -290,18 +293,20 @@ def choose(sets: Mapping[str, Any], splits: Any, path: str) -> dict[str, Any]:
         raise ConfigError(f"data.splits: {splits!r} must name a split, or null, for each of {', '.join(NAMES)}.")
     found: dict[str, Any] = {}
     taken: dict[str, str] = {}
-    for part, wanted in splits.items():
+    for split, wanted in splits.items():
         if wanted is not None and wanted not in sets:
-            raise ConfigError(f"data.splits.{part}: {path} has no split {wanted!r}; it has: {known}.")
+            raise ConfigError(f"data.splits.{split}: {path} has no split {wanted!r}; it has: {known}.")
         if wanted is not None and wanted in taken:
-            raise ConfigError(f"data.splits.{part}: {wanted!r} is what {taken[wanted]} takes; null splits off a share.")
-        taken |= {wanted: part} if wanted is not None else {}
-    for part, wanted in splits.items():
-        chosen = wanted or next((name for name in NAMES[part] if name in sets and name not in taken), None)
+            raise ConfigError(
+                f"data.splits.{split}: {wanted!r} is what {taken[wanted]} takes; null splits off a share."
+            )
+        taken |= {wanted: split} if wanted is not None else {}
+    for split, wanted in splits.items():
+        chosen = wanted or next((name for name in NAMES[split] if name in sets and name not in taken), None)
         if chosen is not None:
-            found[part] = sets[chosen]
-            if len(found[part]) == 0:
-                raise ConfigError(f"data.splits.{part}: the split {chosen!r} of {path} has no rows.")
+            found[split] = sets[chosen]
+            if len(found[split]) == 0:
+                raise ConfigError(f"data.splits.{split}: the split {chosen!r} of {path} has no rows.")
     if "train" not in found:
         raise ConfigError(f"data.splits.train: {path} has no split called train; name one of: {known}.")
     return found
@@ -310,21 +315,21 @@ def choose(sets: Mapping[str, Any], splits: Any, path: str) -> dict[str, Any]:
 def read_targets(
     sets: Mapping[str, Any], column: str, task: str
 ) -> tuple[dict[str, np.ndarray], str, list[str] | None, list[str]]:
-    """The targets of each part, what they are, the names of the classes, and lines for the log.
+    """The targets of each split, what they are, the names of the classes, and lines for the log.
 
     Returns:
-        Part to [n] int64 classes and their names; or part to [n, d] float64 numbers, and no names.
+        Part to [n] int64 classes and their names; or split to [n, d] float64 numbers, and no names.
 
     Raises:
         ConfigError: A target is missing, is of no kind that the task can predict, or of a class that training lacks.
     """
     values: dict[str, np.ndarray] = {}
-    for part, dataset in sets.items():
+    for split, dataset in sets.items():
         cells = dataset.select_columns([column]).with_format("arrow")[:].column(0)
         if cells.null_count:
-            raise ConfigError(f"data.target: {cells.null_count} rows of {part} have no {column!r}; remove them.")
+            raise ConfigError(f"data.target: {cells.null_count} rows of {split} have no {column!r}; remove them.")
         try:
-            values[part] = np.array(cells.to_pylist() if "list" in str(cells.type) else cells.to_numpy())
+            values[split] = np.array(cells.to_pylist() if "list" in str(cells.type) else cells.to_numpy())
         except (ValueError, TypeError) as error:
             raise ConfigError(f"data.target: column {column!r} holds lists of different lengths.") from error
     feature, train = sets["train"].features[column], values["train"]
@@ -344,18 +349,18 @@ def read_targets(
             task = guess_task(len(distinct), len(train), whole)
             notes.append(told(column, len(distinct), task))
     if task in ("regression", "multilabel"):
-        for part, rows in values.items():
+        for split, rows in values.items():
             if rows.ndim > 2 or rows.dtype.kind not in "fiub" or rows.shape[1:] != train.shape[1:]:
                 raise ConfigError(
                     f"data.target: column {column!r} holds {feature} and no numbers to predict; data.task={task} needs "
                     "numbers, or vectors of one length."
                 )
-            values[part] = rows.astype(np.float64).reshape(len(rows), -1)
-            if not np.isfinite(values[part]).all():
-                raise ConfigError(f"data.target: column {column!r} of {part} has a value that is not finite.")
-            if task == "multilabel" and not np.isin(values[part], (0, 1)).all():
+            values[split] = rows.astype(np.float64).reshape(len(rows), -1)
+            if not np.isfinite(values[split]).all():
+                raise ConfigError(f"data.target: column {column!r} of {split} has a value that is not finite.")
+            if task == "multilabel" and not np.isin(values[split], (0, 1)).all():
                 raise ConfigError(
-                    f"data.target: column {column!r} of {part} has other values than 0 and 1, which "
+                    f"data.target: column {column!r} of {split} has other values than 0 and 1, which "
                     "data.task=multilabel takes; data.task=regression takes numbers."
                 )
         return values, task, None, notes
@@ -366,22 +371,22 @@ def read_targets(
             "and 1, data.task=regression numbers."
         )
     known = np.unique(train) if named is None else np.arange(len(named))
-    for part, rows in values.items():
-        own = getattr(sets[part].features[column], "names", None)
-        if own != named:  # each part may number the names in its own way
+    for split, rows in values.items():
+        own = getattr(sets[split].features[column], "names", None)
+        if own != named:  # each split may number the names in its own way
             if own is None or named is None or set(own) - set(named):
                 raise ConfigError(
-                    f"data.target: column {column!r} of {part} has other classes ({own}) than train ({named})."
+                    f"data.target: column {column!r} of {split} has other classes ({own}) than train ({named})."
                 )
             rows = np.where(rows < 0, rows, np.array([named.index(name) for name in own])[rows])
         strange = ~np.isin(rows, known)
         if strange.any():
             row = int(strange.argmax())
             raise ConfigError(
-                f"data.target: row {row} of {part} has {column!r} = {rows[row]!r}, which is none of the "
+                f"data.target: row {row} of {split} has {column!r} = {rows[row]!r}, which is none of the "
                 f"{len(known)} classes (-1 is for a row without a label); data.task=regression takes numbers."
             )
-        values[part] = np.searchsorted(known, rows).astype(np.int64)
+        values[split] = np.searchsorted(known, rows).astype(np.int64)
     if len(known) < 2:
         raise ConfigError(f"data.target: {column!r} has one class, {known[0]!r}; at least two are needed.")
     classes = [str(name) for name in (known.tolist() if named is None else named)]
@@ -435,14 +440,14 @@ def decoding(
 
 
 def measure(sets: Mapping[str, Any], column: str, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of a column of numbers over the training part.
+    """Mean and deviation of a column of numbers over the training split.
 
     Raises:
-        ConfigError: A row of any part is none that the model could take.
+        ConfigError: A row of any split is none that the model could take.
     """
 
-    def pieces(part: str) -> Iterator[np.ndarray]:
-        dataset = sets[part].select_columns([column])
+    def pieces(split: str) -> Iterator[np.ndarray]:
+        dataset = sets[split].select_columns([column])
         at_once = max(1, AT_ONCE // math.prod(numbers.shape))
         for first in range(0, len(dataset), at_once):
             yield numbers.raw(dataset[first : first + at_once][column])

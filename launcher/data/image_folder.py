@@ -1,4 +1,4 @@
-"""A user's own images: one folder per part, in it one folder per class."""
+"""A user's own images: one folder per split, in it one folder per class."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,9 +12,13 @@ from torch.utils.data import Dataset
 
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
+from launcher.data.augmentation import check_erasing
+from launcher.data.checks import check_flag, check_fraction, check_seed
 from launcher.data.folders import ENDINGS, Folders
-from launcher.data.images import LOOK, StandardiseChannels, check_bits, check_erasing, converted, look
-from launcher.data.source import Data, Others, check_flag, check_fraction, check_seed, split
+from launcher.data.images import StandardiseChannels
+from launcher.data.pillow import LOOK, check_bits, converted, look
+from launcher.data.source import Data, Others
+from launcher.data.splitting import hold_out
 from launcher.data.table import doubts
 
 AUGMENTS = ("none", "light", "randaugment", "trivial")
@@ -69,10 +73,10 @@ def load(
     split_seed: int,
     bits: int | None,
 ) -> Data:
-    """Find the images under root/train and the folders of the other two parts, one folder per class.
+    """Find the images under root/train and the folders of the other two splits, one folder per class.
 
-    A part without a folder of its own is split off the training images; without a folder `train` the folders of the
-    classes lie in root itself, and all three parts are split. Names of parts are taken in upper and lower case.
+    A split without a folder of its own is split off the training images; without a folder `train` the folders of the
+    classes lie in root itself, and all three splits are split. Names of splits are taken in upper and lower case.
     Validation and test images are resized and cropped at the centre. Training images are cropped at random, mirrored
     and changed further by `augment` and `random_erasing`; the random numbers come from the global generator of torch.
 
@@ -90,15 +94,15 @@ def load(
             (Zhong et al. 2017, arXiv:1708.04896), in [0, 1].
         mean: Mean of red, green and blue, which run from 0 to 1.
         std: Standard deviation of red, green and blue.
-        validation_folders: Names of the validation part's folder under root; the first that is there is taken.
-        test_folders: The same for the test part.
-        test: Share of the training images for the test part, in (0, 1), where there is no folder for it.
-        validation: Share of the rest for the validation part, in (0, 1), where there is no folder for it.
+        validation_folders: Names of the validation split's folder under root; the first that is there is taken.
+        test_folders: The same for the test split.
+        test: Share of the training images for the test split, in (0, 1), where there is no folder for it.
+        validation: Share of the rest for the validation split, in (0, 1), where there is no folder for it.
         split_seed: Seed of the split.
         bits: That images of 16 bits use; None: those that the file names, else 16.
 
     Raises:
-        ConfigError: A folder is missing or empty, a part has a class that training does not have, a setting
+        ConfigError: A folder is missing or empty, a split has a class that training does not have, a setting
             is outside its range, or torchvision is missing.
     """
     transforms = _transforms()
@@ -127,7 +131,7 @@ def load(
         if name not in samples:
             check_fraction(f"data.{name}", share)
             labels = torch.tensor([label for _, label in samples["train"]])
-            kept, out = split(len(labels), share, check_seed("data.split_seed", split_seed), labels)
+            kept, out = hold_out(len(labels), share, check_seed("data.split_seed", split_seed), labels)
             if len(out) == 0:
                 raise ConfigError(
                     f"data.{name}: {len(labels)} images of {len(classes)} classes leave none to split off."
@@ -154,7 +158,7 @@ def load(
         random = [*random, transforms.RandomErasing(random_erasing, value=[255 * m for m in mean])]
     centre = [*centre, transforms.PILToTensor()]
 
-    def part(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetSplit:
+    def split(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetSplit:
         read = partial(read_image, bits=bits)
         dataset, plain = (FolderImages(samples, read, transforms.Compose(some)) for some in (steps, centre))
         return DatasetSplit(dataset, torch.tensor([label for _, label in samples]), standardise, plain=plain)
@@ -164,9 +168,9 @@ def load(
         task="classification",
         input_shape=(3, image_size, image_size),
         num_outputs=len(classes),
-        train=part(samples["train"], random),
-        validation=part(samples["validation"], centre),
-        test=part(samples["test"], centre),
+        train=split(samples["train"], random),
+        validation=split(samples["validation"], centre),
+        test=split(samples["test"], centre),
         class_names=classes,
         notes=notes,
         reader={
@@ -201,16 +205,16 @@ def find(
         test_folders: As for `load`.
 
     Returns:
-        The names of the classes; the (file, class) of each image of the parts that have a folder; lines for the log.
+        The names of the classes; the (file, class) of each image of the splits that have a folder; lines for the log.
 
     Raises:
-        ConfigError: A folder is missing or empty, or a part has a class that training does not have.
+        ConfigError: A folder is missing or empty, or a split has a class that training does not have.
     """
     if not root.is_dir():
         raise ConfigError(f"data.root: there is no directory {root}.")
     folders, there, notes = Folders(root), Folders.within(root), []
     names = {"train": TRAIN, "test": test_folders, "validation": validation_folders}
-    chosen = {part: place for part, of in names.items() if (place := Folders.called(there, of)) is not None}
+    chosen = {split: place for split, of in names.items() if (place := Folders.called(there, of)) is not None}
     if "train" not in chosen:
         if chosen or not there:
             raise ConfigError(
@@ -218,10 +222,10 @@ def find(
                 "CLASS in it and nothing else."
             )
         chosen["train"] = root
-        notes.append(f"{root} has no folder train: its folders are the classes, and all parts are split off them")
+        notes.append(f"{root} has no folder train: its folders are the classes, and all splits are split off them")
     elif aside := [place.name for place in there if place not in chosen.values()]:
         notes.append(f"left aside under {root}: the folders {', '.join(aside)}")
-    found = {part: folders.classes(part, place) for part, place in chosen.items()}
+    found = {split: folders.classes(split, place) for split, place in chosen.items()}
     classes, train = list(found["train"]), chosen["train"]
     nested = [inner.parent for place in there for inner in Folders.within(place) if inner.name.casefold() in TRAIN]
     hint = f" Is data.root={nested[0]} meant?" if nested else ""
@@ -229,16 +233,16 @@ def find(
         raise ConfigError(f"data.root: {train} has one class, {classes[0]!r}; at least two are needed.{hint}"
                           if classes else f"data.root: {train} has no folder of a class.{hint}")  # fmt: skip
     samples = {}
-    for part, of_class in found.items():
+    for split, of_class in found.items():
         if new := [name for name in of_class if name not in classes]:
             raise ConfigError(
-                f"data.root: {chosen[part]} has the class folder {new[0]!r}, which {train} does not have; "
+                f"data.root: {chosen[split]} has the class folder {new[0]!r}, which {train} does not have; "
                 f"that has: {', '.join(classes)}."
             )
-        samples[part] = [(path, classes.index(name)) for name, paths in of_class.items() for path in paths]
-        if not samples[part]:
+        samples[split] = [(path, classes.index(name)) for name, paths in of_class.items() for path in paths]
+        if not samples[split]:
             raise ConfigError(
-                f"data.root: {chosen[part]} has no images; fill it, or remove it to split them off train."
+                f"data.root: {chosen[split]} has no images; fill it, or remove it to split them off train."
             )
     return classes, samples, [*notes, *folders.told(), *doubts(classes)]
 
@@ -307,8 +311,8 @@ def read_alike(
         transforms.Compose([*_centre(image_size, crop), transforms.PILToTensor()]),
     )
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
-    part = DatasetSplit(dataset, torch.tensor([label for _, label in samples]), standardise)
-    return Others(part, [str(file) for file in files], labelled)
+    split = DatasetSplit(dataset, torch.tensor([label for _, label in samples]), standardise)
+    return Others(split, [str(file) for file in files], labelled)
 
 
 def read_image(path: str, bits: int | None = None) -> Any:

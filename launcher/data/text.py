@@ -16,7 +16,8 @@ from torch import Tensor
 
 from launcher.batching.splits import TensorSplit, as_indices
 from launcher.core.errors import ConfigError
-from launcher.data.source import Data, check_fraction
+from launcher.data.checks import check_fraction
+from launcher.data.source import Data
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line
 AT_ONCE = 64  # pieces that the tokenizer's threads share
@@ -26,7 +27,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     """Cut a text into samples of `block` tokens, each with the token that follows as its target.
 
     Sample i is tokens [i * block, (i + 1) * block), its targets are those one further; what is left at the end is not
-    used. The last samples are the test part, those before them the validation part. The file is mapped, not read:
+    used. The last samples are the test split, those before them the validation split. The file is mapped, not read:
     neither the time to start nor the memory depend on its length.
 
     Args:
@@ -35,8 +36,8 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
         tokenizer: A `tokenizer.json` of Hugging Face's tokenizers, with which a UTF-8 text is encoded once; None for
             the bytes themselves, a vocabulary of 256.
         cache: Directory for the encoded text; None for `launcher` in $XDG_CACHE_HOME or ~/.cache.
-        validation: Share of what comes before the test part for the validation part, in (0, 1).
-        test: Share of the text for the test part, in (0, 1).
+        validation: Share of what comes before the test split for the validation split, in (0, 1).
+        test: Share of the text for the test split, in (0, 1).
 
     Raises:
         ConfigError: A file is missing, too short or no text, or a setting is outside its range.
@@ -61,7 +62,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     tokens = mapped(file, kind)
     inputs, targets = (tokens[first : first + samples * block].view(samples, block) for first in (0, 1))
 
-    def part(first: int, last: int) -> TensorSplit:
+    def split(first: int, last: int) -> TensorSplit:
         return TensorSplit(inputs[first:last], targets[first:last], prepare=as_indices, mapped=True)
 
     return Data(
@@ -69,9 +70,9 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
         task="language",
         input_shape=(block,),
         num_outputs=vocabulary,
-        train=part(0, rest - validated),
-        validation=part(rest - validated, rest),
-        test=part(rest, samples),
+        train=split(0, rest - validated),
+        validation=split(rest - validated, rest),
+        test=split(rest, samples),
     )
 
 

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def balanced_weights(key: str, data: "Data") -> Tensor:
-    """Weights [k] float32 that let every class count the same over the training part: n / (k * count)."""
+    """Weights [k] float32 that let every class count the same over the training split: n / (k * count)."""
     if data.task != "classification":
         raise ConfigError(f"loss.{key} is 'balanced', but data of the task {data.task} has no classes to balance.")
     counts = data.class_counts.double()
     if (counts <= 0).any():
         absent = torch.nonzero(counts <= 0).flatten().tolist()
         raise ConfigError(
-            f"loss.{key} is 'balanced', but the training part has no sample of class "
+            f"loss.{key} is 'balanced', but the training split has no sample of class "
             f"{', '.join(map(str, absent))} (counts: {counts.long().tolist()}). "
             f"Give a list of {len(counts)} weights instead."
         )

@@ -47,7 +47,7 @@ def fit_task(data: "Data", settings: Mapping[str, Any]) -> "Data":
         data: Of the run.
         settings: Of the loss.
     """
-    targets = [part.targets for part in data.splits().values()]
+    targets = [split.targets for split in data.splits().values()]
     if data.task != "regression" or gives(settings) == "scores":
         return data
     if not all(one is not None and bool(torch.isin(one, torch.tensor([0, 1])).all()) for one in targets):
@@ -120,9 +120,9 @@ def _try_out(loss: nn.Module, settings: Mapping[str, Any], data: "Data") -> None
 
 
 def _check_probabilities(data: "Data", name: str) -> None:
-    for part in data.splits().values():
-        if part.targets is not None and len(part.targets):
-            low, high = float(part.targets.min()), float(part.targets.max())
+    for split in data.splits().values():
+        if split.targets is not None and len(split.targets):
+            low, high = float(split.targets.min()), float(split.targets.max())
             if low < 0 or high > 1:
                 raise ConfigError(
                     f"loss: {name} needs targets between 0 and 1, these lie in {low:g}..{high:g}. Losses that fit: "

@@ -63,7 +63,7 @@ def test_another_table_is_matched_by_the_value_of_its_classes(tmp_path):
     data = load("csv", path=path, target="y")
     arguments = {key: value for key, value in data.reader.items() if key != "_target_"}
     new = table(tmp_path / "u.csv", ["a", "y"], [[0, f"{2**53 + i % 2}.0"] for i in range(6)])
-    assert read_alike(new, **arguments).part.targets.tolist() == [0, 1] * 3
+    assert read_alike(new, **arguments).split.targets.tolist() == [0, 1] * 3
     for strange in (str(2**53 + 2), "x", "nan"):
         with pytest.raises(ConfigError, match="is no class of the training run"):
             read_alike(table(tmp_path / "v.csv", ["a", "y"], [[0, strange]]), **arguments)
@@ -161,7 +161,7 @@ def test_a_table_without_a_header_is_asked_about_and_keeps_its_first_row(tmp_pat
     taken = load("csv", path=str(tmp_path / "t.csv"), target="setosa", header=True)
     assert sum(map(len, parts(taken))) == 149
     arguments = {key: value for key, value in data.reader.items() if key != "_target_"}
-    assert len(read_alike(str(tmp_path / "t.csv"), **arguments).part) == 150
+    assert len(read_alike(str(tmp_path / "t.csv"), **arguments).split) == 150
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_what_is_guessed_or_looks_strange_is_said_in_a_line(tmp_path):
     assert "the classes 'Cat' and 'cat' look alike" in notes(["cat", "Cat"])[1]
     assert "look alike" in notes(["caf\u00e9", "cafe\u0301"])[1]
     path = table(tmp_path / "t.csv", ["a", "y"], [[i % 3, i % 3] for i in range(40)])
-    assert load("csv", path=path, target="y").notes[1].startswith("11 rows of the validation and the test part are in")
+    assert load("csv", path=path, target="y").notes[1].startswith("11 rows of the validation and the test split are in")
 
 
 @pytest.mark.parametrize("value", ["", "NA", "n/a", "NaN", "null", "<NA>", "#N/A", "-nan"])

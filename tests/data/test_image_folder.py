@@ -96,7 +96,7 @@ def test_what_notebooks_and_archives_leave_is_no_class_and_other_files_are_count
     ):
         assert words in left, left
     found = read_alike(str(root / "train"), data.class_names, 8, 0.875, [0.5] * 3, [0.5] * 3)
-    assert len(found.part) == 20 and found.labelled
+    assert len(found.split) == 20 and found.labelled
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "Val", "dev", "VALIDATION", "Valid"])

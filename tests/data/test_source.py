@@ -23,9 +23,10 @@ from omegaconf import OmegaConf
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
+from launcher.data.augmentation import FlipAndShift
 from launcher.data.fashion_mnist import SHAPES
-from launcher.data.images import FlipAndShift, Standardise, long_tail
-from launcher.data.source import split
+from launcher.data.images import Standardise, long_tail
+from launcher.data.splitting import hold_out
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -76,7 +77,7 @@ def test_first_line_of_each_option_says_how_to_pick_it(name):
 @pytest.mark.parametrize("stratified", [False, True])
 def test_split_covers_each_sample_once(fraction, stratified):
     labels = torch.arange(100) % 7 if stratified else None
-    kept, out = split(100, fraction, 3, labels)
+    kept, out = hold_out(100, fraction, 3, labels)
     assert sorted(kept.tolist() + out.tolist()) == list(range(100))
     assert kept.tolist() == sorted(kept.tolist()) and out.tolist() == sorted(out.tolist())
     if not stratified:
@@ -86,13 +87,13 @@ def test_split_covers_each_sample_once(fraction, stratified):
 def test_split_is_a_function_of_its_arguments():
     labels = torch.arange(50) % 3
     torch.manual_seed(1)
-    first = split(50, 0.2, 5, labels)
+    first = hold_out(50, 0.2, 5, labels)
     torch.manual_seed(2)
-    again = split(50, 0.2, 5, labels)
-    other = split(50, 0.2, 6, labels)
+    again = hold_out(50, 0.2, 5, labels)
+    other = hold_out(50, 0.2, 6, labels)
     assert torch.equal(first[1], again[1]) and not torch.equal(first[1], other[1])
     # Fixed for ever: what a run was trained on must not change with a version of NumPy, torch or this project.
-    assert split(10, 0.3, 0)[1].tolist() == [2, 4, 8]
+    assert hold_out(10, 0.3, 0)[1].tolist() == [2, 4, 8]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -100,7 +101,7 @@ def test_split_gives_each_class_its_share(seed):
     counts = [1, 2, 3, 10, 55, 200]
     labels = torch.cat([torch.full((c,), i) for i, c in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
-    kept, out = split(len(labels), 0.25, seed, labels)
+    kept, out = hold_out(len(labels), 0.25, seed, labels)
     held = torch.bincount(labels[out], minlength=6)
     assert len(out) == round(0.25 * sum(counts))
     for count, here in zip(counts, held.tolist(), strict=True):
@@ -113,7 +114,7 @@ def test_split_agrees_with_scikit_learn_on_the_size_of_each_class():
     model_selection = pytest.importorskip("sklearn.model_selection")
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
     _, theirs = model_selection.train_test_split(labels.numpy(), test_size=20, stratify=labels.numpy())
-    _, ours = split(100, 0.2, 0, labels)
+    _, ours = hold_out(100, 0.2, 0, labels)
     assert torch.bincount(labels[ours]).tolist() == np.bincount(theirs).tolist() == [12, 6, 2]
 
 
@@ -145,8 +146,8 @@ def test_diabetes_is_standardised_by_the_training_part():
     theirs = pytest.importorskip("sklearn.datasets").load_diabetes(scaled=False)
     data = load("diabetes")
     assert (data.task, data.input_shape, data.num_outputs) == ("regression", (10,), 1)
-    rest, test = (i.numpy() for i in split(442, 0.2, 0))
-    kept, out = (i.numpy() for i in split(len(rest), 0.1, 0))
+    rest, test = (i.numpy() for i in hold_out(442, 0.2, 0))
+    kept, out = (i.numpy() for i in hold_out(len(rest), 0.1, 0))
     train, validation = rest[kept], rest[out]
     inputs = standardised(theirs.data, train)
     targets = standardised(theirs.target[:, None], train)
@@ -167,8 +168,8 @@ def sizes(n: int, test: float, validation: float) -> list[int]:
 
 def indices(target: np.ndarray, test: float, validation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels = torch.from_numpy(target).long()
-    rest, tested = split(len(labels), test, 0, labels)
-    kept, out = split(len(rest), validation, 0, labels[rest])
+    rest, tested = hold_out(len(labels), test, 0, labels)
+    kept, out = hold_out(len(rest), validation, 0, labels[rest])
     return rest[kept].numpy(), rest[out].numpy(), tested.numpy()
 
 
@@ -200,7 +201,7 @@ def test_the_log_gets_one_line_of_sizes_and_no_tensors():
 
 def test_sources_import_neither_scikit_learn_nor_torchvision():
     code = (
-        "import sys; from launcher.data import digits, iris, csv, fashion_mnist, image_folder\n"
+        "import sys; from launcher.data import sklearn, csv, fashion_mnist, image_folder\n"
         "digits.load(0.2, 0.1, 0, False, 0, None); iris.load(0.2, 0.1, 0)\n"
         "print([m for m in ('sklearn', 'torchvision', 'pandas', 'scipy') if m in sys.modules])"
     )
@@ -324,7 +325,7 @@ def test_fashion_mnist_is_torchvisions_own(tmp_path):
         assert data.class_names == theirs[True].classes
         assert torch.equal(data.test.inputs[:, 0], theirs[False].data)
         assert torch.equal(data.test.targets, theirs[False].targets)
-        kept, out = split(60000, 0.05, 0, theirs[True].targets)
+        kept, out = hold_out(60000, 0.05, 0, theirs[True].targets)
         assert torch.equal(data.train.inputs[:, 0], theirs[True].data[kept])
         assert torch.equal(data.train.targets, theirs[True].targets[kept])
         assert torch.equal(data.validation.inputs[:, 0], theirs[True].data[out])

@@ -23,8 +23,8 @@ from launcher.batching.stream import in_order
 from launcher.config.components import build
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data import Data
+from launcher.data.augmentation import Erase, FlipAndShift, Together, augmentation
 from launcher.data.image_folder import FolderImages
-from launcher.data.images import Erase, FlipAndShift, Together, augmentation
 from launcher.models.mirrored import Mirrored
 from launcher.run.saved import without_file
 from launcher.training.finetune import begin
@@ -414,7 +414,7 @@ def test_the_mirror_is_the_mean_of_both():
 
 
 def test_a_run_mirrors_its_test_part_alone_and_evaluate_can(tmp_path):
-    """Digits: a mirror does them no good, which the test part shows and the validation part does not."""
+    """Digits: a mirror does them no good, which the test split shows and the validation split does not."""
     words = ["model=cnn", "model.channels=[8]", "model.dense=16", "epochs=3", "threads=1", "eval_every=epoch"]
     flipped = ["test_time_flip=true"]
     for name, more in (("plain", []), ("flipped", flipped)):

@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from launcher.batching import stream
 from launcher.batching.plan import plan_batch
 from launcher.data import Data, TensorSplit
-from launcher.data.images import FlipAndShift, Standardise, StandardiseChannels, augmentation
+from launcher.data.augmentation import FlipAndShift, augmentation
+from launcher.data.images import Standardise, StandardiseChannels
 from launcher.distributed.process_group import find_ranks
 from launcher.losses.loss import build_loss
 from launcher.metrics.classification import ClassificationSums
