@@ -1,5 +1,6 @@
 """Checks of the settings of data sources; each error names the setting."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.core.errors import ConfigError
@@ -24,3 +25,17 @@ def check_flag(setting: str, flag: Any) -> bool:
     if not isinstance(flag, bool):
         raise ConfigError(f"{setting}: {flag!r} is neither true nor false.")
     return flag
+
+
+def check_whole(setting: str, number: Any, what: str, least: int = 1) -> int:
+    """An integer of at least `least`, else a ConfigError that names the setting and says what it is."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ConfigError(f"{setting}: {number!r} is no {what}.")
+    return number
+
+
+def check_names(setting: str, names: Any, example: str) -> list[str]:
+    """A list of names, else a ConfigError that names the setting and shows an example."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"{setting}: {names!r} is not a list{example}")
+    return [str(name) for name in names]

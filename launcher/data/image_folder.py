@@ -13,16 +13,16 @@ from torch.utils.data import Dataset
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.augmentation import check_erasing
-from launcher.data.checks import check_flag, check_fraction, check_seed
-from launcher.data.folders import ENDINGS, Folders
+from launcher.data.checks import check_flag, check_fraction, check_names, check_seed, check_whole
+from launcher.data.folders import ENDINGS, Folders, find
 from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, check_bits, converted, look
 from launcher.data.source import Data, Others
 from launcher.data.splitting import hold_out
-from launcher.data.table import doubts
+
+Samples = list[tuple[str, int]]  # (file, class) of each image
 
 AUGMENTS = ("none", "light", "randaugment", "trivial")
-TRAIN = ("train", "training")
 
 
 class FolderImages(Dataset):
@@ -36,7 +36,7 @@ class FolderImages(Dataset):
 
     def __init__(
         self,
-        samples: list[tuple[str, int]],
+        samples: Samples,
         loader: Callable[[str], Any],
         transform: Callable[[Any], Tensor],
     ) -> None:
@@ -105,72 +105,42 @@ def load(
         ConfigError: A folder is missing or empty, a split has a class that training does not have, a setting
             is outside its range, or torchvision is missing.
     """
-    transforms = _transforms()
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise ConfigError(f"data.image_size: {image_size!r} is no side in pixels; it must be an integer >= 1.")
-    for setting, share in (("data.crop", crop), ("data.min_scale", min_scale)):
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ConfigError(f"{setting}: {share!r} is no share; it must be in (0, 1].")
-    for setting, colours in (("data.mean", mean), ("data.std", std)):
-        if isinstance(colours, str) or not isinstance(colours, Sequence) or len(colours) != 3:
-            raise ConfigError(f"{setting}: {colours!r} is not three numbers, one each for red, green and blue.")
-    if min(std) <= 0:
-        raise ConfigError(f"data.std: {list(std)} has a value that is not above 0.")
+    _transforms()  # without torchvision nothing here can be read
+    _check_pictures(image_size, crop, min_scale, mean, std)
     check_flag("data.flip", flip)
     check_bits(bits)
     check_erasing(random_erasing)
     if augment not in AUGMENTS:
         raise ConfigError(f"data.augment: {augment!r} is unknown; pick one of {', '.join(AUGMENTS)}.")
     for setting, names in (("data.validation_folders", validation_folders), ("data.test_folders", test_folders)):
-        if isinstance(names, str) or not isinstance(names, Sequence):
-            raise ConfigError(f"{setting}: {names!r} is not a list; give names such as {setting}=[val].")
+        check_names(setting, names, f"; give names such as {setting}=[val].")
     if not root or not isinstance(root, str):
         raise ConfigError(f"data.root: {root!r} is no directory; name the one that holds the folder train.")
     classes, samples, notes = find(Path(root).expanduser(), validation_folders, test_folders)
     for name, share in (("test", test), ("validation", validation)):
         if name not in samples:
-            check_fraction(f"data.{name}", share)
-            labels = torch.tensor([label for _, label in samples["train"]])
-            kept, out = hold_out(len(labels), share, check_seed("data.split_seed", split_seed), labels)
-            if len(out) == 0:
-                raise ConfigError(
-                    f"data.{name}: {len(labels)} images of {len(classes)} classes leave none to split off."
-                )
-            samples[name] = [samples["train"][i] for i in out.tolist()]
-            samples["train"] = [samples["train"][i] for i in kept.tolist()]
+            samples["train"], samples[name] = _held_out(name, samples["train"], share, split_seed)
     shown = samples["train"][:: -(-len(samples["train"]) // LOOK)]
     notes += look(_openable(path for path, _ in shown), bits)[1]
-
+    centre = _centre(image_size, crop)
+    random = _random(image_size, centre, min_scale, flip, augment)
+    if random_erasing:
+        random.append(_transforms().RandomErasing(random_erasing, value=[255 * m for m in mean]))
     # A whole batch is standardised at once, where the model is: per image it takes longer than reading a small one.
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
-    centre = _centre(image_size, crop)
-    random: list[Any] = [transforms.RandomResizedCrop(image_size, scale=(min_scale, 1.0))] if min_scale < 1 else centre
-    if flip:
-        random = [*random, transforms.RandomHorizontalFlip()]
-    if augment == "light":
-        random = [*random, transforms.ColorJitter(0.2, 0.2, 0.2)]
-    elif augment == "randaugment":
-        random = [*random, transforms.RandAugment()]
-    elif augment == "trivial":
-        random = [*random, transforms.TrivialAugmentWide()]
-    random = [*random, transforms.PILToTensor()]
-    if random_erasing:
-        random = [*random, transforms.RandomErasing(random_erasing, value=[255 * m for m in mean])]
-    centre = [*centre, transforms.PILToTensor()]
 
-    def split(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetSplit:
-        read = partial(read_image, bits=bits)
-        dataset, plain = (FolderImages(samples, read, transforms.Compose(some)) for some in (steps, centre))
-        return DatasetSplit(dataset, torch.tensor([label for _, label in samples]), standardise, plain=plain)
+    def split(name: str, steps: list[Any]) -> DatasetSplit:
+        dataset, plain = (_images(samples[name], some, bits) for some in (steps, centre))
+        return DatasetSplit(dataset, _labels(samples[name]), standardise, plain=plain)
 
     return Data(
         name="image_folder",
         task="classification",
         input_shape=(3, image_size, image_size),
         num_outputs=len(classes),
-        train=split(samples["train"], random),
-        validation=split(samples["validation"], centre),
-        test=split(samples["test"], centre),
+        train=split("train", random),
+        validation=split("validation", centre),
+        test=split("test", centre),
         class_names=classes,
         notes=notes,
         reader={
@@ -194,57 +164,32 @@ def _openable(paths: Iterable[str]) -> Iterator[Any]:
             yield image
 
 
-def find(
-    root: Path, validation_folders: Sequence[str], test_folders: Sequence[str]
-) -> tuple[list[str], dict[str, list[tuple[str, int]]], list[str]]:
-    """Find the images of the classes.
+def _check_pictures(image_size: Any, crop: Any, min_scale: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Check how images become the model's inputs."""
+    check_whole("data.image_size", image_size, "side in pixels; it must be an integer >= 1")
+    for setting, share in (("data.crop", crop), ("data.min_scale", min_scale)):
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ConfigError(f"{setting}: {share!r} is no share; it must be in (0, 1].")
+    for setting, colours in (("data.mean", mean), ("data.std", std)):
+        if isinstance(colours, str) or not isinstance(colours, Sequence) or len(colours) != 3:
+            raise ConfigError(f"{setting}: {colours!r} is not three numbers, one each for red, green and blue.")
+    if min(std) <= 0:
+        raise ConfigError(f"data.std: {list(std)} has a value that is not above 0.")
 
-    Args:
-        root: As for `load`.
-        validation_folders: As for `load`.
-        test_folders: As for `load`.
 
-    Returns:
-        The names of the classes; the (file, class) of each image of the splits that have a folder; lines for the log.
+def _held_out(name: str, samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
+    """Images that stay to train on, and those of a split that has no folder."""
+    check_fraction(f"data.{name}", share)
+    labels = _labels(samples)
+    kept, out = hold_out(len(labels), share, check_seed("data.split_seed", seed), labels)
+    if len(out) == 0:
+        count = len(labels.unique())
+        raise ConfigError(f"data.{name}: {len(labels)} images of {count} classes leave none to split off.")
+    return [samples[i] for i in kept.tolist()], [samples[i] for i in out.tolist()]
 
-    Raises:
-        ConfigError: A folder is missing or empty, or a split has a class that training does not have.
-    """
-    if not root.is_dir():
-        raise ConfigError(f"data.root: there is no directory {root}.")
-    folders, there, notes = Folders(root), Folders.within(root), []
-    names = {"train": TRAIN, "test": test_folders, "validation": validation_folders}
-    chosen = {split: place for split, of in names.items() if (place := Folders.called(there, of)) is not None}
-    if "train" not in chosen:
-        if chosen or not there:
-            raise ConfigError(
-                f"data.root: {root} has no folder train; put the images of each class into train/CLASS in it, or into "
-                "CLASS in it and nothing else."
-            )
-        chosen["train"] = root
-        notes.append(f"{root} has no folder train: its folders are the classes, and all splits are split off them")
-    elif aside := [place.name for place in there if place not in chosen.values()]:
-        notes.append(f"left aside under {root}: the folders {', '.join(aside)}")
-    found = {split: folders.classes(split, place) for split, place in chosen.items()}
-    classes, train = list(found["train"]), chosen["train"]
-    nested = [inner.parent for place in there for inner in Folders.within(place) if inner.name.casefold() in TRAIN]
-    hint = f" Is data.root={nested[0]} meant?" if nested else ""
-    if len(classes) < 2:
-        raise ConfigError(f"data.root: {train} has one class, {classes[0]!r}; at least two are needed.{hint}"
-                          if classes else f"data.root: {train} has no folder of a class.{hint}")  # fmt: skip
-    samples = {}
-    for split, of_class in found.items():
-        if new := [name for name in of_class if name not in classes]:
-            raise ConfigError(
-                f"data.root: {chosen[split]} has the class folder {new[0]!r}, which {train} does not have; "
-                f"that has: {', '.join(classes)}."
-            )
-        samples[split] = [(path, classes.index(name)) for name, paths in of_class.items() for path in paths]
-        if not samples[split]:
-            raise ConfigError(
-                f"data.root: {chosen[split]} has no images; fill it, or remove it to split them off train."
-            )
-    return classes, samples, [*notes, *folders.told(), *doubts(classes)]
+
+def _labels(samples: Samples) -> Tensor:
+    return torch.tensor([label for _, label in samples])
 
 
 def _transforms() -> Any:
@@ -259,9 +204,30 @@ def _transforms() -> Any:
 
 
 def _centre(image_size: int, crop: float) -> list[Any]:
-    """Where nothing is random: the centre of an image."""
+    """Where nothing is random: the centre of an image, as a tensor."""
     transforms = _transforms()
-    return [transforms.Resize(round(image_size / crop)), transforms.CenterCrop(image_size)]
+    return [transforms.Resize(round(image_size / crop)), transforms.CenterCrop(image_size), transforms.PILToTensor()]
+
+
+def _random(image_size: int, centre: list[Any], min_scale: float, flip: bool, augment: str) -> list[Any]:
+    """A random piece of an image, changed at random, as a tensor."""
+    transforms = _transforms()
+    *steps, to_tensor = centre
+    if min_scale < 1:
+        steps = [transforms.RandomResizedCrop(image_size, scale=(min_scale, 1.0))]
+    if flip:
+        steps.append(transforms.RandomHorizontalFlip())
+    if augment == "light":
+        steps.append(transforms.ColorJitter(0.2, 0.2, 0.2))
+    elif augment == "randaugment":
+        steps.append(transforms.RandAugment())
+    elif augment == "trivial":
+        steps.append(transforms.TrivialAugmentWide())
+    return [*steps, to_tensor]
+
+
+def _images(samples: Samples, steps: list[Any], bits: int | None) -> FolderImages:
+    return FolderImages(samples, partial(read_image, bits=bits), _transforms().Compose(steps))
 
 
 def read_alike(
@@ -288,7 +254,6 @@ def read_alike(
     Raises:
         ConfigError: There is no such file, or no image.
     """
-    transforms = _transforms()
     if isinstance(path, str):
         place = Path(path).expanduser()
         if place.is_dir():
@@ -305,14 +270,9 @@ def read_alike(
         raise ConfigError(f"input: there is no file {absent[0]}; name an image, a directory or a list (.txt) of them.")
     labelled = all(file.parent.name in classes for file in files)
     samples = [(str(file), classes.index(file.parent.name) if labelled else 0) for file in files]
-    dataset = FolderImages(
-        samples,
-        partial(read_image, bits=bits),
-        transforms.Compose([*_centre(image_size, crop), transforms.PILToTensor()]),
-    )
+    dataset = _images(samples, _centre(image_size, crop), bits)
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
-    split = DatasetSplit(dataset, torch.tensor([label for _, label in samples]), standardise)
-    return Others(split, [str(file) for file in files], labelled)
+    return Others(DatasetSplit(dataset, _labels(samples), standardise), [str(file) for file in files], labelled)
 
 
 def read_image(path: str, bits: int | None = None) -> Any:

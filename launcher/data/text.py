@@ -16,7 +16,7 @@ from torch import Tensor
 
 from launcher.batching.splits import TensorSplit, as_indices
 from launcher.core.errors import ConfigError
-from launcher.data.checks import check_fraction
+from launcher.data.checks import check_fraction, check_whole
 from launcher.data.source import Data
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line
@@ -42,8 +42,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     Raises:
         ConfigError: A file is missing, too short or no text, or a setting is outside its range.
     """
-    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-        raise ConfigError(f"data.block: {block!r} is no number of tokens; it must be an integer >= 1, such as 128.")
+    check_whole("data.block", block, "number of tokens; it must be an integer >= 1, such as 128")
     test, validation = check_fraction("data.test", test), check_fraction("data.validation", validation)
     file = find("data.path", path, "a text, as in data.path=book.txt")
     vocabulary, kind = 256, np.dtype(np.uint8)

@@ -16,7 +16,7 @@ from launcher.batching.stream import in_order
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data import Data
-from launcher.data.huggingface import Images
+from launcher.data.columns import Images
 from launcher.losses.loss import build_loss
 
 datasets = pytest.importorskip("datasets")
