@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from launcher.core.errors import ConfigError
-from launcher.data.checks import check_flag
+from launcher.data.arguments import check_flag
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from launcher.core.errors import ConfigError
+from launcher.data.arguments import check_flag, check_fraction, check_seed
 from launcher.data.augmentation import augmentation
-from launcher.data.checks import check_flag, check_fraction, check_seed
 from launcher.data.images import StandardiseChannels, hold_out_images, images_in_memory
 from launcher.data.source import Data
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from launcher.core.errors import ConfigError
+from launcher.data.arguments import check_flag, check_fraction, check_seed
 from launcher.data.augmentation import augmentation
-from launcher.data.checks import check_flag, check_fraction, check_seed
 from launcher.data.images import Standardise, hold_out_images, images_in_memory
 from launcher.data.source import Data
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import ConfigError
-from launcher.data.checks import check_flag, check_fraction, check_seed, check_whole
+from launcher.data.arguments import check_flag, check_fraction, check_seed, check_whole
 from launcher.data.columns import Numbers, Rows, decoding, measure
 from launcher.data.pillow import check_bits
 from launcher.data.source import Data

@@ -12,13 +12,14 @@ from torch.utils.data import Dataset
 
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
+from launcher.data.arguments import check_flag, check_fraction, check_names, check_seed, check_whole
 from launcher.data.augmentation import check_erasing
-from launcher.data.checks import check_flag, check_fraction, check_names, check_seed, check_whole
 from launcher.data.folders import ENDINGS, Folders, find
 from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, check_bits, converted, look
 from launcher.data.source import Data, Others
 from launcher.data.splitting import hold_out
+from launcher.data.transforms import centre_crop, random_crop, torchvision_transforms
 
 Samples = list[tuple[str, int]]  # (file, class) of each image
 
@@ -105,7 +106,7 @@ def load(
         ConfigError: A folder is missing or empty, a split has a class that training does not have, a setting
             is outside its range, or torchvision is missing.
     """
-    _transforms()  # without torchvision nothing here can be read
+    torchvision_transforms()  # without torchvision nothing here can be read
     _check_pictures(image_size, crop, min_scale, mean, std)
     check_flag("data.flip", flip)
     check_bits(bits)
@@ -122,10 +123,10 @@ def load(
             samples["train"], samples[name] = _held_out(name, samples["train"], share, split_seed)
     shown = samples["train"][:: -(-len(samples["train"]) // LOOK)]
     notes += look(_openable(path for path, _ in shown), bits)[1]
-    centre = _centre(image_size, crop)
-    random = _random(image_size, centre, min_scale, flip, augment)
+    centre = centre_crop(image_size, crop)
+    random = random_crop(image_size, centre, min_scale, flip, augment)
     if random_erasing:
-        random.append(_transforms().RandomErasing(random_erasing, value=[255 * m for m in mean]))
+        random.append(torchvision_transforms().RandomErasing(random_erasing, value=[255 * m for m in mean]))
     # A whole batch is standardised at once, where the model is: per image it takes longer than reading a small one.
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
 
@@ -192,42 +193,8 @@ def _labels(samples: Samples) -> Tensor:
     return torch.tensor([label for _, label in samples])
 
 
-def _transforms() -> Any:
-    try:
-        from torchvision.transforms import v2 as transforms
-    except ImportError as error:
-        raise ConfigError(
-            f"data=image_folder reads images with torchvision, which does not import ({error}): "
-            "pip install 'launcher[vision]'"
-        ) from error
-    return transforms
-
-
-def _centre(image_size: int, crop: float) -> list[Any]:
-    """Where nothing is random: the centre of an image, as a tensor."""
-    transforms = _transforms()
-    return [transforms.Resize(round(image_size / crop)), transforms.CenterCrop(image_size), transforms.PILToTensor()]
-
-
-def _random(image_size: int, centre: list[Any], min_scale: float, flip: bool, augment: str) -> list[Any]:
-    """A random piece of an image, changed at random, as a tensor."""
-    transforms = _transforms()
-    *steps, to_tensor = centre
-    if min_scale < 1:
-        steps = [transforms.RandomResizedCrop(image_size, scale=(min_scale, 1.0))]
-    if flip:
-        steps.append(transforms.RandomHorizontalFlip())
-    if augment == "light":
-        steps.append(transforms.ColorJitter(0.2, 0.2, 0.2))
-    elif augment == "randaugment":
-        steps.append(transforms.RandAugment())
-    elif augment == "trivial":
-        steps.append(transforms.TrivialAugmentWide())
-    return [*steps, to_tensor]
-
-
 def _images(samples: Samples, steps: list[Any], bits: int | None) -> FolderImages:
-    return FolderImages(samples, partial(read_image, bits=bits), _transforms().Compose(steps))
+    return FolderImages(samples, partial(read_image, bits=bits), torchvision_transforms().Compose(steps))
 
 
 def read_alike(
@@ -270,7 +237,7 @@ def read_alike(
         raise ConfigError(f"input: there is no file {absent[0]}; name an image, a directory or a list (.txt) of them.")
     labelled = all(file.parent.name in classes for file in files)
     samples = [(str(file), classes.index(file.parent.name) if labelled else 0) for file in files]
-    dataset = _images(samples, _centre(image_size, crop), bits)
+    dataset = _images(samples, centre_crop(image_size, crop), bits)
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
     return Others(DatasetSplit(dataset, _labels(samples), standardise), [str(file) for file in files], labelled)
 

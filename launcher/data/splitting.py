@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from launcher.core.errors import ConfigError
-from launcher.data.checks import check_fraction, check_seed
+from launcher.data.arguments import check_fraction, check_seed
 
 
 def hold_out(n: int, fraction: float, seed: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from launcher.batching.splits import TensorSplit, as_indices
 from launcher.core.errors import ConfigError
-from launcher.data.checks import check_fraction, check_whole
+from launcher.data.arguments import check_fraction, check_whole
 from launcher.data.source import Data
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line

@@ -3,14 +3,15 @@
 import csv
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from data_sources import load, parts, table
 from processes import command, train
 from sklearn.datasets import load_iris
-from test_source import load, parts, table
 
 from launcher.core.errors import ConfigError
 from launcher.data.csv import read_alike
@@ -251,3 +252,134 @@ def test_no_spelling_of_nothing_becomes_a_class_or_a_number(value, tmp_path):
 def test_settings_out_of_range(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         load("csv", path=table(tmp_path / "t.csv", ["a", "y"], [[1, 2]]), target="y", **changes)
+
+
+def flowers(path: Path, label=lambda k: "xyz"[k]) -> str:
+    rows = [[i, i % 3 + 0.5, -i, label(i % 3)] for i in range(60)]
+    return table(path, ["a", "b", "c", "kind"], rows)
+
+
+def test_csv_with_text_classes(tmp_path):
+    data = load("csv", path=flowers(tmp_path / "t.csv"), target="kind")
+    assert (data.task, data.input_shape, data.num_outputs) == ("classification", (3,), 3)
+    assert data.class_names == ["x", "y", "z"]
+    assert [len(part) for part in parts(data)] == [43, 5, 12]
+    for part in parts(data):
+        # Column b tells the class, and standardising keeps the order of the values.
+        assert torch.equal(torch.unique(part.inputs[:, 1], return_inverse=True)[1], part.targets)
+        torch.testing.assert_close(part.inputs[:, 0], -part.inputs[:, 2])
+    torch.testing.assert_close(data.train.inputs.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(data.train.inputs.std(0, correction=0), torch.ones(3))
+
+
+def test_csv_with_numbers_as_classes(tmp_path):
+    data = load("csv", path=flowers(tmp_path / "t.csv", lambda k: [10, 9, -1][k]), target="kind")
+    assert data.task == "classification" and data.class_names == ["-1", "9", "10"]
+
+
+def test_csv_as_a_regression(tmp_path):
+    path = table(tmp_path / "t.csv", ["x", "y"], [[i, 3 * i + 0.5] for i in range(50)])
+    data = load("csv", path=path, target="y")
+    assert (data.task, data.num_outputs, data.class_names) == ("regression", 1, None)
+    torch.testing.assert_close(data.test.targets.float(), data.test.inputs, rtol=1e-4, atol=1e-5)
+    assert data.train.targets.shape == (35 + 1, 1)
+    # Whole numbers of many values are a regression too, and of few one where it is asked for.
+    path = table(tmp_path / "u.csv", ["x", "y"], [[i, i] for i in range(50)])
+    assert load("csv", path=path, target="y").task == "regression"
+    path = table(tmp_path / "v.csv", ["x", "y"], [[i, i % 4] for i in range(50)])
+    assert load("csv", path=path, target="y").task == "classification"
+    assert load("csv", path=path, target="y", task="regression").num_outputs == 1
+
+
+def test_csv_of_a_spreadsheet(tmp_path):
+    # A byte order mark, semicolons, spaces, quotes, an empty line, CRLF, a column to leave out.
+    text = "\ufeffid; a ;b;kind\r\n" + "".join(f'n{i};{i}; {i % 2};"k {i % 2}"\r\n' for i in range(30)) + "\r\n"
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode("utf-8"))
+    data = load("csv", path=str(path), target="kind", delimiter=";", drop=["id"])
+    assert data.input_shape == (2,) and data.class_names == ["k 0", "k 1"]
+
+
+def test_csv_constant_column_becomes_zero(tmp_path):
+    path = table(tmp_path / "t.csv", ["one", "x", "k"], [[0.1, i, i % 2] for i in range(30)])
+    data = load("csv", path=path, target="k")
+    assert all(part.inputs[:, 0].abs().max() < 1e-6 for part in parts(data))
+
+
+def edited(path: Path, line: int, text: str | None) -> str:
+    flowers(path)
+    lines = path.read_text().splitlines()
+    lines[line - 1 : line] = [] if text is None else [text]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (7, "1,abc,3,x", r"t\.csv, line 7, column 'b': 'abc' is no number.*data\.drop=\[b\]"),
+        (7, "1,,3,x", r"t\.csv, line 7, column 'b': '' is no number; fill it in"),
+        (61, "1,2,nan,x", r"t\.csv, line 61, column 'c': 'nan' is not finite"),
+        (2, "NA,2,3,x", r"t\.csv, line 2, column 'a': 'NA' is no number; fill it in"),
+        (9, "1e400,2,3,x", r"t\.csv, line 9, column 'a': '1e400' is not finite"),
+        (5, "1,2,3, ", r"t\.csv, line 5, column 'kind': '' is no target"),
+        (5, "1,2,3", r"t\.csv, line 5 has 3 columns, and the first 4"),
+        (5, "1,2,3,x,5", r"t\.csv, line 5 has 5 columns"),
+        (1, "a,a,c,kind", r"t\.csv has more than one column named 'a'"),
+        (1, "a,b,c,label", r"data\.target: .*t\.csv has no column 'kind'; it has: a, b, c, label"),
+    ],
+)
+def test_csv_names_line_and_column(tmp_path, line, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load("csv", path=edited(tmp_path / "t.csv", line, text), target="kind")
+
+
+def test_csv_lines_are_those_of_the_file_also_after_gaps(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('a,k\n1,x\n\n"2",y\n\n\nbad,x\n')
+    with pytest.raises(ConfigError, match=r"line 7, column 'a': 'bad'"):
+        load("csv", path=str(path), target="k")
+
+
+def test_csv_refuses_what_is_no_table(tmp_path):
+    path = tmp_path / "t.csv"
+    for content, message in [
+        (b"", r"t\.csv is empty"),
+        (b"\n\n", r"t\.csv is empty"),
+        (b"a,k\n", r"has a header \(a, k\) and no rows"),
+        (b"a,k\n\xff\xfe,1\n", r"no text in UTF-8"),
+        (b"k\n1\n2\n", r"no input column beside the target 'k'"),
+        (b"a,k\n1,x\n2,y\n", r"2 samples are too few"),
+        (b"a,k\n" + b"1,x\n2,y\n3,z\n4,w\n5,v\n", r"each class keeps one to train"),
+        (b"a,k\n" + b"1,x\n" * 9, r"data\.target: column 'k' of .* is 'x' in all 9 rows"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            load("csv", path=str(path), target="k")
+    path.write_text("a,k\n" + "1,2.5\n" * 9)
+    with pytest.raises(ConfigError, match=r"data\.target: it is \[2\.5\] in all \d training rows"):
+        load("csv", path=str(path), target="k")
+    with pytest.raises(ConfigError, match=r"data\.path: cannot read .*gone\.csv: No such file"):
+        load("csv", path=str(tmp_path / "gone.csv"), target="k")
+    with pytest.raises(ConfigError, match=r"data\.path: cannot read .*: Is a directory"):
+        load("csv", path=str(tmp_path), target="k")
+    with pytest.raises(ConfigError, match=r"data\.path: None is no file"):
+        load("csv", target="k")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": None}, r"data\.target: name the column .*a, b, c, kind"),
+        ({"task": "ranking"}, r"data\.task: 'ranking' "),
+        ({"task": "regression"}, r"line 2, column 'kind': 'x' is no number"),
+        ({"delimiter": ", "}, r"data\.delimiter: ', ' "),
+        ({"delimiter": ";"}, r"data\.target: .* it has: a,b,c,kind\."),
+        ({"drop": ["d"]}, r"data\.drop: .*no column 'd'"),
+        ({"drop": "a"}, r"data\.drop: 'a' is not a list"),
+    ],
+)
+def test_csv_refuses_settings(tmp_path, changes, message):
+    path = flowers(tmp_path / "t.csv")
+    with pytest.raises(ConfigError, match=message):
+        load("csv", **({"path": path, "target": "kind"} | changes))

@@ -8,8 +8,8 @@ import pytest
 import sklearn.metrics as sk
 import torch
 import torchmetrics
+from data_sources import table
 from processes import command, own, summary, train
-from test_source import table
 from torch import nn
 from torch.nn import functional as F
 
