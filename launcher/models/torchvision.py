@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from launcher.core.errors import ConfigError
-from launcher.models.checks import check_image
 from launcher.models.library import adapt, check_name
+from launcher.models.widths import check_image
 
 
 def create(

@@ -1,19 +1,27 @@
-"""Metrics of a language against its cross-entropy."""
+"""A language: its counts beside plain PyTorch."""
 
 import math
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from texts import CPU, scored
+from torch.nn import functional as F
 
 from launcher.metrics.language import LanguageSums
 
 
-def test_perplexity_is_that_of_all_tokens_together():
-    scores, tokens = torch.randn(6, 5, 11), torch.randint(11, (6, 5), dtype=torch.uint8)
-    sums = LanguageSums("cpu")
-    for rows in (slice(0, 1), slice(1, 6)):
-        sums.update(scores[rows], tokens[rows])
-    mean = cross_entropy(scores.flatten(0, 1).double(), tokens.flatten().long()).item()
-    right = (scores.argmax(2) == tokens).double().mean().item()
-    assert sums.figures() == pytest.approx({"accuracy": right, "perplexity": math.exp(mean)}, rel=1e-6)
+def test_figures_are_those_of_torch_however_the_tokens_are_cut():
+    outputs, targets = scored(n=20)
+    whole = LanguageSums(CPU)
+    for part in zip(outputs.split([7, 1, 12]), targets.split([7, 1, 12]), strict=True):
+        whole.update(*part)
+    found = whole.figures()
+    loss = F.cross_entropy(outputs.double().transpose(1, 2), targets)
+    assert found["perplexity"] == pytest.approx(loss.exp().item(), rel=1e-6)
+    assert found["accuracy"] == pytest.approx((outputs.argmax(2) == targets).double().mean().item())
+    sure = LanguageSums(CPU)
+    sure.update(100 * F.one_hot(targets, 11).float(), targets)
+    guess = LanguageSums(CPU)
+    guess.update(torch.zeros(2, 6, 11), targets[:2])
+    assert sure.figures() == {"accuracy": 1, "perplexity": 1} and guess.figures()["perplexity"] == pytest.approx(11)
+    assert math.isnan(LanguageSums(CPU).figures()["perplexity"])
