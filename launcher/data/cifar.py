@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from launcher.core.errors import ConfigError
+from launcher.core.extras import import_extra
 from launcher.data.arguments import check_flag, check_fraction, check_seed
 from launcher.data.augmentation import augmentation
 from launcher.data.images import StandardiseChannels, hold_out_images, images_in_memory
@@ -69,13 +70,7 @@ def read(root: Any, download: bool, classes: int) -> tuple[Any, Any]:
     Raises:
         ConfigError: They are absent and not to be downloaded, or cannot be.
     """
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise ConfigError(
-            f"data=cifar{classes} is read by torchvision, which does not import ({error}): "
-            "pip install 'launcher[vision]'"
-        ) from error
+    datasets = import_extra("torchvision.datasets", f"data=cifar{classes} is read by torchvision", "vision")
     kind = datasets.CIFAR10 if classes == 10 else datasets.CIFAR100
     if not root or not isinstance(root, str):
         raise ConfigError(f"data.root: {root!r} is no directory; name the one that holds {kind.base_folder}.")

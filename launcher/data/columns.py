@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from launcher.core.errors import BrokenFile, ConfigError
+from launcher.core.extras import import_extra
 from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, converted, has_colours, look
 from launcher.data.table import standardise, statistics
@@ -141,12 +142,8 @@ def decoding(
     """
     feature = dataset.features[column]
     if type(feature).__name__ == "Image":
-        try:
-            first = dataset[0][column]
-        except ImportError as error:
-            raise ConfigError(
-                f"data.input: images are read with Pillow, which does not import ({error}): pip install 'launcher[hf]'"
-            ) from error
+        import_extra("PIL.Image", "data.input: images are read with Pillow", "hf")
+        first = dataset[0][column]
         if first is None:
             raise ConfigError(f"data.input: the first row has no image in {column!r}.")
         rows, images_alone = range(0, len(dataset), -(-len(dataset) // LOOK)), dataset.select_columns([column])

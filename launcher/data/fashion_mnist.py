@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from launcher.core.errors import ConfigError
+from launcher.core.extras import DISTRIBUTION, import_extra
 from launcher.data.arguments import check_flag, check_fraction, check_seed
 from launcher.data.augmentation import augmentation
 from launcher.data.images import Standardise, hold_out_images, images_in_memory
@@ -84,7 +85,7 @@ def find_files(root: Any, download: bool) -> list[Path]:
             f"data.root: {folder} has no {next(iter(SHAPES))}.gz or lacks another of the four files. On Debian "
             "and Ubuntu `apt install dataset-fashion-mnist` puts them into /usr/share/datasets/fashion-mnist; "
             "elsewhere data.download=true data.root=DIRECTORY downloads them (30 MB) into a directory of yours, by "
-            "torchvision (pip install 'launcher[vision]')."
+            f"torchvision (pip install '{DISTRIBUTION}[vision]')."
         )
     return found
 
@@ -106,13 +107,8 @@ def fetch(folder: Path) -> None:
     Raises:
         ConfigError: torchvision is missing, the directory cannot be written, or the download fails.
     """
-    try:
-        from torchvision.datasets import FashionMNIST
-    except ImportError as error:
-        raise ConfigError(
-            f"data.download: torchvision downloads Fashion-MNIST and does not import ({error}): "
-            "pip install 'launcher[vision]'"
-        ) from error
+    why = "data.download: Fashion-MNIST is downloaded by torchvision"
+    datasets = import_extra("torchvision.datasets", why, "vision")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".download.lock").open("w") as lock:
@@ -120,7 +116,7 @@ def fetch(folder: Path) -> None:
             if present(folder) is not None:
                 return
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-                FashionMNIST(temporary, download=True)
+                datasets.FashionMNIST(temporary, download=True)
                 for name in SHAPES:
                     os.replace(Path(temporary, "FashionMNIST", "raw", f"{name}.gz"), folder / f"{name}.gz")
     except (OSError, RuntimeError) as error:

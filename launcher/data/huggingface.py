@@ -11,6 +11,7 @@ from torch import Tensor
 
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import ConfigError
+from launcher.core.extras import import_extra
 from launcher.data.arguments import check_flag, check_fraction, check_seed, check_whole
 from launcher.data.columns import Numbers, Rows, decoding, measure
 from launcher.data.pillow import check_bits
@@ -152,13 +153,7 @@ def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
         )
     if not download:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # the library looks at it when it is imported
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError(
-            f"data=huggingface reads with the package datasets, which does not import ({error}): "
-            "pip install 'launcher[hf]'"
-        ) from error
+    datasets = import_extra("datasets", "data=huggingface reads with the package datasets", "hf")
     datasets.disable_progress_bars()
     place = Path(path).expanduser()
     if place.is_file() and place.suffix not in FILES:

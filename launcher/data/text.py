@@ -16,6 +16,7 @@ from torch import Tensor
 
 from launcher.batching.splits import TensorSplit, as_indices
 from launcher.core.errors import ConfigError
+from launcher.core.extras import import_extra
 from launcher.data.arguments import check_fraction, check_whole
 from launcher.data.source import Data
 
@@ -109,15 +110,10 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
         ConfigError: No tokenizers package, no tokenizer in the file, a text that it cannot encode, or a directory that
             cannot be written.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ConfigError(
-            f"data.tokenizer: the package tokenizers does not import ({error}): pip install 'launcher[text]'"
-        ) from error
+    tokenizers = import_extra("tokenizers", "data.tokenizer: a text is encoded by the package tokenizers", "text")
     content = tokenizer.read_bytes()
     try:
-        encoder = Tokenizer.from_buffer(content)
+        encoder = tokenizers.Tokenizer.from_buffer(content)
         changed = made_plain(encoder)
         words = encoder.get_vocab()
     except Exception as error:  # tokenizers raises nothing more special

@@ -2,19 +2,12 @@
 
 from typing import Any
 
-from launcher.core.errors import ConfigError
+from launcher.core.extras import import_extra
 
 
 def torchvision_transforms() -> Any:
     """The module, else a ConfigError that says how to install it."""
-    try:
-        from torchvision.transforms import v2 as transforms
-    except ImportError as error:
-        raise ConfigError(
-            f"data=image_folder reads images with torchvision, which does not import ({error}): "
-            "pip install 'launcher[vision]'"
-        ) from error
-    return transforms
+    return import_extra("torchvision.transforms.v2", "data=image_folder reads images with torchvision", "vision")
 
 
 def centre_crop(image_size: int, crop: float) -> list[Any]:

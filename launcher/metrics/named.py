@@ -11,6 +11,7 @@ from torch import Tensor
 
 from launcher.config.components import locate
 from launcher.core.errors import ConfigError
+from launcher.core.extras import import_extra
 from launcher.core.kernels import in_any_order
 
 if TYPE_CHECKING:
@@ -35,10 +36,9 @@ def make_metrics(names: Sequence[str | Mapping[str, Any]], outputs: "Outputs") -
     """
     if not names:
         return {}
-    try:
-        import torchmetrics  # noqa: F401  # 2 s: only when a metric is named
-    except ImportError as error:
-        raise ConfigError("metrics: torchmetrics is not installed: pip install torchmetrics") from error
+    import_extra(
+        "torchmetrics", "metrics: a name is one of the package torchmetrics", "metrics"
+    )  # 2 s: only when a metric is named
     metrics: dict[str, Any] = {}
     classifying = outputs.task in ("classification", "multilabel")
     alone = outputs.one_logit or (outputs.task == "multilabel" and outputs.count == 1)
