@@ -34,7 +34,7 @@ def test_permutations_are_uniform():
     assert chi_places < 145  # 81 degrees of freedom: 99.99 % is 138
 
 
-def test_permutations_of_many_sizes_at_once_are_those_of_each_alone():
+def test_permutations_at_once_are_those_of_each_alone():
     generator = np.random.RandomState(0)
     for size in (1, 2, 3, 7, 64, 1000):
         keys = generator.randint(0, 2**62, 5).astype(np.uint64)

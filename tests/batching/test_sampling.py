@@ -39,7 +39,7 @@ class Numbers(Dataset):
 
 
 @pytest.mark.parametrize("counts", [(90, 10), (40, 7, 50), (5, 0, 90, 3), (1, 99), (25, 25, 25, 25)])
-def test_each_epoch_has_each_class_equally_often_and_its_samples_too(counts):
+def test_each_epoch_has_classes_and_samples_equally_often(counts):
     made = data(*counts)
     n, labels = len(made.train), made.train.targets.numpy()
     balanced, present = Balanced(made, 3), np.flatnonzero(counts)
@@ -90,7 +90,7 @@ def test_draws_are_as_random_as_a_weighted_sampler():
 
 
 @pytest.mark.parametrize("kind", ["tensors", "dataset"])
-def test_the_global_batches_are_the_same_on_any_number_of_ranks_and_from_any_step(kind):
+def test_global_batches_are_the_same_on_any_ranks_from_any_step(kind):
     made = data(30, 6, 61, kind=kind)
 
     def batches(world, first, last):
@@ -115,7 +115,7 @@ def test_the_global_batches_are_the_same_on_any_number_of_ranks_and_from_any_ste
         assert len({row[0] for row in rows}) < 90 and len(set(rows)) == 97
 
 
-def test_repeats_in_memory_are_augmented_in_another_way_and_the_same_way_everywhere():
+def test_repeats_in_memory_are_augmented_anew_and_alike_everywhere():
     def note(raw, uniforms):
         return torch.cat([raw, uniforms], 1)
 

@@ -68,7 +68,7 @@ class Asking(Drawing):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_generator_seeded_by_initial_seed_does_not_depend_on_the_devices(workers):
+def test_initial_seed_of_torch_does_not_depend_on_the_devices(workers):
     part = DatasetSplit(Asking(()))
     found = []
     for world in (1, 2, 3):

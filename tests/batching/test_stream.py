@@ -55,7 +55,7 @@ def test_the_global_batches_are_the_same_on_any_number_of_ranks(kind, cap):
     assert Stream(part, plan, 6, 0, CPU, 0).samples(13).tolist() != alone[13]
 
 
-def test_augmentation_belongs_to_the_sample_whatever_the_ranks_and_workers():
+def test_augmentation_belongs_to_the_sample_on_any_ranks_and_workers():
     seen = {}
     for world, workers in ((1, 0), (2, 0), (3, 0), (1, 2)):
         plan = plan_batch(20, 6, world, 2)
@@ -103,7 +103,7 @@ class Batched(Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataset_that_gives_batches_is_asked_for_batches_and_they_are_prepared_at_once(workers):
+def test_batches_of_a_dataset_are_asked_for_and_prepared_at_once(workers):
     shapes = []
 
     def prepare(raw):

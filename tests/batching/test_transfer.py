@@ -42,7 +42,7 @@ class _Recorded:
         self.said.append(f"lend {tuple(tensor.shape)}")
 
 
-def test_a_batch_is_copied_in_a_queue_of_its_own_and_the_computation_waits_for_it(monkeypatch):
+def test_a_batch_is_copied_aside_and_the_computation_waits_for_it(monkeypatch):
     """The same code as on a GPU: copy, mark, wait for the mark, lend; then what is computed with it."""
     said = []
     side = _Recorded(said)

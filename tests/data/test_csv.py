@@ -95,7 +95,7 @@ def iris():
     return frame
 
 
-def test_a_table_without_a_header_is_asked_about_and_keeps_its_first_row(tmp_path):
+def test_a_table_without_a_header_keeps_its_first_row(tmp_path):
     frame = iris()
     frame.to_csv(tmp_path / "t.csv", header=False, index=False)
     with pytest.raises(ConfigError, match=r"looks like a row .*5\.1, 3\.5.*data\.header=false .*0 to 4"):

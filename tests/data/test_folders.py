@@ -53,7 +53,7 @@ def test_what_is_learned_from_is_not_measured_on_by_a_link(link, target, tmp_pat
         folder(tmp_path)
 
 
-def test_what_notebooks_and_archives_leave_is_no_class_and_other_files_are_counted(tmp_path):
+def test_left_by_notebooks_and_archives_is_no_class(tmp_path):
     root = pictures(tmp_path / "train", {"ant": 10, "bee": 10, ".ipynb_checkpoints": 3, "__MACOSX": 2, "@eaDir": 1})
     pictures(root / "train", {"ant": 3, "bee": 4}, "gif")
     pictures(root / "train/ant", {".ipynb_checkpoints": 2})

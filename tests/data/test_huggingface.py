@@ -206,7 +206,7 @@ RUN = [
 
 
 @pytest.mark.soak
-def test_any_number_of_ranks_gives_the_same_record_and_a_stopped_run_the_same_bits(tmp_path):
+def test_ranks_give_one_record_and_a_stopped_run_the_same_bits(tmp_path):
     directories = {name: tmp_path / name for name in ("1", "2", "stopped")}
     for directory in directories.values():
         directory.mkdir()

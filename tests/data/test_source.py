@@ -69,7 +69,7 @@ def test_a_part_that_does_not_tell_its_labels_has_no_counts():
 
 
 @pytest.mark.gpu
-def test_data_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(monkeypatch):
+def test_data_moves_to_the_gpu_and_gives_the_same_batches(monkeypatch):
     from launcher.batching.plan import plan_batch
     from launcher.batching.stream import of_rank
     from launcher.data import Data, TensorSplit

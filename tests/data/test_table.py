@@ -15,7 +15,7 @@ def test_classes_are_compared_exactly_however_long_they_are(offset):
     assert names == [str(offset + i) for i in range(3)] and numeric and labels.tolist() == [0, 1, 2] * 4
 
 
-def test_classes_are_in_the_order_of_their_numbers_and_named_as_they_are_written():
+def test_classes_are_ordered_by_number_and_named_as_written():
     assert classes_of(["10", "9.50", "-1", "1e1", "+3", ".5"], str)[0] == ["-1", ".5", "+3", "9.50", "10"]
     assert classes_of(["007", "7", "10"], str)[0] == ["007", "10", "7"]  # a code with leading zeros is a text
     names, labels, _ = classes_of(["1.0", "2", "1", "2.00"], str)
@@ -40,7 +40,7 @@ def test_statistics_are_those_of_exact_numbers(offset, spread):
     assert abs(scaled.mean()) <= 2 * np.spacing(abs(offset)) / spread + 1e-12
 
 
-def test_a_column_that_does_not_vary_becomes_zero_whatever_its_size():
+def test_a_constant_column_becomes_zero_whatever_its_size():
     for value in (0.0, 0.1, 1234567890123456789.0, 1e300, -7e-300):
         rows = np.full((37, 1), value)
         mean, std = statistics([rows])

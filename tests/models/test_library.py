@@ -48,7 +48,7 @@ def test_group_norm_makes_a_samples_output_its_own(library):
     assert all(torch.equal(one.weight, other.weight) for one, other in zip(norms, replaced, strict=True))
 
 
-def test_group_norm_keeps_the_activations_that_timm_puts_into_its_norms():
+def test_group_norm_keeps_the_activations_of_timms_norms():
     model = make("timm", name="efficientnet_b0", norm="group")
     plain = make("timm", name="efficientnet_b0")
     activations = [type(m).__name__ for m in plain.modules() if isinstance(m, nn.SiLU)]

@@ -72,7 +72,7 @@ def test_no_output_knows_a_later_token_nor_another_sample(variant):
         torch.testing.assert_close(model(tokens[:, :6]), before[:, :6], rtol=1e-4, atol=1e-5)
 
 
-def test_rotary_is_a_product_of_complex_numbers_and_sees_distances_alone():
+def test_rotary_is_a_complex_product_and_sees_distances_alone():
     vectors = torch.randn(2, 3, 10, 8)
     cosine, sine = rotations(10, 8, CPU)
     turns = torch.polar(torch.ones(10, 4), torch.arange(10.0)[:, None] * 10000 ** (-torch.arange(4) / 4))

@@ -105,7 +105,7 @@ def test_depth_follows_the_order_of_the_children():
 
 
 @pytest.mark.parametrize("decay_bias_and_norm", [True, False])
-def test_rates_fall_by_a_factor_per_layer_and_training_is_that_of_plain_groups(decay_bias_and_norm):
+def test_rates_fall_per_layer_and_training_is_that_of_plain_groups(decay_bias_and_norm):
     def model():
         torch.manual_seed(0)
         return Transformer()

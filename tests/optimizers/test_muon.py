@@ -54,7 +54,7 @@ def test_muon_without_hidden_matrix_is_refused():
         build_optimizer(option("muon"), nn.Linear(4, 2), 1.0, True)
 
 
-def test_the_output_layer_that_muon_leaves_alone_may_be_tied_to_the_embedding():
+def test_the_output_layer_may_be_tied_to_the_embedding():
     """The last hidden matrix is hidden all the same."""
     model = net()
     model.hidden, model.out = nn.Linear(6, 6), nn.Linear(6, 11, bias=False)

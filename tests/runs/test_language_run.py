@@ -41,7 +41,7 @@ class OwnMean(nn.Module):
         (FocalLoss(2.0), lambda o, y: (-(1 - o.softmax(1)).pow(2) * o.log_softmax(1)).gather(1, y[:, None]).mean()),
     ],
 )
-def test_the_mean_over_all_tokens_is_that_of_torch_and_so_is_its_gradient(loss, plain):
+def test_mean_and_gradient_over_all_tokens_are_those_of_torch(loss, plain):
     outputs, targets = scored()
     ours, theirs = outputs.clone().requires_grad_(), outputs.clone().requires_grad_()
     language_loss = PerSample(loss, "language")
@@ -179,7 +179,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(tmp_path):
         ([*RUN, "data.block=0"], ["data.block=0", "at least 1"]),
     ],
 )
-def test_parts_that_do_not_fit_each_other_are_told_before_anything_is_made(words, expected, tmp_path):
+def test_parts_that_do_not_fit_are_told_before_anything_is_made(words, expected, tmp_path):
     book(tmp_path / "book")
     run = train(words, tmp_path).wait()
     assert run.status == [2] and run.err().startswith("error: ") and "Traceback" not in run.err()

@@ -112,7 +112,7 @@ def test_restored_rates_do_not_need_the_optimizers_state():
         build_schedule(settings, sgd((LR, LR)), RUN, EPOCH).load_state_dict(schedule.state_dict())
 
 
-def test_built_after_the_optimizer_was_restored_it_goes_on_all_the_same():
+def test_built_after_the_optimizer_was_restored_it_goes_on():
     settings, optimizer = option("cosine", warmup=6), sgd()
     schedule = build_schedule(settings, optimizer, RUN, EPOCH)
     for _ in range(3):
