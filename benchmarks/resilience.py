@@ -55,7 +55,7 @@ def resume(work, repeats):
 
     from launcher.batching import stream
     from launcher.batching.plan import plan_batch
-    from launcher.data.digits import load
+    from launcher.data.sklearn import load_digits
     from launcher.distributed.ranks import find_ranks
     from launcher.training import checkpoint
 
@@ -92,7 +92,7 @@ def resume(work, repeats):
         f"resume: first step done after {statistics.median(seconds[early]):.2f} s at step 100, and after "
         f"{statistics.median(seconds[late]):.2f} s at step 1,000,000: {ratio:.2f} times (median of {repeats} pairs)"
     )
-    part = load(0.2, 0.1, 0, False, 1, None).train
+    part = load_digits(0.2, 0.1, 0, False, 1, None).train
     plan = plan_batch(len(part), 64, 1, None, None)
     for step in (100, 1_000_000):
         took = []

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from launcher.batching import stream
+from launcher.batching.generators import seed_generators
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
 from launcher.batching.sampling import Balanced
 from launcher.batching.splits import TensorSplit, suit
@@ -83,7 +83,7 @@ def build(
     Raises:
         ConfigError: Something is wrong.
     """
-    stream.seed_generators(settings.seed)
+    seed_generators(settings.seed)
     leaves_out = settings.divergence.action == "rollback"
     data = fit_task(build_data(settings.data, leaves_out), settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
@@ -112,7 +112,7 @@ def build(
     check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
     outputs = Outputs.of(data, settings.loss)
     if tried:
-        of_kind = partial(kind, balanced=balanced)
+        of_kind = partial(kind, sampler=balanced)
         cut = _cut(plan, devices, settings.batch.max_per_device)
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)

@@ -22,7 +22,7 @@ from launcher.config import composition
 from launcher.config.command_line import parse_arguments
 from launcher.config.composed import Composed, publish
 from launcher.config.composition import show
-from launcher.config.rules import parse_duration
+from launcher.core.durations import parse_duration
 from launcher.distributed.devices import check_compression, choose_device, compare_devices
 from launcher.distributed.exit_status import guarded
 from launcher.distributed.process_group import RuntimeSettings, start

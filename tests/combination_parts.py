@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from launcher.data import Data, DatasetSplit, TensorSplit
-from launcher.data.images import augmentation
+from launcher.data.augmentation import augmentation
 
 TRAIN, VALIDATION, TEST, CLASSES = 29, 13, 9, 4  # no last update of a size in combinations.py has a single sample
 NAN = 255  # the first pixel of a sample that comes out as NaN

@@ -210,7 +210,7 @@ NOT_A_FACTOR = {
     "data": "the data of a person's own: sources have tests of their own",
     "model.hidden": "the model's size",
 }
-ELSEWHERE = {"model": ("torchvision",)}  # options that need what takes long to build: test_vision.py
+ELSEWHERE = {"model": ("torchvision",)}  # options that need what takes long to build: test_library.py
 
 # Two values that the launcher refuses together, and a word of its sentence.
 IMAGES = ("images", "augmented", "dataset", "workers", "batched")

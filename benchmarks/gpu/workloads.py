@@ -221,7 +221,8 @@ def train_by_hand(
     found = {"steps_per_second": rate, "samples_per_second": rate * workload.batch}
     if device.type == "cuda":
         found["peak_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        peak = peak_flops(torch.cuda.get_device_name(device), "bf16" if workload.bf16 else "no")
+        precision = ("bf16" if workload.bf16 else "no", torch.get_float32_matmul_precision())
+        peak = peak_flops(torch.cuda.get_device_name(device), *precision)
         if peak is not None:
             flops = flops_per_sample(model, batch[:1].to(memory_format=layout), 1)
             found["mfu"] = rate * workload.batch * flops / peak

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from launcher.core.errors import ConfigError
 from launcher.data import Data, TensorSplit
-from launcher.data.source import split_three
+from launcher.data.splitting import split_three
 
 
 def jitter(raw: Tensor, uniforms: Tensor) -> Tensor:

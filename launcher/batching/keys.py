@@ -28,3 +28,19 @@ def derive_each(keys: np.ndarray, *numbers: np.ndarray | int) -> np.ndarray:
     for number in numbers:
         keys = mix(keys + np.asarray(number).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
     return keys
+
+
+def uniforms(samples: np.ndarray, draws: int, key: int) -> np.ndarray:
+    """Uniform numbers that belong to the samples: the same whatever batch, rank or worker a sample is in.
+
+    Args:
+        samples: [n] sample numbers.
+        draws: Numbers per sample.
+        key: Names the series, such as derive(seed, AUGMENT, epoch).
+
+    Returns:
+        [n, draws] float32 in [0, 1), multiples of 2**-24.
+    """
+    counters = np.asarray(samples).astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
+    bits = mix(mix(counters + np.uint64(key)) + np.uint64(key))
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)

@@ -143,7 +143,7 @@ def plan_batch(
         raise ConfigError(
             f"batch.global_size={global_size}: {size} sample{'s' if size > 1 else ''} per update cannot be shared "
             f"among {shards} {what}. Use batch.global_size={shards} or more"
-            + (f" (the training part has {samples} samples)." if size < global_size else f", or fewer {what}.")
+            + (f" (the training split has {samples} samples)." if size < global_size else f", or fewer {what}.")
         )
     share = math.ceil(size / shards)
     pieces = math.ceil(share / max_per_device) if isinstance(max_per_device, int) else 1

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from launcher.batching.keys import derive, derive_each
-from launcher.batching.stream import permute, permute_each
+from launcher.batching.permutation import permute
 from launcher.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from launcher.data.source import Data
 
-CLASSES = 16  # beside the purposes in stream.py
+CLASSES = 16  # beside the purposes in keys.py
 
 
 class Balanced:
@@ -23,7 +23,7 @@ class Balanced:
     ones. Any position is found in constant time.
 
     Args:
-        data: For the labels of its training part. A class without a sample there is left out.
+        data: For the labels of its training split. A class without a sample there is left out.
         seed: Of the run.
 
     Raises:
@@ -61,5 +61,5 @@ class Balanced:
         sizes, begun = self._sizes[chosen], epoch * self._quota
         cycle, member = np.divmod(begun + turn, sizes)
         keys = derive_each(np.full(len(chosen), derive(self.seed, CLASSES), dtype=np.uint64), chosen, cycle)
-        sample = self._members[self._starts[chosen] + permute_each(member, sizes, keys)]
+        sample = self._members[self._starts[chosen] + permute(member, sizes, keys)]
         return sample + self.size * (cycle - begun // sizes)

@@ -17,7 +17,7 @@ INDICES = {torch.int32, torch.int64}
 
 @dataclass
 class TensorSplit:
-    """A part that lies in memory as two tensors, so that a batch is one indexing of each.
+    """A split that lies in memory as two tensors, so that a batch is one indexing of each.
 
     Args:
         inputs: [n, ...] of any dtype; images stay uint8, a quarter of the memory of float32. The model gets float32
@@ -55,7 +55,7 @@ class TensorSplit:
 
 @dataclass
 class DatasetSplit:
-    """A part that is read sample by sample, from a map-style torch Dataset.
+    """A split that is read sample by sample, from a map-style torch Dataset.
 
     Args:
         dataset: Gives (input, target) for an index in 0 .. len - 1. What it draws at random comes from the
@@ -99,21 +99,21 @@ def as_indices(raw: Any) -> Any:
     return raw.long() if isinstance(raw, Tensor) else raw
 
 
-def as_numbers(inputs: Any, part: Split) -> Any:
-    """Inputs of a part as layers take them: floating-point, but for int32 and int64 where these are indices."""
+def as_numbers(inputs: Any, split: Split) -> Any:
+    """Inputs of a split as layers take them: floating-point, but for int32 and int64 where these are indices."""
     if not isinstance(inputs, Tensor):
-        return tree_map_only(Tensor, lambda tensor: as_numbers(tensor, part), inputs)
-    kept = inputs.dtype is part.dtype or inputs.is_complex() or (part.indices and inputs.dtype in INDICES)
-    return inputs if kept else inputs.to(part.dtype)
+        return tree_map_only(Tensor, lambda tensor: as_numbers(tensor, split), inputs)
+    kept = inputs.dtype is split.dtype or inputs.is_complex() or (split.indices and inputs.dtype in INDICES)
+    return inputs if kept else inputs.to(split.dtype)
 
 
-def suit(model: nn.Module, *parts: Split) -> None:
+def suit(model: nn.Module, *splits: Split) -> None:
     """Let a model get its inputs in the type of its parameters, float32 for most."""
     dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
-    for part in parts:
-        part.dtype = dtype
-        if isinstance(part, TensorSplit) and part.prepare is None and part.inputs.is_floating_point():
-            part.inputs = part.inputs.to(dtype)  # once, and not in each batch
+    for split in splits:
+        split.dtype = dtype
+        if isinstance(split, TensorSplit) and split.prepare is None and split.inputs.is_floating_point():
+            split.inputs = split.inputs.to(dtype)  # once, and not in each batch
 
 
 def first_infinite(numbers: Any) -> int | None:

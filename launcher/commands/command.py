@@ -92,7 +92,7 @@ def open_subject(path: Path, run: Mapping[str, Any], settings: Mapping[str, Any]
     if settings["input"] is not None:
         others = saved.read_others(record, settings["input"])
         data = saved.data_of_others(record, others)
-        return Subject(chosen, record, data, others.part, "input", others.names, others.labelled)
+        return Subject(chosen, record, data, others.split, "input", others.names, others.labelled)
     data = saved.own_data(run, settings["data"], record)
     split = getattr(data, settings["part"])
     return Subject(chosen, record, data, split, settings["part"], range(len(split)), True)

@@ -37,7 +37,7 @@ def command(settings: dict[str, Any]) -> int:
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
     compare_devices(settings["device"], ranks, on_cpu, settings["timeout"])
 
-    from launcher.batching.stream import seed_generators
+    from launcher.batching.generators import seed_generators
     from launcher.losses.loss import build_loss
     from launcher.models.mirrored import Mirrored, check_mirror
     from launcher.training import tryout

@@ -62,9 +62,9 @@ def command(settings: dict[str, Any]) -> int:
 
     import torch
 
-    from launcher.batching.loading import choose_workers
     from launcher.batching.splits import suit
     from launcher.batching.stream import in_order
+    from launcher.batching.workers import choose_workers
     from launcher.run import card
     from launcher.training.outputs import Outputs
     from launcher.training.tryout import read_outputs

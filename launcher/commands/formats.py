@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.core.errors import ConfigError
+from launcher.core.extras import DISTRIBUTION
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -89,5 +90,5 @@ def need_onnx() -> None:
             import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"format=onnx: {name} does not import ({error}): pip install 'launcher[export]'"
+                f"format=onnx: {name} does not import ({error}): pip install '{DISTRIBUTION}[export]'"
             ) from error

@@ -124,7 +124,7 @@ def say_differences(path: Path, run: dict[str, Any], ranks: Ranks) -> list[str]:
     """
     import torch
 
-    from launcher.batching.stream import seed_generators
+    from launcher.batching.generators import seed_generators
     from launcher.config.components import build, locate
 
     then, record = provenance.read(path), saved.read_record(path, run)

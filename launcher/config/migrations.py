@@ -11,17 +11,22 @@ from launcher.config.tree import map_texts
 from launcher.core.errors import ConfigError
 
 SCHEMA_VERSION = "schema_version"
-# Version 1: every algorithm has a file of its own.
+# Version 1: every algorithm has a file of its own, and scikit-learn's data sets have one.
 MOVED = {
+    "launcher.data.digits.load": "launcher.data.sklearn.load_digits",
     "launcher.losses.BinaryCrossEntropy": "launcher.losses.binary_cross_entropy.BinaryCrossEntropy",
     "launcher.losses.FocalLoss": "launcher.losses.focal.FocalLoss",
     "launcher.optimizers.Lion": "launcher.optimizers.lion.Lion",
     "launcher.optimizers.Muon": "launcher.optimizers.muon.Muon",
 }
+TABLES = {f"launcher.data.{name}.load": name for name in ("diabetes", "iris", "wine")}
 
 
 def _move(settings: dict[str, Any]) -> dict[str, Any]:
     moved: dict[str, Any] = map_texts(settings, lambda text: MOVED.get(text, text))
+    data = moved.get("data")
+    if isinstance(data, dict) and data.get("_target_") in TABLES:
+        moved["data"] = data | {"_target_": "launcher.data.sklearn.load", "name": TABLES[data["_target_"]]}
     return moved
 
 

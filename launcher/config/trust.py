@@ -19,7 +19,10 @@ from launcher.core.errors import ConfigError
 
 log = logging.getLogger("launcher")
 
-OURS = ("launcher.data.", "launcher.models.", "launcher.losses.", "launcher.optimizers.", "launcher.schedulers.")
+OURS = (
+    "launcher.data.", "launcher.models.", "launcher.losses.", "launcher.optimizers.", "launcher.schedulers.",
+    "launcher.metrics.",
+)  # fmt: skip
 LIBRARIES = ("torch", "torchvision", "timm")
 # Of the standard library and other packages that can run or write anything: what makes a value and no more.
 GENERAL = sys.stdlib_module_names | {

@@ -44,7 +44,7 @@ def load(
     validation: float,
     split_seed: int,
 ) -> Data:
-    """Read a table, split it, and standardise it by the training part.
+    """Read a table, split it, and standardise it by the training split.
 
     Each column but the target and those dropped is an input and holds numbers. The target is a number or, for a
     classification, any text; classes are in the order of their numbers or, for text, of the alphabet. A column without
@@ -60,8 +60,8 @@ def load(
         header: Whether the first line names the columns, which are called 0, 1, 2, ... else; None: as it looks,
             refused where it looks like a row.
         drop: Columns to leave out.
-        test: Share of all rows for the test part, in (0, 1).
-        validation: Share of the rest for the validation part, in (0, 1).
+        test: Share of all rows for the test split, in (0, 1).
+        validation: Share of the rest for the validation split, in (0, 1).
         split_seed: Seed of the split.
 
     Raises:
@@ -84,7 +84,39 @@ def load(
         if column not in table.header:
             raise ConfigError(f"{setting}: {path} has no column {column!r}; it has: {columns}.{table.hint()}")
     target = str(target)
-    used = [c for c in table.header if c != target and c not in {str(column) for column in drop}]
+    used, notes = _inputs(table, target, {str(column) for column in drop})
+    if not used:
+        raise ConfigError(f"data: {path} has no input column beside the target {target!r}; it has: {columns}.")
+    features, values = table.features(used), table.column(target)
+    for row, value in enumerate(values):
+        if value.casefold() in MISSING:
+            raise table.refuse(target, row, "is no target; fill it in or remove the line.")
+    names, labels, numeric = classes_of(values, table.plain)
+    if task == "auto":
+        task, note = _guess(target, names, len(values), numeric, table)
+        notes.append(note)
+    how = (test, validation, split_seed)
+    if task == "regression":
+        numbers = table.numbers(target, "data.task=classification takes each text for a class")
+        data = from_table("csv", features, numbers[:, None], None, *how)
+    else:
+        if len(names) < 2:
+            raise ConfigError(
+                f"data.target: column {target!r} of {path} is {names[0]!r} in all {len(values)} rows; "
+                "a classification needs at least two classes."
+            )
+        spelt = len(set(values)) - len(names)
+        notes += [f"target {target!r}: {spelt} classes are spelt in several ways, as 1 and 1.0"] if spelt else []
+        data = from_table("csv", features, labels, names, *how)
+        notes += doubts(names)
+    notes += _strange(data, used)
+    told_by = {"delimiter": delimiter, "decimal": decimal, "header": header}
+    return replace(_with_reader(data, used, target, numeric, told_by), notes=notes)
+
+
+def _inputs(table: "Table", target: str, dropped: set[str]) -> tuple[list[str], list[str]]:
+    """The columns that are inputs, and lines about those that number the rows."""
+    used = [column for column in table.header if column != target and column not in dropped]
     notes = []
     for column in [*used]:
         unnamed = UNNAMED.fullmatch(column)
@@ -94,49 +126,37 @@ def load(
                 notes.append(f"column {column!r} numbers the rows, as an index that pandas wrote: it is left out")
             else:
                 notes.append(f"column {column!r} numbers the rows; where it says nothing, data.drop=[{column}]")
-    if not used:
-        raise ConfigError(f"data: {path} has no input column beside the target {target!r}; it has: {columns}.")
-    features, values = table.features(used), table.column(target)
-    for row, value in enumerate(values):
-        if value.casefold() in MISSING:
-            raise table.refuse(target, row, "is no target; fill it in or remove the line.")
-    names, labels, numeric = classes_of(values, table.plain)
-    whole = numeric and all(number == number.to_integral_value() for number in (Decimal(table.plain(n)) for n in names))
-    if task == "auto":
-        task = guess_task(len(names), len(values), whole) if numeric else "classification"
-        notes.append(told(target, len(names), task) if numeric else f"target {target!r} is text: {len(names)} classes")
-    if task == "regression":
-        numbers = table.numbers(target, "data.task=classification takes each text for a class")
-        data = from_table("csv", features, numbers[:, None], None, test, validation, split_seed)
-    else:
-        if len(names) < 2:
-            raise ConfigError(
-                f"data.target: column {target!r} of {path} is {names[0]!r} in all {len(values)} rows; "
-                "a classification needs at least two classes."
-            )
-        spelt = len(set(values)) - len(names)
-        notes += [f"target {target!r}: {spelt} classes are spelt in several ways, as 1 and 1.0"] if spelt else []
-        data = from_table("csv", features, labels, names, test, validation, split_seed)
-        notes += doubts(names)
+    return used, notes
+
+
+def _guess(target: str, names: list[str], rows: int, numeric: bool, table: "Table") -> tuple[str, str]:
+    """What `data.task=auto` takes the target for, and the line about it."""
+    if not numeric:
+        return "classification", f"target {target!r} is text: {len(names)} classes"
+    whole = all(number == number.to_integral_value() for number in (Decimal(table.plain(name)) for name in names))
+    task = guess_task(len(names), rows, whole)
+    return task, told(target, len(names), task)
+
+
+def _strange(data: Data, used: list[str]) -> list[str]:
+    """Lines about columns that do not vary, and rows that are learned from and measured."""
     assert data.input_std is not None
     constant = [column for column, std in zip(used, data.input_std.tolist(), strict=True) if std == CONSTANT]
-    if constant:
-        notes.append(f"the same in every training row, and 0 for the model: {', '.join(map(repr, constant))}")
+    notes = [f"the same in every training row, and 0 for the model: {', '.join(map(repr, constant))}"] * bool(constant)
     if repeated := _repeated(data):
-        notes.append(f"{repeated} rows of the validation and the test part are in the training part too")
-    told_by = {"delimiter": delimiter, "decimal": decimal, "header": header}
-    return replace(_with_reader(data, used, target, numeric, told_by), notes=notes)
+        notes.append(f"{repeated} rows of the validation and the test split are in the training split too")
+    return notes
 
 
 def _repeated(data: Data) -> int:
     """Samples that are measured and were learned from as well."""
 
-    def rows(part: Any) -> list[bytes]:
-        both = torch.cat([part.inputs.double(), part.targets.double().view(len(part), -1)], 1)
+    def rows(split: Any) -> list[bytes]:
+        both = torch.cat([split.inputs.double(), split.targets.double().view(len(split), -1)], 1)
         return [row.tobytes() for row in both.numpy()]
 
     seen = set(rows(data.train))
-    return sum(row in seen for part in (data.validation, data.test) for row in rows(part))
+    return sum(row in seen for split in (data.validation, data.test) for row in rows(split))
 
 
 def _with_reader(data: Data, columns: list[str], target: str, numeric: bool, told_by: dict[str, Any]) -> Data:
@@ -175,10 +195,10 @@ def read_alike(
         classes: Names of the classes, in their order; None for a regression.
         numeric_classes: The classes are numbers: 1 and 1.0 are the same.
         delimiter: One character between the columns.
-        mean: Of each input over the training part.
-        std: Of each input over the training part.
-        target_mean: Of a regression's target over the training part.
-        target_std: Of a regression's target over the training part.
+        mean: Of each input over the training split.
+        std: Of each input over the training split.
+        target_mean: Of a regression's target over the training split.
+        target_std: Of a regression's target over the training split.
         decimal: What a number has before its fraction.
         header: As the run's setting.
 

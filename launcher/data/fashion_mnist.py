@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
+from launcher.core.extras import DISTRIBUTION, import_extra
 from launcher.core.files import locked
-from launcher.data.images import Standardise, augmentation, long_tail
-from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
+from launcher.data.arguments import check_flag, check_fraction, check_seed
+from launcher.data.augmentation import augmentation
+from launcher.data.images import Standardise, hold_out_images, images_in_memory
+from launcher.data.source import Data
 
 MEAN, STD = 72.9404, 90.0212  # of the pixels of the 60,000 training images, which run from 0 to 255
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
@@ -37,17 +39,17 @@ def load(
     random_erasing: float,
     imbalance: float | None,
 ) -> Data:
-    """Read Fashion-MNIST: inputs [n, 1, 28, 28] uint8, targets 0 .. 9; it has its own test part.
+    """Read Fashion-MNIST: inputs [n, 1, 28, 28] uint8, targets 0 .. 9; it has its own test split.
 
     Args:
         root: Directory with the four IDX files, zipped (.gz) or not.
         download: Have torchvision download them into `root` where they are absent.
-        validation: Share of the 60,000 training images for the validation part, in (0, 1).
+        validation: Share of the 60,000 training images for the validation split, in (0, 1).
         split_seed: Seed of the split.
         flip: Mirror half of the training images.
         shift: Most pixels to shift a training image by, in [0, 27].
         random_erasing: Share of the training images in which a rectangle is painted over in grey, in [0, 1].
-        imbalance: Largest over smallest class of the training part (see `long_tail`); None keeps every image.
+        imbalance: Largest over smallest class of the training split (see `long_tail`); None keeps every image.
 
     Raises:
         ConfigError: The files are absent or damaged, or a setting is outside its range.
@@ -58,20 +60,9 @@ def load(
     paths = find_files(root, check_flag("data.download", download))
     # 0.25 s, nearly all of it for unzipping the training images; four threads save a tenth of that.
     images, labels, test_images, test_labels = map(read_idx, paths, SHAPES.values())
-    train, validated = split(len(labels), validation, split_seed, labels)
-    if imbalance is not None:
-        train = train[long_tail(labels[train], imbalance, split_seed)]
+    splits = hold_out_images(images, labels, validation, split_seed, imbalance)
     prepare = Standardise(MEAN, STD)
-    return Data(
-        name="fashion_mnist",
-        task="classification",
-        input_shape=(1, 28, 28),
-        num_outputs=10,
-        train=TensorSplit(images[train], labels[train], prepare, augment, augment.draws if augment else 0),
-        validation=TensorSplit(images[validated], labels[validated], prepare),
-        test=TensorSplit(test_images, test_labels, prepare),
-        class_names=CLASSES,
-    )
+    return images_in_memory("fashion_mnist", (*splits, (test_images, test_labels)), prepare, augment, CLASSES)
 
 
 def find_files(root: Any, download: bool) -> list[Path]:
@@ -94,7 +85,7 @@ def find_files(root: Any, download: bool) -> list[Path]:
             f"data.root: {folder} has no {next(iter(SHAPES))}.gz or lacks another of the four files. On Debian "
             "and Ubuntu `apt install dataset-fashion-mnist` puts them into /usr/share/datasets/fashion-mnist; "
             "elsewhere data.download=true data.root=DIRECTORY downloads them (30 MB) into a directory of yours, by "
-            "torchvision (pip install 'hydra-accelerate-launcher[vision]')."
+            f"torchvision (pip install '{DISTRIBUTION}[vision]')."
         )
     return found
 
@@ -116,20 +107,15 @@ def fetch(folder: Path) -> None:
     Raises:
         ConfigError: torchvision is missing, the directory cannot be written, or the download fails.
     """
-    try:
-        from torchvision.datasets import FashionMNIST
-    except ImportError as error:
-        raise ConfigError(
-            f"data.download: torchvision downloads Fashion-MNIST and does not import ({error}): "
-            "pip install 'hydra-accelerate-launcher[vision]'"
-        ) from error
+    why = "data.download: Fashion-MNIST is downloaded by torchvision"
+    datasets = import_extra("torchvision.datasets", why, "vision")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".download.lock"):
             if present(folder) is not None:
                 return
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-                FashionMNIST(temporary, download=True)
+                datasets.FashionMNIST(temporary, download=True)
                 for name in SHAPES:
                     os.replace(Path(temporary, "FashionMNIST", "raw", f"{name}.gz"), folder / f"{name}.gz")
     except (OSError, RuntimeError) as error:

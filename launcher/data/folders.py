@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
+from launcher.data.table import doubts
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them
 LEFT_BY_OTHERS = ("__MACOSX", "@eaDir")  # archives and file servers; notebooks and file managers hide theirs
 
 
 class Folders:
-    """The images of the classes and parts under a folder.
+    """The images of the classes and splits under a folder.
 
     Links are followed, but neither back to a folder around them nor to what was found already.
 
@@ -23,7 +24,7 @@ class Folders:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._left: Counter[str] = Counter()
-        self._owner: dict[str, tuple[str, str]] = {}  # of a real folder, or of a file behind a link: part and class
+        self._owner: dict[str, tuple[str, str]] = {}  # of a real folder, or of a file behind a link: split and class
         self._linked = False  # whether a file was found by a link
 
     @staticmethod
@@ -40,8 +41,8 @@ class Folders:
                 return min(alike, key=lambda place, name=name: (place.name != name, place))  # type: ignore[misc]
         return None
 
-    def classes(self, part: str, place: Path) -> dict[str, list[str]]:
-        """The images of each class of a part, in the order of their paths.
+    def classes(self, split: str, place: Path) -> dict[str, list[str]]:
+        """The images of each class of a split, in the order of their paths.
 
         Raises:
             ConfigError: As for `images`; or a class has none in training.
@@ -53,8 +54,8 @@ class Folders:
                 self._left["files outside of the folder of a class"] += 1
         found = {}
         for folder in self.within(place):
-            found[folder.name] = self.images(folder, (part, folder.name))
-            if part == "train" and not found[folder.name]:
+            found[folder.name] = self.images(folder, (split, folder.name))
+            if split == "train" and not found[folder.name]:
                 raise ConfigError(f"data.root: {folder} has no image ({', '.join(ENDINGS)}); fill it, or remove it.")
         return found
 
@@ -114,7 +115,7 @@ class Folders:
         """Whether nobody has it yet, nor the folder around it; False where this class has.
 
         Raises:
-            ConfigError: Another class has it, or training and another part.
+            ConfigError: Another class has it, or training and another split.
         """
         other = self._owner.get(real) or (None if around is None else self._owner.get(around))
         if other is None:
@@ -140,3 +141,59 @@ def _entries(place: Path) -> list[os.DirEntry[str]]:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name in LEFT_BY_OTHERS
+
+
+TRAIN = ("train", "training")
+
+
+def find(
+    root: Path, validation_folders: Sequence[str], test_folders: Sequence[str]
+) -> tuple[list[str], dict[str, list[tuple[str, int]]], list[str]]:
+    """Find the images of the classes.
+
+    Args:
+        root: As for `load`.
+        validation_folders: As for `load`.
+        test_folders: As for `load`.
+
+    Returns:
+        The names of the classes; the (file, class) of each image of the splits that have a folder; lines for the log.
+
+    Raises:
+        ConfigError: A folder is missing or empty, or a split has a class that training does not have.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"data.root: there is no directory {root}.")
+    folders, there, notes = Folders(root), Folders.within(root), []
+    names = {"train": TRAIN, "test": test_folders, "validation": validation_folders}
+    chosen = {split: place for split, of in names.items() if (place := Folders.called(there, of)) is not None}
+    if "train" not in chosen:
+        if chosen or not there:
+            raise ConfigError(
+                f"data.root: {root} has no folder train; put the images of each class into train/CLASS in it, or into "
+                "CLASS in it and nothing else."
+            )
+        chosen["train"] = root
+        notes.append(f"{root} has no folder train: its folders are the classes, and all splits are split off them")
+    elif aside := [place.name for place in there if place not in chosen.values()]:
+        notes.append(f"left aside under {root}: the folders {', '.join(aside)}")
+    found = {split: folders.classes(split, place) for split, place in chosen.items()}
+    classes, train = list(found["train"]), chosen["train"]
+    nested = [inner.parent for place in there for inner in Folders.within(place) if inner.name.casefold() in TRAIN]
+    hint = f" Is data.root={nested[0]} meant?" if nested else ""
+    if len(classes) < 2:
+        raise ConfigError(f"data.root: {train} has one class, {classes[0]!r}; at least two are needed.{hint}"
+                          if classes else f"data.root: {train} has no folder of a class.{hint}")  # fmt: skip
+    samples = {}
+    for split, of_class in found.items():
+        if new := [name for name in of_class if name not in classes]:
+            raise ConfigError(
+                f"data.root: {chosen[split]} has the class folder {new[0]!r}, which {train} does not have; "
+                f"that has: {', '.join(classes)}."
+            )
+        samples[split] = [(path, classes.index(name)) for name, paths in of_class.items() for path in paths]
+        if not samples[split]:
+            raise ConfigError(
+                f"data.root: {chosen[split]} has no images; fill it, or remove it to split them off train."
+            )
+    return classes, samples, [*notes, *folders.told(), *doubts(classes)]

@@ -1,4 +1,4 @@
-"""What a data source gives: three parts, a task, and the shapes that a model and a loss need."""
+"""What a data source gives: three splits, a task, and the shapes that a model and a loss need."""
 
 import math
 import zlib
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from launcher.batching.splits import (
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
 
-PRINTED = 1 << 20  # bytes of a part that its checksum covers at most, in rows at equal distances
+PRINTED = 1 << 20  # bytes of a split that its checksum covers at most, in rows at equal distances
 
 
 @dataclass
@@ -40,10 +39,10 @@ class Data:
         class_names: One name per class or label, in their order; None where unknown.
         target_mean: [d] float64, what was subtracted from the targets of a regression.
         target_std: [d] what they were then divided by: an error of 1 is this much in the user's own unit.
-        input_mean: [d] float64, what was subtracted from each column of a table by the training part.
+        input_mean: [d] float64, what was subtracted from each column of a table by the training split.
         input_std: [d] float64, what the column was then divided by.
         reader: How samples from elsewhere are read and prepared exactly as these: `_target_`, a function
-            (path, **the other keys) -> Others, and its arguments, plain values. None: only its own parts are known.
+            (path, **the other keys) -> Others, and its arguments, plain values. None: only its own splits are known.
         notes: Lines that who trains on it should read: what was guessed, left out, or looks strange.
     """
 
@@ -63,12 +62,12 @@ class Data:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for part in self.splits().values():
-            targets = part.targets
+        for split in self.splits().values():
+            targets = split.targets
             if self.task == "classification" and targets is not None and not targets.is_floating_point():
-                part.targets = targets.long()
-            if self.task == "language" and part.prepare is None:
-                part.prepare = as_indices
+                split.targets = targets.long()
+            if self.task == "language" and split.prepare is None:
+                split.prepare = as_indices
 
     def __str__(self) -> str:
         shape = "x".join(str(side) for side in self.input_shape)
@@ -88,7 +87,7 @@ class Data:
 
     @property
     def class_counts(self) -> Tensor:
-        """Samples of each class in the training part: [num_outputs] int64.
+        """Samples of each class in the training split: [num_outputs] int64.
 
         Raises:
             ConfigError: The task has no classes, or the labels are not known without reading every sample.
@@ -124,31 +123,31 @@ class Data:
             if often > 1 or len(self.class_names) != self.num_outputs:
                 many = f"calls {often} classes {name!r}" if often > 1 else f"names {len(self.class_names)} classes"
                 raise ConfigError(f"data={self.name} {many}; give each of its {self.num_outputs} classes its own name.")
-        for name, part in self.splits().items():
-            if len(part) == 0:
-                raise ConfigError(f"data={self.name}: its {name} part is empty.")
-            if isinstance(part, TensorSplit) and not part.mapped and not (leaves_out and name == "train"):
-                row = first_infinite(part.inputs)
+        for name, split in self.splits().items():
+            if len(split) == 0:
+                raise ConfigError(f"data={self.name}: its {name} split is empty.")
+            if isinstance(split, TensorSplit) and not split.mapped and not (leaves_out and name == "train"):
+                row = first_infinite(split.inputs)
                 if row is not None:
                     raise ConfigError(
-                        f"data={self.name}: the inputs of sample {row} of its {name} part hold NaN or infinity; mend "
+                        f"data={self.name}: the inputs of sample {row} of its {name} split hold NaN or infinity; mend "
                         "the sample, or take it out."
                     )
-            if part.targets is not None:
-                self.check_targets(name, part.targets, len(part))
+            if split.targets is not None:
+                self.check_targets(name, split.targets, len(split))
 
     def check_targets(self, name: str, targets: Tensor, samples: int) -> None:
-        """Check that some targets of a part are what the task takes.
+        """Check that some targets of a split are what the task takes.
 
         Args:
-            name: Of the part.
+            name: Of the split.
             targets: Some of its targets, or all.
             samples: How many it should be.
 
         Raises:
             ConfigError: They are not.
         """
-        place = f"data={self.name}: the targets of its {name} part"
+        place = f"data={self.name}: the targets of its {name} split"
         if len(targets) != samples:
             raise ConfigError(f"{place} are {len(targets)}, and its inputs {samples}.")
         if self.task == "classification":
@@ -178,11 +177,11 @@ class Data:
 
         Batches are then gathered on the device, and no copy is waited for.
         """
-        parts = [p for p in (self.train, self.validation, self.test) if isinstance(p, TensorSplit) and not p.mapped]
-        if device.type != "cuda" or sum(p.inputs.nbytes + p.targets.nbytes for p in parts) > 0.25 * free(device):
+        splits = [p for p in (self.train, self.validation, self.test) if isinstance(p, TensorSplit) and not p.mapped]
+        if device.type != "cuda" or sum(p.inputs.nbytes + p.targets.nbytes for p in splits) > 0.25 * free(device):
             return
-        for part in parts:
-            part.inputs, part.targets = part.inputs.to(device), part.targets.to(device)
+        for split in splits:
+            split.inputs, split.targets = split.inputs.to(device), split.targets.to(device)
 
     def facts(self) -> dict[str, Any]:
         """What a model's or a loss's constructor may ask for by name.
@@ -207,7 +206,7 @@ class Data:
     def record(self) -> dict[str, Any]:
         """What there is to know of it where the data is not at hand: plain values, data.json of a run.
 
-        With a checksum of each part, which tells whether it still is the same data.
+        With a checksum of each split, which tells whether it still is the same data.
         """
         prepare, labels = getattr(self.test, "prepare", None), getattr(self.train, "targets", None)
         plain = asdict(prepare) if is_dataclass(prepare) and not isinstance(prepare, type) else {}
@@ -223,7 +222,7 @@ class Data:
             "prepare": {"name": type(prepare).__name__, **plain} if prepare is not None else None,
             "reader": self.reader,
             "facts": {key: list(fact) if isinstance(fact, tuple) else fact for key, fact in self.facts().items()},
-            "parts": {name: _print_of(part) for name, part in self.splits().items()},
+            "parts": {name: _print_of(split) for name, split in self.splits().items()},
         }
 
 
@@ -232,12 +231,12 @@ class Others:
     """Samples from elsewhere, prepared as those of a training run.
 
     Attributes:
-        part: What to read; without labels its targets mean nothing.
+        split: What to read; without labels its targets mean nothing.
         names: One per sample: the file of an image, the number of a row.
         labelled: Whether the true targets are there.
     """
 
-    part: Split
+    split: Split
     names: list[str]
     labelled: bool
 
@@ -246,106 +245,21 @@ def _listed(tensor: Tensor | None) -> list[float] | None:
     return None if tensor is None else tensor.tolist()
 
 
-def _print_of(part: Split) -> dict[str, Any]:
-    """Samples of a part, and a checksum of what is in memory: all of it, or rows at equal distances."""
-    tensors = [getattr(part, "inputs", None), getattr(part, "targets", None)]
+def _print_of(split: Split) -> dict[str, Any]:
+    """Samples of a split, and a checksum of what is in memory: all of it, or rows at equal distances."""
+    tensors = [getattr(split, "inputs", None), getattr(split, "targets", None)]
     checksum = 0
     for tensor in tensors:
         if isinstance(tensor, Tensor) and len(tensor):
             rows = tensor[:: max(1, -(-tensor.nbytes // PRINTED))].cpu().contiguous()
             rows = rows.float() if rows.dtype == torch.float64 else rows  # as the model gets them
             checksum = zlib.crc32(rows.numpy().tobytes(), checksum)
-    return {"samples": len(part), "checksum": checksum}
+    return {"samples": len(split), "checksum": checksum}
 
 
 def free(device: torch.device) -> int:
     """Bytes that are free on a GPU."""
     return torch.cuda.mem_get_info(device)[0]
-
-
-def check_fraction(setting: str, fraction: Any) -> float:
-    """A share of samples in (0, 1), else a ConfigError that names the setting."""
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise ConfigError(f"{setting}: {fraction!r} is no share of samples; it must be in (0, 1), such as 0.1.")
-    return float(fraction)
-
-
-def check_seed(setting: str, seed: Any) -> int:
-    """A seed that NumPy takes, an integer in [0, 2**32), else a ConfigError that names the setting."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"{setting}: {seed!r} is no seed; it must be an integer in [0, 2**32), such as 0.")
-    return seed
-
-
-def check_flag(setting: str, flag: Any) -> bool:
-    """True or false, else a ConfigError that names the setting."""
-    if not isinstance(flag, bool):
-        raise ConfigError(f"{setting}: {flag!r} is neither true nor false.")
-    return flag
-
-
-def split(n: int, fraction: float, seed: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Part samples into those to keep and those to hold out, the same for the same arguments everywhere.
-
-    Args:
-        n: Number of samples, at least 2.
-        fraction: Share to hold out, in (0, 1): round(n * fraction) samples, at least 1 and at most n - 1.
-        seed: Seed of the choice, in [0, 2**32).
-        labels: [n] classes. Where given, each class gives its share, to within one sample, and keeps at least
-            one; fewer are held out where that leaves no choice.
-
-    Returns:
-        Indices kept and indices held out, both int64 and ascending.
-    """
-    # NumPy promises that the stream of RandomState never changes; torch.randperm's has changed before.
-    order = np.random.RandomState(seed).permutation(n)
-    wanted = min(max(1, round(n * fraction)), n - 1)
-    if labels is None:
-        out = order[:wanted]
-    else:
-        classes = labels.numpy()[order]
-        values, counts = np.unique(classes, return_counts=True)
-        exact = counts * (wanted / n)
-        quota = np.floor(exact).astype(np.int64)
-        # The samples left over go to the classes with the largest remainder; a tie to the earlier class.
-        able = np.flatnonzero(quota + 1 < counts)
-        by_remainder = able[np.argsort(-(exact - quota)[able], kind="stable")]
-        quota[by_remainder[: wanted - quota.sum()]] += 1
-        out = np.concatenate([order[classes == v][:q] for v, q in zip(values, quota, strict=True)])
-    held_out = np.zeros(n, dtype=bool)
-    held_out[out] = True
-    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
-
-
-def split_three(
-    n: int, test: float, validation: float, seed: int, labels: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Part samples into training, validation and test indices.
-
-    Args:
-        n: Number of samples.
-        test: Share of all samples for the test part, in (0, 1).
-        validation: Share of what then remains for the validation part, in (0, 1).
-        seed: Seed of both choices.
-        labels: [n] classes, to part each class alike.
-
-    Raises:
-        ConfigError: A share or the seed is outside its range, or there are fewer than three samples.
-    """
-    test, validation = check_fraction("data.test", test), check_fraction("data.validation", validation)
-    seed = check_seed("data.split_seed", seed)
-    if n < 3:
-        raise ConfigError(f"data: {n} samples are too few for a training, a validation and a test part.")
-    rest, tested = split(n, test, seed, labels)
-    if len(rest) < 2:
-        raise ConfigError(f"data.test: {test} of {n} samples leaves {len(rest)}, too few to train and to validate.")
-    kept, validated = split(len(rest), validation, seed, None if labels is None else labels[rest])
-    if len(tested) == 0 or len(validated) == 0:
-        raise ConfigError(
-            f"data: {n} samples give {len(kept)} to train, {len(validated)} to validate, {len(tested)} to test, "
-            "since each class keeps one to train; give more samples per class."
-        )
-    return rest[kept], rest[validated], tested
 
 
 def build_data(settings: Mapping[str, Any], leaves_out: bool = False) -> Data:

@@ -1,4 +1,4 @@
-"""Tables of numbers: which task a target is, classes in their order, and columns standardised by the training part."""
+"""Tables of numbers: which task a target is, classes in their order, and columns standardised by the training split."""
 
 import re
 import unicodedata
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
-from launcher.data.source import Data, split_three
+from launcher.data.source import Data
+from launcher.data.splitting import split_three
 
 TASKS = ("auto", "classification", "regression")
 FEW = 20  # different whole numbers up to which `auto` takes a target for classes
@@ -135,7 +136,7 @@ def from_table(
     """A data source from a table in memory.
 
     Inputs, and the targets of a regression, are standardised by mean and standard deviation of the training
-    part, so that nothing of the other two parts reaches the model. Errors of a regression are therefore in
+    split, so that nothing of the other two splits reaches the model. Errors of a regression are therefore in
     standard deviations of the target; `Data.target_std` gives what one of them is in the target's own unit.
 
     Args:
@@ -143,13 +144,13 @@ def from_table(
         features: [n, d] float64.
         targets: [n] integer classes 0 .. k - 1 for a classification, [n, d] float64 for a regression.
         class_names: One name per class, or None for a regression.
-        test: Share of all rows for the test part, in (0, 1).
-        validation: Share of the rest for the validation part, in (0, 1).
+        test: Share of all rows for the test split, in (0, 1).
+        validation: Share of the rest for the validation split, in (0, 1).
         split_seed: Seed of the split.
 
     Raises:
         ConfigError: A share or the seed is outside its range, there are too few rows, or the target of a
-            regression is constant over the training part.
+            regression is constant over the training split.
     """
     labels = torch.from_numpy(targets).long() if class_names is not None else None
     indices = split_three(len(features), test, validation, split_seed, labels)
@@ -166,15 +167,15 @@ def from_table(
         values = torch.from_numpy(standardise(targets, mean, std))
         target_mean, target_std = torch.from_numpy(mean), torch.from_numpy(std)
         task, outputs = "regression", targets.shape[1]
-    parts = [TensorSplit(inputs[part], values[part]) for part in indices]
+    splits = [TensorSplit(inputs[split], values[split]) for split in indices]
     return Data(
         name=name,
         task=task,
         input_shape=(features.shape[1],),
         num_outputs=outputs,
-        train=parts[0],
-        validation=parts[1],
-        test=parts[2],
+        train=splits[0],
+        validation=splits[1],
+        test=splits[2],
         class_names=class_names,
         target_mean=target_mean,
         target_std=target_std,
@@ -187,7 +188,7 @@ def target_statistics(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of the targets of a regression.
 
     Args:
-        train: Of the training part, [n, d] float64.
+        train: Of the training split, [n, d] float64.
 
     Raises:
         ConfigError: One does not vary.

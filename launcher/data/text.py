@@ -15,8 +15,10 @@ from torch import Tensor
 
 from launcher.batching.splits import TensorSplit, as_indices
 from launcher.core.errors import ConfigError
+from launcher.core.extras import import_extra
 from launcher.core.files import locked
-from launcher.data.source import Data, check_fraction
+from launcher.data.arguments import check_fraction, check_whole
+from launcher.data.source import Data
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line
 AT_ONCE = 64  # pieces that the tokenizer's threads share
@@ -26,7 +28,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     """Cut a text into samples of `block` tokens, each with the token that follows as its target.
 
     Sample i is tokens [i * block, (i + 1) * block), its targets are those one further; what is left at the end is not
-    used. The last samples are the test part, those before them the validation part. The file is mapped, not read:
+    used. The last samples are the test split, those before them the validation split. The file is mapped, not read:
     neither the time to start nor the memory depend on its length.
 
     Args:
@@ -35,14 +37,13 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
         tokenizer: A `tokenizer.json` of Hugging Face's tokenizers, with which a UTF-8 text is encoded once; None for
             the bytes themselves, a vocabulary of 256.
         cache: Directory for the encoded text; None for `launcher` in $XDG_CACHE_HOME or ~/.cache.
-        validation: Share of what comes before the test part for the validation part, in (0, 1).
-        test: Share of the text for the test part, in (0, 1).
+        validation: Share of what comes before the test split for the validation split, in (0, 1).
+        test: Share of the text for the test split, in (0, 1).
 
     Raises:
         ConfigError: A file is missing, too short or no text, or a setting is outside its range.
     """
-    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-        raise ConfigError(f"data.block: {block!r} is no number of tokens; it must be an integer >= 1, such as 128.")
+    check_whole("data.block", block, "number of tokens; it must be an integer >= 1, such as 128")
     test, validation = check_fraction("data.test", test), check_fraction("data.validation", validation)
     file = find("data.path", path, "a text, as in data.path=book.txt")
     vocabulary, kind = 256, np.dtype(np.uint8)
@@ -61,7 +62,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     tokens = mapped(file, kind)
     inputs, targets = (tokens[first : first + samples * block].view(samples, block) for first in (0, 1))
 
-    def part(first: int, last: int) -> TensorSplit:
+    def split(first: int, last: int) -> TensorSplit:
         return TensorSplit(inputs[first:last], targets[first:last], prepare=as_indices, mapped=True)
 
     return Data(
@@ -69,9 +70,9 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
         task="language",
         input_shape=(block,),
         num_outputs=vocabulary,
-        train=part(0, rest - validated),
-        validation=part(rest - validated, rest),
-        test=part(rest, samples),
+        train=split(0, rest - validated),
+        validation=split(rest - validated, rest),
+        test=split(rest, samples),
     )
 
 
@@ -109,16 +110,10 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
         ConfigError: No tokenizers package, no tokenizer in the file, a text that it cannot encode, or a directory that
             cannot be written.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ConfigError(
-            f"data.tokenizer: the package tokenizers does not import ({error}): "
-            "pip install 'hydra-accelerate-launcher[text]'"
-        ) from error
+    tokenizers = import_extra("tokenizers", "data.tokenizer: a text is encoded by the package tokenizers", "text")
     content = tokenizer.read_bytes()
     try:
-        encoder = Tokenizer.from_buffer(content)
+        encoder = tokenizers.Tokenizer.from_buffer(content)
         changed = made_plain(encoder)
         words = encoder.get_vocab()
     except Exception as error:  # tokenizers raises nothing more special

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from launcher.core.errors import ConfigError
-from launcher.models.checks import group_norm
+from launcher.models.widths import group_norm
 
 NORMS = ("batch", "group")
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from launcher.core.errors import ConfigError
-from launcher.models.checks import check_image, check_width, group_norm
+from launcher.models.widths import check_image, check_width, group_norm
 
 
 class StandardisedConv2d(nn.Conv2d):

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from launcher.core.errors import ConfigError
-from launcher.models.checks import check_image
+from launcher.core.extras import import_extra
 from launcher.models.library import adapt, check_name
+from launcher.models.widths import check_image
 
 
 def create(
@@ -32,13 +32,7 @@ def create(
         ConfigError: timm is missing, it has no such model, or the model does not take the images or an option.
     """
     channels, _, _ = check_image("timm", input_shape)
-    try:
-        import timm
-    except ImportError as error:
-        raise ConfigError(
-            f"model=timm needs the package timm, which does not import ({error}): "
-            "pip install 'hydra-accelerate-launcher[vision]'"
-        ) from error
+    timm = import_extra("timm", "model=timm needs the package timm", "vision")
     check_name("timm", name, timm.list_models(), "python -c 'import timm; print(timm.list_models())'")
     model = timm.create_model(
         name, pretrained=False, num_classes=num_outputs, in_chans=channels, drop_rate=drop_rate or None, **options

@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from launcher.core.errors import ConfigError
-from launcher.models.checks import check_image
+from launcher.core.extras import import_extra
 from launcher.models.library import adapt, check_name
+from launcher.models.widths import check_image
 
 
 def create(
@@ -35,13 +36,7 @@ def create(
         raise ConfigError(
             f"model=torchvision takes images of 3 channels or 1, and the data give {channels}; pick model=timm."
         )
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise ConfigError(
-            f"model=torchvision needs the package torchvision, which does not import ({error}): "
-            "pip install 'hydra-accelerate-launcher[vision]'"
-        ) from error
+    models = import_extra("torchvision.models", "model=torchvision needs the package torchvision", "vision")
     known = models.list_models(module=models)
     check_name("torchvision", name, known, "python -c 'from torchvision import models as m; print(m.list_models(m))'")
     more = dict(options)

@@ -4,14 +4,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import launcher
 from launcher.config.accelerate_flags import parent_command
 from launcher.distributed.ranks import is_launcher
-
-if TYPE_CHECKING:
-    pass
 
 
 def started_words() -> list[str]:

@@ -269,7 +269,7 @@ def data_of_others(record: Mapping[str, Any], others: "Others") -> "Data":
         num_outputs=record["num_outputs"],
         train=train,
         validation=train,
-        test=others.part,
+        test=others.split,
         class_names=record["class_names"],
         target_mean=tensor(record["target_mean"]),
         target_std=tensor(record["target_std"]),

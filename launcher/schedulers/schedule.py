@@ -1,76 +1,20 @@
 """Schedules: a torch scheduler behind an optional warmup, counted in optimizer updates or in epochs."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher.config.components import accepted_names, build, locate
 from launcher.config.direction import direction
 from launcher.core.errors import ConfigError
+from launcher.schedulers.warmup import parse_warmup
 
 if TYPE_CHECKING:  # config.py checks warmups with this module, and must not wait for torch
     from torch.optim import Optimizer
 
+
 # Arguments that are a length. Null is filled with what remains after warmup; StepLR's with a third of it.
 LENGTHS = ("T_max", "total_iters", "total_steps", "step_size")
-WARMUP = re.compile(r"\s*(\d+(?:\.\d*)?)\s*(epoch|step)s?\s*")
-
-
-def parse_warmup(text: int | float | str | None, total_steps: int, steps_per_epoch: int) -> int:
-    """Optimizer updates that a warmup takes.
-
-    Args:
-        text: Updates (5), a share of the run in (0, 1) (0.05), "2epochs", "0.5epochs", "100steps", None (0).
-        total_steps: Updates of the run.
-        steps_per_epoch: Updates of an epoch.
-
-    Returns:
-        Updates, at least 0 and fewer than total_steps.
-
-    Raises:
-        ConfigError: It is none of these, or not shorter than the run.
-    """
-    right = "give updates (500), a share of the run (0.05), epochs (2epochs) or steps (100steps)"
-    wrong = ConfigError(f"scheduler.warmup is {text!r}: {right}.")
-    if text is None:
-        return 0
-    if isinstance(text, bool):
-        raise wrong
-    if isinstance(text, str):
-        match = WARMUP.fullmatch(text)
-        if match is None:
-            raise wrong
-        steps = float(match[1]) * (steps_per_epoch if match[2] == "epoch" else 1)
-        if match[2] == "step" and steps != int(steps):
-            raise wrong
-    elif isinstance(text, int):
-        steps = text
-    elif isinstance(text, float) and 0 <= text < 1:
-        steps = text * total_steps
-    else:
-        raise wrong
-    warmup = round(steps)
-    if warmup < 0:
-        raise wrong
-    if 0 < total_steps <= warmup:
-        raise ConfigError(
-            f"scheduler.warmup is {text!r}, {warmup} updates, and the whole run has {total_steps}: "
-            "give a shorter warmup or a longer run."
-        )
-    return warmup
-
-
-def depends_on_length(settings: Mapping[str, Any]) -> bool:
-    """Whether a longer run would have other learning rates from its start (so it cannot be prolonged)."""
-    warmup = settings.get("warmup")
-    if isinstance(warmup, float) and warmup > 0:
-        return True
-    target = str(settings.get("_target_"))
-    if target.endswith(".ConstantLR") and settings.get("factor") == 1:
-        return False
-    names = accepted_names(locate(target, "scheduler")) or set()
-    return any(key in names and settings.get(key) is None for key in LENGTHS)
 
 
 class Schedule:
@@ -155,6 +99,18 @@ class Schedule:
             group["lr"] = peak * share
 
 
+def depends_on_length(settings: Mapping[str, Any]) -> bool:
+    """Whether a longer run would have other learning rates from its start (so it cannot be prolonged)."""
+    warmup = settings.get("warmup")
+    if isinstance(warmup, float) and warmup > 0:
+        return True
+    target = str(settings.get("_target_"))
+    if target.endswith(".ConstantLR") and settings.get("factor") == 1:
+        return False
+    names = accepted_names(locate(target, "scheduler")) or set()
+    return any(key in names and settings.get(key) is None for key in LENGTHS)
+
+
 def build_schedule(
     settings: Mapping[str, Any], optimizer: "Optimizer", total_steps: int, steps_per_epoch: int
 ) -> Schedule:
@@ -182,19 +138,7 @@ def build_schedule(
     period = 1 if interval == "step" else steps_per_epoch
     length = max(1, math.ceil((total_steps - warmup) / period))
 
-    for key in LENGTHS:
-        given = fixed.get(key)
-        if given is None:
-            continue
-        if isinstance(given, float) and given.is_integer():
-            given = fixed[key] = int(given)
-        if isinstance(given, bool) or not isinstance(given, int) or given <= 0:
-            raise ConfigError(f"scheduler.{key} is {given!r}: give a whole number of {interval}s > 0, or null.")
-        if key == "total_steps" and given < length:
-            raise ConfigError(
-                f"scheduler.total_steps is {given}, but the run has {length} {interval}s after warmup: "
-                f"give at least {length}, or null."
-            )
+    _check_lengths(fixed, interval, length)
     lrs = [group["lr"] for group in optimizer.param_groups]
     facts = {key: length for key in LENGTHS} | {
         "step_size": -(-length // 3),
@@ -214,6 +158,29 @@ def build_schedule(
     if not isinstance(main, ReduceLROnPlateau):
         return Schedule(optimizer, main, warmup, period, metric=None)
 
+    _check_plateau(main, interval, metric)
+    return Schedule(optimizer, main, warmup, 0, metric)
+
+
+def _check_lengths(fixed: dict[str, Any], interval: str, length: int) -> None:
+    """Check that given lengths are whole numbers, which they become where they are floats, and fit the run's."""
+    for key in LENGTHS:
+        given = fixed.get(key)
+        if given is None:
+            continue
+        if isinstance(given, float) and given.is_integer():
+            given = fixed[key] = int(given)
+        if isinstance(given, bool) or not isinstance(given, int) or given <= 0:
+            raise ConfigError(f"scheduler.{key} is {given!r}: give a whole number of {interval}s > 0, or null.")
+        if key == "total_steps" and given < length:
+            raise ConfigError(
+                f"scheduler.total_steps is {given}, but the run has {length} {interval}s after warmup: "
+                f"give at least {length}, or null."
+            )
+
+
+def _check_plateau(main: Any, interval: str, metric: Any) -> None:
+    """Check what a scheduler that observes a metric needs."""
     if interval != "epoch":
         raise ConfigError("scheduler.interval is step, but plateau acts on evaluations: set scheduler.interval=epoch.")
     if not isinstance(metric, str) or not metric:
@@ -223,4 +190,3 @@ def build_schedule(
         raise ConfigError(
             f"scheduler.mode is {main.mode}, which takes {metric} the wrong way: set scheduler.mode={mode}."
         )
-    return Schedule(optimizer, main, warmup, 0, metric)

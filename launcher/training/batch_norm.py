@@ -2,11 +2,11 @@
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from launcher.batching.plan import BatchPlan, plan_batch
 from launcher.batching.stream import first_sample
+from launcher.core.compat import tree_map_only
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data
 
@@ -42,7 +42,7 @@ def check_alone(model: nn.Module, data: Data, plan: BatchPlan, most: int | str |
     alone, at = plan.smallest(steps)
     if alone > 1 or not any(isinstance(module, norms) and module.training for module in model.modules()):
         return
-    inputs = torch.utils._pytree.tree_map_only(Tensor, lambda one: one.to("meta"), first_sample(data.train)[0])
+    inputs = tree_map_only(Tensor, lambda one: one.to("meta"), first_sample(data.train)[0])
     try:
         copy.deepcopy(model).to("meta")(inputs)
     except Exception as error:  # anything else is not for here: not every model works without memory

@@ -16,8 +16,9 @@ from launcher.core.errors import BrokenFile, ConfigError
 from launcher.distributed.collectives import at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.distributed.pulse import pulse
 from launcher.distributed.ranks import Ranks
-from launcher.losses.loss import PerSample
-from launcher.metrics.sums import ClassificationSums, compute_metrics, make_metrics, update_metrics
+from launcher.losses.per_sample import PerSample
+from launcher.metrics.classification import ClassificationSums
+from launcher.metrics.named import compute_metrics, make_metrics, update_metrics
 from launcher.training.outputs import Outputs
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from launcher.batching.splits import DatasetSplit, TensorSplit
 from launcher.batching.stream import first_sample
+from launcher.core.compat import tree_map_only
 from launcher.training.modes import modes_kept
 
 # Dense matrix products per second that NVIDIA's data sheets state, in 1e12 FLOPs: (float32, as TF32, half). Where they
@@ -77,7 +78,7 @@ def useful_threads(model: nn.Module, split: TensorSplit | DatasetSplit, samples:
     from torch.utils.flop_counter import FlopCounterMode
 
     nowhere = {name: one.to("meta") for name, one in (*model.named_parameters(), *model.named_buffers())}
-    inputs = torch.utils._pytree.tree_map_only(
+    inputs = tree_map_only(
         Tensor, lambda one: one.new_empty((samples, *one.shape[1:]), device="meta"), first_sample(split)[0]
     )
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from launcher.batching.plan import MORE_TO_EVALUATE
 from launcher.core.compat import FakeCopyMode, FakeTensorMode, TorchDispatchMode, tree_leaves, tree_map_only
-from launcher.losses.loss import PerSample
+from launcher.losses.per_sample import PerSample
 from launcher.training import layout
 
 aten = torch.ops.aten

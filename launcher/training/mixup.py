@@ -19,7 +19,7 @@ from launcher.batching.keys import MIX, derive
 from launcher.batching.stream import Batch, MicroBatch, Stream, first_sample
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data
-from launcher.losses.loss import PerSample
+from launcher.losses.per_sample import PerSample
 
 Box = tuple[slice, slice]  # rows and columns
 
@@ -133,7 +133,7 @@ class MixedStream(Stream):
             yield first, first + micro
             first += micro
 
-    def _positions(self, position: int) -> tuple[np.ndarray, list[int]]:
+    def positions_of(self, position: int) -> tuple[np.ndarray, list[int]]:
         """As those of a Stream, each micro-batch beginning at an even position and ending behind an odd one."""
         size = self.plan.size_of(position)
         start = position * self.plan.global_size

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from launcher.core.errors import ConfigError
 from launcher.losses.loss import gives
-from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, RegressionSums, Sums
+from launcher.metrics.classification import ClassificationSums
+from launcher.metrics.language import LanguageSums
+from launcher.metrics.multilabel import LabelSums
+from launcher.metrics.regression import RegressionSums
+from launcher.metrics.sums import Sums
 
 if TYPE_CHECKING:
     from launcher.data.source import Data

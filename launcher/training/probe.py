@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from launcher.batching import loading
+from launcher.batching.generators import generators_kept
 from launcher.batching.plan import BatchPlan
 from launcher.batching.splits import Split, TensorSplit
 from launcher.batching.stream import Batch, ShardedStream, Stream, of_rank
+from launcher.batching.workers import as_a_worker_gets_it
 from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.core.files import read_json, write_json
@@ -127,7 +128,7 @@ def _warm_up(trainer: Trainer, parts: "Parts") -> None:
     """
     least = 2 if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trainer.model.modules()) else 1
     plan = parts.plan.capped(min(least, parts.plan.micro_size))
-    with loading.generators_kept():
+    with generators_kept():
         trainer.warm_up(_samples(trainer, parts, plan))
 
 
@@ -141,7 +142,7 @@ def _copied(split: Split) -> Split:
     if isinstance(split, TensorSplit):
         return split
     try:
-        dataset, plain = (loading.as_a_worker_gets_it(one) for one in (split.dataset, split.plain))
+        dataset, plain = (as_a_worker_gets_it(one) for one in (split.dataset, split.plain))
     except Exception:  # it cannot be sent to one at all
         return split
     return replace(split, dataset=dataset, plain=plain)
@@ -199,7 +200,7 @@ def untouched(trainer: Trainer) -> Iterator[None]:
     owned = itertools.chain(*(module.parameters(recurse=False) for module in modules), *(b.values() for b in buffers))
     kept = _on_host([*owned, *(value for state in states.values() for value in state.values())])
     cuda = [trainer.device] if trainer.device.type == "cuda" else []  # a CPU's generator is among those kept anyway
-    with loading.generators_kept(), torch.random.fork_rng(cuda), trainer.alone():
+    with generators_kept(), torch.random.fork_rng(cuda), trainer.alone():
         try:
             yield
         finally:

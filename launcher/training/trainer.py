@@ -11,16 +11,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DDPCommunicationHookType
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batching.keys import MODEL, derive
 from launcher.batching.stream import Batch, ShardedStream, Stream
+from launcher.core.compat import engine_run_backward, foreach_lerp_, foreach_mul_, foreach_norm
 from launcher.distributed.collectives import sum_over_ranks
 from launcher.distributed.pulse import pulse
 from launcher.distributed.ranks import Ranks
-from launcher.losses.loss import PerSample
-from launcher.optimizers.optimizer import lean_step
+from launcher.losses.per_sample import PerSample
+from launcher.optimizers.lean_step import lean_step
 from launcher.schedulers.schedule import Schedule
 from launcher.training import layout
 from launcher.training.accumulator import LossAccumulator
@@ -167,7 +167,7 @@ class Trainer:
             of_all = self.reduction.total_weight(weight_sum)
             # A batch of weight 0 (all of it ignored) has gradient 0, not 0/0.
             correction = batch.size / of_all.where(of_all > 0, 1)
-            torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
+            foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if careful and self._is_bad(total):
@@ -192,7 +192,7 @@ class Trainer:
         self.schedule.step()
         if self.settings.ema_decay is not None:
             with torch.no_grad():  # else each average drags the history of all before it along
-                torch._foreach_lerp_(self._averaged, self._parameters, 1 - self.settings.ema_decay)
+                foreach_lerp_(self._averaged, self._parameters, 1 - self.settings.ema_decay)
         self._note(batch, total, weight_sum)
         return self.reduction.stops()
 
@@ -319,7 +319,7 @@ class Trainer:
             return False
         remembered = (value for state in self.optimizer.state.values() for value in state.values())
         looked_at = [*self._parameters, *(v for v in remembered if isinstance(v, Tensor) and v.is_floating_point())]
-        if torch.stack([norm.float() for norm in torch._foreach_norm(looked_at)]).sum().isfinite():
+        if torch.stack([norm.float() for norm in foreach_norm(looked_at)]).sum().isfinite():
             return True
         return all(bool(one.isfinite().all()) for one in looked_at)  # the squares alone may have been too large
 
@@ -335,7 +335,7 @@ class Trainer:
         """Whether the loss or the gradient of this step is not finite, on any rank."""
         size = total
         if self.scaler is None:  # which looks at the gradient itself, and overflows at times where nothing is wrong
-            norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
+            norms = foreach_norm([p.grad for p in self._parameters if p.grad is not None])
             size = torch.stack(norms).sum() + total
         (size,) = sum_over_ranks([size], self.ranks.world_size)
         return not bool(size.isfinite())
@@ -388,7 +388,7 @@ class Trainer:
         if riding is not None and ballot is not None:
             roots, shares = (values, riding), (share, ballot)
         # What torch.autograd.backward ends with; its checks before take 30 us, a twentieth of a small model's step.
-        _engine_run_backward(roots, shares, False, False, (), allow_unreachable=True, accumulate_grad=True)
+        engine_run_backward(roots, shares, False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     def _seed(self, step: int, rank: int) -> None:
         """Dropout as a function of (seed, step, rank)."""

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launcher.batching.loading import as_a_worker_gets_it, generators_kept
+from launcher.batching.generators import generators_kept
 from launcher.batching.plan import plan_batch
 from launcher.batching.splits import INDICES, DatasetSplit, Split, as_numbers, first_infinite, suit
 from launcher.batching.stream import Stream, in_order
+from launcher.batching.workers import as_a_worker_gets_it
 from launcher.core.compat import tree_leaves, tree_map, tree_map_only
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.source import Data
-from launcher.losses.loss import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
+from launcher.losses.per_sample import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
 from launcher.training.modes import modes_kept
 from launcher.training.outputs import Outputs
 

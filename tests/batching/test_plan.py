@@ -9,7 +9,7 @@ from launcher.core.errors import ConfigError
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("cap", [None, 1, 3, 100])
 @pytest.mark.parametrize(("samples", "size"), [(97, 10), (97, 97), (64, 16), (1000, 33), (20, 200)])
-def test_shares_and_micro_batches_cover_every_sample_of_every_step_once(samples, size, world, cap):
+def test_shares_and_micro_batches_cover_every_sample_once(samples, size, world, cap):
     plan = plan_batch(samples, size, world, cap)
     assert sum(plan.size_of(i) for i in range(plan.steps_per_epoch)) == samples
     for position in range(plan.steps_per_epoch):
@@ -34,10 +34,10 @@ def test_the_plan_in_numbers():
     assert "96 samples per update = 3 devices x 4 micro-batches of 8" in str(plan)
 
 
-def test_a_batch_smaller_than_the_devices_is_refused_with_both_numbers():
+def test_a_batch_smaller_than_the_devices_is_refused():
     with pytest.raises(ConfigError, match=r"batch\.global_size=2.*3 devices.*global_size=3"):
         plan_batch(100, 2, 3, None)
-    with pytest.raises(ConfigError, match="training part has 2 samples"):
+    with pytest.raises(ConfigError, match="training split has 2 samples"):
         plan_batch(2, 64, 3, None)
 
 

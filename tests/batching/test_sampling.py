@@ -7,10 +7,9 @@ from kill_loop import OWN, place
 from processes import rows, train
 from torch.utils.data import Dataset
 
-from launcher.batching.keys import derive, derive_each
 from launcher.batching.plan import plan_batch
 from launcher.batching.sampling import Balanced
-from launcher.batching.stream import Stream, permute, permute_each
+from launcher.batching.stream import Stream
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
 
@@ -18,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def data(*counts, kind="tensors", **more):
-    """A training part with so many samples of each class, mixed."""
+    """A training split with so many samples of each class, mixed."""
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
     inputs = torch.arange(len(labels))[:, None].float()
@@ -39,25 +38,8 @@ class Numbers(Dataset):
         return torch.tensor([float(i), torch.rand(()).item()]), self.labels[i]
 
 
-def test_permutations_of_many_sizes_at_once_are_those_of_each_alone():
-    generator = np.random.RandomState(0)
-    for size in (1, 2, 3, 7, 64, 1000):
-        keys = generator.randint(0, 2**62, 5).astype(np.uint64)
-        positions = np.arange(size).repeat(5)
-        found = permute_each(positions, np.full(5 * size, size), np.tile(keys, size)).reshape(size, 5)
-        for column, key in enumerate(keys.tolist()):
-            assert found[:, column].tolist() == permute(np.arange(size), size, key).tolist()
-    sizes = generator.randint(1, 3000, 500)
-    positions, keys = generator.randint(0, 10**9, 500) % sizes, generator.randint(0, 2**62, 500).astype(np.uint64)
-    mixed = permute_each(positions, sizes, keys)
-    for i in range(500):
-        assert mixed[i] == permute(positions[i : i + 1], int(sizes[i]), int(keys[i]))[0]
-    before = np.full(3, derive(1, 2), dtype=np.uint64)
-    assert derive_each(before, np.array([4, 5, 6]), 7).tolist() == [derive(1, 2, c, 7) for c in (4, 5, 6)]
-
-
 @pytest.mark.parametrize("counts", [(90, 10), (40, 7, 50), (5, 0, 90, 3), (1, 99), (25, 25, 25, 25)])
-def test_each_epoch_has_each_class_equally_often_and_its_samples_too(counts):
+def test_each_epoch_has_classes_and_samples_equally_often(counts):
     made = data(*counts)
     n, labels = len(made.train), made.train.targets.numpy()
     balanced, present = Balanced(made, 3), np.flatnonzero(counts)
@@ -108,13 +90,13 @@ def test_draws_are_as_random_as_a_weighted_sampler():
 
 
 @pytest.mark.parametrize("kind", ["tensors", "dataset"])
-def test_the_global_batches_are_the_same_on_any_number_of_ranks_and_from_any_step(kind):
+def test_global_batches_are_the_same_on_any_ranks_from_any_step(kind):
     made = data(30, 6, 61, kind=kind)
 
     def batches(world, first, last):
         plan = plan_batch(97, 10, world, 3)
         streams = [
-            Stream(made.train, plan, 5, rank, CPU, 0, balanced=Balanced(made, 5)).batches(first, last)
+            Stream(made.train, plan, 5, rank, CPU, 0, sampler=Balanced(made, 5)).batches(first, last)
             for rank in range(world)
         ]
         return [
@@ -126,14 +108,14 @@ def test_the_global_batches_are_the_same_on_any_number_of_ranks_and_from_any_ste
     for world in (2, 3, 8):
         assert batches(world, 0, 25) == alone
     assert batches(3, 13, 25) == alone[13:]
-    stream = Stream(made.train, plan_batch(97, 10, 1, None), 5, 0, CPU, 0, balanced=Balanced(made, 5))
+    stream = Stream(made.train, plan_batch(97, 10, 1, None), 5, 0, CPU, 0, sampler=Balanced(made, 5))
     assert [stream.samples(step).tolist() for step in (0, 13)] == [[r[0] for r in alone[step]] for step in (0, 13)]
     if kind == "dataset":  # what comes again in an epoch is augmented in another way
         rows = [row for batch in alone[:10] for row in batch]
         assert len({row[0] for row in rows}) < 90 and len(set(rows)) == 97
 
 
-def test_repeats_in_memory_are_augmented_in_another_way_and_the_same_way_everywhere():
+def test_repeats_in_memory_are_augmented_anew_and_alike_everywhere():
     def note(raw, uniforms):
         return torch.cat([raw, uniforms], 1)
 
@@ -144,7 +126,7 @@ def test_repeats_in_memory_are_augmented_in_another_way_and_the_same_way_everywh
         seen[world] = sorted(
             tuple(row)
             for rank in range(world)
-            for batch in Stream(made.train, plan, 5, rank, CPU, 0, balanced=Balanced(made, 5)).batches(0, 9)
+            for batch in Stream(made.train, plan, 5, rank, CPU, 0, sampler=Balanced(made, 5)).batches(0, 9)
             for micro in batch.micros
             for row in micro.inputs[: micro.size].tolist()
         )

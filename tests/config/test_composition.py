@@ -93,7 +93,7 @@ def _run(group, option, place):
         words += {"data": ["model=transformer"], "model": ["data=text"], "experiment": []}[group]
         words += [f"data.path={REPOSITORY / 'README.md'}", "data.block=32", "model.width=32", "model.layers=1"]
     if option in ("cifar10", "cifar100"):
-        pytest.skip("CIFAR is not installed; tests/data/test_vision.py reads files of its form")
+        pytest.skip("CIFAR is not installed; tests/data/test_cifar.py reads files of its form")
     if option in ("timm", "torchvision"):
         pytest.importorskip(option)
         words += ["model.name=test_resnet"] if option == "timm" else []

@@ -20,6 +20,13 @@ def test_names_from_before_there_were_versions_are_those_of_today():
         assert locate(name, "loss").__module__ == name.rpartition(".")[0]
 
 
+@pytest.mark.parametrize("name", ["diabetes", "iris", "wine"])
+def test_tables_that_had_a_file_each_are_named(name):
+    then = {"data": {"_target_": f"launcher.data.{name}.load", "split_seed": 0}, "seed": 3}
+    now = {"_target_": "launcher.data.sklearn.load", "name": name, "split_seed": 0}
+    assert migrated(then, "here") == {"data": now, "seed": 3}
+
+
 @pytest.mark.parametrize("version", [VERSION + 1, -1, "2", None])
 def test_versions_that_nobody_knows_are_one_sentence(version):
     with pytest.raises(ConfigError, match=rf"run_dir=there: .*schema_version={version}, .* up to {VERSION}\."):

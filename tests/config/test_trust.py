@@ -220,8 +220,8 @@ def test_on_the_command_line_hydras_policy_is_one_sentence(theirs):
 def test_parts_of_runs_are_let_through(tmp_path):
     pytest.importorskip("timm")
     for target in (
-        "launcher.models.mlp.MLP", "launcher.data.digits.load", "launcher.losses.focal.FocalLoss", "torch.optim.SGD",
-        "torch.nn.GELU", "torch.nn.functional.relu", "torch.tanh", "torch.optim.lr_scheduler.StepLR",
+        "launcher.models.mlp.MLP", "launcher.data.sklearn.load_digits", "launcher.losses.focal.FocalLoss",
+        "torch.optim.SGD", "torch.nn.GELU", "torch.nn.functional.relu", "torch.tanh", "torch.optim.lr_scheduler.StepLR",
         "torchvision.models.resnet18", "timm.create_model", "timm.models.resnet18", "timm.optim.Lamb",
         "collections.OrderedDict", "functools.partial", "pathlib.Path", "builtins.dict", "pytest.importorskip",
     ):  # fmt: skip

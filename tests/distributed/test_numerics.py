@@ -16,7 +16,10 @@ from torch import nn
 
 from launcher.core.errors import ConfigError
 from launcher.distributed.numerics import choose_numerics, choose_workspace
-from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, RegressionSums
+from launcher.metrics.classification import ClassificationSums
+from launcher.metrics.language import LanguageSums
+from launcher.metrics.multilabel import LabelSums
+from launcher.metrics.regression import RegressionSums
 from launcher.run import histograms
 
 POOLING = OWN + (

@@ -142,7 +142,7 @@ def test_directories_and_indices_of_several_files(ending, setting, tmp_path):
         begin(net(), {setting: str(index)}, 3, [])
 
 
-def test_a_model_inside_of_the_one_that_is_trained_takes_its_weights(tmp_path):
+def test_a_model_inside_of_the_trained_one_takes_its_weights(tmp_path):
     class Outer(nn.Module):
         def __init__(self):
             super().__init__()
@@ -220,7 +220,7 @@ def test_models_of_timm_are_loaded_as_timm_does(name, tmp_path):
         assert "1 resampled: pos_embed" in str(loaded)
 
 
-def test_positions_of_torchvisions_transformer_are_interpolated_by_torchvision(tmp_path):
+def test_positions_of_a_transformer_are_interpolated_by_torchvision(tmp_path):
     models = pytest.importorskip("torchvision.models")
     from torchvision.models.vision_transformer import interpolate_embeddings
 

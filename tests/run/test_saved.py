@@ -68,7 +68,7 @@ def place(tmp_path_factory):
 def rows_of_test(directory, name):
     """The rows of a table that the run measured on, as the file has them: found by the data source itself."""
     from launcher.data.csv import read as read_table
-    from launcher.data.source import split_three
+    from launcher.data.splitting import split_three
 
     found = read_table(str(directory / f"{name}.csv"), ",", ".", None, "data.path")
     header, rows = found.header, found.rows

@@ -158,8 +158,8 @@ def test_the_table_holds_images_and_what_the_model_says_of_them(shown):
     from PIL import Image
 
     directory, records, segment = shown
-    data = build("data", {"_target_": "launcher.data.digits.load", "test": 0.2, "validation": 0.1, "split_seed": 0,
-                          "flip": False, "shift": 1, "imbalance": None})  # fmt: skip
+    data = build("data", {"_target_": "launcher.data.sklearn.load_digits", "test": 0.2, "validation": 0.1,
+                          "split_seed": 0, "flip": False, "shift": 1, "imbalance": None})  # fmt: skip
     numbers = [len(data.test) * i // 7 for i in range(7)]
     (file,) = (segment / "files/media/table").glob("predictions*.table.json")
     table = json.loads(file.read_text())

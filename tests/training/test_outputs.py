@@ -8,16 +8,20 @@ import pytest
 import sklearn.metrics as sk
 import torch
 import torchmetrics
+from data_sources import table
 from processes import command, own, summary, train
-from test_source import table
 from torch import nn
 from torch.nn import functional as F
 
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data import Data, TensorSplit
 from launcher.losses.binary_cross_entropy import BinaryCrossEntropy
-from launcher.losses.loss import PerSample, build_loss, fit_task, gives
-from launcher.metrics.sums import ClassificationSums, LabelSums, RegressionSums, make_metrics, update_metrics
+from launcher.losses.loss import build_loss, fit_task, gives
+from launcher.losses.per_sample import PerSample
+from launcher.metrics.classification import ClassificationSums
+from launcher.metrics.multilabel import LabelSums
+from launcher.metrics.named import make_metrics, update_metrics
+from launcher.metrics.regression import RegressionSums
 from launcher.training.outputs import Outputs
 
 BCE = {"_target_": "launcher.losses.binary_cross_entropy.BinaryCrossEntropy", "pos_weight": None}

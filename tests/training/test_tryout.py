@@ -13,15 +13,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from launcher import build
-from launcher.batching import loading
+from launcher.batching import workers
+from launcher.batching.generators import seed_generators
 from launcher.batching.splits import as_numbers, suit
-from launcher.batching.stream import Stream, in_order, seed_generators
+from launcher.batching.stream import Stream, in_order
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.distributed.ranks import find_ranks
-from launcher.losses.loss import PerSample
+from launcher.losses.per_sample import PerSample
 from launcher.training import tryout
 from launcher.training.outputs import Outputs
 
@@ -222,14 +223,11 @@ def tried(model, loss, data, cut=None, workers=0, **settings):
     [
         (
             ["own.tensors", "+data.bad=input of train", "+data.value=nan"],
-            "inputs of sample 5 of its train part hold NaN",
+            "inputs of sample 5 of its train split hold NaN",
         ),
-        (
-            ["own.tensors", "+data.bad=input of test", "+data.value=inf"],
-            "inputs of sample 5 of its test part hold NaN",
-        ),
-        (["own.tensors", "+data.bad=label of train", "+data.value=-100"], "train part have -100 at sample 7"),
-        (["own.tensors", "+data.bad=label of validation", "+data.value=-100"], "validation part have -100 at sample 7"),
+        (["own.tensors", "+data.bad=input of test", "+data.value=inf"], "sample 5 of its test split hold NaN"),
+        (["own.tensors", "+data.bad=label of train", "+data.value=-100"], "train split have -100 at sample 7"),
+        (["own.tensors", "+data.bad=label of validation", "+data.value=-100"], "split have -100 at sample 7"),
         (["own.tensors", "+data.bad=label of test", "+data.value=3"], "none of its 3 classes, 0..2"),
         (["own.tensors", "+data.labels=float32"], "takes one whole number per sample"),
         (["own.dataset", "+data.train=iterable"], "Endless has no length and no sample by number"),
@@ -526,7 +524,7 @@ class Lazy(torch.utils.data.Dataset):
 def test_a_dataset_that_opens_files_can_still_be_sent_to_workers():
     data = Data("own", "classification", (4,), 3, *(DatasetSplit(Lazy()) for _ in range(3)))
     tried(nn.Linear(4, 3), nn.CrossEntropyLoss(), data, workers=2)
-    assert data.train.dataset.file is None and not loading._kept
+    assert data.train.dataset.file is None and not workers._kept
     other = tryout._as_a_worker_gets_it("train", data.train, 2).dataset
     assert other is not data.train.dataset and other.array is data.train.dataset.array, "arrays are not copied"
     assert other.tensor is data.train.dataset.tensor

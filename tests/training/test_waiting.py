@@ -19,10 +19,14 @@ from trainers import make_trainer
 from launcher.batching import stream
 from launcher.batching.plan import plan_batch
 from launcher.data import Data, TensorSplit
-from launcher.data.images import FlipAndShift, Standardise, StandardiseChannels, augmentation
+from launcher.data.augmentation import FlipAndShift, augmentation
+from launcher.data.images import Standardise, StandardiseChannels
 from launcher.distributed.ranks import find_ranks
 from launcher.losses.loss import build_loss
-from launcher.metrics.sums import ClassificationSums, LabelSums, LanguageSums, RegressionSums
+from launcher.metrics.classification import ClassificationSums
+from launcher.metrics.language import LanguageSums
+from launcher.metrics.multilabel import LabelSums
+from launcher.metrics.regression import RegressionSums
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.training.mixup import mixed
 

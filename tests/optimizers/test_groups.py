@@ -1,22 +1,57 @@
-"""Learning rates by depth: closed forms, plain torch groups, and timm's own rule."""
+"""Groups with and without weight decay."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from optimizer_cases import PARAMETRIZED, net, option
 from torch import nn
 
 from launcher.core.errors import ConfigError
 from launcher.models.mlp import MLP
 from launcher.models.resnet import ResNet
-from launcher.optimizers.optimizer import build_optimizer, layers_of
+from launcher.optimizers.groups import layers_of
+from launcher.optimizers.optimizer import build_optimizer
 from launcher.schedulers.schedule import build_schedule
+
+
+@pytest.mark.parametrize("name", PARAMETRIZED)
+def test_bias_and_norm_are_not_decayed_where_asked(name):
+    """With gradients of 0 only decoupled decay moves a weight; the groups tell for the coupled ones."""
+    model = net()
+    optimizer = build_optimizer(option(name, weight_decay=0.5), model, 1.0, False)
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for parameter_name, p in model.named_parameters():
+        expected = 0.5 if p.dim() > 1 else 0.0
+        assert decays[id(p)] == expected, parameter_name
+    if name in ("adamw", "lion", "muon"):
+        before = copy.deepcopy(model.state_dict())
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        for parameter_name, p in model.named_parameters():
+            assert torch.equal(p, before[parameter_name]) == (p.dim() <= 1), parameter_name
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adagrad", "rmsprop", "lion"])
+def test_one_group_where_nothing_distinguishes_parameters(name):
+    for decay, both in ((0.0, False), (0.1, True)):
+        optimizer = build_optimizer(option(name, weight_decay=decay), net(), 1.0, both)
+        assert len(optimizer.param_groups) == 1
+    assert len(build_optimizer(option(name, weight_decay=0.1), net(), 1.0, False).param_groups) == 2
+
+
+def test_default_weight_decay_of_the_class_counts_too():
+    settings = {"_target_": "torch.optim.AdamW", "lr": 0.1}  # its own default is 0.01
+    assert [g["weight_decay"] for g in build_optimizer(settings, net(), 1.0, False).param_groups] == [0.01, 0.0]
+
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def option(name, **changes):
+def chosen(name, **changes):
     return OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), changes)
 
 
@@ -70,13 +105,13 @@ def test_depth_follows_the_order_of_the_children():
 
 
 @pytest.mark.parametrize("decay_bias_and_norm", [True, False])
-def test_rates_fall_by_a_factor_per_layer_and_training_is_that_of_plain_groups(decay_bias_and_norm):
+def test_rates_fall_per_layer_and_training_is_that_of_plain_groups(decay_bias_and_norm):
     def model():
         torch.manual_seed(0)
         return Transformer()
 
     ours, theirs = model(), model()
-    settings = option("optimizer/sgd", lr=0.01, weight_decay=0.1)
+    settings = chosen("optimizer/sgd", lr=0.01, weight_decay=0.1)
     optimizer = build_optimizer(settings, ours, 2.0, decay_bias_and_norm, 0.5)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     layers = layers_of(ours)
@@ -110,8 +145,8 @@ def test_rates_fall_by_a_factor_per_layer_and_training_is_that_of_plain_groups(d
 @pytest.mark.parametrize("name", ["cosine", "step", "linear", "one_cycle", "constant"])
 def test_schedules_scale_every_layer_alike(name):
     model = Transformer()
-    optimizer = build_optimizer(option("optimizer/sgd"), model, 1.0, True, 0.5)
-    schedule = build_schedule(option(f"scheduler/{name}", interval="step", warmup=3), optimizer, 20, 5)
+    optimizer = build_optimizer(chosen("optimizer/sgd"), model, 1.0, True, 0.5)
+    schedule = build_schedule(chosen(f"scheduler/{name}", interval="step", warmup=3), optimizer, 20, 5)
     for _ in range(20):
         rates = [group["lr"] for group in optimizer.param_groups]
         assert rates == pytest.approx([rates[0] * 0.5**i for i in range(5)], rel=1e-6, abs=1e-12)
@@ -122,7 +157,7 @@ def test_schedules_scale_every_layer_alike(name):
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9")
 def test_both_rates_of_muon_follow_the_depth():
     model = Transformer()
-    optimizer = build_optimizer(option("optimizer/muon", lr=0.02, adamw_lr=0.003), model, 1.0, True, 0.5)
+    optimizer = build_optimizer(chosen("optimizer/muon", lr=0.02, adamw_lr=0.003), model, 1.0, True, 0.5)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers_of(model).items():
         p = model.get_parameter(name)
@@ -133,7 +168,7 @@ def test_both_rates_of_muon_follow_the_depth():
 def test_frozen_layers_count_as_layers_and_have_no_group():
     model = Transformer()
     model.blocks.requires_grad_(False)
-    optimizer = build_optimizer(option("optimizer/sgd"), model, 1.0, True, 0.5)
+    optimizer = build_optimizer(chosen("optimizer/sgd"), model, 1.0, True, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05, 0.1 * 0.5**4]
 
 
@@ -148,7 +183,7 @@ def test_models_of_timm_get_the_groups_that_timm_makes(name):
         for group in param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.75)
         for p in group["params"]
     }
-    optimizer = build_optimizer(option("optimizer/adamw", lr=1.0, weight_decay=0.05), model, 1.0, False, 0.75)
+    optimizer = build_optimizer(chosen("optimizer/adamw", lr=1.0, weight_decay=0.05), model, 1.0, False, 0.75)
     ours = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
     assert ours.keys() == theirs.keys() and len({scale for scale, _ in ours.values()}) > 4
     for key, pair in ours.items():
@@ -162,4 +197,4 @@ def test_a_group_matcher_without_timm(monkeypatch):
     model.group_matcher = lambda coarse: {}
     monkeypatch.setitem(sys.modules, "timm.models", None)
     with pytest.raises(ConfigError, match=r"layer_decay.*pip install timm"):
-        build_optimizer(option("optimizer/sgd"), model, 1.0, True, 0.5)
+        build_optimizer(chosen("optimizer/sgd"), model, 1.0, True, 0.5)

@@ -1,8 +1,4 @@
-"""Reference models, one a file: each maps a batch of inputs to `num_outputs` numbers per sample.
-
-All of them normalise with GroupNorm, so that a sample's output depends on that sample alone and not on
-how the global batch is cut over the devices.
-"""
+"""Checks of widths, shares and shapes that models share, and GroupNorm, with which a sample's output is its own."""
 
 from collections.abc import Sequence
 from typing import Any

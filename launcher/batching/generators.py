@@ -1,0 +1,91 @@
+"""The generators of random numbers that are one for a whole process: torch's, Python's and NumPy's."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from launcher.batching.keys import derive
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators of torch, Python and NumPy, the same on every rank: initial weights are drawn from them."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(derive(seed) & 0xFFFFFFFF)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put the generators of torch (that of the CPU), NumPy and Python back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+class TorchGenerator:
+    """The generator of torch that CPU tensors are drawn from."""
+
+    def seed(self, key: int) -> None:
+        """Seed it for a sample."""
+        torch.default_generator.manual_seed(key >> 1)
+
+    def begin(self, key: int) -> None:
+        """Remember where it is, so that `has_moved` can tell; it may be seeded, with a key that no device changes."""
+        if torch.default_generator.initial_seed() != key >> 1:  # samples may ask for it
+            self.seed(key)
+        self.before = torch.default_generator.get_state()
+
+    def has_moved(self) -> bool:
+        """Whether anything was drawn since `begin`."""
+        return not torch.equal(self.before, torch.default_generator.get_state())
+
+
+class TwinnedGenerator:
+    """A generator whose state takes longer to compare than a number drawn from a twin, which moves as it does.
+
+    Args:
+        module: Name of the module that samples draw from, which has `seed` and `random`. A worker gets this object by
+            pickle, which takes no modules, and has a module of its own.
+        twin: A generator of the same kind.
+        mask: Bits of a key that it takes as its seed.
+    """
+
+    def __init__(self, module: str, twin: Any, mask: int) -> None:
+        self.module, self.twin, self.mask = module, twin, mask
+
+    @property
+    def generator(self) -> Any:
+        """The module."""
+        return sys.modules[self.module]
+
+    def seed(self, key: int) -> None:
+        """As TorchGenerator.seed."""
+        self.generator.seed(key & self.mask)
+
+    def begin(self, key: int) -> None:
+        """As TorchGenerator.begin."""
+        if self.has_moved():  # by somebody else, between two batches
+            self.seed(key)
+            self.twin.seed(key & self.mask)
+
+    def has_moved(self) -> bool:
+        """As TorchGenerator.has_moved."""
+        return self.generator.random() != self.twin.random()
+
+
+def process_generators() -> list[TorchGenerator | TwinnedGenerator]:
+    """The three of this process."""
+    return [
+        TorchGenerator(),
+        TwinnedGenerator("random", random.Random(), 2**64 - 1),
+        TwinnedGenerator("numpy.random", np.random.RandomState(), 2**32 - 1),
+    ]

@@ -1,0 +1,152 @@
+"""Metrics of torchmetrics by name."""
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from launcher.config.components import locate
+from launcher.core.errors import ConfigError
+from launcher.core.extras import import_extra
+from launcher.core.kernels import in_any_order
+
+if TYPE_CHECKING:
+    from launcher.training.outputs import Outputs
+
+
+def make_metrics(names: Sequence[str | Mapping[str, Any]], outputs: "Outputs") -> dict[str, Any]:
+    """Build torchmetrics metrics by name.
+
+    Args:
+        names: Class names such as "AUROC", or with arguments {"name": "FBetaScore", "beta": 0.5}; a torchmetrics.Metric
+            of a person's own is {"_target_": "my_metrics.Kappa", ...}. `task`, `num_classes` and `num_labels` are
+            filled in where a metric takes them.
+        outputs: What the model gives.
+
+    Returns:
+        Name to metric. A name that comes again takes its arguments along: "FBetaScore_beta2".
+
+    Raises:
+        ConfigError: No such metric, one of another task or without a single number as its result, a wrong
+            argument, or torchmetrics is not installed.
+    """
+    if not names:
+        return {}
+    import_extra(
+        "torchmetrics", "metrics: a name is one of the package torchmetrics", "metrics"
+    )  # 2 s: only when a metric is named
+    metrics: dict[str, Any] = {}
+    classifying = outputs.task in ("classification", "multilabel")
+    alone = outputs.one_logit or (outputs.task == "multilabel" and outputs.count == 1)
+    kind = "binary" if alone else "multilabel" if outputs.task == "multilabel" else "multiclass"
+    known = {"task": kind, "num_classes": outputs.count, "num_labels": outputs.count}
+    for entry in names:
+        arguments = {"name": entry} if isinstance(entry, str) else {str(k): v for k, v in entry.items()}
+        if "_target_" in arguments:
+            name = str(arguments.pop("_target_"))
+            found = _own(name)
+        else:
+            name = str(arguments.pop("name", None))
+            found = _find(name, "classification" if classifying else outputs.task)
+        takes = {**inspect.signature(found.__init__).parameters, **inspect.signature(found.__new__).parameters}
+        filled = {k: v for k, v in known.items() if k in takes}
+        key = name.rpartition(".")[2]
+        if key in metrics:
+            key += "".join(f"_{k}{v}" for k, v in arguments.items())
+        if key in metrics:
+            raise ConfigError(f"metrics: {key} is named twice.")
+        try:
+            # Rank 0 has every sample and computes alone: torchmetrics would wait for the other ranks to do so too.
+            metrics[key] = found(**filled | {"sync_on_compute": False} | arguments)
+            _probe(metrics[key], outputs)
+        except Exception as error:  # torchmetrics raises whatever its parts do
+            raise ConfigError(f"metrics: {name} refuses {arguments or 'this data'}: {error}") from error
+    return metrics
+
+
+def _own(target: str) -> Any:
+    """A person's own class, else a ConfigError."""
+    from torchmetrics import Metric
+
+    found = locate(target, "metrics")
+    if not (isinstance(found, type) and issubclass(found, Metric)):
+        raise ConfigError(f"metrics: {target} is no subclass of torchmetrics.Metric.")
+    return found
+
+
+def _find(name: str, task: str) -> Any:
+    """The class of torchmetrics that has a name.
+
+    Raises:
+        ConfigError: There is none, or it is for another task.
+    """
+    import torchmetrics
+
+    found = getattr(torchmetrics, name, None) or getattr(torchmetrics.classification, name, None)  # as BinaryAUROC
+    if not (isinstance(found, type) and issubclass(found, torchmetrics.Metric)):
+        near = get_close_matches(name, torchmetrics.__all__, n=3, cutoff=0.4)
+        raise ConfigError(
+            f"metrics: torchmetrics has no metric {name!r}."
+            + (f" Did you mean {' or '.join(near)}?" if near else " See https://lightning.ai/docs/torchmetrics")
+        )
+    family = found.__module__.split(".")[1]
+    if family != task:
+        raise ConfigError(f"metrics: {name} is a metric for {family}, the data's task is {task}.")
+    return found
+
+
+def update_metrics(metrics: Mapping[str, Any], outputs: "Outputs", scores: Tensor, targets: Tensor) -> None:
+    """Give a batch to metrics from `make_metrics`, on their device.
+
+    Args:
+        metrics: Name to metric.
+        outputs: What the scores mean.
+        scores: From `Outputs.scores`.
+        targets: Classes [n], labels [n, k], or values [n, d]; [n, 1] values are given as [n], which some insist on.
+    """
+    if outputs.task == "regression" and scores.shape[1] == 1:
+        scores, targets = scores.reshape(-1), targets.reshape(-1)
+    elif outputs.task != "regression":
+        targets = targets.long()
+    for metric in metrics.values():
+        given, true = scores, targets
+        if type(metric).__name__.startswith(("Binary", "Multilabel")):
+            # Else torchmetrics takes a batch whose logits all happen to lie between 0 and 1 for probabilities.
+            given = outputs.probabilities(scores.double())
+            if type(metric).__name__.startswith("Binary"):
+                given, true = given[:, -1], true.reshape(-1)
+        elif outputs.task == "classification":
+            given = scores.log_softmax(1)  # for the same reason
+        with in_any_order():
+            metric.update(given, true)
+
+
+def compute_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of metrics from `make_metrics`, which `update_metrics` has given samples, by name."""
+    with in_any_order():
+        return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+
+def _probe(metric: Any, outputs: "Outputs") -> None:
+    """Let the metric see a few samples, so that one that gives no single number fails before training."""
+    if outputs.task == "classification":
+        scores, targets = torch.eye(outputs.count).repeat(2, 1), torch.arange(outputs.count).repeat(2)
+    else:
+        targets = torch.arange(1.0, 1 + 10 * outputs.count).view(10, outputs.count)
+        scores = targets + 0.5
+    if outputs.task == "multilabel":
+        targets = (targets + torch.arange(10)[:, None]) % 2
+        scores = targets - 0.4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        update_metrics({"": metric}, outputs, scores, targets)
+        with in_any_order():
+            result = metric.compute()
+    metric.reset()
+    if not isinstance(result, Tensor) or result.numel() != 1:
+        shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"its result is {shape}, not one number (an average over classes or outputs may help)")
