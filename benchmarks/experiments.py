@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from launcher.run.tracking import Record  # noqa: E402
+from launcher.run.record import Record  # noqa: E402
 from launcher.sweep.comparison import Entry, read_grid  # noqa: E402
 
 COMMON = ("seed=0,1,2", "device=cpu", "threads=1", "trackers=[]", "checkpoint.every=null")

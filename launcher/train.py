@@ -90,7 +90,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
     from launcher.run import gallery, provenance, reporter
-    from launcher.run.tracking import Record
+    from launcher.run.record import Record
     from launcher.training import checkpoint, divergence, engine, probe
     from launcher.training.clock import Clock, Profiler, useful_threads
     from launcher.training.staging import Staging

@@ -161,7 +161,7 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
 def _report(directory: Path, composed: Composed, low: float, factor: float) -> None:
     """Write what the sweep found, and say it."""
     from launcher.run.command_line import config_options, launch_words
-    from launcher.run.tracking import Record
+    from launcher.run.record import Record
 
     rows = [row for row in Record(directory / "metrics.jsonl").rows() if math.isfinite(row.get("train/loss", math.nan))]
     if not rows:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.files import numbers, read_json, replacing, write_text
+from launcher.run.record import Record
 from launcher.run.terminal import headings_of
-from launcher.run.tracking import Record
 
 POINTS = 1500  # of one line; a longer series is drawn by its envelope: more cannot be told apart at this size
 MATRIX = 30  # classes; above, the confusions that occur most are listed instead

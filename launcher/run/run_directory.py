@@ -31,7 +31,7 @@ from launcher.distributed import process_group
 from launcher.distributed.process_group import Ranks
 from launcher.run import shared
 from launcher.run.command_line import config_options, launch_words
-from launcher.run.tracking import Record
+from launcher.run.record import Record
 from launcher.schedulers.schedule import depends_on_length
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from launcher.config.tree import key_of, leaves
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, replacing, write_text
 from launcher.run import report
-from launcher.run.tracking import Record
+from launcher.run.record import Record
 from launcher.sweep.board import figure_of
 from launcher.sweep.failure import FAILED, OUTPUT
 from launcher.sweep.submissions import SUBMISSIONS, in_queue

@@ -24,7 +24,7 @@ try:
         "launcher.training.divergence", "launcher.training.engine", "launcher.sweep.comparison", "launcher.loop",
         "launcher.losses.loss", "launcher.metrics.sums", "launcher.optimizers.optimizer", "launcher.build",
         "launcher.run.report", "launcher.run.reporter", "launcher.run.run_directory", "launcher.schedulers.schedule",
-        "launcher.distributed.stopping", "launcher.batching.stream", "launcher.run.terminal", "launcher.run.tracking",
+        "launcher.distributed.stopping", "launcher.batching.stream", "launcher.run.terminal", "launcher.run.record",
         "launcher.train", "launcher.distributed.watch",
     ):  # fmt: skip
         importlib.import_module(name)

@@ -34,7 +34,7 @@ from launcher.distributed.watch import by_rank_0
 from launcher.training.staging import Staging
 
 if TYPE_CHECKING:
-    from launcher.run.tracking import Record
+    from launcher.run.record import Record
     from launcher.training.engine import Trainer, Window
 
 log = logging.getLogger("launcher")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.run.tracking import Record
+from launcher.run.record import Record
 from launcher.training import checkpoint
 from launcher.training.checkpoint import (
     DamagedCheckpoint,

@@ -15,7 +15,7 @@ from processes import rows, summary, train
 from test_resume import FAULTY, RUN_FAULTY
 
 from launcher.distributed.watch import exists
-from launcher.run.views import Views
+from launcher.run.trackers.views import Views
 
 VIEWED = [*RUN_FAULTY, "trackers=[tensorboard,csv]"]
 
@@ -143,7 +143,7 @@ def test_telling_costs_microseconds_also_where_nobody_listens(tmp_path, caplog):
 def test_the_views_end_with_a_trainer_whose_pipe_is_still_held(tmp_path):
     _record(tmp_path, 4)
     code = (
-        "import os, sys, time; from pathlib import Path; from launcher.run.views import Views\n"
+        "import os, sys, time; from pathlib import Path; from launcher.run.trackers.views import Views\n"
         "views = Views(Path(sys.argv[1]), ['csv'])\n"
         "os.fork() or time.sleep(30)\n"  # a child that keeps the pipe open
         "print(views._child.pid, flush=True); os.kill(os.getpid(), 9)"
