@@ -69,8 +69,10 @@ def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Rule] = SCH
         _check_together(settings)
     if settings.get("device") == "cpu" and settings.get("mixed_precision") == "fp16":
         raise ConfigError(FP16_ON_CPU)
-    if "tensorboard" in settings.get("trackers", ()) and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("trackers: tensorboard is not installed: pip install 'launcher[tensorboard]'.")
+    for name in settings.get("trackers", ()):
+        if name != "csv" and importlib.util.find_spec(name) is None:
+            package = "'launcher[tensorboard]'" if name == "tensorboard" else name
+            raise ConfigError(f"trackers: {name} is not installed: pip install {package}.")
     if (settings.get("strategy") or {}).get("name") == "fsdp":
         for key, unfit, reason in NOT_SHARDED:
             value = settings

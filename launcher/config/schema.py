@@ -22,6 +22,10 @@ from launcher.config.rules import (
 
 WATCHED = ("gradients", "parameters", "all")
 EVERY = whole(1).or_word("epoch").or_null()
+# Where figures are shown; those after csv by Accelerate, which takes their names as they are
+TRACKERS = (
+    "wandb", "tensorboard", "csv", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
+)  # fmt: skip
 SCHEMA: dict[str, Rule] = {
     "epochs": whole(1),
     "max_steps": whole(1).or_null().neutral(None),
@@ -123,9 +127,7 @@ SCHEMA: dict[str, Rule] = {
     "model.hidden": list_of(whole(1), "whole numbers of at least 1"),
     "model.dropout": between(0, 1),
     "model.drop_rate": between(0, 1),
-    "trackers": list_of(
-        one_of("wandb", "tensorboard", "csv"), "wandb, tensorboard, csv, such as trackers=[wandb,csv]"
-    ).neutral(["wandb"]),
+    "trackers": list_of(one_of(*TRACKERS), f"{', '.join(TRACKERS)}, such as trackers=[wandb,csv]").neutral(["wandb"]),
     "wandb": section("wandb.mode", "wandb.mode=disabled switches it off"),
     "wandb.mode": one_of("auto", "online", "offline", "disabled").neutral("auto"),
     "wandb.project": text_without("/\\#?%:", 128).or_null().neutral(None),

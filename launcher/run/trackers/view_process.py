@@ -16,9 +16,13 @@ def make_view(name: str, run_dir: Path) -> View:
         from launcher.run.trackers.tensorboard import TensorBoard
 
         return TensorBoard(run_dir)
-    from launcher.run.trackers.csv import Table
+    if name == "csv":
+        from launcher.run.trackers.csv import Table
 
-    return Table(run_dir)
+        return Table(run_dir)
+    from launcher.run.trackers.accelerate import AccelerateView
+
+    return AccelerateView(run_dir, name)
 
 
 def serve(run_dir: Path, trainer: int, views: list[View]) -> None:
