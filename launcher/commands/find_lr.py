@@ -25,7 +25,7 @@ from launcher.config.schema import FIND_LR_SCHEMA
 from launcher.core.errors import ConfigError
 from launcher.core.files import replacing, write_json
 from launcher.distributed import watch
-from launcher.run import report
+from launcher.run import curves
 from launcher.train import train
 
 log = logging.getLogger("launcher")
@@ -197,7 +197,7 @@ def _draw(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(report._style("#24292f")):
+    with rc_context(curves.style("#24292f")):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot(xscale="log", xlabel="optimizer.lr", ylabel="loss")
         axes.plot(rates, losses, linewidth=0.8, alpha=0.4, label="each update")

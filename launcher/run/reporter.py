@@ -196,11 +196,11 @@ def show(path: Path, tracker: WandbTracker | None, shown: Sequence[Views], artif
         shown: The other trackers, which follow the record.
         artifacts: Which checkpoints W&B is to have.
     """
-    from launcher.run import report
+    from launcher.run import curves, report
 
     if tracker is not None:
         tracker.begin()
-    for name, draw in (("curves.png", report.draw_curves), ("report.html", report.write_report)):
+    for name, draw in (("curves.png", curves.draw_curves), ("report.html", report.write_report)):
         try:
             draw(path)
         except Exception as error:  # a full disk, or a matplotlib of somebody's own: the result is written

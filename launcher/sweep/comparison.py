@@ -461,12 +461,12 @@ def write_page(grid: Comparison) -> Path:
     parts = [
         f'<header><h1>{escape(name)}</h1><span class="status {tone}">{escape(status)}</span></header>',
         _tiles(grid),
-        report._section("Best run", _best(grid)),
-        report._section("Curves and effects", _pictures(grid)),
-        report._section("Seeds", _seeds(grid)),
-        report._section("Effect of each setting", _effects(grid)),
-        report._section("Points", _points(grid)),
-        report._section("Failures", _failures(grid)),
+        _section("Best run", _best(grid)),
+        _section("Curves and effects", _pictures(grid)),
+        _section("Seeds", _seeds(grid)),
+        _section("Effect of each setting", _effects(grid)),
+        _section("Points", _points(grid)),
+        _section("Failures", _failures(grid)),
     ]
     style = report.STYLE + (
         "a { color: var(--blue); } td.n { text-align: right; } tr.first td { font-weight: 600; }\n"
@@ -535,7 +535,7 @@ def _seeds(grid: Comparison) -> str:
         for label, values in seeds(grid)
     ]
     head = ("setting", f"mean {grid.metric}", "standard deviation", "least", "greatest", "seeds")
-    return report._table(head, rows) if rows else ""
+    return _table(head, rows) if rows else ""
 
 
 def _effects(grid: Comparison) -> str:
@@ -546,7 +546,7 @@ def _effects(grid: Comparison) -> str:
     ]
     head = ("setting", "value", f"mean {grid.metric}", "standard deviation", "best", "points")
     note = "<p>Over all points that have the value, whatever their other settings.</p>"
-    return report._table(head, rows) + note if rows else ""
+    return _table(head, rows) + note if rows else ""
 
 
 def _points(grid: Comparison) -> str:
@@ -584,3 +584,17 @@ def _failures(grid: Comparison) -> str:
                 f"<pre>{escape(output[-3000:])}</pre>{link}</details>"
             )
     return "".join(parts)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table of text and figures: every cell is escaped."""
+    top = "".join(f"<th>{escape(text)}</th>" for text in head)
+    top = f"<thead><tr>{top}</tr></thead>" if top else ""
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(report.figure_text(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'

@@ -23,7 +23,8 @@ try:
         "rich.table", "launcher.batching.plan", "launcher.training.checkpoint", "launcher.config.components",
         "launcher.training.divergence", "launcher.training.engine", "launcher.sweep.comparison", "launcher.loop",
         "launcher.losses.loss", "launcher.metrics.sums", "launcher.optimizers.optimizer", "launcher.build",
-        "launcher.run.report", "launcher.run.reporter", "launcher.run.run_directory", "launcher.schedulers.schedule",
+        "launcher.run.curves", "launcher.run.report", "launcher.run.reporter", "launcher.run.run_directory", "jinja2",
+        "launcher.schedulers.schedule",
         "launcher.distributed.stopping", "launcher.batching.stream", "launcher.run.terminal", "launcher.run.record",
         "launcher.train", "launcher.distributed.watch",
     ):  # fmt: skip
