@@ -22,6 +22,8 @@ from launcher.config.composed import Composed, publish
 from launcher.config.places import check_writable
 from launcher.config.tree import directory_override
 from launcher.distributed import process_group
+from launcher.run.lock import is_held
+from launcher.run.resume import Found, look_into
 
 if TYPE_CHECKING:
     from launcher.batching.plan import BatchPlan
@@ -69,9 +71,9 @@ def check(composed: Composed) -> int:
     resumed = run_directory.holds_checkpoint(composed)
     built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
     data, plan, model, total_steps = built.data, built.plan, built.model, built.total_steps
-    found = run_directory.Found()
+    found = Found()
     if composed.chose_directory:
-        found = run_directory.look_into(path, composed, total_steps, built)
+        found = look_into(path, composed, total_steps, built)
     most, parameters = settings.batch.max_per_device, sum(parameter.numel() for parameter in model.parameters())
     loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
 
@@ -92,7 +94,7 @@ def check(composed: Composed) -> int:
     whole = need.peak or need.state
     share = whole - (0 if settings.strategy.name == "ddp" else need.state - need.state // devices)
     problems = []
-    if run_directory.is_held(path):
+    if is_held(path):
         problems.append(f"hydra.run.dir={path}: a run is in it.")
     if need.state - whole + share > there:
         problems.append(

@@ -22,11 +22,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from launcher.core.locks import is_locked
 from launcher.distributed import process_group, slurm
 from launcher.distributed.gpus import identity, index_of_rank
 from launcher.distributed.process_group import Ranks
 from launcher.distributed.watch import guarded
-from launcher.run.run_directory import is_locked
 
 MEGABYTES = 16  # of the large all-reduce and of the file
 SKEW = 1.0  # seconds between two clocks that confuse make, logs and caches

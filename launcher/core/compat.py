@@ -7,9 +7,17 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-# Settings of W&B that begin with x_, which it may change or drop in any release. Those that it does not know are left
-# out: then system metrics are of W&B's own process, and a kill takes up to 15 s of rows, which the next start replays.
-WANDB_SETTINGS = ("x_stats_pid", "x_transaction_log_flush_interval")
+
+def wandb_settings(trainer: int) -> dict[str, Any]:
+    """Settings of W&B that begin with x_, which it may change or drop in any release.
+
+    Those that it does not know are to be left out: then system metrics are those of W&B's own process, and a kill takes
+    up to 15 s of rows, which the next start shows again.
+
+    Args:
+        trainer: Process id of the process that trains.
+    """
+    return {"x_stats_pid": trainer, "x_transaction_log_flush_interval": 2.0}
 
 
 def on_wandb_core(started: Callable[[subprocess.Popen[Any]], None]) -> None:

@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100: 60,000 colour images of 32x32 pixels (Krizhevsky 2009)."""
 
-import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
+from launcher.core.locks import locked
 from launcher.data.images import StandardiseChannels, augmentation, long_tail
 from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
 
@@ -93,8 +93,7 @@ def read(root: Any, download: bool, classes: int) -> tuple[Any, Any]:
     try:
         if download:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ".download.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(folder / ".download.lock"):
                 kind(str(folder), download=True)
         return kind(str(folder), train=True), kind(str(folder), train=False)
     except (OSError, RuntimeError) as error:

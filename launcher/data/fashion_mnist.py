@@ -1,6 +1,5 @@
 """Fashion-MNIST: 70,000 grey images of clothes, 28x28 pixels (Xiao, Rasul and Vollgraf 2017)."""
 
-import fcntl
 import os
 import tempfile
 import zlib
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
+from launcher.core.locks import locked
 from launcher.data.images import Standardise, augmentation, long_tail
 from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
 
@@ -125,8 +125,7 @@ def fetch(folder: Path) -> None:
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".download.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / ".download.lock"):
             if present(folder) is not None:
                 return
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:

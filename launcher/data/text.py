@@ -1,6 +1,5 @@
 """A text of your own as one stream of tokens: its bytes, or what a tokenizer makes of it."""
 
-import fcntl
 import hashlib
 import mmap
 import os
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from launcher.batching.splits import TensorSplit, as_indices
 from launcher.core.errors import ConfigError
+from launcher.core.locks import locked
 from launcher.data.source import Data, check_fraction
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line
@@ -138,8 +138,7 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
         return place, vocabulary, kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / f"{key}.lock"):
             if not place.exists():
                 with tempfile.TemporaryDirectory(dir=folder, prefix=".encoding-") as making:
                     with Path(making, "tokens").open("wb") as tokens:

@@ -4,13 +4,9 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import launcher
 from launcher.distributed.process_group import is_launcher, parent_command
-
-if TYPE_CHECKING:
-    pass
 
 
 def started_words() -> list[str]:

@@ -19,8 +19,8 @@ from launcher.config.rules import FLAG, TEXT, one_of, whole
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json
 from launcher.distributed import slurm
-from launcher.run import run_directory
 from launcher.run.command_line import config_options
+from launcher.run.lock import is_held
 from launcher.slurm import snapshot
 from launcher.slurm.job import quote, sbatch_options, submission_environment
 from launcher.sweep.failure import FAILED, OUTPUT
@@ -132,9 +132,7 @@ def submit(
     todo = []
     for point in points:
         if point.state != "finished":
-            point.state = active.get(_name(point, path)) or (
-                "running" if run_directory.is_held(point.path) else point.state
-            )
+            point.state = active.get(_name(point, path)) or ("running" if is_held(point.path) else point.state)
             if point.state not in ("queued", "running"):
                 todo.append(point)
     words = {"finished": "finished before", "queued": "queued", "running": "running", "failed": "to try again",
@@ -313,7 +311,7 @@ def _wait(task: composition.Task, path: Path, points: Sequence[Point]) -> None:
                 active = {_name(point, path): point.state for point in waiting}
             for point in waiting:
                 was, now = point.state, active.get(_name(point, path))
-                if now is None and run_directory.is_held(point.path):
+                if now is None and is_held(point.path):
                     now = "running"
                 point.state = now or state_of(point.path)
                 if now == "running":

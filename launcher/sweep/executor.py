@@ -26,7 +26,7 @@ from launcher.core.errors import ConfigError
 from launcher.distributed import children, gpus, process_group
 from launcher.distributed.stopping import SIGNALS, StopRequest
 from launcher.distributed.watch import exists
-from launcher.run import run_directory
+from launcher.run.lock import is_held
 from launcher.sweep import devices, failure
 from launcher.sweep.failure import FAILED, OUTPUT, said, tail
 from launcher.sweep.trials import (
@@ -262,7 +262,7 @@ class Grid:
                 return
             if point.kind in blocked:
                 continue
-            if run_directory.is_held(point.path):  # left over from a conductor that was killed, or started alone
+            if is_held(point.path):  # left over from a conductor that was killed, or started alone
                 if point.state != "waiting":
                     point.state = "waiting"
                     self.display.say(point, "waits for the run that is in its directory")

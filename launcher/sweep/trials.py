@@ -24,8 +24,8 @@ from launcher.config.schema import FREE_ON_RESUME
 from launcher.config.tree import directory_override, key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text
-from launcher.run import run_directory
 from launcher.run.command_line import config_options, started_words
+from launcher.run.config_file import CONFIG, read_config
 from launcher.sweep.failure import FAILED
 
 LOCK = "grid.lock"
@@ -103,7 +103,7 @@ def _is_free(key: str) -> bool:
 
 def state_of(path: Path) -> str:
     """What is in a run directory: new (nothing), finished, failed, stopped, interrupted (no word of how it ended)."""
-    if not (path / run_directory.CONFIG).is_file():
+    if not (path / CONFIG).is_file():
         return "failed" if (path / FAILED).exists() else "new"
     status = read_json(path / "summary.json").get("status")
     if status == "finished":
@@ -210,8 +210,8 @@ def _point(
         raise ConfigError(f"hydra.sweep.subdir={subdirectory}: must name a directory inside of the grid's.")
     check_length(directory, "hydra.sweep.subdir")
     state = state_of(directory)
-    if state != "new" and (directory / run_directory.CONFIG).is_file():
-        before = run_directory.read_config(directory, "hydra.sweep.dir")
+    if state != "new" and (directory / CONFIG).is_file():
+        before = read_config(directory, "hydra.sweep.dir")
         composed = composed.as_begun(before)
         _refuse_mixing(path, before, composed.plain())
     settings, plain = composed.settings, composed.plain()

@@ -12,8 +12,8 @@ from processes import REPOSITORY, start
 from slurm_cluster import SEARCH
 
 from launcher.commands import doctor
+from launcher.core.locks import is_locked
 from launcher.distributed.process_group import Ranks
-from launcher.run.run_directory import is_locked
 
 DOCTOR = str(REPOSITORY / "launcher/__main__.py")
 

@@ -236,7 +236,6 @@ class View:
             "console": "off",
             "symlink": False,
             "program": self.settings["argv"][0],
-            "x_stats_pid": self.settings["trainer"],
             "init_timeout": INIT,
             "finish_timeout": PATIENT,
             "disable_job_creation": True,
@@ -245,9 +244,7 @@ class View:
             "disable_code": self.settings["code"] is None,
             "save_code": self.settings["code"] is not None,
             "git_commit": os.environ.get("LAUNCHER_COMMIT"),  # of a job whose code is a copy without its repository
-            # Every 15 s by default, which a kill would take.
-            "x_transaction_log_flush_interval": 2.0,
-        }
+        } | compat.wandb_settings(self.settings["trainer"])
         known = self.wandb.Settings.model_fields
         chosen = {name: value for name, value in wanted.items() if name in known and not _is_in_environment(name)}
         named = self.settings["init"]["project"] or self.wandb.setup().settings.project or "launcher"
