@@ -49,8 +49,12 @@ def main() -> None:
     """Run as the process of views: RUN_DIR TRAINER_PID NAME... in sys.argv."""
     ignore_signals()
     run_dir, trainer, *names = sys.argv[1:]
-    try:
-        serve(Path(run_dir), int(trainer), [make_view(name, Path(run_dir)) for name in names])
-    except Exception as error:
-        print(f"{type(error).__name__}: {error}")
-        sys.exit(1)
+    with os.fdopen(os.dup(1), "w") as answer:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for standard in (1, 2):  # nobody reads what trackers say before the end, and a pipe that is full would block
+            os.dup2(nothing, standard)
+        try:
+            serve(Path(run_dir), int(trainer), [make_view(name, Path(run_dir)) for name in names])
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}", file=answer)
+            sys.exit(1)

@@ -163,6 +163,32 @@ def test_the_views_end_with_a_trainer_whose_pipe_is_still_held(tmp_path):
         child.wait()
 
 
+CHATTY = """
+import sys
+from launcher.run.trackers import view_process
+from launcher.run.trackers.csv import Table
+class Chatty(Table):
+    def row(self, row, timing):
+        print("chatter" * 30_000, flush=True)
+        super().row(row, timing)
+        if row["step"] == 3:
+            raise OSError("the server is gone")
+view_process.make_view = lambda name, run_dir: Chatty(run_dir)
+view_process.main()
+"""
+
+
+def test_what_trackers_say_does_not_block_them_and_an_error_is_told(tmp_path):
+    _record(tmp_path, 3)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHATTY, str(tmp_path), str(os.getpid()), "csv"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert child.wait(timeout=60) == 1, "with nobody reading"
+    assert child.communicate()[0] == b"OSError: the server is gone\n"
+    assert len(table(tmp_path)) == 3
+
+
 @pytest.mark.parametrize("words", ["trackers=tensorboard", "trackers=[wandb,tensorbord]"])
 def test_wrong_trackers_are_refused(words, tmp_path):
     run = train([words], tmp_path, name="../io").wait()
