@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Mapping
 
 from launcher.core.processes import module_command
-from launcher.distributed.children import sheltered
 
 
 def start(
@@ -21,6 +20,8 @@ def start(
         errors: Where its standard error goes: subprocess.STDOUT or subprocess.DEVNULL.
         environment: Its variables; None: those of this process.
     """
+    from launcher.distributed.children import sheltered  # the process itself, which is waited for, needs none of it
+
     with sheltered():
         return subprocess.Popen(
             module_command(module, *words),
