@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from launcher.run.tracking import Record  # noqa: E402
+from launcher.run.record import Record  # noqa: E402
 from launcher.sweep.comparison import Entry, read_sweep  # noqa: E402
 from launcher.sweep.statistics import without_seed  # noqa: E402
 

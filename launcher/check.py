@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from launcher.batching.plan import BatchPlan
     from launcher.build import Parts
     from launcher.data.source import Data
-    from launcher.run.run_directory import Found
+    from launcher.run.resume import Found
     from launcher.training.memory import Need
 
 SECONDS = 5.0  # of real steps, at least
@@ -132,6 +132,7 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     from launcher.batching.stream import in_order
     from launcher.losses.loss import build_loss
     from launcher.run import run_directory, saved
+    from launcher.run.resume import Found, look_into
     from launcher.training import memory
 
     here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
@@ -139,9 +140,9 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)
     built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
-    earlier = run_directory.Found()
+    earlier = Found()
     if composed.chose_directory:
-        earlier = run_directory.look_into(path, composed, built.total_steps, built)
+        earlier = look_into(path, composed, built.total_steps, built)
     data, plan = built.data, built.plan
     loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
     with saved.reading():
@@ -162,12 +163,12 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
 
 def _memory_problems(found: Findings, settings: Any) -> list[str]:
     """Why the run cannot begin, in words: the directory is taken, or the memory does not suffice."""
-    from launcher.run import run_directory
+    from launcher.run.lock import is_held
 
     need, free, sharded = found.need, found.free, settings.strategy.name != "ddp"
     state = need.state // found.devices if sharded else need.state
     share = found.whole - need.state + state
-    problems = [f"hydra.run.dir={found.path}: a run is in it."] if run_directory.is_held(found.path) else []
+    problems = [f"hydra.run.dir={found.path}: a run is in it."] if is_held(found.path) else []
     if state > free:
         problems.append(
             f"a device needs {state / MB:,.0f} MB for the model's state alone, and {free / MB:,.0f} are free."

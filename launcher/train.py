@@ -90,7 +90,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         from launcher.batching import stream
         from launcher.distributed.stop_request import StopRequest
         from launcher.loop import REPORT_SECONDS, Loop, LoopSettings
-        from launcher.run.tracking import Record
+        from launcher.run.record import Record
         from launcher.training import probe
         from launcher.training.advice import advice
         from launcher.training.clock import Clock

@@ -196,7 +196,7 @@ NOT_A_FACTOR = {
     "profile": "observes",
     "check": "ends before the first update",
     "metrics": "test_metrics.py",
-    "trackers": "observe: test_tracking.py",
+    "trackers": "observe: test_wandb.py",
     "wandb": "observes: test_wandb.py",
     "checkpoint": "every 2 updates, which resuming needs; the rest keeps files: test_checkpoint.py",
     "divergence.max_rollbacks": "when a run gives up: test_stopping.py",

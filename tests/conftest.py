@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-PLACES = [str(HERE), *sorted({str(file.parent) for file in HERE.glob("*/test_*.py")})]
+PLACES = [str(HERE), *sorted({str(file.parent) for file in HERE.glob("**/test_*.py")})]
 sys.path[:0] = PLACES
 os.environ["PYTHONPATH"] = os.pathsep.join(  # for the parent of the tests' processes, which imports from here
     [*PLACES, *filter(None, [os.environ.get("PYTHONPATH")])]

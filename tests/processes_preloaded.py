@@ -10,7 +10,7 @@ MODULES = """
     launcher.batching.plan launcher.training.checkpoint launcher.training.trainer launcher.losses.loss launcher.loop
     launcher.metrics.sums launcher.optimizers.optimizer launcher.build launcher.run.report launcher.run.reporter
     launcher.run.run_directory launcher.schedulers.schedule launcher.training.sharded launcher.distributed.stop_request
-    launcher.batching.stream launcher.run.terminal launcher.run.tracking launcher.train launcher.run.views
+    launcher.batching.stream launcher.run.terminal launcher.run.record launcher.train launcher.run.trackers.views
     launcher.distributed.watchdog
 """  # torch._dynamo, which DDP and the optimizers import, brings sympy: 1.4 s in every process
 

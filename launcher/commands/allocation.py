@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from launcher.core.files import is_locked, lock
+from launcher.core.locks import is_locked, take_lock
 from launcher.core.processes import cores
 from launcher.distributed.collectives import at_every_rank, from_rank_0
 from launcher.distributed.devices import gpu_of, has_own_gpu, identity
@@ -154,7 +154,7 @@ def check_directory(directory: Path, ranks: Ranks) -> dict[str, Any]:
         usage = os.statvfs(directory)
         result["free"] = usage.f_bavail * usage.f_frsize
         if ranks.rank == 0:
-            held = lock(directory / own, "")
+            held = take_lock(directory / own, {})
     except OSError as error:
         result["trouble"] = error.strerror or str(error)
     wrote = at_every_rank(result["trouble"] is None, ranks.world_size)

@@ -24,7 +24,7 @@ from launcher.config.help import show
 from launcher.core.errors import ConfigError
 from launcher.core.files import replacing, write_json
 from launcher.distributed import watchdog
-from launcher.run import report
+from launcher.run import curves
 from launcher.train import train
 
 log = logging.getLogger("launcher")
@@ -155,7 +155,7 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
 def _report(directory: Path, composed: Composed, low: float, factor: float) -> None:
     """Write what the sweep found, and say it."""
     from launcher.run.command_line import config_options, launch_words
-    from launcher.run.tracking import Record
+    from launcher.run.record import Record
 
     rows = [row for row in Record(directory / "metrics.jsonl").rows() if math.isfinite(row.get("train/loss", math.nan))]
     if not rows:
@@ -191,7 +191,7 @@ def _draw(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(report._style("#24292f")):
+    with rc_context(curves.style("#24292f")):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot(xscale="log", xlabel="optimizer.lr", ylabel="loss")
         axes.plot(rates, losses, linewidth=0.8, alpha=0.4, label="each update")

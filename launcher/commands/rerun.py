@@ -28,7 +28,7 @@ from launcher.distributed.ranks import Ranks, join
 from launcher.distributed.threads import choose_threads
 from launcher.run import provenance, saved
 from launcher.run.command_line import config_options
-from launcher.run.run_directory import read_config
+from launcher.run.config_file import read_config
 
 
 def command(argv: list[str]) -> int:

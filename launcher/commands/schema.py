@@ -5,10 +5,11 @@ Write it to a file and name that in the first lines of a config: `# yaml-languag
 
 import argparse
 import json
+from collections.abc import Sequence
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The console command: print the schema of a program's settings."""
+def command(argv: Sequence[str]) -> int:
+    """Print the schema of a program's settings."""
     from launcher.config.json_schema import of_program
     from launcher.config.schema import MODELS
 
@@ -16,3 +17,4 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="launcher schema", description=__doc__.splitlines()[0])
     parser.add_argument("program", nargs="?", default="train", choices=names, help="whose settings; default: train")
     print(json.dumps(of_program(parser.parse_args(argv).program.replace("-", "_")), indent=1))
+    return 0

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
-from launcher.run.run_directory import UNSHOWN, is_held
+from launcher.run.lock import is_held
+from launcher.run.run_directory import UNSHOWN
 from launcher.sweep.trials import state_of
 
 PATIENCE = 600  # seconds for the upload of one run

@@ -14,6 +14,7 @@ from launcher.config.components import COMPONENTS
 from launcher.config.direction import direction
 from launcher.config.tree import UNSTATED, get, show_value, unquoted
 from launcher.core.errors import ConfigError
+from launcher.core.extras import DISTRIBUTION
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -143,10 +144,10 @@ def _check_environment(settings: Mapping[str, Any], schema: "Mapping[str, Settin
         for variable, key in (("WANDB_PROJECT", "wandb.project"), ("WANDB_RUN_ID", "wandb.id")):
             if (value := os.environ.get(variable)) and not schema[key].fits(value):
                 raise ConfigError(f"{variable}={value} in the environment: must be {schema[key].words}.")
-    if "tensorboard" in settings["trackers"] and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError(
-            "trackers: tensorboard is not installed: pip install 'hydra-accelerate-launcher[tensorboard]'."
-        )
+    for name in settings["trackers"]:
+        if name != "csv" and importlib.util.find_spec(name) is None:
+            package = f"'{DISTRIBUTION}[tensorboard]'" if name == "tensorboard" else name
+            raise ConfigError(f"trackers: {name} is not installed: pip install {package}.")
 
 
 def _check_sharded(settings: Mapping[str, Any]) -> None:

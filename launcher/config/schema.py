@@ -4,7 +4,7 @@ Defaults stand in conf/ alone. Importing this takes a tenth of a second (pydanti
 such as --help and --cfg, does without.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -37,6 +37,9 @@ from launcher.config.setting import (
 Widths = Annotated[list[Count], Words("a list of whole numbers of at least 1")]
 TorchMetrics = Annotated[list[Any], Words("a list of torchmetrics names, such as [AUROC]")]
 SplitName = Literal["train", "validation", "test"]
+Tracker = Literal[  # those after csv are Accelerate's, which takes their names as they are
+    "wandb", "tensorboard", "csv", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"
+]
 Device = Literal["auto", "cpu", "shared"]
 
 
@@ -301,9 +304,8 @@ class Train(Section):
     metrics: TorchMetrics = setting("torchmetrics by name, beside the metrics that the task has.", [])
     checkpoint: Checkpoint = argument("When checkpoints are saved, and which are kept.")
     trackers: Annotated[
-        list[Literal["wandb", "tensorboard", "csv"]],
-        Words("a list of wandb, tensorboard, csv, such as trackers=[wandb,csv]"),
-    ] = setting("Where metrics are shown: wandb, tensorboard (in tb/), csv (metrics.csv).", ["wandb"], free=True)
+        list[Tracker], Words(f"a list of {', '.join(get_args(Tracker))}, such as trackers=[wandb,csv]")
+    ] = setting("Where metrics are shown: tensorboard in tb/, csv in metrics.csv.", ["wandb"], free=True)
     wandb: Wandb = argument("Weights & Biases.")
 
 

@@ -1,4 +1,4 @@
-"""Every private name of Python and torch that the launcher takes, why, and what would be lost without it.
+"""Every private name of Python, torch and W&B that the launcher takes, why, and what would be lost without it.
 
 tests/core/test_compat.py notices where one goes. Names of torch are imported when they are asked for: what needs none
 starts without torch.
@@ -8,7 +8,8 @@ import atexit
 import importlib
 import os
 import signal
-from collections.abc import MutableMapping
+import subprocess
+from collections.abc import Callable, MutableMapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -131,3 +132,37 @@ def has_step_hooks(optimizer: "torch.optim.Optimizer") -> bool:
 def count_step(optimizer: "torch.optim.Optimizer") -> None:
     """Tell a schedule that its optimizer was called, where its step is called past the wrapper that would tell it."""
     optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+# --- W&B ------------------------------------------------------------------------------------------------------------
+
+
+def wandb_settings(trainer: int) -> dict[str, Any]:
+    """Settings of W&B that begin with x_, which it may change or drop in any release.
+
+    Those that it does not know are to be left out: then system metrics are those of W&B's own process, and a kill takes
+    up to 15 s of rows, which the next start shows again.
+
+    Args:
+        trainer: Process id of the process that trains.
+    """
+    return {"x_stats_pid": trainer, "x_transaction_log_flush_interval": 2.0}
+
+
+def on_wandb_core(started: Callable[[subprocess.Popen[Any]], None]) -> None:
+    """Be told of each wandb-core that W&B starts from now on, by a `subprocess.Popen` in place of Python's own.
+
+    W&B does not tell the process id of its service. Without it nobody could kill one that hangs at a server, nor make
+    it nice before it takes a core that trains.
+
+    Args:
+        started: Called with the process.
+    """
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if "wandb-core" in str(self.args):
+                started(self)
+
+    subprocess.Popen = Popen  # type: ignore[misc]

@@ -4,7 +4,6 @@ Needs the standard library alone: batch scripts and the trackers' processes use 
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -71,55 +70,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-class Locked(OSError):
-    """Another process holds a lock; the message says which."""
-
-
-def lock(path: Path, holder: str, mode: int = 0o666) -> int:
-    """Take the lock (flock) of a file, which is made where it is not there, and hold it as long as the handle is open.
-
-    Args:
-        path: Of the file; its directory is there.
-        holder: What the file is to say of who holds the lock.
-        mode: Permissions of a new file.
-
-    Returns:
-        The handle.
-
-    Raises:
-        Locked: Another process holds it.
-        OSError: The file cannot be opened.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, mode)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        who = os.read(handle, 1000).decode(errors="replace").strip()
-        os.close(handle)
-        raise Locked(who or "an unknown process") from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, holder.encode(), 0)
-    return handle
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock (flock) of a file, which is made where it is not there, once no other process does."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock (flock) of a file that is there, or would if one may not look."""
-    try:
-        with path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
 
 
 def ends(path: Path, mark: bytes) -> bool:

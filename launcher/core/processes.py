@@ -1,7 +1,10 @@
-"""Processes of this machine, and the cores that they may run on."""
+"""Processes of this machine, the cores that they may run on, and how a module is started in one of its own."""
 
 import os
+import sys
 from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def cores() -> list[int]:
@@ -40,3 +43,20 @@ def process_facts(pid: int | str) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def module_command(module: str, *words: str) -> list[str]:
+    """A command line that runs the function `main` of a module of this package, whether or not it is installed.
+
+    The place of the package is put last on the path, where it hides nothing, after the package itself was found there.
+    Neither the working directory nor the module's own directory, whose csv.py would be the one of everybody, is on it.
+
+    Args:
+        module: Full name, such as `launcher.run.trackers.view_process`.
+        words: What it finds in sys.argv[1:].
+    """
+    code = (
+        f"import sys; sys.path.insert(0, {ROOT!r}); import launcher; sys.path.append(sys.path.pop(0)); "
+        f"from {module} import main; main()"
+    )
+    return [sys.executable, "-P", "-c", code, *words]

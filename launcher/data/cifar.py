@@ -7,7 +7,7 @@ import torch
 
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
-from launcher.core.files import locked
+from launcher.core.locks import locked
 from launcher.data.arguments import check_flag, check_fraction, check_seed
 from launcher.data.augmentation import augmentation
 from launcher.data.images import StandardiseChannels, hold_out_images, images_in_memory

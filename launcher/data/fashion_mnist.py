@@ -12,7 +12,7 @@ from torch import Tensor
 
 from launcher.core.errors import ConfigError
 from launcher.core.extras import DISTRIBUTION, import_extra
-from launcher.core.files import locked
+from launcher.core.locks import locked
 from launcher.data.arguments import check_flag, check_fraction, check_seed
 from launcher.data.augmentation import augmentation
 from launcher.data.images import Standardise, hold_out_images, images_in_memory

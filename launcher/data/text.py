@@ -16,7 +16,7 @@ from torch import Tensor
 from launcher.batching.splits import TensorSplit, as_indices
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
-from launcher.core.files import locked
+from launcher.core.locks import locked
 from launcher.data.arguments import check_fraction, check_whole
 from launcher.data.source import Data
 

@@ -362,14 +362,15 @@ def unlike(then: Mapping[str, Any], now: Mapping[str, Any], strictly: bool) -> l
     lines = [f"{part} part: {before} samples then, {after} now" for part, before, after in counts if before != after]
     for keys in (kind, other):
         lines = lines or [
-            f"{key.replace('_', ' ')}: {_short(then[key])} then, {_short(now.get(key))} now"
+            f"{key.replace('_', ' ')}: {short(then[key])} then, {short(now.get(key))} now"
             for key in keys
             if then[key] != now.get(key)
         ]
     return lines or (data_differences(then, now) if strictly else [])
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in at most 60 characters."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

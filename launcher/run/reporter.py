@@ -3,16 +3,18 @@
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.core.files import ends, numbers, read_json, write_json, write_text
 from launcher.distributed.threads import takes_all_cores
 from launcher.run import gallery, histograms, provenance
+from launcher.run.record import HISTOGRAMS, Record, of_time
 from launcher.run.run_directory import UNSHOWN, RunDirectory
-from launcher.run.tracking import HISTOGRAMS, Record, WandbTracker, of_time
-from launcher.run.views import Views
+from launcher.run.trackers import views
+from launcher.run.trackers.views import MADE_ANEW, Views
+from launcher.run.trackers.wandb import WandbTracker
 from launcher.training.checkpoint import checkpoints, step_of
 from launcher.training.evaluation import Evaluation
 from launcher.training.progress import Progress
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("launcher")
 
 TABLE = "wandb/predictions.npz"
-VIEWED = {"tensorboard": "tb", "csv": "metrics.csv"}
 LATE = 20.0  # seconds of training before W&B's process, which takes 2 of a core to start, takes a core that trains
 # How a whole one ends.
 PICTURES = {"curves.png": b"IEND\xaeB`\x82", "report.html": b"</html>\n"}
@@ -40,7 +41,7 @@ class Reporter:
         total_steps: Updates of the whole run.
         steps_per_epoch: Updates of an epoch.
         settings: The config as plain values, for the trackers.
-        trackers: Where the figures are shown: wandb, tensorboard, csv.
+        trackers: Where the figures are shown: wandb, tensorboard, csv, or what Accelerate knows.
         wandb: The settings of conf's wandb node.
     """
 
@@ -72,7 +73,7 @@ class Reporter:
             with contextlib.suppress(FileNotFoundError):
                 (self.path / stale).unlink()
         self._viewed = [name for name in trackers if name != "wandb"]
-        self.views = Views(self.path, self._viewed) if self._viewed else None
+        self.views = views.start(self.path, self._viewed)
         self.bar = Bar(total_steps, step, steps_per_epoch)
 
     def row(self, step: int, figures: Mapping[str, float], timing: Mapping[str, float]) -> None:
@@ -84,8 +85,8 @@ class Reporter:
         self.bar.update(row | dict(timing))
         if self.tracker is not None:
             self.tracker.log(shown)
-        if self.views is not None:
-            self.views.look()
+        for view in self.views:
+            view.look()
 
     def watch(self, step: int, model: "nn.Module") -> None:
         """Keep histograms of the gradients and weights after a step, and show them in W&B, where that is on."""
@@ -96,14 +97,13 @@ class Reporter:
 
     def go_back(self, recorded: int) -> None:
         """Forget the rows after a step, which will come again; W&B keeps what it has seen of them."""
-        if self.views is not None:
-            self.views.close()
+        for view in self.views:
+            view.close()
         for record in (self.record, self.timings):
             record.open(recorded or None)
         if self._watched:
             self.histograms.open(recorded or None)
-        if self.views is not None:
-            self.views = Views(self.path, self._viewed)
+        self.views = views.start(self.path, self._viewed)
 
     def close(
         self,
@@ -166,10 +166,14 @@ def show_again(
     """
     path = directory.path
     cut_short = (path / UNSHOWN).exists()
-    viewed = [name for name, place in VIEWED.items() if name in trackers and (cut_short or not (path / place).exists())]
+    viewed = [
+        name
+        for name in trackers
+        if name != "wandb" and (cut_short or (name in MADE_ANEW and not (path / MADE_ANEW[name]).exists()))
+    ]
     if cut_short or viewed or not all(ends(path / name, mark) for name, mark in PICTURES.items()):
-        views = Views(path, viewed) if viewed else None
-        show(path, tracker_of(directory, settings, trackers, wandb) if cut_short else None, views, wandb["artifacts"])
+        tracker = tracker_of(directory, settings, trackers, wandb) if cut_short else None
+        show(path, tracker, views.start(path, viewed), wandb["artifacts"])
 
 
 def tracker_of(
@@ -178,32 +182,31 @@ def tracker_of(
     """W&B where it is wanted."""
     if "wandb" not in trackers or wandb["mode"] == "disabled":
         return None
-    own = {name: wandb[name] for name in ("mode", "project", "entity", "name", "group", "tags")}
     code = provenance.own_files() if wandb["code"] else None
     run_id = directory.run_id(wandb["id"] or os.environ.get("WANDB_RUN_ID") or None)
     wait = LATE if takes_all_cores() else 0.0
-    return WandbTracker(directory.path, dict(settings), run_id=run_id, code=code, wait=wait, **own)
+    return WandbTracker(directory.path, settings, wandb, run_id, code, wait)
 
 
-def show(path: Path, tracker: WandbTracker | None, views: Views | None, artifacts: str | bool) -> None:
+def show(path: Path, tracker: WandbTracker | None, shown: Sequence[Views], artifacts: str | bool) -> None:
     """Draw the pictures and the page from the files of a run, and end its trackers.
 
     Args:
         path: Run directory.
         tracker: W&B, which has been told all rows, or reads them.
-        views: The same of TensorBoard and the table.
+        shown: The other trackers, which follow the record.
         artifacts: Which checkpoints W&B is to have.
     """
-    from launcher.run import report
+    from launcher.run import curves, report
 
     if tracker is not None:
         tracker.begin()
-    for name, draw in (("curves.png", report.draw_curves), ("report.html", report.write_report)):
+    for name, draw in (("curves.png", curves.draw_curves), ("report.html", report.write_report)):
         try:
             draw(path)
         except Exception as error:  # a full disk, or a matplotlib of somebody's own: the result is written
             log.warning("%s is not drawn (%s: %s); the same command tries again.", name, type(error).__name__, error)
-    ended = views is None or views.close()
+    ended = all([view.close() for view in shown])
     if tracker is not None:
         summary = read_json(path / "summary.json")
         summary |= {name: numbers(summary.get(name)) for name in ("final", "best")}

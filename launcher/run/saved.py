@@ -17,7 +17,7 @@ from launcher.core.files import number
 from launcher.distributed import devices
 from launcher.distributed.ranks import Ranks
 from launcher.run import provenance
-from launcher.run.run_directory import CONFIG, read_config
+from launcher.run.config_file import CONFIG, read_config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -221,8 +221,8 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
         if not _same(record[key], now[key]):
             raise ConfigError(
                 f"data: this is not what the run learned from: its {key.replace('_', ' ')} would be another "
-                f"({_short(record[key])} then, {_short(now[key])} now). To take other samples as the run "
-                "prepares them, use input=FILE_OR_FOLDER."
+                f"({provenance.short(record[key])} then, {provenance.short(now[key])} now). To take other samples as "
+                "the run prepares them, use input=FILE_OR_FOLDER."
             )
     if os.environ.get("RANK", "0") == "0":
         for line in provenance.data_differences(record, now):
@@ -239,11 +239,6 @@ def _same(then: Any, now: Any) -> bool:
     if isinstance(then, float) and isinstance(now, float):
         return math.isclose(then, now, rel_tol=1e-9)
     return bool(then == now)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def data_of_others(record: Mapping[str, Any], others: "Others") -> "Data":

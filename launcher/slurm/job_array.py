@@ -18,8 +18,8 @@ from launcher.config.tree import key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json
 from launcher.distributed import slurm_commands
-from launcher.run import run_directory
 from launcher.run.command_line import config_options
+from launcher.run.lock import is_held
 from launcher.slurm import snapshot
 from launcher.slurm.job import quote, sbatch_options, submission_environment
 from launcher.sweep.failure import FAILED, OUTPUT
@@ -144,7 +144,7 @@ def _left_to_do(sweep: Sweep) -> list[Trial]:
 
 def _note(trial: Trial, in_queue: State | None) -> None:
     """Note whether a trial is under way: by the queue of SLURM, or by its locked run directory."""
-    now = in_queue or (State.RUNNING if run_directory.is_held(trial.path) else None)
+    now = in_queue or (State.RUNNING if is_held(trial.path) else None)
     if now == trial.state:
         return
     if now == State.QUEUED:

@@ -17,7 +17,7 @@ from launcher.config.migrations import migrated
 from launcher.config.tree import key_of, leaves
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json
-from launcher.run.tracking import Record
+from launcher.run.record import Record
 from launcher.sweep import statistics
 from launcher.sweep.failure import FAILED
 from launcher.sweep.statistics import Sample

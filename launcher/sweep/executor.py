@@ -9,7 +9,7 @@ from multiprocessing import connection
 from launcher.core.processes import cores
 from launcher.distributed.stop_request import StopRequest
 from launcher.distributed.threads import exported_threads
-from launcher.run import run_directory
+from launcher.run.lock import is_held
 from launcher.sweep import failure
 from launcher.sweep.failure import FAILED
 from launcher.sweep.leases import Lease, Pool
@@ -87,7 +87,7 @@ class Executor:
 
     def _is_ours(self, trial: Trial) -> bool:
         """Whether a trial may start: no run of another start is in its directory, or has finished it meanwhile."""
-        if run_directory.is_held(trial.path):  # left over from an executor that was killed, or started alone
+        if is_held(trial.path):  # left over from an executor that was killed, or started alone
             if trial.state != State.WAITING:
                 trial.lifecycle.wait()
                 self.display.say(trial, "waits for the run that is in its directory")

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from launcher.core.files import read_json, write_text
+from launcher.core.files import read_json
 from launcher.run import report
 from launcher.sweep.comparison import Comparison
 from launcher.sweep.failure import FAILED, OUTPUT
@@ -20,20 +20,14 @@ details { margin: .4rem 0; } summary { cursor: pointer; overflow-wrap: anywhere;
 
 def write_page(sweep: Comparison) -> Path:
     """Write grid.html."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = report.figure_text
-    body = environment.get_template("comparison.html.j2").render(
+    return report.write_page(
+        sweep.path / "grid.html",
+        sweep.path.resolve().name,
+        Path(__file__).with_name("comparison.html.j2"),
+        STYLE.lstrip(),
         sweep=sweep,
-        name=sweep.path.resolve().name,
         tiles=_tiles(sweep),
         pictures=list(map(Markup, svg_pictures(sweep))),
         metrics=[name for name in sweep.metrics if name.startswith(("eval/", "test/"))],
@@ -41,10 +35,6 @@ def write_page(sweep: Comparison) -> Path:
         printed={entry.name: _printed(entry.path) for entry in sweep.entries if entry.state == State.FAILED},
         output=OUTPUT,
     )
-    path = sweep.path / "grid.html"
-    title = escape(sweep.path.resolve().name)
-    write_text(path, report.PAGE.format(title=title, style=report.STYLE + STYLE.lstrip(), body=body.strip()))
-    return path
 
 
 def _tiles(sweep: Comparison) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.files import replacing
-from launcher.run import report
+from launcher.run import curves
 from launcher.sweep.comparison import Comparison
 from launcher.sweep.statistics import SEED, Sample, best, numbers_first
 
@@ -29,7 +29,7 @@ def draw(sweep: Comparison) -> Path | None:
         return None
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with rc_context(report._style("#24292f")):
+    with rc_context(curves.style("#24292f")):
         figure = Figure(figsize=(6.2 * columns, 3.8 * rows), layout="constrained", facecolor="white")
         for place, panel in enumerate(panels, start=1):
             panel(figure.add_subplot(rows, columns, place))
@@ -47,7 +47,7 @@ def svg_pictures(sweep: Comparison) -> list[str]:
     pictures = []
     for number, panel in enumerate(panels_of(sweep)):
         # A salt of its own: the ids of all pictures share one page.
-        with rc_context(report._style(report.INK) | {"svg.hashsalt": f"grid {number}"}):
+        with rc_context(curves.style(curves.INK) | {"svg.hashsalt": f"grid {number}"}):
             figure = Figure(figsize=(5.4, 3.4), layout="constrained")
             axes = figure.add_subplot()
             panel(axes)
@@ -56,7 +56,7 @@ def svg_pictures(sweep: Comparison) -> list[str]:
             text = io.StringIO()
             figure.savefig(text, format="svg", metadata={"Date": None})
         picture = text.getvalue()
-        pictures.append(picture[picture.index("<svg") :].replace(report.INK, "currentColor"))
+        pictures.append(picture[picture.index("<svg") :].replace(curves.INK, "currentColor"))
     return pictures
 
 
@@ -77,10 +77,10 @@ def _draw_curves(axes: Any, sweep: Comparison) -> None:
     grey = [entry for entry in sweep.entries if entry.curve[0] and entry not in named]
     ground = axes.xaxis.label.get_color()
     for entry in grey:
-        axes.plot(*report._envelope(*map(np.asarray, entry.curve)), color=ground, alpha=0.18, linewidth=0.8)
+        axes.plot(*curves.envelope(*map(np.asarray, entry.curve)), color=ground, alpha=0.18, linewidth=0.8)
     for place, entry in reversed(list(enumerate(named))):
         marker = "o" if len(entry.curve[0]) <= 30 else None
-        x, y = report._envelope(*map(np.asarray, entry.curve))
+        x, y = curves.envelope(*map(np.asarray, entry.curve))
         label = f"{place + 1}. {_short(' '.join(entry.varied.values()) or entry.name, 34)}"
         axes.plot(x, y, color=COLOURS[place], linewidth=1.7, marker=marker, markersize=3, label=label)
     _scale(axes, [value for entry in sweep.entries for value in entry.curve[1] if math.isfinite(value)])
@@ -101,13 +101,13 @@ def _draw_effect(axes: Any, sweep: Comparison, name: str, samples: Sequence[Samp
     finite = {place: [v for v in sample.values if math.isfinite(v)] for place, sample in enumerate(samples)}
     for place, values in finite.items():
         alpha = max(0.15, min(0.7, 8 / (len(values) + 8)))
-        axes.plot([place] * len(values), values, "o", color=report.TRAIN, alpha=alpha, markersize=5, markeredgewidth=0)
+        axes.plot([place] * len(values), values, "o", color=curves.TRAIN, alpha=alpha, markersize=5, markeredgewidth=0)
     shown = {place: values for place, values in finite.items() if values}
     if shown:
         numbers = name != SEED and all(not numbers_first(sample.label)[0] for sample in samples)
         line = "-" if numbers else ""  # a line between words or seeds would mean nothing
         means, bests = map(statistics.fmean, shown.values()), [best(values, sweep.mode) for values in shown.values()]
-        colour = report.EVALUATED
+        colour = curves.EVALUATED
         axes.plot(list(shown), list(means), line + "D", color=colour, linewidth=1.4, markersize=6, label="mean")
         dotted = line.replace("-", ":") + "_"
         axes.plot(list(shown), bests, dotted, color=colour, linewidth=1.0, markersize=12, label="best")

@@ -21,7 +21,7 @@ from launcher.config.schema import FREE_ON_RESUME
 from launcher.config.tree import directory_override, key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import numbers, read_json
-from launcher.run import run_directory
+from launcher.run.config_file import CONFIG, read_config
 from launcher.sweep.failure import FAILED
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.trial_state import State, TrialState
@@ -82,7 +82,7 @@ class Trial:
 
 def state_of(path: Path) -> State:
     """What the files of a run directory tell, one of AT_REST: new where there are none."""
-    if not (path / run_directory.CONFIG).is_file():
+    if not (path / CONFIG).is_file():
         return State.FAILED if (path / FAILED).exists() else State.NEW
     status = read_json(path / "summary.json").get("status")
     if status == "finished":
@@ -201,8 +201,8 @@ class TrialComposer:
         label = " ".join(o for o in overrides if key_of(o) in varying) or " ".join(overrides) or "defaults"
         directory = self._directory(composed)
         state = state_of(directory)
-        if state != State.NEW and (directory / run_directory.CONFIG).is_file():
-            before = migrated(run_directory.read_config(directory, "hydra.sweep.dir"), f"hydra.sweep.dir={self.path}")
+        if state != State.NEW and (directory / CONFIG).is_file():
+            before = migrated(read_config(directory, "hydra.sweep.dir"), f"hydra.sweep.dir={self.path}")
             composed = composed.as_begun(before)
             refuse_mixing(self.path, before, composed.plain())
         settings, plain = composed.settings, composed.plain()

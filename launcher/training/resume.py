@@ -20,7 +20,7 @@ from launcher.training.checkpoint import DamagedCheckpoint, read_checkpoint, res
 from launcher.training.progress import Progress, Rules
 
 if TYPE_CHECKING:
-    from launcher.run.tracking import Record
+    from launcher.run.record import Record
     from launcher.training.accumulator import LossAccumulator
     from launcher.training.trainer import Trainer
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_tracking import KEY, Server, clean_environment, train
+from wandb_server import KEY, Server, clean_environment, train
 
 from launcher.commands.sync import find
 

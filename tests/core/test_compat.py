@@ -1,4 +1,4 @@
-"""Private names of Python and torch: that each is there, and does what it is taken for."""
+"""Private names of Python, torch and W&B: that each is there, and does what it is taken for."""
 
 import ast
 import os
@@ -156,6 +156,36 @@ def test_the_fork_server_and_its_tracker_end(tmp_path):
     for pid in map(int, done.stdout.split()):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+STARTED = """
+import json, os, signal, sys
+from launcher.core import compat
+pids = []
+compat.on_wandb_core(lambda service: pids.append(service.pid))
+import wandb
+run = wandb.init(mode="offline", dir=sys.argv[1], settings=wandb.Settings(silent=True))
+commands = [open(f"/proc/{pid}/cmdline").read() for pid in pids]
+run.finish()
+assert len(pids) == 1 and "wandb-core" in commands[0], (pids, commands)
+"""
+
+
+def test_wandb_starts_its_service_by_subprocess(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, str(tmp_path)],
+        env=os.environ | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_wandb_has_the_settings_that_it_may_drop():
+    import wandb
+
+    assert set(compat.wandb_settings(1)) <= set(wandb.Settings.model_fields)
 
 
 DOCUMENTED = {"os._exit", "sys._current_frames"}

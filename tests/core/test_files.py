@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import subprocess
-import threading
 import time
 
 import processes
@@ -152,32 +151,3 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
 def test_the_record_of_such_a_run_is_json_too(place):
     assert {row["eval/loss"] for row in rows(place / "run") if "eval/loss" in row} == {"nan"}
     assert summary(place / "run")["status"] == "finished"
-
-
-def test_a_lock_keeps_others_out_and_names_who_has_it(tmp_path):
-    place = tmp_path / "lock"
-    assert files.is_locked(place), "where one may not look, it would be"
-    handle = files.lock(place, "the first of us, who has a long name")
-    assert files.is_locked(place)
-    with pytest.raises(files.Locked, match=r"^the first of us, who has a long name$"):
-        files.lock(place, "the second")
-    os.close(handle)
-    assert not files.is_locked(place)
-    os.close(files.lock(place, "the second"))
-    assert place.read_text() == "the second"
-
-
-def test_a_lock_is_waited_for(tmp_path):
-    place, order = tmp_path / "lock", []
-
-    def second():
-        with files.locked(place):
-            order.append("second")
-
-    with files.locked(place):
-        thread = threading.Thread(target=second)
-        thread.start()
-        time.sleep(0.2)
-        order.append("first")
-    thread.join(10)
-    assert order == ["first", "second"]

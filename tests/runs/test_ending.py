@@ -12,7 +12,7 @@ import processes
 import pytest
 from kill_loop import OWN, RUN, place, same_bits
 from processes import REPOSITORY, rows, start, summary
-from test_tracking import KEY, Server, clean_environment, history, inspect, segments
+from wandb_server import KEY, Server, clean_environment, history, inspect, segments
 
 train = partial(processes.train, pictures=True)
 

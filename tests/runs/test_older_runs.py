@@ -17,7 +17,9 @@ from launcher.config.resume import differences
 from launcher.config.schema import FOUNDING, SCHEMA
 from launcher.config.tree import UNSTATED, leaves
 from launcher.data.source import build_data
-from launcher.run import run_directory, saved
+from launcher.run import saved
+from launcher.run.config_file import read_config
+from launcher.run.resume import check_same
 
 TABLE = "a,b,y\n" + "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(60))
 RUN = ["data=csv", "data.path=table.csv", "data.target=y", "epochs=3", "threads=1", "checkpoint.every=1",
@@ -104,8 +106,8 @@ def test_a_run_without_one_setting_is_taken_up_and_resumed(key, older, monkeypat
         (after[group] if leaf else after)[leaf or group] = changed[key]
     assert after == before
     if key not in changed:
-        then = run_directory.read_config(older / "run", "run_dir")
-        run_directory.check_same(older / "run", then, compose(*words))
+        then = read_config(older / "run", "run_dir")
+        check_same(older / "run", then, compose(*words))
         assert rerun.compose_again(older / "run", None).plain() == then | before
 
 

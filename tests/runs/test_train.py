@@ -184,7 +184,7 @@ def test_a_sweep_runs_each_trial_in_processes_of_its_own(tmp_path):
 
 def test_a_whole_run_with_wandb_whatever_its_server_does(tmp_path):
     """Offline, and online against a server that refuses: the same record, one warning, a segment that W&B can read."""
-    from test_tracking import history, inspect, segments
+    from wandb_server import history, inspect, segments
 
     (tmp_path / "own.py").write_text(OWN)
     key = "k" * 40

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_checkpoint import STATE
 
-from launcher.run.tracking import Record
+from launcher.run.record import Record
 from launcher.training.checkpoint import newest_good, read_checkpoint, verify
 from launcher.training.saver import Saver
 from launcher.training.staging import Staging, own_copy

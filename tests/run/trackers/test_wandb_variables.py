@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import wandb
 from processes import REPOSITORY, summary, train
-from test_tracking import clean_environment, inspect
 from wandb.wandb_agent import Agent
+from wandb_server import clean_environment, inspect
 
 from launcher.config import messages
 

@@ -15,7 +15,7 @@ from processes import rows, summary, train
 from test_resume import FAULTY, RUN_FAULTY
 
 from launcher.core.processes import exists
-from launcher.run.views import Views
+from launcher.run.trackers.views import Views
 
 pytestmark = pytest.mark.versions
 
@@ -145,7 +145,7 @@ def test_telling_costs_microseconds_also_where_nobody_listens(tmp_path, caplog):
 def test_the_views_end_with_a_trainer_whose_pipe_is_still_held(tmp_path):
     _record(tmp_path, 4)
     code = (
-        "import os, sys, time; from pathlib import Path; from launcher.run.views import Views\n"
+        "import os, sys, time; from pathlib import Path; from launcher.run.trackers.views import Views\n"
         "views = Views(Path(sys.argv[1]), ['csv'])\n"
         "os.fork() or time.sleep(30)\n"  # a child that keeps the pipe open
         "print(views._child.pid, flush=True); os.kill(os.getpid(), 9)"
@@ -163,6 +163,32 @@ def test_the_views_end_with_a_trainer_whose_pipe_is_still_held(tmp_path):
     finally:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+
+
+CHATTY = """
+import sys
+from launcher.run.trackers import view_process
+from launcher.run.trackers.csv import Table
+class Chatty(Table):
+    def row(self, row, timing):
+        print("chatter" * 30_000, flush=True)
+        super().row(row, timing)
+        if row["step"] == 3:
+            raise OSError("the server is gone")
+view_process.make_view = lambda name, run_dir: Chatty(run_dir)
+view_process.main()
+"""
+
+
+def test_what_trackers_say_does_not_block_them_and_an_error_is_told(tmp_path):
+    _record(tmp_path, 3)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHATTY, str(tmp_path), str(os.getpid()), "csv"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert child.wait(timeout=60) == 1, "with nobody reading"
+    assert child.communicate()[0] == b"OSError: the server is gone\n"
+    assert len(table(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("words", ["trackers=tensorboard", "trackers=[wandb,tensorbord]"])

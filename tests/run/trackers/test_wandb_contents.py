@@ -13,9 +13,9 @@ from kill_loop import newest, place
 from processes import REPOSITORY, train
 from safetensors.torch import load_file
 from test_resume import FAULTY, RUN_FAULTY
-from test_tracking import clean_environment, history, inspect, segments
 from torch import nn
 from torch.utils.data import Dataset
+from wandb_server import clean_environment, history, inspect, segments
 
 from launcher.config.components import build
 from launcher.core.errors import ConfigError

@@ -1,0 +1,206 @@
+"""Pictures of how a run went, from its record: curves.png, and SVG for pages."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.core.files import replacing
+from launcher.run.record import Record
+
+POINTS = 1500  # of one line; a longer series is drawn by its envelope: more cannot be told apart at this size
+TRAIN, EVALUATED = "#3987e5", "#d95926"  # told apart by the colour-blind too, on a light and on a dark ground
+INK = "#010203"  # of axes and letters; in the page this becomes the colour of the text around
+
+Line = tuple[str, list[float], list[float]]  # name, steps, values
+
+
+def draw_curves(run_dir: Path) -> Path | None:
+    """Draw how the run went: loss, metrics, learning rate, speed.
+
+    Args:
+        run_dir: Run directory; curves.png is written in it.
+
+    Returns:
+        The picture; None where there is nothing to draw yet.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    panels = _panels(Path(run_dir))
+    if not panels:
+        return None
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with rc_context(style("#24292f")):
+        figure = Figure(figsize=(6.0 * columns, 3.2 * rows), facecolor="white")
+        for place, (title, lines) in enumerate(panels.items()):
+            axes = figure.add_subplot()
+            _draw(axes, title, lines, _extent(panels))
+            _lay_out(axes, 6.0 * (place % columns), 3.2 * (rows - 1 - place // columns), 6.0, 3.2)
+        path = Path(run_dir) / "curves.png"
+        with replacing(path, "wb") as file:
+            figure.savefig(file, dpi=130)
+    return path
+
+
+def svg_curves(run_dir: Path) -> list[str]:
+    """The same panels as SVG, one each, in the colour of the text around."""
+    panels = _panels(run_dir)
+    if not panels:
+        return []
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    pictures = []
+    for number, (title, lines) in enumerate(panels.items()):
+        # A salt of its own: the ids of all pictures share one page.
+        with rc_context(style(INK) | {"svg.hashsalt": f"panel {number}"}):
+            figure = Figure(figsize=(5.4, 3.0))
+            axes = figure.add_subplot()
+            _draw(axes, title, lines, _extent(panels))
+            _lay_out(axes, 0, 0, 5.4, 3.0)
+            figure.patch.set_alpha(0)
+            for axes in figure.axes:
+                axes.patch.set_alpha(0)
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None})
+        picture = text.getvalue()
+        pictures.append(picture[picture.index("<svg") :].replace(INK, "currentColor"))
+    return pictures
+
+
+def _panels(run_dir: Path) -> dict[str, list[Line]]:
+    """Title of each panel to its lines: names that differ in `train/` or `eval/` alone share one."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for file in ("metrics.jsonl", "timings.jsonl"):
+        for row in Record(run_dir / file).rows():
+            for name, value in row.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    steps, values = series.setdefault(name, ([], []))
+                    steps.append(row["step"])
+                    values.append(float(value))
+    known = {"samples_per_second": "samples per second", "lr": "learning rate", "train/grad_norm": "gradient norm"}
+    hidden = {"step", "epoch", "time", "steps_per_second", "tokens_per_second", "memory_mb", "slowest_rank",
+              "data_wait", "communication", "evaluating", "saving", "computing"}  # fmt: skip
+    panels: dict[str, list[Line]] = {}
+    for name, (steps, values) in series.items():
+        if name not in hidden:
+            title = known.get(name, name.split("/", 1)[-1])
+            panels.setdefault(title, []).append((name, steps, values))
+    last = ("learning rate", "gradient norm", "samples per second")
+    order = sorted(panels, key=lambda title: (title != "loss", last.index(title) if title in last else -1))
+    return {title: panels[title] for title in order}
+
+
+def _extent(panels: Mapping[str, Sequence[Line]]) -> tuple[float, float]:
+    """First and last step of all panels: they share it, so that what stands below each other happened together."""
+    steps = [line[1] for lines in panels.values() for line in lines]
+    return min(line[0] for line in steps), max(line[-1] for line in steps)
+
+
+def style(ink: str) -> Any:  # matplotlib types its settings name by name
+    """Settings of matplotlib: its own, whatever a person's matplotlibrc says beside fonts, and these."""
+    from matplotlib import rcParamsDefault
+
+    return {key: value for key, value in rcParamsDefault.items() if not key.startswith(("backend", "font."))} | {
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": ink,
+        "axes.edgecolor": ink,
+        "axes.labelcolor": ink,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "grid.color": ink,
+        "grid.alpha": 0.12,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "launcher",
+    }
+
+
+def _draw(axes: Any, title: str, lines: Sequence[Line], steps_shown: tuple[float, float]) -> None:
+    import numpy as np
+
+    for name, steps, values in lines:
+        colour = EVALUATED if name.startswith(("eval/", "test/")) else TRAIN
+        label = name.split("/", 1)[0] if "/" in name else name
+        x, y = np.asarray(steps), np.asarray(values)
+        if len(x) > 200 and colour == TRAIN and title != "learning rate":
+            axes.plot(*envelope(x, y), color=colour, alpha=0.25, linewidth=0.8)  # the noise, behind the trend
+            axes.plot(*envelope(x, _smooth(y, len(y) // 50)), color=colour, linewidth=1.6, label=label)
+        else:
+            marker = "o" if len(x) <= 30 else None
+            axes.plot(*envelope(x, y), color=colour, linewidth=1.6, marker=marker, markersize=3.5, label=label)
+        broken = x[~np.isfinite(y)]
+        if len(broken):
+            axes.axvline(broken[0], color="#cf222e", linestyle=":", linewidth=1.2, label=f"{label}: NaN or inf")
+    seen = np.concatenate([np.asarray(values) for _, _, values in lines])
+    seen = seen[np.isfinite(seen)]
+    if len(seen) and seen.min() > 0 and seen.max() > 200 * seen.min() and title != "learning rate":
+        axes.set_yscale("log")
+    first, last = steps_shown
+    margin = 0.02 * (last - first) or 1
+    axes.set_xlim(first - margin, last + margin)
+    axes.set_title(title, parse_math=False)  # a name with a $ in it is a name
+    axes.set_xlabel("step")
+    axes.grid(True)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        for text in axes.legend(frameon=False, fontsize=9).get_texts():
+            text.set_parse_math(False)
+
+
+def _lay_out(axes: Any, x: float, y: float, width: float, height: float) -> None:
+    """Put axes into their part of a figure, in inches, with room for title and labels.
+
+    Matplotlib's own layouts draw everything once more to measure it: half of the time that the pictures take.
+    """
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.yaxis.get_majorticklocs() if min(low, high) <= tick <= max(low, high)]
+    labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
+    letters = max((5 if "$" in label else len(label) for label in labels), default=0)  # 10 to the power of something
+    left, right, bottom, top = 0.22 + 0.09 * letters, 0.12, 0.52, 0.36
+    whole_width, whole_height = axes.figure.get_size_inches()
+    axes.set_position(
+        [
+            (x + left) / whole_width,
+            (y + bottom) / whole_height,
+            (width - left - right) / whole_width,
+            (height - bottom - top) / whole_height,
+        ]
+    )
+
+
+def envelope(x: Any, y: Any) -> tuple[Any, Any]:
+    """The least and the greatest of each of POINTS / 2 stretches, in order: peaks survive, the cost does not grow."""
+    import numpy as np
+
+    size = -(-len(x) // (POINTS // 2))
+    if size <= 2:
+        return x, y
+    full = len(x) // size * size
+    stretches = y[:full].reshape(-1, size)
+    start = np.arange(0, full, size)
+    finite = np.isfinite(stretches)  # a stretch without any keeps its first, and the line is broken there
+    least = start + np.where(finite, stretches, np.inf).argmin(1)
+    greatest = start + np.where(finite, stretches, -np.inf).argmax(1)
+    kept = np.unique(np.concatenate([least, greatest, np.arange(full, len(x))]))
+    return x[kept], y[kept]
+
+
+def _smooth(y: Any, width: int) -> Any:
+    """Mean over `width` values around each, of those that are finite; NaN where the value itself is not."""
+    import numpy as np
+
+    finite = np.isfinite(y)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    low = np.maximum(np.arange(len(y)) - width // 2, 0)
+    high = np.minimum(np.arange(len(y)) + width // 2 + 1, len(y))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(finite, (sums[high] - sums[low]) / (counts[high] - counts[low]), np.nan)
