@@ -114,6 +114,9 @@ class Optimizer(Component):
     )
     nesterov: bool = argument("Nesterov's momentum.")
     eps: NotNegative = argument("Added to a denominator that could be 0.")
+    adamw_lr: NotNegative | None = argument("Learning rate of the part of the parameters that muon leaves to AdamW.")
+    fused: bool | None = argument("Torch's fused kernels; null: where torch has them.")
+    foreach: bool | None = argument("Torch's kernels over lists of parameters; null: as torch chooses.")
 
 
 class Loss(Component):
