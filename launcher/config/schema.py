@@ -25,6 +25,7 @@ EVERY = whole(1).or_word("epoch").or_null()
 SCHEMA: dict[str, Rule] = {
     "epochs": whole(1),
     "max_steps": whole(1).or_null().neutral(None),
+    "limit_batches": whole(1).or_null().neutral(None),
     "max_time": Rule(lambda v: parse_duration(v) is not None, 'seconds above 0, or a text such as "90m"')
     .or_null()
     .neutral(None),

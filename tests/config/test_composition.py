@@ -71,7 +71,7 @@ def test_settings_of_this_machine(tmp_path):
     assert compose("log_every=3", directory=tmp_path).settings.log_every == 3
     assert compose("local=other", directory=tmp_path).settings.wandb.entity == "home"
     assert compose("~local", directory=tmp_path).settings.wandb.entity is None
-    with pytest.raises(ConfigError, match="^local=nix: no such option. There are: default, other.$"):
+    with pytest.raises(ConfigError, match="local=nix: no such option"):
         compose("local=nix", directory=tmp_path)
     (tmp_path / "local/default.yaml").write_text("wandb: {entity: lab}\n")
     with pytest.raises(ConfigError, match="begins with the line `# @package _global_`"):
