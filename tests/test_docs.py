@@ -72,6 +72,12 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, **BY_NAME)
+def test_every_test_named_is_there(page):
+    there = {path.name for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"\btest_\w+\.py\b", page.read_text())) <= there
+
+
 def test_the_site_is_complete():
     """Every page but the README's own is in the navigation; this needs no mkdocs."""
     text = (REPOSITORY / "mkdocs.yml").read_text()

@@ -242,6 +242,7 @@ class Train(Section):
 
     epochs: Count = setting("Passes over the training split.", free=True)
     max_steps: Count | None = setting("Optimizer updates that end the run, where they come first.", None, free=True)
+    limit_batches: Count | None = setting("Global batches that are kept of each split; null: all.", None)
     max_time: Duration | None = setting(
         "Time that ends the run, with everything saved: seconds, or 90m, 12h, 2d.", None, free=True
     )

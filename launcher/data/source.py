@@ -173,6 +173,13 @@ class Data:
                 f"{place} have {targets[row].tolist()} at sample {row}, which is {words}, or take the sample out."
             )
 
+    def limit(self, samples: int) -> None:
+        """Keep at most so many samples of each split, the same on every rank: of each class its share."""
+        for name, part in self.splits().items():
+            if samples < len(part):
+                labels = part.targets if self.task == "classification" else None
+                setattr(self, name, part.at(split(len(part), samples / len(part), 0, labels)[1]))
+
     def move_to(self, device: torch.device) -> None:
         """Let data that lies in memory live on a GPU, where all of it fits into a quarter of what is free there.
 
@@ -348,12 +355,13 @@ def split_three(
     return rest[kept], rest[validated], tested
 
 
-def build_data(settings: Mapping[str, Any], leaves_out: bool = False) -> Data:
+def build_data(settings: Mapping[str, Any], leaves_out: bool = False, limit: int = 0) -> Data:
     """Build the data source that settings name.
 
     Args:
         settings: The group.
         leaves_out: Whether batches with NaN are left out of the training.
+        limit: Samples that are kept of each split at most; 0: all.
 
     Raises:
         ConfigError: As for `build`; or what `_target_` names gives something else.
@@ -364,4 +372,6 @@ def build_data(settings: Mapping[str, Any], leaves_out: bool = False) -> Data:
             f"data._target_: {settings['_target_']} gives a {type(data).__name__}, not a launcher.data.Data."
         )
     data.check(leaves_out)
+    if limit:
+        data.limit(limit)
     return data

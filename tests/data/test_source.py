@@ -71,6 +71,26 @@ def test_first_line_of_each_option_says_how_to_pick_it(name):
 # Splits
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_a_limited_split_has_its_share_of_each_class(read):
+    """Its samples are those of the whole, each with its own target, and their plain version as well."""
+    targets = torch.arange(100) % 5
+    part = TensorSplit(torch.arange(100.0)[:, None], targets)
+    if read:
+        pairs = list(zip(part.inputs, targets.tolist(), strict=True))
+        part = DatasetSplit(pairs, targets, plain=pairs)
+    data = Data("made", "classification", (1,), 5, part, part.at(torch.arange(8)), part)
+    data.limit(20)
+    assert [len(one) for one in parts(data)] == [20, 8, 20]
+    assert data.class_counts.tolist() == [4] * 5
+    if read:
+        samples = [data.train.dataset[i] for i in range(20)]
+        assert [data.train.plain[i] for i in range(20)] == samples
+    else:
+        samples = zip(data.train.inputs, data.train.targets.tolist(), strict=True)
+    assert [int(x) % 5 for x, _ in samples] == data.train.targets.tolist()
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.3333, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("stratified", [False, True])
 def test_split_covers_each_sample_once(fraction, stratified):
