@@ -14,6 +14,6 @@ def _composed(group, name):
         return OmegaConf.to_container(compose(f"{group}/{name}")[group])
 
 
-def option(group, name, **changes):
+def option(group, name, /, **changes):
     """The settings of an option, with those of the files that it is based on, as a plain dict."""
     return copy.deepcopy(_composed(group, name)) | changes
