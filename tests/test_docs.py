@@ -382,7 +382,7 @@ def test_the_commands_of_the_readme(checkout):
             on_cpu = "" if torch.cuda.device_count() >= 8 else "ACCELERATE_USE_CPU=1 " * ("num_processes 8" in command)
             run(on_cpu + re.sub(r"(launcher/(train|find_lr)\.py)", r"\1 threads=1 epochs=2", command))
             done += 1
-        if " -m " in command and "slurm" not in command:
+        if "train.py -m" in command and "slurm" not in command:
             (sweep,) = (place / "outputs/grids").glob("*/*")
             sweep.rename(place / "outputs/grids/NAME")
     assert done >= 18 and (place / "predictions.csv").is_file() and (place / "RUN-rerun").is_dir()
