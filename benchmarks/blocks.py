@@ -21,12 +21,14 @@ import workload  # noqa: E402
 
 from benchmarks.contenders import BATCH, FEATURES_OFF, MODELS, RECIPE, SAME_WORK  # noqa: E402
 from benchmarks.table import bootstrap_interval  # noqa: E402
-from launcher import config, stream  # noqa: E402
+from launcher.batching import stream  # noqa: E402
+from launcher.build import build  # noqa: E402
+from launcher.config import composition  # noqa: E402
+from launcher.config.command_line import parse_arguments  # noqa: E402
 from launcher.data import Data  # noqa: E402
-from launcher.distributed import find_ranks, start  # noqa: E402
-from launcher.divergence import Rollbacks  # noqa: E402
-from launcher.engine import Trainer  # noqa: E402
-from launcher.parts import build  # noqa: E402
+from launcher.distributed.process_group import find_ranks, start  # noqa: E402
+from launcher.training.divergence import Rollbacks  # noqa: E402
+from launcher.training.engine import Trainer  # noqa: E402
 
 STEPS = 100_000
 
@@ -34,8 +36,8 @@ STEPS = 100_000
 def of_launcher(root: str, recipe: bool) -> tuple[Data, Callable[[], object]]:
     """The data, and a step of a run as train.py builds it."""
     words = [*SAME_WORK, *MODELS["cnn"], *FEATURES_OFF, *(RECIPE if recipe else []), f"data.root={root}", "epochs=1000"]
-    with config.opened(config.parse_arguments([]), "train") as (hydra, name):
-        settings = config.compose(hydra, name, words).settings
+    with composition.opened(parse_arguments([]), "train") as (hydra, name):
+        settings = composition.compose(hydra, name, words).settings
     ranks = find_ranks({})
     accelerator = start(ranks, True, settings.mixed_precision, 1, 60, False, {}, "highest")
     parts = build(settings, ranks, 1, False, lambda make: make())

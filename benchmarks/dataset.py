@@ -23,16 +23,17 @@ sys.path[0:1] = [str(ROOT), str(ROOT / "benchmarks/peers")]
 import workload  # noqa: E402
 
 from benchmarks.table import bootstrap_interval  # noqa: E402
-from launcher import engine, stream  # noqa: E402
-from launcher.batch import plan_batch  # noqa: E402
-from launcher.data import Data, DatasetPart  # noqa: E402
-from launcher.distributed import find_ranks, start  # noqa: E402
-from launcher.divergence import Rollbacks  # noqa: E402
-from launcher.engine import Trainer  # noqa: E402
-from launcher.losses import build_loss  # noqa: E402
-from launcher.optimizers import build_optimizer  # noqa: E402
-from launcher.outputs import Outputs  # noqa: E402
-from launcher.schedulers import build_schedule  # noqa: E402
+from launcher.batching import stream  # noqa: E402
+from launcher.batching.plan import plan_batch  # noqa: E402
+from launcher.data import Data, DatasetSplit  # noqa: E402
+from launcher.distributed.process_group import find_ranks, start  # noqa: E402
+from launcher.losses.loss import build_loss  # noqa: E402
+from launcher.optimizers.optimizer import build_optimizer  # noqa: E402
+from launcher.schedulers.schedule import build_schedule  # noqa: E402
+from launcher.training import engine  # noqa: E402
+from launcher.training.divergence import Rollbacks  # noqa: E402
+from launcher.training.engine import Trainer  # noqa: E402
+from launcher.training.outputs import Outputs  # noqa: E402
 
 BATCH, EPOCHS = 64, 10_000
 BLOCK = bytes(1 << 12)
@@ -101,7 +102,7 @@ def by_hand(train: Samples, held_out: Samples, workers: int) -> Callable[[], Non
 
 def of_launcher(train: Samples, held_out: Samples, workers: int) -> Callable[[], None]:
     """The same of a run as train.py builds it."""
-    parts = [DatasetPart(dataset, torch.tensor(dataset.targets)) for dataset in (train, held_out, held_out)]
+    parts = [DatasetSplit(dataset, torch.tensor(dataset.targets)) for dataset in (train, held_out, held_out)]
     data = Data("made", "classification", (784,), 10, *parts)
     ranks = find_ranks({})
     accelerator = start(ranks, True, "no", 1, 60, False, {}, "highest")

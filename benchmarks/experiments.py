@@ -24,8 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from launcher.grid import Entry, read_grid  # noqa: E402
-from launcher.tracking import Record  # noqa: E402
+from launcher.run.tracking import Record  # noqa: E402
+from launcher.sweep.comparison import Entry, read_grid  # noqa: E402
 
 COMMON = ("seed=0,1,2", "device=cpu", "threads=1", "trackers=[]", "checkpoint.every=null")
 # Okabe and Ito (2008): told apart by every kind of colour vision. Without their yellow, orange and sky a little darker,

@@ -20,13 +20,13 @@ TRAIN = str(ROOT / "launcher/train.py")
 # A user's own source: a memory-mapped file, of which only what a batch needs is ever read.
 SOURCE = """
 import torch
-from launcher.data import Data, TensorPart
+from launcher.data import Data, TensorSplit
 
 def load(samples):
     def part(n):
         inputs = torch.from_file("inputs.bin", shared=False, size=n * 16, dtype=torch.uint8).view(n, 16)
         targets = torch.from_file("targets.bin", shared=False, size=n * 8, dtype=torch.uint8).view(torch.int64)
-        return TensorPart(inputs, targets, prepare=torch.Tensor.float)
+        return TensorSplit(inputs, targets, prepare=torch.Tensor.float)
     return Data("mapped", "classification", (16,), 2, part(samples), part(1000), part(1000))
 """
 
@@ -71,7 +71,7 @@ def data(work):
             f"{summary['peak_memory_mb']:.0f} MB at most"
         )
     sys.path.insert(0, str(ROOT))
-    from launcher.stream import permute
+    from launcher.batching.stream import permute
 
     for samples in (10_000, 1_000_000, 100_000_000, 10**12):
         took = []

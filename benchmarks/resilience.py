@@ -53,10 +53,11 @@ def resume(work, repeats):
     """Seconds from a command that resumes to the end of its first step, early and late; and the seek alone."""
     import torch
 
-    from launcher import checkpoint, stream
-    from launcher.batch import plan_batch
+    from launcher.batching import stream
+    from launcher.batching.plan import plan_batch
     from launcher.data.digits import load
-    from launcher.distributed import find_ranks
+    from launcher.distributed.process_group import find_ranks
+    from launcher.training import checkpoint
 
     settings = [
         "scheduler=constant",

@@ -50,9 +50,9 @@ def rank_of_many(rank, world, port, start_at, results):
     import torch
     import torch.distributed as dist
 
-    from launcher import distributed
-    from launcher.distributed import Ranks
-    from launcher.watch import Watch
+    from launcher.distributed import process_group
+    from launcher.distributed.process_group import Ranks
+    from launcher.distributed.watch import Watch
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -75,22 +75,22 @@ def rank_of_many(rank, world, port, start_at, results):
     found["meet"] = 1000 * (time.perf_counter() - started)
     state = {"python": random.getstate(), "numpy": ("MT19937", os.urandom(2500), 624, 0, 0.0)}
     found["state_kb"] = world * len(pickle.dumps(state)) / 1024
-    timed("directory", lambda: distributed.from_rank_0("/a/run/directory", world))
+    timed("directory", lambda: process_group.from_rank_0("/a/run/directory", world))
     timed("number", lambda: dist.all_reduce(torch.zeros(2)))
-    timed("states", lambda: distributed.at_rank_0(state, world, rank))
+    timed("states", lambda: process_group.at_rank_0(state, world, rank))
     watch = Watch(Ranks(rank, world, rank, world), 300)
     time.sleep(2)
     before = cpu_seconds()
     time.sleep(WATCHED)
     found["watch_rank_0" if rank == 0 else "watch_other"] = 100 * (cpu_seconds() - before) / WATCHED
-    distributed.finish(watch)
+    process_group.finish(watch)
     results.put(found)
 
 
 def measure(world):
     import torch.distributed  # noqa: F401  in the parent, so that each child has it
 
-    from launcher import distributed, watch  # noqa: F401
+    from launcher.distributed import process_group, watch  # noqa: F401
 
     context = multiprocessing.get_context("fork")
     results, port, start_at = context.Queue(), free_port(), time.time() + 0.5 + world / 20

@@ -27,8 +27,8 @@ class GridSweeper(basic_sweeper.BasicSweeper):
             ConfigError: There is none, or more than hydra.launcher.max_points.
             HydraException: What is swept, or a setting, is wrong.
         """
-        from launcher.config import whole
-        from launcher.points import check_count
+        from launcher.config.rules import whole
+        from launcher.sweep.trials import check_count
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         arguments = [*self._parse_config(), *arguments]
@@ -80,14 +80,14 @@ class LocalLauncher(Launcher):
         Raises:
             ConfigError: A setting is wrong; no point has been started.
         """
-        from launcher import conductor
+        from launcher.sweep import executor
 
         if self.task.stop:  # a sweeper that goes on in batches does not know
             raise SystemExit(int(bool(self.task.failed)))
-        options = conductor.Options(**self.plain_options())
+        options = executor.Options(**self.plain_options())
         return [
             self.result(point, JobStatus.COMPLETED)
-            for point in conductor.conduct(self.task, self.config, job_overrides, initial_job_idx, options)
+            for point in executor.conduct(self.task, self.config, job_overrides, initial_job_idx, options)
         ]
 
     def plain_options(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class LocalLauncher(Launcher):
 
     def result(self, point: Any, status: JobStatus) -> JobReturn:
         """What Hydra's sweepers get to know of a point; `status` where it has not failed."""
-        from launcher.board import figure_of
+        from launcher.sweep.board import figure_of
 
         result = JobReturn(overrides=point.overrides, status=status)
         if point.state == "failed":

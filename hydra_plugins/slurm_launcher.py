@@ -21,8 +21,8 @@ class SlurmLauncher(local_launcher.LocalLauncher):
         Raises:
             ConfigError: A setting is wrong, or SLURM refuses; nothing has been submitted.
         """
-        from launcher import job_array
-        from launcher.errors import ConfigError
+        from launcher.core.errors import ConfigError
+        from launcher.slurm import job_array
 
         if self.config is None or "cluster" not in self.config:
             raise ConfigError("cluster: your train.yaml has none; add `- cluster: default` to its defaults.")

@@ -5,6 +5,8 @@ import sys
 
 __version__ = "0.1.0"
 
+PACKAGE = os.path.dirname(os.path.realpath(__file__))
+command: str | None = None  # of the console, such as `train`; None where a file was started
 asked_early: list[int] = []  # signals that asked to stop before there was a run
 
 
@@ -37,7 +39,11 @@ def order_path(added: int) -> None:
 
 
 _started = getattr(sys.modules["__main__"], "__file__", None)
-if sys.argv[:1] == ["-m"] and any(word.startswith("launcher.") for word in sys.orig_argv):  # python -m launcher.train
+if sys.argv[:1] == ["-m"] and any(
+    word.partition(".")[0] == "launcher" for word in sys.orig_argv
+):  # python -m launcher train
     order_path(1 - sys.flags.safe_path)
-elif _started and os.path.dirname(os.path.realpath(_started)) == os.path.dirname(os.path.realpath(__file__)):
+elif (
+    _started and os.path.dirname(os.path.realpath(_started)) == PACKAGE and os.path.basename(_started) != "__main__.py"
+):
     order_path(2 - sys.flags.safe_path)  # started as a file, which has put the place of this package there

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from launcher import config, distributed
-from launcher.config import Composed
+from launcher.config.composed import Composed, publish
+from launcher.config.places import check_writable
+from launcher.config.tree import directory_override
+from launcher.distributed import process_group
 
 if TYPE_CHECKING:
-    from launcher.batch import BatchPlan
-    from launcher.data import Data
+    from launcher.batching.plan import BatchPlan
+    from launcher.data.source import Data
 
 SECONDS = 5.0  # of real steps, at least
 WINDOW = 5  # of them that one measurement takes
@@ -41,34 +43,37 @@ def check(composed: Composed) -> int:
         0, or 1 where the run could not go through: too little memory or disk, or a step that fails.
     """
     settings = composed.used()
-    ranks = distributed.join()
+    ranks = process_group.join()
     if ranks.rank != 0:
         return 0
-    on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
+    on_cpu = process_group.choose_device(settings.device, settings.mixed_precision, ranks)
 
     import shutil
 
     import torch
 
-    from launcher import losses, memory, parts, run_directory, saved
-    from launcher.stream import in_order
+    from launcher import build
+    from launcher.batching.stream import in_order
+    from launcher.losses.loss import build_loss
+    from launcher.run import run_directory, saved
+    from launcher.training import memory
 
     here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
     devices = here if settings.check is True else int(settings.check)
     path = Path(str(composed.hydra.run.dir)).resolve()
-    config.publish(composed.hydra, path)
-    config.check_writable(path)
+    publish(composed.hydra, path)
+    check_writable(path)
 
     # As train.py builds it, but for the model: of fake tensors, which have no memory.
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)
-    built = parts.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
+    built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
     data, plan, model, total_steps = built.data, built.plan, built.model, built.total_steps
     found = run_directory.Found()
     if composed.chose_directory:
         found = run_directory.look_into(path, composed, total_steps, built)
     most, parameters = settings.batch.max_per_device, sum(parameter.numel() for parameter in model.parameters())
-    loss = losses.build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
+    loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
 
     with saved.reading():
         sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
@@ -168,10 +173,10 @@ def excerpt(source: "Data", samples: int) -> "Data":
     """A data source with no more than so many samples to validate on; a data source's `_target_` itself."""
     from torch.utils.data import Subset
 
-    from launcher.data import TensorPart
+    from launcher.batching.splits import TensorSplit
 
     part, count = source.validation, min(samples, len(source.validation))
-    if isinstance(part, TensorPart):
+    if isinstance(part, TensorSplit):
         return replace(source, validation=replace(part, inputs=part.inputs[:count], targets=part.targets[:count]))
     targets = None if part.targets is None else part.targets[:count]
     return replace(source, validation=replace(part, dataset=Subset(part.dataset, range(count)), targets=targets))
@@ -216,10 +221,10 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
         run = Path(place, "run")
         hydra: Any = OmegaConf.to_container(OmegaConf.create({"hydra": composed.hydra}), enum_to_str=True)
         hydra["hydra"]["run"]["dir"] = str(run)
-        task = {"settings": settings, "hydra": hydra["hydra"], "overrides": [config.directory_override(run)],
+        task = {"settings": settings, "hydra": hydra["hydra"], "overrides": [directory_override(run)],
                 "trees": {}, "commit": None}  # fmt: skip
         Path(place, "task.json").write_text(json.dumps(task))
-        command = [sys.executable, str(Path(__file__).with_name("point.py")), "--task", f"{place}/task.json"]
+        command = [sys.executable, str(Path(__file__).with_name("trial.py")), "--task", f"{place}/task.json"]
         said, begun = Path(place, "said"), time.time()
         with said.open("wb") as file:
             process = subprocess.Popen(command, env=alone, stdout=file, stderr=subprocess.STDOUT)

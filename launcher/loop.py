@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from launcher import checkpoint, distributed, slurm
-from launcher.batch import BatchPlan
-from launcher.clock import Clock, Profiler
-from launcher.data import first_infinite
-from launcher.divergence import Diverged
-from launcher.engine import Evaluation, Trainer
-from launcher.pulse import pulse
-from launcher.reporter import Reporter
-from launcher.stopping import StopRequest
-from launcher.stream import ShardedStream, Stream
-from launcher.watch import by_rank_0
+from launcher.batching.plan import BatchPlan
+from launcher.batching.splits import first_infinite
+from launcher.batching.stream import ShardedStream, Stream
+from launcher.distributed import process_group, slurm
+from launcher.distributed.pulse import pulse
+from launcher.distributed.stopping import StopRequest
+from launcher.distributed.watch import by_rank_0
+from launcher.run.reporter import Reporter
+from launcher.training import checkpoint
+from launcher.training.clock import Clock, Profiler
+from launcher.training.divergence import Diverged
+from launcher.training.engine import Evaluation, Trainer
 
 log = logging.getLogger("launcher")
 
@@ -101,8 +102,8 @@ class Loop:
                 (batch,) = self.samples.batches(error.step, error.step + 1)
                 broken = any(first_infinite(micro.inputs) is not None for micro in batch.micros)
                 ranks = self.trainer.ranks
-                anywhere = distributed.at_rank_0(broken, ranks.world_size, ranks.rank)
-                error.broken = distributed.from_rank_0(anywhere and any(anywhere), ranks.world_size)
+                anywhere = process_group.at_rank_0(broken, ranks.world_size, ranks.rank)
+                error.broken = process_group.from_rank_0(anywhere and any(anywhere), ranks.world_size)
                 if self.trainer.rollbacks.count >= self.max_rollbacks:
                     error.left_out = self.max_rollbacks
                     raise

@@ -17,9 +17,15 @@ from typing import Any
 if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from launcher import check, config, distributed, logs, run_directory
-from launcher.config import Composed
-from launcher.watch import Watch, by_rank_0, finish, guarded
+from launcher import check
+from launcher.config import composition
+from launcher.config.command_line import parse_arguments
+from launcher.config.composed import Composed, publish
+from launcher.config.composition import show
+from launcher.config.rules import parse_duration
+from launcher.distributed import process_group
+from launcher.distributed.watch import Watch, by_rank_0, finish, guarded
+from launcher.run import logs, run_directory
 
 log = logging.getLogger("launcher")
 
@@ -31,15 +37,15 @@ def main() -> None:
 
 def command(argv: list[str]) -> int:
     """Do what a command line asks for: show something, start a grid (-m), or train."""
-    arguments = config.parse_arguments(argv)
-    if config.show(arguments, "train"):
+    arguments = parse_arguments(argv)
+    if show(arguments, "train"):
         return 0
-    with config.opened(arguments, "train") as (hydra, name):
-        composed = config.compose_run(hydra, name, arguments)
+    with composition.opened(arguments, "train") as (hydra, name):
+        composed = composition.compose_run(hydra, name, arguments)
         if composed is None:
-            if not distributed.conducts(distributed.join()):
+            if not process_group.conducts(process_group.join()):
                 return 0
-            return config.sweep(hydra, name, arguments.overrides)
+            return composition.sweep(hydra, name, arguments.overrides)
     return train(composed)
 
 
@@ -59,17 +65,17 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         return check.check(composed)
 
     # 1. Which rank am I, and on what kind of device
-    ranks = distributed.join()
-    on_cpu = distributed.choose_device(settings.device, settings.mixed_precision, ranks)
-    distributed.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
-    distributed.choose_workspace(os.environ, settings.deterministic, on_cpu)
-    distributed.check_compression(settings.strategy, ranks)
+    ranks = process_group.join()
+    on_cpu = process_group.choose_device(settings.device, settings.mixed_precision, ranks)
+    process_group.compare_devices(settings.device, ranks, on_cpu, settings.timeout)
+    process_group.choose_workspace(os.environ, settings.deterministic, on_cpu)
+    process_group.check_compression(settings.strategy, ranks)
 
     messages = logs.Log(composed, ranks.rank)
 
     # 2. Build everything on the CPU: what is wrong ends here, before a device or a directory is touched
-    from launcher import sharded
-    from launcher.parts import build
+    from launcher.build import build
+    from launcher.training import sharded
 
     with run_directory.settled(composed, ranks) as composed:
         settings = composed.used()
@@ -80,26 +86,28 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
     import torch
 
-    from launcher import checkpoint, divergence, engine, gallery, probe, provenance, reporter, stream
-    from launcher.clock import Clock, Profiler, useful_threads
+    from launcher.batching import stream
+    from launcher.distributed.stopping import StopRequest
     from launcher.loop import REPORT_SECONDS, Every, Loop
     from launcher.models.mirrored import Mirrored
-    from launcher.staging import Staging
-    from launcher.stopping import StopRequest
-    from launcher.tracking import Record
+    from launcher.run import gallery, provenance, reporter
+    from launcher.run.tracking import Record
+    from launcher.training import checkpoint, divergence, engine, probe
+    from launcher.training.clock import Clock, Profiler, useful_threads
+    from launcher.training.staging import Staging
 
     # 3. The run directory, made by rank 0 and told to every rank; then the devices
     directory, path, complete = run_directory.open_for_all(composed, total_steps, parts, ranks)
     useful = partial(useful_threads, model, data.train, plan.micro_size) if on_cpu else lambda: None
-    threads = distributed.choose_threads(settings.threads, ranks, useful)
-    accelerator = distributed.start(
+    threads = process_group.choose_threads(settings.threads, ranks, useful)
+    accelerator = process_group.start(
         ranks, on_cpu, settings.mixed_precision, threads, settings.timeout, settings.deterministic,
         settings.strategy, settings.float32_matmul_precision, settings.device == "shared",
     )  # fmt: skip
     device = accelerator.device
     watch = Watch(ranks, settings.timeout) if ranks.world_size > 1 else None
     data.move_to(device)
-    config.publish(composed.hydra, path)
+    publish(composed.hydra, path)
     if directory is not None:
         messages.begin_file(path)
         log.info("run        %s%s", path, ", resumed" if directory.resumed else "")
@@ -150,7 +158,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         plan = plan.capped(progress.max_per_device)
     log.info("batch      %s", plan)
     # Until here a signal simply ends the process: nothing is lost. From here on it starts others, that load samples
-    stop = StopRequest(config.parse_duration(settings.max_time), REPORT_SECONDS)
+    stop = StopRequest(parse_duration(settings.max_time), REPORT_SECONDS)
     samples = stream.of_rank(
         data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.balanced, parts.kind
     )
@@ -220,7 +228,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         )  # fmt: skip
     status = "finished" if tested else "stopped"
     # One of them has heard the signal, and one has taken most memory
-    told = distributed.at_rank_0((stop.reason, loop.clock.memory.mb()), ranks.world_size, ranks.rank) or []
+    told = process_group.at_rank_0((stop.reason, loop.clock.memory.mb()), ranks.world_size, ranks.rank) or []
     if directory is not None and keeper is not None:
         summary = {
             "status": status,

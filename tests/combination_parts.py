@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from launcher.data import Data, DatasetPart, TensorPart
+from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.data.images import augmentation
 
 TRAIN, VALIDATION, TEST, CLASSES = 29, 13, 9, 4  # no last update of a size in combinations.py has a single sample
@@ -60,7 +60,7 @@ def load(kind, source="memory", augment=False, poisoned=False):
             raw[22].view(-1)[0] = NAN
         if kind == "tokens":
             stream = (raw // 16).long()
-            parts.append(TensorPart(stream[:, :-1].contiguous(), stream[:, 1:].contiguous()))
+            parts.append(TensorSplit(stream[:, :-1].contiguous(), stream[:, 1:].contiguous()))
             continue
         targets = labels
         if kind == "numbers":
@@ -68,12 +68,12 @@ def load(kind, source="memory", augment=False, poisoned=False):
         if source == "memory":
             changed = augmentation(True, 1, 0.5, 8, [64.0] * 3) if augment and kind == "images" else None
             changed = changed if n == TRAIN else None
-            parts.append(TensorPart(raw, targets, Scale(), changed, changed.draws if changed else 0))
+            parts.append(TensorSplit(raw, targets, Scale(), changed, changed.draws if changed else 0))
         else:
             plain = Drawn(raw, targets, False)
             dataset = Whole(raw, targets, False) if source == "batched" else Drawn(raw, targets, augment and n == TRAIN)
             known = targets if kind != "numbers" else None
-            parts.append(DatasetPart(dataset, known, Scale(), batched=source == "batched", plain=plain))
+            parts.append(DatasetSplit(dataset, known, Scale(), batched=source == "batched", plain=plain))
     task = {"numbers": "regression", "tokens": "language"}.get(kind, "classification")
     outputs = {"numbers": 2, "tokens": 16}.get(kind, CLASSES)
     return Data("made", task, (8,) if kind == "tokens" else shape, outputs, *parts)

@@ -48,8 +48,10 @@ from omegaconf import OmegaConf
 from processes import CONTEXT, start, without_pictures
 from safetensors.torch import load_file
 
-from launcher import config
-from launcher.errors import ConfigError
+from launcher.config import composition
+from launcher.config.command_line import parse_arguments
+from launcher.config.composed import Composed
+from launcher.core.errors import ConfigError
 
 FIXED = [
     "seed=3", "epochs=3", "threads=1", "trackers=[]", "checkpoint.every=2", "checkpoint.keep=1000",
@@ -355,7 +357,7 @@ def _train(packed: bytes, server: str, around: Callable[[], AbstractContextManag
 
     Pictures are left out, which are half of the time, and processes that load data come from the warm one too.
     """
-    from launcher.point import train_composed
+    from launcher.trial import train_composed
 
     forkserver._forkserver._forkserver_address = server
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
@@ -422,15 +424,15 @@ class Runner:
 
 
 @functools.lru_cache(64)  # the same for a run, the one that goes on and the plain loop
-def composed(argv: tuple[str, ...]) -> config.Composed:
+def composed(argv: tuple[str, ...]) -> Composed:
     """The checked config of a command line.
 
     Raises:
         Refusal: There is none.
     """
     try:
-        with LOCK, config.opened(config.parse_arguments([]), "train") as (hydra, name):
-            return config.compose(hydra, name, list(argv))
+        with LOCK, composition.opened(parse_arguments([]), "train") as (hydra, name):
+            return composition.compose(hydra, name, list(argv))
     except ConfigError as error:
         raise Refusal(f"error: {error}\n") from error
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+PLACES = [str(HERE), *sorted({str(file.parent) for file in HERE.glob("*/test_*.py")})]
+sys.path[:0] = PLACES
 os.environ["PYTHONPATH"] = os.pathsep.join(  # for the parent of the tests' processes, which imports from here
-    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    [*PLACES, *filter(None, [os.environ.get("PYTHONPATH")])]
 )
-import gpus
+import gpus  # noqa: E402
 
 gpus.hide()  # from tests that are not for them, before torch is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # the tests' own arithmetic is small, and runs beside processes they start

@@ -60,7 +60,7 @@ def show(environment=os.environ):
 @functools.cache
 def are_here():
     """Whether torch sees a GPU where they are not hidden; it is asked in a process of its own, and once."""
-    from launcher.devices import DRIVERS
+    from launcher.sweep.devices import DRIVERS
 
     if not any(map(os.path.exists, DRIVERS)):
         return False

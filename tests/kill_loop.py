@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 # Dropout, augmentation, accumulation, a moving average, a schedule with warmup: all that has a state.
 OWN = """
 import torch
-from launcher.data import Data, TensorPart
+from launcher.data import Data, TensorSplit
 
 def shake(raw, uniforms):
     return raw + 0.1 * (uniforms - 0.5)
@@ -35,7 +35,7 @@ def load(n=60, classes=3):
     g = torch.Generator().manual_seed(0)
     def part(n):
         y = torch.arange(n) % classes
-        return TensorPart(torch.randn(n, 5, generator=g) + y[:, None], y, augment=shake, draws=5)
+        return TensorSplit(torch.randn(n, 5, generator=g) + y[:, None], y, augment=shake, draws=5)
     return Data("own", "classification", (5,), classes, part(n), part(30), part(30))
 """
 # OWN with a model that has a BatchNorm.

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.stopping import SIGNALS
+from launcher.distributed.stopping import SIGNALS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -116,7 +116,7 @@ def start(function, arguments, directory, world=1, environment=None, delays=()):
 
 def without_pictures():
     """Let this process draw nothing at the end of a run: half of the time that a small one takes."""
-    report = importlib.import_module("launcher.report")
+    report = importlib.import_module("launcher.run.report")
     report.draw_curves = report.write_report = lambda path: None
 
 
@@ -125,8 +125,12 @@ def _command(name, argv, working_directory, pictures=True):
         without_pictures()
     os.chdir(working_directory)
     sys.path.insert(0, str(working_directory))
-    sys.argv = [str(REPOSITORY / "launcher" / f"{name}.py"), *argv]
-    importlib.import_module(f"launcher.{name}").main()
+    if name == "train":
+        sys.argv = [str(REPOSITORY / "launcher/train.py"), *argv]
+        importlib.import_module("launcher.train").main()
+    else:
+        sys.argv = [str(REPOSITORY / "launcher/__main__.py"), name.replace("_", "-"), *argv]
+        importlib.import_module("launcher.__main__").main()
 
 
 def train(argv, directory, world=1, environment=None, delays=(), name="io", pictures=False):

@@ -7,10 +7,11 @@ import traceback
 MODULES = """
     accelerate hydra.main matplotlib.pyplot matplotlib.backends.backend_agg matplotlib.backends.backend_svg numpy.random
     torch torch._dynamo torch.distributed torch.distributed.fsdp torch.nn.parallel torch.onnx
-    launcher.batch launcher.checkpoint launcher.engine launcher.losses launcher.loop launcher.metrics
-    launcher.optimizers launcher.parts launcher.report launcher.reporter launcher.run_directory launcher.schedulers
-    launcher.sharded launcher.stopping launcher.stream launcher.terminal launcher.tracking launcher.train launcher.views
-    launcher.watch
+    launcher.batching.plan launcher.training.checkpoint launcher.training.engine launcher.losses.loss launcher.loop
+    launcher.metrics.sums launcher.optimizers.optimizer launcher.build launcher.run.report launcher.run.reporter
+    launcher.run.run_directory launcher.schedulers.schedule launcher.training.sharded launcher.distributed.stopping
+    launcher.batching.stream launcher.run.terminal launcher.run.tracking launcher.train launcher.run.views
+    launcher.distributed.watch
 """  # torch._dynamo, which DDP and the optimizers import, brings sympy: 1.4 s in every process
 
 try:

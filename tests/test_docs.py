@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import graphlib
 import importlib.util
 import itertools
 import os
@@ -23,7 +22,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
 from processes import REPOSITORY
 
-from launcher import config
+from launcher.__main__ import COMMANDS
+from launcher.config import composition, schema
+from launcher.config.command_line import parse_arguments
+from launcher.config.composition import show
+from launcher.config.schema import FIND_LR_SCHEMA, SCHEMA
 
 PAGES = sorted(
     path
@@ -78,10 +81,10 @@ def test_the_site_is_complete():
 # --- Commands ---------------------------------------------------------------------------------------------------------
 
 PROGRAM = re.compile(
-    r"(?:[A-Z_]+=\S* )*(?:python (?:-m )?[\w/.]+|launcher-[a-z-]+|torchrun|accelerate launch|srun|sbatch|salloc)(?= |$)"
+    r"(?:[A-Z_]+=\S* )*(?:python (?:-m )?[\w/.]+|launcher [a-z-]+|torchrun|accelerate launch|srun|sbatch|salloc)(?= |$)"
 )
 SETTINGS = re.compile(r"(?:[+~]*[a-z_]+(?:[./][\w/.@]+)*=\S+(?: |$))+")
-TAKES_A_RUN = {name: getattr(config, f"{name.upper()}_SCHEMA") for name in ("evaluate", "predict", "export", "rerun")}
+TAKES_A_RUN = {name: getattr(schema, f"{name.upper()}_SCHEMA") for name in ("evaluate", "predict", "export", "rerun")}
 COMPOSES: set[tuple[str | None, ...]] = set()  # what has been composed without an error
 COMPOSED = ("train", "find_lr", *TAKES_A_RUN)
 
@@ -104,17 +107,17 @@ def commands(path):
     for line, after in itertools.pairwise([*lines, ""]):
         line = re.sub(r"\$\(\(.*?\)\)|\$\(.*?\)|\\?\$\w+|<[^<>]*>", "1", line)  # what a shell or a person fills in
         for part in map(str.strip, re.split(" && | [|] ", line)):
-            if PROGRAM.match(part) and part not in PROJECT["scripts"]:
+            if PROGRAM.match(part) and not re.fullmatch("launcher [a-z-]+", part):
                 yield part, after.removeprefix("error: ") if after.startswith("error: ") else None
 
 
 def compose(program, words):
     """Compose and check a command's settings, as the program does before it begins; of a grid each value once."""
     if program in TAKES_A_RUN:
-        config.compose_tool(program, words, TAKES_A_RUN[program])
+        composition.compose_tool(program, words, TAKES_A_RUN[program])
         return
-    arguments = config.parse_arguments(words)
-    if config.show(arguments, program):
+    arguments = parse_arguments(words)
+    if show(arguments, program):
         return
     points = [arguments.overrides]
     if arguments.multirun:
@@ -124,11 +127,11 @@ def compose(program, words):
         first = {key: values[0] for key, values in swept.items()}
         chosen = [first | {key: value} for key, values in swept.items() for value in values] or [{}]
         points = [[*fixed, *(f"{key}={value}" for key, value in point.items())] for point in chosen]
-    with config.opened(arguments, program) as (hydra, name):
+    with composition.opened(arguments, program) as (hydra, name):
         for point in points:
             kind = (program, arguments.config_dir, *point)
             if kind not in COMPOSES:
-                config.compose(hydra, name, point, config.FIND_LR_SCHEMA if program == "find_lr" else config.SCHEMA)
+                composition.compose(hydra, name, point, FIND_LR_SCHEMA if program == "find_lr" else SCHEMA)
             COMPOSES.add(kind)
 
 
@@ -136,9 +139,9 @@ class Accepted(BaseException):
     """A script's own parser has taken its command line."""
 
 
-def parse(script, words, monkeypatch):
-    """Let a script read a command line, and end it there."""
-    if "argparse" not in script.read_text():
+def parse(program, words, monkeypatch):
+    """Let a script, or a module of a command, read a command line, and end it there."""
+    if isinstance(program, Path) and "argparse" not in program.read_text():
         return
     taken = argparse.ArgumentParser.parse_args
 
@@ -148,9 +151,11 @@ def parse(script, words, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(Accepted):
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-        patch.setattr(sys, "argv", [str(script), *words])
-        patch.setattr(sys, "path", [str(script.parent), *sys.path])
-        runpy.run_path(str(script), run_name="__main__")
+        if not isinstance(program, Path):
+            program.command(words)
+        patch.setattr(sys, "argv", [str(program), *words])
+        patch.setattr(sys, "path", [str(program.parent), *sys.path])
+        runpy.run_path(str(program), run_name="__main__")
 
 
 @cache
@@ -173,7 +178,7 @@ def check(words, monkeypatch):
         del words[0]
     program, *words = words
     started = any(
-        word.endswith((".py", ".sbatch")) or word.startswith(("launcher.", "bash", "python")) for word in words
+        word.endswith((".py", ".sbatch")) or word.startswith(("launcher", "bash", "python")) for word in words
     )
     if program in ("srun", "sbatch", "salloc"):
         script = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
@@ -204,20 +209,30 @@ def check(words, monkeypatch):
         from accelerate.commands.launch import launch_command_parser
 
         asked = launch_command_parser().parse_args(words[1:] if started else [*words[1:], "launcher/train.py"])
-        check(["python", asked.training_script, *asked.training_script_args], monkeypatch)
+        check(
+            ["python", *(["-m"] if asked.module else []), asked.training_script, *asked.training_script_args],
+            monkeypatch,
+        )
     elif program == "python" and words[0] == "-m":
-        if words[1].startswith("launcher."):
+        if words[1] == "launcher":
+            check(words[1:], monkeypatch)
+        elif words[1].startswith("launcher."):
             check(["python", words[1].replace(".", "/") + ".py", *words[2:]], monkeypatch)
     elif program == "python":
         script = REPOSITORY / words[0]
         assert script.is_file(), words[0]
-        if script.parent.name == "launcher" and script.stem in COMPOSED:
-            compose(script.stem, words[1:])
+        if script == REPOSITORY / "launcher/train.py":
+            compose("train", words[1:])
         else:
             parse(script, words[1:], monkeypatch)
     else:
-        assert program in PROJECT["scripts"], program
-        check(["python", f"launcher/{program.removeprefix('launcher-').replace('-', '_')}.py", *words], monkeypatch)
+        assert program == "launcher" and words[0] in COMMANDS, (program, words)
+        module = importlib.import_module(COMMANDS[words[0]][0])
+        name = module.__name__.rpartition(".")[2]
+        if name in COMPOSED:
+            compose(name, [*words[1:], *(["check=true"] if words[0] == "check" else [])])
+        else:
+            parse(module, words[1:], monkeypatch)
 
 
 @pytest.fixture
@@ -258,7 +273,8 @@ def test_every_setting_named_is_one(page, project):
             continue
         key = words.partition("=")[0].lstrip("+")
         program = next(
-            (name for name, schema in TAKES_A_RUN.items() if key in schema.keys() - {*config.SCHEMA, "data"}), "train"
+            (name for name, schema in TAKES_A_RUN.items() if key in schema.keys() - {*SCHEMA, "data"}),
+            "train",
         )
         needs = [f"run_dir={project}"] if program != "train" and key != "run_dir" else []
         beneath = ["hydra/launcher=slurm"] if page.parent.name == "slurm" and program == "train" else []
@@ -329,7 +345,7 @@ def test_the_quick_start_from_top_to_bottom(checkout):
 
 @pytest.mark.soak
 def test_the_commands_of_the_readme(checkout):
-    """Those under "Run it" in their order, on a run of a table; shorter. test_slurm_docs.py has those of clusters."""
+    """Those under "Run it" in their order, on a run of a table; shorter. slurm/test_guide.py has those of clusters."""
     place, run = checkout
     table = "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(80))
     (place / "new.csv").write_text(f"a,b,y\n{table}")
@@ -406,52 +422,8 @@ def test_the_api_pages_follow_the_folders(tmp_path, monkeypatch):
     assert hooks["page_of"](package / "core/files.py") == "# launcher.core.files\n\n::: launcher.core.files\n"
 
 
-@pytest.fixture(scope="module")
-def imports():
-    """docs/imports.py, which draws what imports what."""
-    spec = importlib.util.spec_from_file_location("imports", REPOSITORY / "docs/imports.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_no_module_imports_in_a_circle(imports, monkeypatch, tmp_path):
-    edges = imports.graph()
-    order = imports.ordered(edges)  # raises where there is a circle
-    place = {module: index for index, module in enumerate(order)}
-    assert place.keys() == edges.keys() and order[-1] == "errors" and len(edges) > 50
-    for module, others in edges.items():
-        assert all(place[module] < place[other] for other, late in others.items() if not late), module
-    assert edges["data"].keys() | edges["models"].keys() <= {"errors"}
-    edges["errors"]["train"] = False
-    with pytest.raises(graphlib.CycleError):
-        imports.ordered(edges)
-
-
-HEAVY = {"torch", "accelerate", "wandb", "sklearn", "matplotlib", "numpy", "rich"}
-
-
-def test_what_is_imported_before_the_checks_is_light(imports):
-    """The commands, and all that they import at the top, directly or not, leave torch to functions."""
-    edges = imports.graph()
-    seen, left = (
-        set(),
-        ["train", "find_lr", "evaluate", "predict", "export", "rerun", "grid", "sync", "doctor", "console"],
-    )
-    while left:
-        module = left.pop()
-        seen.add(module)
-        names = imports.imported(ast.parse((REPOSITORY / f"launcher/{module}.py").read_text()))
-        heavy = {name.split(".")[0] for name, late in names if not late} & HEAVY
-        assert not heavy, (module, heavy)
-        left += [other for other, late in edges[module].items() if not late and other not in seen]
-    assert {"config", "errors", "distributed", "watch", "slurm", "run_directory"} <= seen
-
-
-def test_the_readme_says_where_everything_is():
-    files = (REPOSITORY / "README.md").read_text().partition("## Where is what")[2]
-    named = set(re.findall(r"[`/](\w+)\.py`", files))
-    there = {path.stem for path in (REPOSITORY / "launcher").glob("*.py")} - {"__init__"}
-    assert named & there == there, there - named
-    for folder in ("data", "models", "hydra_plugins", "slurm", "benchmarks", "docs", "examples", "conf", "tests"):
+def test_the_readme_names_every_room():
+    files = (REPOSITORY / "README.md").read_text().partition("## Project layout")[2]
+    rooms = {path.parent.name for path in (REPOSITORY / "launcher").glob("*/__init__.py")}
+    for folder in (*rooms, "hydra_plugins", "slurm", "benchmarks", "docs", "examples", "conf", "tests"):
         assert f"{folder}/" in files, folder

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from processes import REPOSITORY
 
 from benchmarks import experiments
-from launcher import config
+from launcher.config import composition
+from launcher.config.command_line import parse_arguments
 
 PAGES = REPOSITORY / "docs/concepts"
 GRIDS = [(name, grid) for name, experiment in experiments.EXPERIMENTS.items() for grid in experiment.grids]
@@ -30,8 +31,8 @@ def choices(name, grid):
 
 @pytest.fixture(scope="module")
 def compose():
-    with config.opened(config.parse_arguments([]), "train") as (hydra, name):
-        yield lambda words: config.compose(hydra, name, list(words))
+    with composition.opened(parse_arguments([]), "train") as (hydra, name):
+        yield lambda words: composition.compose(hydra, name, list(words))
 
 
 @pytest.mark.parametrize(("name", "grid"), GRIDS, ids=[f"{name}-{grid or 'all'}" for name, grid in GRIDS])

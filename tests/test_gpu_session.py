@@ -12,6 +12,7 @@ from processes import REPOSITORY
 
 from benchmarks.gpu import figures, session, steps, traces, workloads
 from benchmarks.gpu.session import Step
+from launcher.config.command_line import parse_arguments
 
 WRITES = """
 import json, os, subprocess, sys, time
@@ -120,7 +121,7 @@ def test_waits_for_the_device_are_counted_within_steps(tmp_path):
 
 @pytest.mark.parametrize(("reads", "expected"), [(0, 0.0), (2, 2.0)])
 def test_a_real_trace_shows_a_loop_that_reads_numbers(reads, expected, tmp_path):
-    from launcher.clock import Profiler
+    from launcher.training.clock import Profiler
 
     profiler = Profiler(tmp_path / "trace.json")
     number = torch.ones(3)
@@ -146,13 +147,13 @@ def test_the_model_is_resnet_18():
 @pytest.mark.parametrize("name", workloads.WORKLOADS)
 def test_the_launcher_is_told_to_do_what_the_loop_does(name):
     """The same model, size for size, from the words of the command line."""
-    from launcher import config
-    from launcher.distributed import find_ranks
-    from launcher.parts import build
+    from launcher.build import build
+    from launcher.config import composition
+    from launcher.distributed.process_group import find_ranks
 
     workload = workloads.DRY[name]
-    with config.opened(config.parse_arguments([]), "train") as (hydra, config_name):
-        settings = config.compose(hydra, config_name, workloads.words(workload, 0)).settings
+    with composition.opened(parse_arguments([]), "train") as (hydra, config_name):
+        settings = composition.compose(hydra, config_name, workloads.words(workload, 0)).settings
     parts = build(settings, find_ranks({}), 1, False, lambda make: make(), tried=False)
     by_hand = [tuple(p.shape) for p in workloads.build_model(workload).parameters()]
     assert [tuple(p.shape) for p in parts.model.parameters()] == by_hand

@@ -117,7 +117,7 @@ def test_no_gpu_is_seen_here_nor_in_processes_that_tests_start(tmp_path):
 @pytest.mark.parametrize("visible", ["7", *(pytest.param(value, marks=pytest.mark.soak) for value in (None, ""))])
 def test_a_part_of_the_suite_passes_whatever_is_visible(visible):
     """GPUs that do not exist, or none: ranks, the warm parent, and tests for GPUs, which are skipped."""
-    parts = ["tests/test_batch.py", "tests/test_hot_loop.py", "tests/gpu"]
+    parts = ["tests/batching/test_plan.py", "tests/training/test_hot_loop.py", "tests/gpu"]
     chosen = "batch or gpu or log_boundaries and 2-plain"
     done = run_pytest(["-o", "addopts=", "-rs", "-k", chosen, *parts], REPOSITORY, visible)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import figures
-from launcher.files import write_text
+from launcher.core.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = ("torch", "numpy", "accelerate", "hydra", "omegaconf", "antlr4", "yaml", "safetensors", "rich")
@@ -51,7 +51,7 @@ class Step:
 
 
 STEPS = (
-    Step("doctor", "The machine, as launcher/doctor.py sees it", 40),
+    Step("doctor", "The machine, as `launcher doctor` sees it", 40),
     Step("tests", "The tests that need a GPU", 220, (*TRAINING, "pytest")),
     Step("combinations", "Resumed to the bit with channels_last, and canonical shards", 100),
     Step("smoke", "Precisions, compiler, automatic batch size, FSDP2", 90),

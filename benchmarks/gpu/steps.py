@@ -102,7 +102,7 @@ def doctor(session: Session) -> None:
     """The launcher's own look at the machine."""
     device = ["--device", "cpu"] if session.dry else []
     done = subprocess.run(
-        [sys.executable, str(ROOT / "launcher/doctor.py"), *device, str(session.work())],
+        [sys.executable, "-m", "launcher", "doctor", *device, str(session.work())],
         capture_output=True, text=True, cwd=session.place,
     )  # fmt: skip
     print(done.stdout, done.stderr, flush=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from launcher.clock import Profiler, flops_per_sample, peak_flops
-from launcher.data import Data, TensorPart
+from launcher.data import Data, TensorSplit
 from launcher.models.transformer import Transformer
+from launcher.training.clock import Profiler, flops_per_sample, peak_flops
 
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 
@@ -72,11 +72,11 @@ def images(samples: int, side: int, channels: int, classes: int) -> Data:
     """Noise whose brightness follows its class: inputs [n, channels, side, side] uint8."""
     generator = torch.Generator().manual_seed(0)
 
-    def part(count: int) -> TensorPart:
+    def part(count: int) -> TensorSplit:
         targets = torch.arange(count) % classes
         raw = torch.randint(0, 128, (count, channels, side, side), generator=generator, dtype=torch.uint8)
         raw += (127 * targets // classes).to(torch.uint8).view(-1, 1, 1, 1)
-        return TensorPart(raw, targets, Scale())
+        return TensorSplit(raw, targets, Scale())
 
     return Data("made", "classification", (channels, side, side), classes, part(samples), part(64), part(64))
 
@@ -85,10 +85,10 @@ def tokens(samples: int, block: int, vocabulary: int) -> Data:
     """A stream in which each token follows from the one before, mostly: inputs and targets [n, block] int64."""
     generator = torch.Generator().manual_seed(0)
 
-    def part(count: int) -> TensorPart:
+    def part(count: int) -> TensorSplit:
         steps = torch.randint(0, 3, (count, block + 1), generator=generator)
         stream = steps.cumsum(1) % vocabulary
-        return TensorPart(stream[:, :-1].contiguous(), stream[:, 1:].contiguous())
+        return TensorSplit(stream[:, :-1].contiguous(), stream[:, 1:].contiguous())
 
     return Data("made", "language", (block,), vocabulary, part(samples), part(64), part(64))
 

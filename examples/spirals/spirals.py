@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from launcher.data import Data, TensorPart, split_three
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.data import Data, TensorSplit
+from launcher.data.source import split_three
 
 
 def jitter(raw: Tensor, uniforms: Tensor) -> Tensor:
@@ -44,9 +45,9 @@ def load(arms: int, points: int, turns: float, noise: float, test: float, valida
         task="classification",
         input_shape=(2,),
         num_outputs=arms,
-        train=TensorPart(inputs[kept], labels[kept], augment=jitter, draws=2),
-        validation=TensorPart(inputs[chosen_by], labels[chosen_by]),
-        test=TensorPart(inputs[held_out], labels[held_out]),
+        train=TensorSplit(inputs[kept], labels[kept], augment=jitter, draws=2),
+        validation=TensorSplit(inputs[chosen_by], labels[chosen_by]),
+        test=TensorSplit(inputs[held_out], labels[held_out]),
         class_names=[f"arm {arm}" for arm in range(arms)],
     )
 

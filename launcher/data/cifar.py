@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from launcher.data import Data, TensorPart, check_flag, check_fraction, check_seed, split
+from launcher.batching.splits import TensorSplit
+from launcher.core.errors import ConfigError
 from launcher.data.images import StandardiseChannels, augmentation, long_tail
-from launcher.errors import ConfigError
+from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
 
 # Mean and deviation of red, green and blue over the 50,000 training images, which run from 0 to 255.
 COLOURS = {
@@ -61,9 +62,9 @@ def load(
         task="classification",
         input_shape=(3, 32, 32),
         num_outputs=classes,
-        train=TensorPart(images[kept], labels[kept], prepare, augment, augment.draws if augment else 0),
-        validation=TensorPart(images[validated], labels[validated], prepare),
-        test=TensorPart(
+        train=TensorSplit(images[kept], labels[kept], prepare, augment, augment.draws if augment else 0),
+        validation=TensorSplit(images[validated], labels[validated], prepare),
+        test=TensorSplit(
             torch.from_numpy(tested.data).movedim(-1, 1).contiguous(), torch.tensor(tested.targets), prepare
         ),
         class_names=train.classes,

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from launcher.data import Data, Others, TensorPart
+from launcher.batching.splits import TensorSplit
+from launcher.core.errors import ConfigError
+from launcher.data.source import Data, Others
 from launcher.data.table import (
     CONSTANT,
     NUMBER,
@@ -23,7 +25,6 @@ from launcher.data.table import (
     standardise,
     told,
 )
-from launcher.errors import ConfigError
 
 MISSING = {"", "nan", "-nan", "na", "n/a", "<na>", "#n/a", "#na", "null"}
 UNNAMED = re.compile(r"(Unnamed: \d+(_\w+)?)?")  # a column that pandas wrote without a name, or named so
@@ -194,10 +195,10 @@ def read_alike(
     inputs = torch.from_numpy(standardise(table.features(columns), mean, std)).float()
     names = [str(row) for row in range(len(table.rows))]
     if target not in table.header:
-        return Others(TensorPart(inputs, torch.zeros(len(names), dtype=torch.int64)), names, False)
+        return Others(TensorSplit(inputs, torch.zeros(len(names), dtype=torch.int64)), names, False)
     if classes is None:
         wanted = standardise(table.numbers(target)[:, None], target_mean, target_std)
-        return Others(TensorPart(inputs, torch.from_numpy(wanted)), names, True)
+        return Others(TensorSplit(inputs, torch.from_numpy(wanted)), names, True)
     number_of: dict[Any, int] = {Decimal(table.plain(c)) if numeric_classes else c: i for i, c in enumerate(classes)}
     labels = []
     for row, value in enumerate(table.column(target)):
@@ -206,7 +207,7 @@ def read_alike(
         if label is None:
             raise table.refuse(target, row, f"is no class of the training run; those are: {', '.join(classes)}.")
         labels.append(label)
-    return Others(TensorPart(inputs, torch.tensor(labels)), names, True)
+    return Others(TensorSplit(inputs, torch.tensor(labels)), names, True)
 
 
 @dataclass

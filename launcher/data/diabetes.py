@@ -1,7 +1,7 @@
 """Progress of diabetes within a year: 442 patients, ten measurements each (Efron et al. 2004)."""
 
-from launcher.data import Data
 from launcher.data.shipped import read_shipped
+from launcher.data.source import Data
 from launcher.data.table import from_table
 
 

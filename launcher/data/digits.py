@@ -2,9 +2,10 @@
 
 import torch
 
-from launcher.data import Data, TensorPart, split_three
+from launcher.batching.splits import TensorSplit
 from launcher.data.images import Standardise, flip_and_shift, long_tail
 from launcher.data.shipped import read_shipped
+from launcher.data.source import Data, split_three
 
 MEAN, STD = 4.8842, 6.0168  # of all pixels, which run from 0 to 16
 
@@ -35,8 +36,8 @@ def load(test: float, validation: float, split_seed: int, flip: bool, shift: int
         task="classification",
         input_shape=(1, 8, 8),
         num_outputs=10,
-        train=TensorPart(images[train], labels[train], prepare, augment, augment.draws if augment else 0),
-        validation=TensorPart(images[validated], labels[validated], prepare),
-        test=TensorPart(images[tested], labels[tested], prepare),
+        train=TensorSplit(images[train], labels[train], prepare, augment, augment.draws if augment else 0),
+        validation=TensorSplit(images[validated], labels[validated], prepare),
+        test=TensorSplit(images[tested], labels[tested], prepare),
         class_names=[str(digit) for digit in range(10)],
     )

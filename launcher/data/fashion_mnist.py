@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.data import Data, TensorPart, check_flag, check_fraction, check_seed, split
+from launcher.batching.splits import TensorSplit
+from launcher.core.errors import ConfigError
 from launcher.data.images import Standardise, augmentation, long_tail
-from launcher.errors import ConfigError
+from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
 
 MEAN, STD = 72.9404, 90.0212  # of the pixels of the 60,000 training images, which run from 0 to 255
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
@@ -66,9 +67,9 @@ def load(
         task="classification",
         input_shape=(1, 28, 28),
         num_outputs=10,
-        train=TensorPart(images[train], labels[train], prepare, augment, augment.draws if augment else 0),
-        validation=TensorPart(images[validated], labels[validated], prepare),
-        test=TensorPart(test_images, test_labels, prepare),
+        train=TensorSplit(images[train], labels[train], prepare, augment, augment.draws if augment else 0),
+        validation=TensorSplit(images[validated], labels[validated], prepare),
+        test=TensorSplit(test_images, test_labels, prepare),
         class_names=CLASSES,
     )
 

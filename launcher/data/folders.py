@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them
 LEFT_BY_OTHERS = ("__MACOSX", "@eaDir")  # archives and file servers; notebooks and file managers hide theirs

@@ -14,19 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from launcher.data import Data, DatasetPart, check_flag, check_fraction, check_seed, split
+from launcher.batching.splits import DatasetSplit
+from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.images import LOOK, StandardiseChannels, check_bits, converted, has_colours, look
-from launcher.data.table import (
-    TASKS,
-    check_task,
-    doubts,
-    guess_task,
-    standardise,
-    statistics,
-    target_statistics,
-    told,
-)
-from launcher.errors import BrokenFile, ConfigError
+from launcher.data.source import Data, check_flag, check_fraction, check_seed, split
+from launcher.data.table import TASKS, check_task, doubts, guess_task, standardise, statistics, target_statistics, told
 
 FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 NAMES = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
@@ -226,9 +218,9 @@ def load(
         values = {part: standardise(rows, centre, spread) for part, rows in values.items()}
         target_mean, target_std = torch.from_numpy(centre), torch.from_numpy(spread)
 
-    def part_of(part: str) -> DatasetPart:
+    def part_of(part: str) -> DatasetSplit:
         targets = torch.from_numpy(values[part])
-        return DatasetPart(Rows(found[part].select_columns([input]), targets, decode), targets, prepare, batched=True)
+        return DatasetSplit(Rows(found[part].select_columns([input]), targets, decode), targets, prepare, batched=True)
 
     return Data(
         name="huggingface",

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from launcher.data import Data, DatasetPart, Others, check_flag, check_fraction, check_seed, split
+from launcher.batching.splits import DatasetSplit
+from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.folders import ENDINGS, Folders
 from launcher.data.images import LOOK, StandardiseChannels, check_bits, check_erasing, converted, look
+from launcher.data.source import Data, Others, check_flag, check_fraction, check_seed, split
 from launcher.data.table import doubts
-from launcher.errors import BrokenFile, ConfigError
 
 AUGMENTS = ("none", "light", "randaugment", "trivial")
 TRAIN = ("train", "training")
@@ -153,10 +154,10 @@ def load(
         random = [*random, transforms.RandomErasing(random_erasing, value=[255 * m for m in mean])]
     centre = [*centre, transforms.PILToTensor()]
 
-    def part(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetPart:
+    def part(samples: list[tuple[str, int]], steps: list[Any]) -> DatasetSplit:
         read = partial(read_image, bits=bits)
         dataset, plain = (FolderImages(samples, read, transforms.Compose(some)) for some in (steps, centre))
-        return DatasetPart(dataset, torch.tensor([label for _, label in samples]), standardise, plain=plain)
+        return DatasetSplit(dataset, torch.tensor([label for _, label in samples]), standardise, plain=plain)
 
     return Data(
         name="image_folder",
@@ -306,7 +307,7 @@ def read_alike(
         transforms.Compose([*_centre(image_size, crop), transforms.PILToTensor()]),
     )
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
-    part = DatasetPart(dataset, torch.tensor([label for _, label in samples]), standardise)
+    part = DatasetSplit(dataset, torch.tensor([label for _, label in samples]), standardise)
     return Others(part, [str(file) for file in files], labelled)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from launcher.data import check_flag
-from launcher.errors import BrokenFile, ConfigError
+from launcher.core.errors import BrokenFile, ConfigError
+from launcher.data.source import check_flag
 
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258  # tags of Exif and TIFF
 LOOK = 32  # images of a part that are looked at before it is trained on

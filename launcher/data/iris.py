@@ -1,7 +1,7 @@
 """Iris flowers: 150 of three species, four lengths each (Fisher 1936)."""
 
-from launcher.data import Data
 from launcher.data.shipped import read_shipped
+from launcher.data.source import Data
 from launcher.data.table import from_table
 
 CLASSES = ["setosa", "versicolor", "virginica"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 
 def read_shipped(file: str, delimiter: str | None = ",", skip: int = 0) -> np.ndarray:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.data import Data, TensorPart, split_three
-from launcher.errors import ConfigError
+from launcher.batching.splits import TensorSplit
+from launcher.core.errors import ConfigError
+from launcher.data.source import Data, split_three
 
 TASKS = ("auto", "classification", "regression")
 FEW = 20  # different whole numbers up to which `auto` takes a target for classes
@@ -165,7 +166,7 @@ def from_table(
         values = torch.from_numpy(standardise(targets, mean, std))
         target_mean, target_std = torch.from_numpy(mean), torch.from_numpy(std)
         task, outputs = "regression", targets.shape[1]
-    parts = [TensorPart(inputs[part], values[part]) for part in indices]
+    parts = [TensorSplit(inputs[part], values[part]) for part in indices]
     return Data(
         name=name,
         task=task,

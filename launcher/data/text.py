@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.data import Data, TensorPart, as_indices, check_fraction
-from launcher.errors import ConfigError
+from launcher.batching.splits import TensorSplit, as_indices
+from launcher.core.errors import ConfigError
+from launcher.data.source import Data, check_fraction
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line
 AT_ONCE = 64  # pieces that the tokenizer's threads share
@@ -60,8 +61,8 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     tokens = mapped(file, kind)
     inputs, targets = (tokens[first : first + samples * block].view(samples, block) for first in (0, 1))
 
-    def part(first: int, last: int) -> TensorPart:
-        return TensorPart(inputs[first:last], targets[first:last], prepare=as_indices, mapped=True)
+    def part(first: int, last: int) -> TensorSplit:
+        return TensorSplit(inputs[first:last], targets[first:last], prepare=as_indices, mapped=True)
 
     return Data(
         name="text",

@@ -1,7 +1,7 @@
 """Wines: 178 from three cultivars, thirteen chemical measurements each (Aeberhard and Forina 1992)."""
 
-from launcher.data import Data
 from launcher.data.shipped import read_shipped
+from launcher.data.source import Data
 from launcher.data.table import from_table
 
 CLASSES = ["class_0", "class_1", "class_2"]

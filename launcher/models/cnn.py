@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from launcher.models import check_dropout, check_image, check_width, check_widths, group_norm
+from launcher.core.errors import ConfigError
+from launcher.models.checks import check_dropout, check_image, check_width, check_widths, group_norm
 
 
 class CNN(nn.Module):

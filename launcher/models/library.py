@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from launcher.errors import ConfigError
-from launcher.models import group_norm
+from launcher.core.errors import ConfigError
+from launcher.models.checks import group_norm
 
 NORMS = ("batch", "group")
 

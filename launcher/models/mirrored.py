@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from launcher.data import Data
+    from launcher.data.source import Data
 
 
 class Mirrored(nn.Module):

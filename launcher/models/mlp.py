@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from launcher.models import check_dropout, check_widths
+from launcher.core.errors import ConfigError
+from launcher.models.checks import check_dropout, check_widths
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 

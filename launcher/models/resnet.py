@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from launcher.errors import ConfigError
-from launcher.models import check_image, check_width, group_norm
+from launcher.core.errors import ConfigError
+from launcher.models.checks import check_image, check_width, group_norm
 
 
 class StandardisedConv2d(nn.Conv2d):

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from launcher.errors import ConfigError
-from launcher.models import check_image
+from launcher.core.errors import ConfigError
+from launcher.models.checks import check_image
 from launcher.models.library import adapt, check_name
 
 

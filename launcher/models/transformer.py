@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from launcher.errors import ConfigError
-from launcher.models import check_dropout, check_width
+from launcher.core.errors import ConfigError
+from launcher.models.checks import check_dropout, check_width
 
 Rotation = tuple[Tensor, Tensor]
 

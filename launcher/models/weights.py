@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 # What a directory may hold, the first that is there.
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -1,0 +1,135 @@
+"""The samples of a split, in memory or one by one, and the types in which a model gets them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import IterableDataset
+
+from launcher.core.errors import ConfigError
+
+LOOKED = 1 << 24  # numbers that are looked through at once
+INDICES = {torch.int32, torch.int64}
+
+
+@dataclass
+class TensorSplit:
+    """A part that lies in memory as two tensors, so that a batch is one indexing of each.
+
+    Args:
+        inputs: [n, ...] of any dtype; images stay uint8, a quarter of the memory of float32. The model gets float32
+            (see `suit`), but for int32 and int64, which may be indices.
+        targets: [n] classes of any integer type, [n, d] numbers, [n, k] labels 0 and 1, or [n, t] tokens.
+        prepare: Raw inputs [b, ...] to what the model gets [b, ...] float32; deterministic, row by row.
+        augment: (raw inputs [b, ...], uniforms [b, draws] float32 in [0, 1)) to raw inputs [b, ...]; each row
+            depends on its own row alone.
+        draws: Uniform numbers per sample that augment takes.
+        mapped: Both lie in a file that is read where it is asked for, and never as a whole.
+        dtype: Of the numbers that the model takes; see `suit`.
+        indices: Whether int32 and int64 are given as they are.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    prepare: Callable[[Tensor], Tensor] | None = None
+    augment: Callable[[Tensor, Tensor], Tensor] | None = None
+    draws: int = 0
+    mapped: bool = False
+    dtype: torch.dtype = torch.float32
+    indices: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            if not isinstance(getattr(self, name), Tensor):
+                kind = type(getattr(self, name)).__name__
+                raise ConfigError(
+                    f"data: the {name} of a TensorSplit are a {kind}, not a tensor; give torch.as_tensor(...)."
+                )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass
+class DatasetSplit:
+    """A part that is read sample by sample, from a map-style torch Dataset.
+
+    Args:
+        dataset: Gives (input, target) for an index in 0 .. len - 1. What it draws at random comes from the
+            global generator of torch, which is seeded for each sample. Modules that it names in `preload` are imported
+            once for all workers.
+        targets: [n] int64, every label in order, where cheap to know.
+        prepare: Inputs of a batch, as the DataLoader put them together, to what the model gets; deterministic, row
+            by row, on the device: images cross over as uint8, a quarter of the bytes.
+        batched: The dataset draws nothing at random, and gives a list of indices at once by `__getitems__`.
+        plain: The same samples without anything random, for what measures them; None where `dataset` is so itself.
+        dtype: Of the numbers that the model takes; see `suit`.
+        indices: Whether int32 and int64 are given as they are.
+    """
+
+    dataset: Any
+    targets: Tensor | None = None
+    prepare: Callable[[Any], Any] | None = None
+    batched: bool = False
+    plain: Any = None
+    dtype: torch.dtype = torch.float32
+    indices: bool = True
+    loader: Any = field(default=None, init=False, repr=False, compare=False)  # see launcher/batching/loading.py
+    workers: int | None = field(default=None, init=False, repr=False, compare=False)  # what num_workers=auto has chosen
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
+            raise ConfigError(
+                f"data: {type(self.dataset).__name__} has no length and no sample by number, which the order of "
+                "samples and resuming need. Give a map-style Dataset, with __len__ and __getitem__."
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+Split = TensorSplit | DatasetSplit
+
+
+def as_indices(raw: Any) -> Any:
+    """Tokens as an embedding takes them: int64."""
+    return raw.long() if isinstance(raw, Tensor) else raw
+
+
+def as_numbers(inputs: Any, part: Split) -> Any:
+    """Inputs of a part as layers take them: floating-point, but for int32 and int64 where these are indices."""
+    if not isinstance(inputs, Tensor):
+        return tree_map_only(Tensor, lambda tensor: as_numbers(tensor, part), inputs)
+    kept = inputs.dtype is part.dtype or inputs.is_complex() or (part.indices and inputs.dtype in INDICES)
+    return inputs if kept else inputs.to(part.dtype)
+
+
+def suit(model: nn.Module, *parts: Split) -> None:
+    """Let a model get its inputs in the type of its parameters, float32 for most."""
+    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+    for part in parts:
+        part.dtype = dtype
+        if isinstance(part, TensorSplit) and part.prepare is None and part.inputs.is_floating_point():
+            part.inputs = part.inputs.to(dtype)  # once, and not in each batch
+
+
+def first_infinite(numbers: Any) -> int | None:
+    """The first row of [n, ...], or of any such tensor in a pytree, that holds NaN or infinity; None for none."""
+    if not isinstance(numbers, Tensor):
+        leaves = (first_infinite(leaf) for leaf in tree_leaves(numbers) if isinstance(leaf, Tensor))
+        return min((row for row in leaves if row is not None), default=None)
+    if not numbers.is_floating_point() or not len(numbers):
+        return None
+    at_once = max(1, LOOKED // max(1, numbers[0].numel()))
+    for first in range(0, len(numbers), at_once):
+        rows = (
+            numbers[first : first + at_once].flatten(1) if numbers.dim() > 1 else numbers[first : first + at_once, None]
+        )
+        if not rows.sum().isfinite():  # a sum of finite ones may be infinite
+            found = (~rows.isfinite().all(1)).nonzero()
+            if len(found):
+                return first + int(found[0])
+    return None

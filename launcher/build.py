@@ -1,0 +1,145 @@
+"""What a run is made of: built on the CPU from the config, and checked to fit together, for train.py and check.py."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer
+
+from launcher.batching import stream
+from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
+from launcher.batching.sampling import Balanced
+from launcher.batching.splits import TensorSplit, suit
+from launcher.config import components
+from launcher.core.errors import ConfigError
+from launcher.data.source import Data, build_data
+from launcher.distributed.process_group import Ranks
+from launcher.losses.loss import PerSample, build_loss, fit_task
+from launcher.models.mirrored import check_mirror
+from launcher.optimizers.optimizer import build_optimizer
+from launcher.run import gallery, saved
+from launcher.schedulers.schedule import Schedule, build_schedule
+from launcher.training import engine, finetune, mixup, sharded, tryout
+from launcher.training.outputs import Outputs
+from launcher.training.recompute import recompute
+from launcher.training.sharded import Sharding
+
+
+class Parts(NamedTuple):
+    """What a run is made of, on the CPU.
+
+    Attributes:
+        data: Its parts, and what models and losses ask of them.
+        plan: How a global batch is cut.
+        shards: Canonical shards of a global batch, where the result is to be the same bits on any devices.
+        balanced: Draws the samples, where sampling is balanced.
+        kind: Of stream: one that mixes neighbours, where mixup is on.
+        model: With its initial weights.
+        sharding: How the devices share it; None where each has the whole of it.
+        begun: Lines about what the weights began with and what is frozen, for the log.
+        loss: Per-sample losses.
+        outputs: What those of the model mean.
+        optimizer: Over the parameters that are trained.
+        schedule: Of its learning rate.
+        total_steps: Updates of the whole run.
+    """
+
+    data: Data
+    plan: BatchPlan
+    shards: int | None
+    balanced: Balanced | None
+    kind: Any
+    model: nn.Module
+    sharding: Sharding | None
+    begun: list[str]
+    loss: PerSample
+    outputs: Outputs
+    optimizer: Optimizer
+    schedule: Schedule
+    total_steps: int
+
+
+def build(
+    settings: Any,
+    ranks: Ranks,
+    devices: int,
+    resumed: bool,
+    build_model: Callable[[Callable[[], nn.Module]], nn.Module],
+    tried: bool = True,
+) -> Parts:
+    """Build everything that a run is made of, and check that it fits together.
+
+    Args:
+        settings: The checked config.
+        ranks: Of this run.
+        devices: That share a global batch.
+        resumed: Whether a checkpoint brings the weights: no other file needs to be there.
+        build_model: Given what makes the model, makes it where its weights shall be.
+        tried: Whether some samples are tried through all of it.
+
+    Raises:
+        ConfigError: Something is wrong.
+    """
+    stream.seed_generators(settings.seed)
+    leaves_out = settings.divergence.action == "rollback"
+    data = fit_task(build_data(settings.data, leaves_out), settings.loss)
+    shards = settings.canonical_shards if settings.exact_across_devices else None
+    plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
+    balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
+    described = saved.without_file(settings.model)
+    model = build_model(lambda: components.build("model", described, **data.facts()))
+    sources = {"init_from": settings.init_from}
+    if len(described) < len(settings.model):
+        sources["model.checkpoint"] = settings.model["checkpoint"]
+    begun = finetune.begin(model, {} if resumed else sources, data.num_outputs, settings.freeze)
+    suit(model, *data.splits().values())
+    if isinstance(data.train, TensorSplit) and data.train.targets.is_floating_point():
+        data.train.targets = (
+            data.train.targets.float()
+        )  # once, and not in each batch; what is predicted keeps its digits
+    kind, loss = mixup.mixed(settings.mixup, data, build_loss(settings.loss, data))
+    lr_scale = scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
+    optimizer = build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay)
+    total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
+    schedule = build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
+    recompute(model, settings.activation_checkpointing or [])
+    wanted = {
+        "checkpoint.best": settings.checkpoint.best,
+        "scheduler.metric": schedule.metric,
+        "early_stopping.metric": settings.early_stopping.metric,
+    }
+    if schedule.metric is not None and settings.eval_every is None:
+        raise ConfigError(
+            f"scheduler.metric={schedule.metric}: eval_every=null never evaluates, and the learning rate would stay. "
+            "Use eval_every=epoch, or another scheduler."
+        )
+    if shards is not None:
+        engine.check_exact(model)
+    engine.check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
+    outputs = Outputs.of(data, settings.loss)
+    if tried:
+        of_kind = partial(kind, balanced=balanced)
+        cut = _cut(plan, devices, settings.batch.max_per_device)
+        elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
+        how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
+        outputs = tryout.try_out(model, loss, data, outputs, of_kind, how)
+    engine.check_figures(outputs, settings.metrics, wanted if settings.eval_every is not None else {})
+    if settings.test_time_flip:
+        check_mirror(data)
+    if settings.wandb.tables:
+        gallery.check(data)
+    sharding = sharded.plan_sharding(settings.strategy, model, ranks)
+    return Parts(
+        data, plan, shards, balanced, kind, model, sharding, begun, loss, outputs, optimizer, schedule, total_steps
+    )
+
+
+def _cut(plan: BatchPlan, devices: int, most: int | str | None) -> str | None:
+    """The setting by which a device sees a part of a global batch at once, if any."""
+    if plan.canonical:
+        return "exact_across_devices"
+    if devices > 1:
+        return f"a run on {devices} devices"
+    return f"batch.max_per_device={most}" if most == "auto" or plan.accumulation_steps > 1 else None

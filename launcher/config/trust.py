@@ -1,0 +1,137 @@
+"""What a run directory may have this machine call: it may be somebody else's, and `_target_` names any function.
+
+Hydra's own policy (`hydra._internal.target_policy`) refuses what runs commands. This one is narrower, for directories
+alone: of general packages only what makes harmless values, of torch and the model libraries only modules, optimizers
+and their like. A person's own package may do anything; where the directory belongs to another user, it is named.
+"""
+
+import importlib.util
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.config.components import locate
+from launcher.core.errors import ConfigError
+
+log = logging.getLogger("launcher")
+
+OURS = ("launcher.data.", "launcher.models.", "launcher.losses.", "launcher.optimizers.", "launcher.schedulers.")
+LIBRARIES = ("torch", "torchvision", "timm")
+# Of the standard library and other packages that can run or write anything: what makes a value and no more.
+GENERAL = sys.stdlib_module_names | {
+    "accelerate", "cloudpickle", "datasets", "dill", "fsspec", "hydra", "hydra_plugins", "joblib", "numpy", "omegaconf",
+    "pandas", "pip", "pkg_resources", "posix", "safetensors", "setuptools", "wandb", "yaml",
+}  # fmt: skip
+VALUES = {
+    *(f"builtins.{name}" for name in ("bool", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "range",
+                                      "set", "slice", "str", "tuple")),
+    *(f"collections.{name}" for name in ("Counter", "OrderedDict", "deque")),
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta")),
+    "decimal.Decimal", "fractions.Fraction", "functools.partial", "pathlib.Path", "pathlib.PurePath",
+}  # fmt: skip
+
+
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every `_target_` in plain settings, at any depth, with the setting that holds it."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in items:
+        inner = f"{key}.{name}" if key else str(name)
+        if name == "_target_":
+            yield inner, str(value)
+        yield from targets(value, inner)
+
+
+def check_names(settings: Any, run_dir: Path) -> None:
+    """Refuse by their names what no run is made of, and warn of what a stranger brings; nothing is imported.
+
+    Args:
+        settings: Plain, of the run or its data.
+        run_dir: Whose they are.
+
+    Raises:
+        ConfigError: A `_target_` is nothing that a run is made of.
+    """
+    foreign = is_foreign(run_dir) and os.environ.get("RANK", "0") == "0"
+    for key, target in targets(settings):
+        root = target.partition(".")[0]
+        if (root in GENERAL and target not in VALUES) or (root == "launcher" and not target.startswith(OURS)):
+            raise _refused(run_dir, key, target)
+        if foreign and root not in (*GENERAL, *LIBRARIES, "launcher") and not _is_here(root):
+            log.warning(
+                "run_dir=%s belongs to another user (uid %s), and its %s=%s is code from outside of the working "
+                "directory, torch, torchvision and timm: it runs with your rights.",
+                run_dir, _owner(run_dir), key, target,
+            )  # fmt: skip
+
+
+def check_targets(settings: Any, run_dir: Path) -> None:
+    """The same for what the names lead to, which may be another thing (`launcher.data.csv.os.system`): it is imported.
+
+    Args:
+        settings: Plain, of the run or its data.
+        run_dir: Whose they are.
+
+    Raises:
+        ConfigError: A `_target_` is nothing that a run is made of, or cannot be imported.
+    """
+    check_names(settings, run_dir)
+    for key, target in targets(settings):
+        found = locate(target, key.removesuffix("._target_"))
+        module = getattr(found, "__module__", None) or type(found).__module__
+        identity = f"{module}.{getattr(found, '__qualname__', type(found).__qualname__)}"
+        root = identity.partition(".")[0]
+        if root in LIBRARIES:
+            fit = _is_part(found, identity)
+        else:
+            fit = identity in VALUES if root in GENERAL else root != "launcher" or identity.startswith(OURS)
+        if not fit:
+            raise _refused(run_dir, key, target)
+
+
+def _is_part(found: Any, identity: str) -> bool:
+    """Whether something of torch, torchvision or timm is a part of a model or what trains it."""
+    from torch import nn, optim
+
+    if inspect.isclass(found):
+        return issubclass(found, nn.Module | optim.Optimizer | optim.lr_scheduler.LRScheduler)
+    name = identity.rpartition(".")[2]
+    if identity.startswith(("torch.nn.functional.", "torch._C._nn.", "torch._VariableFunctionsClass.")):
+        return name != "from_file"  # which can make one
+    if identity.startswith("torchvision.models."):
+        from torchvision import models
+
+        return name == "get_model" or name in models.list_models()
+    if identity.startswith("timm.models."):
+        import timm
+
+        return name == "create_model" or timm.is_model(name)
+    return False
+
+
+def _refused(run_dir: Path, key: str, target: str) -> ConfigError:
+    return ConfigError(f"run_dir={run_dir}: its {key}={target} is nothing that a run is made of, and is not called.")
+
+
+def is_foreign(run_dir: Path) -> bool:
+    """Whether a run directory is another user's."""
+    return _owner(run_dir) != os.geteuid()
+
+
+def _owner(run_dir: Path) -> int:
+    """Whose a run directory is: another user's, where it or one of the files that name targets is."""
+    files = [run_dir / name for name in ("", ".hydra/config.yaml", "data.json")]
+    return next((uid for file in files if file.exists() and (uid := file.stat().st_uid) != os.geteuid()), os.geteuid())
+
+
+def _is_here(root: str) -> bool:
+    """Whether a package or module is found in the working directory."""
+    try:
+        spec = importlib.util.find_spec(root)
+    except (ImportError, ValueError):
+        return True  # what is not there will be said when it is built
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec is not None else []
+    return spec is None or any(place and Path.cwd() in Path(place).resolve().parents for place in places)

@@ -1,0 +1,1 @@
+"""Errors, files and kernels: used everywhere, and knowing nothing of the rooms above."""

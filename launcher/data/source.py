@@ -1,0 +1,367 @@
+"""What a data source gives: three parts, a task, and the shapes that a model and a loss need."""
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from launcher.batching.splits import (
+    Split,
+    TensorSplit,
+    as_indices,
+    first_infinite,
+)
+from launcher.config.components import build
+from launcher.core.errors import ConfigError
+
+PRINTED = 1 << 20  # bytes of a part that its checksum covers at most, in rows at equal distances
+
+
+@dataclass
+class Data:
+    """A data source: what to learn from, choose by and measure on.
+
+    Args:
+        name: Name of the source.
+        task: `classification`: one of num_outputs classes; `multilabel`: which of num_outputs labels there are, each 0
+            or 1; `regression`; or `language`: to predict the next token at each of t positions. A model then maps
+            tokens [b, t] to scores [b, t, num_outputs], and every target counts.
+        input_shape: Shape of one prepared sample; (t,) for a language.
+        num_outputs: Classes, numbers per sample to predict, or tokens of the vocabulary.
+        train: What the weights are fitted to.
+        validation: What choices are made by, such as the best checkpoint.
+        test: What is measured once, at the end.
+        class_names: One name per class or label, in their order; None where unknown.
+        target_mean: [d] float64, what was subtracted from the targets of a regression.
+        target_std: [d] what they were then divided by: an error of 1 is this much in the user's own unit.
+        input_mean: [d] float64, what was subtracted from each column of a table by the training part.
+        input_std: [d] float64, what the column was then divided by.
+        reader: How samples from elsewhere are read and prepared exactly as these: `_target_`, a function
+            (path, **the other keys) -> Others, and its arguments, plain values. None: only its own parts are known.
+        notes: Lines that who trains on it should read: what was guessed, left out, or looks strange.
+    """
+
+    name: str
+    task: str
+    input_shape: tuple[int, ...]
+    num_outputs: int
+    train: Split
+    validation: Split
+    test: Split
+    class_names: list[str] | None = None
+    target_mean: Tensor | None = None
+    target_std: Tensor | None = None
+    input_mean: Tensor | None = None
+    input_std: Tensor | None = None
+    reader: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for part in self.splits().values():
+            targets = part.targets
+            if self.task == "classification" and targets is not None and not targets.is_floating_point():
+                part.targets = targets.long()
+            if self.task == "language" and part.prepare is None:
+                part.prepare = as_indices
+
+    def __str__(self) -> str:
+        shape = "x".join(str(side) for side in self.input_shape)
+        return (
+            f"{self.name}: {self.task}, {shape} to {self.num_outputs}; {len(self.train)} to train, "
+            f"{len(self.validation)} to validate, {len(self.test)} to test"
+        )
+
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of one sample; None where the task is no language."""
+        return self.input_shape[0] if self.task == "language" else None
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Samples of each class in the training part: [num_outputs] int64.
+
+        Raises:
+            ConfigError: The task has no classes, or the labels are not known without reading every sample.
+        """
+        if self.task != "classification":
+            raise ConfigError(f"data={self.name} is a {self.task} task and has no classes to count.")
+        if self.train.targets is None:
+            raise ConfigError(
+                f"data={self.name} does not tell its labels, and its classes cannot be counted; give weights."
+            )
+        try:
+            counts = torch.bincount(self.train.targets, minlength=self.num_outputs)
+        except RuntimeError:  # negative ones, or no whole numbers
+            counts = torch.empty(0)
+        if len(counts) != self.num_outputs:
+            raise ConfigError(
+                f"data={self.name} has targets that are none of its {self.num_outputs} classes: give int64 labels [n] "
+                f"of 0..{self.num_outputs - 1}. Numbers are a regression, classes that may occur together multilabel."
+            )
+        return counts
+
+    def check(self, leaves_out: bool = False) -> None:
+        """Look at all that is known without reading samples: inputs and targets in memory, labels, names.
+
+        Args:
+            leaves_out: Whether batches with NaN are left out of the training, and may be there.
+
+        Raises:
+            ConfigError: Something could not be trained on or measured.
+        """
+        if self.class_names is not None:
+            name, often = Counter(self.class_names).most_common(1)[0]
+            if often > 1 or len(self.class_names) != self.num_outputs:
+                many = f"calls {often} classes {name!r}" if often > 1 else f"names {len(self.class_names)} classes"
+                raise ConfigError(f"data={self.name} {many}; give each of its {self.num_outputs} classes its own name.")
+        for name, part in self.splits().items():
+            if len(part) == 0:
+                raise ConfigError(f"data={self.name}: its {name} part is empty.")
+            if isinstance(part, TensorSplit) and not part.mapped and not (leaves_out and name == "train"):
+                row = first_infinite(part.inputs)
+                if row is not None:
+                    raise ConfigError(
+                        f"data={self.name}: the inputs of sample {row} of its {name} part hold NaN or infinity; mend "
+                        "the sample, or take it out."
+                    )
+            if part.targets is not None:
+                self.check_targets(name, part.targets, len(part))
+
+    def check_targets(self, name: str, targets: Tensor, samples: int) -> None:
+        """Check that some targets of a part are what the task takes.
+
+        Args:
+            name: Of the part.
+            targets: Some of its targets, or all.
+            samples: How many it should be.
+
+        Raises:
+            ConfigError: They are not.
+        """
+        place = f"data={self.name}: the targets of its {name} part"
+        if len(targets) != samples:
+            raise ConfigError(f"{place} are {len(targets)}, and its inputs {samples}.")
+        if self.task == "classification":
+            if targets.dim() != 1 or targets.is_floating_point():
+                raise ConfigError(
+                    f"{place} are {list(targets.shape)} {targets.dtype}; a classification takes one whole number per "
+                    "sample, its class. Numbers are a regression, classes that may occur together multilabel."
+                )
+            strange = (targets < 0) | (targets >= self.num_outputs)
+            words = f"none of its {self.num_outputs} classes, 0..{self.num_outputs - 1}; mend the label"
+        elif self.task == "multilabel":
+            strange = ((targets != 0) & (targets != 1)).flatten(1).any(1)
+            words = "not 0 or 1 for each label; mend it"
+        elif self.task == "regression" and targets.is_floating_point():
+            strange = ~targets.flatten(1).isfinite().all(1) if targets.dim() > 1 else ~targets.isfinite()
+            words = "no finite number; mend it"
+        else:
+            return
+        if strange.any():
+            row = int(strange.nonzero()[0, 0])
+            raise ConfigError(
+                f"{place} have {targets[row].tolist()} at sample {row}, which is {words}, or take the sample out."
+            )
+
+    def move_to(self, device: torch.device) -> None:
+        """Let data that lies in memory live on a GPU, where all of it fits into a quarter of what is free there.
+
+        Batches are then gathered on the device, and no copy is waited for.
+        """
+        parts = [p for p in (self.train, self.validation, self.test) if isinstance(p, TensorSplit) and not p.mapped]
+        if device.type != "cuda" or sum(p.inputs.nbytes + p.targets.nbytes for p in parts) > 0.25 * free(device):
+            return
+        for part in parts:
+            part.inputs, part.targets = part.inputs.to(device), part.targets.to(device)
+
+    def facts(self) -> dict[str, Any]:
+        """What a model's or a loss's constructor may ask for by name.
+
+        A language has a `block` and no `input_shape`: what asks for that is made for numbers, not for tokens.
+        """
+        if self.tokens is not None:
+            words = dict.fromkeys(("num_classes", "num_outputs", "out_features"), self.num_outputs)
+            return {"block": self.tokens, **words}
+        facts: dict[str, Any] = {
+            "input_shape": self.input_shape,
+            "in_features": math.prod(self.input_shape),
+            "num_outputs": self.num_outputs,
+            "out_features": self.num_outputs,
+        }
+        if self.task in ("classification", "multilabel"):
+            facts["num_classes"] = self.num_outputs
+        if len(self.input_shape) == 3:
+            facts["in_channels"] = self.input_shape[0]
+        return facts
+
+    def record(self) -> dict[str, Any]:
+        """What there is to know of it where the data is not at hand: plain values, data.json of a run.
+
+        With a checksum of each part, which tells whether it still is the same data.
+        """
+        prepare, labels = getattr(self.test, "prepare", None), getattr(self.train, "targets", None)
+        plain = asdict(prepare) if is_dataclass(prepare) and not isinstance(prepare, type) else {}
+        counted = self.task == "classification" and labels is not None
+        return {
+            "name": self.name,
+            "task": self.task,
+            "input_shape": list(self.input_shape),
+            "num_outputs": self.num_outputs,
+            "class_names": self.class_names,
+            "class_counts": self.class_counts.tolist() if counted else None,
+            **{key: _listed(getattr(self, key)) for key in ("target_mean", "target_std", "input_mean", "input_std")},
+            "prepare": {"name": type(prepare).__name__, **plain} if prepare is not None else None,
+            "reader": self.reader,
+            "facts": {key: list(fact) if isinstance(fact, tuple) else fact for key, fact in self.facts().items()},
+            "parts": {name: _print_of(part) for name, part in self.splits().items()},
+        }
+
+
+@dataclass
+class Others:
+    """Samples from elsewhere, prepared as those of a training run.
+
+    Attributes:
+        part: What to read; without labels its targets mean nothing.
+        names: One per sample: the file of an image, the number of a row.
+        labelled: Whether the true targets are there.
+    """
+
+    part: Split
+    names: list[str]
+    labelled: bool
+
+
+def _listed(tensor: Tensor | None) -> list[float] | None:
+    return None if tensor is None else tensor.tolist()
+
+
+def _print_of(part: Split) -> dict[str, Any]:
+    """Samples of a part, and a checksum of what is in memory: all of it, or rows at equal distances."""
+    tensors = [getattr(part, "inputs", None), getattr(part, "targets", None)]
+    checksum = 0
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and len(tensor):
+            rows = tensor[:: max(1, -(-tensor.nbytes // PRINTED))].cpu().contiguous()
+            rows = rows.float() if rows.dtype == torch.float64 else rows  # as the model gets them
+            checksum = zlib.crc32(rows.numpy().tobytes(), checksum)
+    return {"samples": len(part), "checksum": checksum}
+
+
+def free(device: torch.device) -> int:
+    """Bytes that are free on a GPU."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def check_fraction(setting: str, fraction: Any) -> float:
+    """A share of samples in (0, 1), else a ConfigError that names the setting."""
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ConfigError(f"{setting}: {fraction!r} is no share of samples; it must be in (0, 1), such as 0.1.")
+    return float(fraction)
+
+
+def check_seed(setting: str, seed: Any) -> int:
+    """A seed that NumPy takes, an integer in [0, 2**32), else a ConfigError that names the setting."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"{setting}: {seed!r} is no seed; it must be an integer in [0, 2**32), such as 0.")
+    return seed
+
+
+def check_flag(setting: str, flag: Any) -> bool:
+    """True or false, else a ConfigError that names the setting."""
+    if not isinstance(flag, bool):
+        raise ConfigError(f"{setting}: {flag!r} is neither true nor false.")
+    return flag
+
+
+def split(n: int, fraction: float, seed: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Part samples into those to keep and those to hold out, the same for the same arguments everywhere.
+
+    Args:
+        n: Number of samples, at least 2.
+        fraction: Share to hold out, in (0, 1): round(n * fraction) samples, at least 1 and at most n - 1.
+        seed: Seed of the choice, in [0, 2**32).
+        labels: [n] classes. Where given, each class gives its share, to within one sample, and keeps at least
+            one; fewer are held out where that leaves no choice.
+
+    Returns:
+        Indices kept and indices held out, both int64 and ascending.
+    """
+    # NumPy promises that the stream of RandomState never changes; torch.randperm's has changed before.
+    order = np.random.RandomState(seed).permutation(n)
+    wanted = min(max(1, round(n * fraction)), n - 1)
+    if labels is None:
+        out = order[:wanted]
+    else:
+        classes = labels.numpy()[order]
+        values, counts = np.unique(classes, return_counts=True)
+        exact = counts * (wanted / n)
+        quota = np.floor(exact).astype(np.int64)
+        # The samples left over go to the classes with the largest remainder; a tie to the earlier class.
+        able = np.flatnonzero(quota + 1 < counts)
+        by_remainder = able[np.argsort(-(exact - quota)[able], kind="stable")]
+        quota[by_remainder[: wanted - quota.sum()]] += 1
+        out = np.concatenate([order[classes == v][:q] for v, q in zip(values, quota, strict=True)])
+    held_out = np.zeros(n, dtype=bool)
+    held_out[out] = True
+    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+
+
+def split_three(
+    n: int, test: float, validation: float, seed: int, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Part samples into training, validation and test indices.
+
+    Args:
+        n: Number of samples.
+        test: Share of all samples for the test part, in (0, 1).
+        validation: Share of what then remains for the validation part, in (0, 1).
+        seed: Seed of both choices.
+        labels: [n] classes, to part each class alike.
+
+    Raises:
+        ConfigError: A share or the seed is outside its range, or there are fewer than three samples.
+    """
+    test, validation = check_fraction("data.test", test), check_fraction("data.validation", validation)
+    seed = check_seed("data.split_seed", seed)
+    if n < 3:
+        raise ConfigError(f"data: {n} samples are too few for a training, a validation and a test part.")
+    rest, tested = split(n, test, seed, labels)
+    if len(rest) < 2:
+        raise ConfigError(f"data.test: {test} of {n} samples leaves {len(rest)}, too few to train and to validate.")
+    kept, validated = split(len(rest), validation, seed, None if labels is None else labels[rest])
+    if len(tested) == 0 or len(validated) == 0:
+        raise ConfigError(
+            f"data: {n} samples give {len(kept)} to train, {len(validated)} to validate, {len(tested)} to test, "
+            "since each class keeps one to train; give more samples per class."
+        )
+    return rest[kept], rest[validated], tested
+
+
+def build_data(settings: Mapping[str, Any], leaves_out: bool = False) -> Data:
+    """Build the data source that settings name.
+
+    Args:
+        settings: The group.
+        leaves_out: Whether batches with NaN are left out of the training.
+
+    Raises:
+        ConfigError: As for `build`; or what `_target_` names gives something else.
+    """
+    data = build("data", settings)
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"data._target_: {settings['_target_']} gives a {type(data).__name__}, not a launcher.data.Data."
+        )
+    data.check(leaves_out)
+    return data

@@ -1,0 +1,1 @@
+"""Losses: what torch lacks, and one form for all, values and weights per sample."""

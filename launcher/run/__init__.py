@@ -1,0 +1,1 @@
+"""What a run leaves: its directory, record, report and terminal, and where it came from."""

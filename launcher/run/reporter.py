@@ -1,0 +1,223 @@
+"""What a run shows and leaves behind: the record, the terminal, the trackers, the pages. Rank 0 alone has one."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.core.files import ends, numbers, read_json, write_json, write_text
+from launcher.distributed import process_group
+from launcher.run import gallery, histograms, provenance
+from launcher.run.run_directory import UNSHOWN, RunDirectory
+from launcher.run.tracking import HISTOGRAMS, Record, WandbTracker, of_time
+from launcher.run.views import Views
+from launcher.training.checkpoint import Progress, checkpoints, step_of
+from launcher.training.engine import Evaluation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+log = logging.getLogger("launcher")
+
+TABLE = "wandb/predictions.npz"
+VIEWED = {"tensorboard": "tb", "csv": "metrics.csv"}
+LATE = 20.0  # seconds of training before W&B's process, which takes 2 of a core to start, takes a core that trains
+# How a whole one ends.
+PICTURES = {"curves.png": b"IEND\xaeB`\x82", "report.html": b"</html>\n"}
+
+
+class Reporter:
+    """Takes every figure of a run once, and shows it where it belongs.
+
+    Args:
+        directory: Of the run.
+        step: Updates done before; histograms up to there stay.
+        recorded: The last step whose row stays in the record; those after it come again.
+        total_steps: Updates of the whole run.
+        steps_per_epoch: Updates of an epoch.
+        settings: The config as plain values, for the trackers.
+        trackers: Where the figures are shown: wandb, tensorboard, csv.
+        wandb: The settings of conf's wandb node.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        step: int,
+        recorded: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        settings: Mapping[str, Any],
+        trackers: list[str],
+        wandb: Mapping[str, Any],
+    ) -> None:
+        from launcher.run.terminal import Progress as Bar
+
+        self.directory, self.path, self.steps_per_epoch = directory, directory.path, steps_per_epoch
+        self.record = Record(self.path / "metrics.jsonl")
+        self.record.open(recorded or None)
+        self.timings = Record(self.path / "timings.jsonl")
+        self.timings.open(recorded or None)
+        self.tracker = tracker_of(directory, settings, trackers, wandb)
+        self._artifacts = wandb["artifacts"]
+        self._watched: str | None = wandb["watch"] or None if self.tracker is not None else None
+        self.histograms = Record(self.path / HISTOGRAMS)
+        if self._watched or self.histograms.path.exists():
+            self.histograms.open(step or None)
+        for stale in ("stopped.json", "summary.json", "evaluation.json", TABLE, UNSHOWN):
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / stale).unlink()
+        self._viewed = [name for name in trackers if name != "wandb"]
+        self.views = Views(self.path, self._viewed) if self._viewed else None
+        self.bar = Bar(total_steps, step, steps_per_epoch)
+
+    def row(self, step: int, figures: Mapping[str, float], timing: Mapping[str, float]) -> None:
+        """Take the figures of a step, and the rates since the last row."""
+        row = {"step": step, "epoch": step / self.steps_per_epoch, **figures}
+        self.record.write(row)
+        self.timings.write(timing)
+        shown = row | of_time(timing)
+        self.bar.update(row | dict(timing))
+        if self.tracker is not None:
+            self.tracker.log(shown)
+        if self.views is not None:
+            self.views.look()
+
+    def watch(self, step: int, model: "nn.Module") -> None:
+        """Keep histograms of the gradients and weights after a step, and show them in W&B, where that is on."""
+        if self.tracker is not None and self._watched is not None:
+            row = {"step": step} | histograms.of_model(model, self._watched)
+            self.histograms.write(row)
+            self.tracker.log(row)
+
+    def go_back(self, recorded: int) -> None:
+        """Forget the rows after a step, which will come again; W&B keeps what it has seen of them."""
+        if self.views is not None:
+            self.views.close()
+        for record in (self.record, self.timings):
+            record.open(recorded or None)
+        if self._watched:
+            self.histograms.open(recorded or None)
+        if self.views is not None:
+            self.views = Views(self.path, self._viewed)
+
+    def close(
+        self,
+        summary: dict[str, Any],
+        progress: Progress,
+        tested: Mapping[int, Evaluation],
+        names: list[str] | None,
+        predictions: "Mapping[str, np.ndarray] | None",
+    ) -> None:
+        """Write the summary and end the record: from here on the run is done, whatever becomes of its pictures.
+
+        Args:
+            summary: What summary.json holds beside the figures.
+            progress: For the best figures.
+            tested: Step to evaluation of the test part, the best first; empty where the run was stopped before its end.
+            names: Of the classes.
+            predictions: Columns of a table for W&B.
+        """
+        final: dict[str, Any] = {}
+        for row in self.record.rows():
+            final |= {name: value for name, value in row.items() if name not in ("step", "epoch")}
+        figures: dict[int | None, dict[str, float]] = {
+            step: {f"test/{name}": value for name, value in found.figures.items()} for step, found in tested.items()
+        }
+        best = progress.best | figures.get(progress.best_step, {})
+        summary = summary | {"final": final | figures.get(progress.step, {}), "best": best}
+        details = [
+            found.as_dict("test", names) | {"step": step, "which": "best" if step == progress.best_step else "last"}
+            for step, found in tested.items()
+        ]
+        if details:
+            others = {"last": details[1]} if len(details) > 1 else {}
+            write_json(self.path / "evaluation.json", details[0] | others, durable=True)
+        if predictions is not None:
+            gallery.write(self.path / TABLE, predictions)
+        write_text(self.path / UNSHOWN, "")
+        write_json(self.path / "summary.json", summary, durable=True)
+        self.record.sync()
+        self.record.close()
+        self.timings.close()
+        self.histograms.close()
+        self.bar.close()
+        self.bar.final_table(summary)
+
+    def show(self) -> None:
+        """Draw the pictures and the page, and end the trackers, which may take their time."""
+        show(self.path, self.tracker, self.views, self._artifacts)
+
+
+def show_again(
+    directory: RunDirectory, settings: Mapping[str, Any], trackers: list[str], wandb: Mapping[str, Any]
+) -> None:
+    """What the end of a finished run had no time for, and pictures that are missing or broken since.
+
+    Args:
+        directory: Of the run.
+        settings: The config as plain values, for the trackers.
+        trackers: Where the figures are shown.
+        wandb: The settings of conf's wandb node.
+    """
+    path = directory.path
+    cut_short = (path / UNSHOWN).exists()
+    viewed = [name for name, place in VIEWED.items() if name in trackers and (cut_short or not (path / place).exists())]
+    if cut_short or viewed or not all(ends(path / name, mark) for name, mark in PICTURES.items()):
+        views = Views(path, viewed) if viewed else None
+        show(path, tracker_of(directory, settings, trackers, wandb) if cut_short else None, views, wandb["artifacts"])
+
+
+def tracker_of(
+    directory: RunDirectory, settings: Mapping[str, Any], trackers: list[str], wandb: Mapping[str, Any]
+) -> WandbTracker | None:
+    """W&B where it is wanted."""
+    if "wandb" not in trackers or wandb["mode"] == "disabled":
+        return None
+    own = {name: wandb[name] for name in ("mode", "project", "entity", "name", "group", "tags")}
+    code = provenance.own_files() if wandb["code"] else None
+    run_id = directory.run_id(wandb["id"] or os.environ.get("WANDB_RUN_ID") or None)
+    wait = LATE if process_group.takes_all_cores() else 0.0
+    return WandbTracker(directory.path, dict(settings), run_id=run_id, code=code, wait=wait, **own)
+
+
+def show(path: Path, tracker: WandbTracker | None, views: Views | None, artifacts: str | bool) -> None:
+    """Draw the pictures and the page from the files of a run, and end its trackers.
+
+    Args:
+        path: Run directory.
+        tracker: W&B, which has been told all rows, or reads them.
+        views: The same of TensorBoard and the table.
+        artifacts: Which checkpoints W&B is to have.
+    """
+    from launcher.run import report
+
+    if tracker is not None:
+        tracker.begin()
+    for name, draw in (("curves.png", report.draw_curves), ("report.html", report.write_report)):
+        try:
+            draw(path)
+        except Exception as error:  # a full disk, or a matplotlib of somebody's own: the result is written
+            log.warning("%s is not drawn (%s: %s); the same command tries again.", name, type(error).__name__, error)
+    ended = views is None or views.close()
+    if tracker is not None:
+        summary = read_json(path / "summary.json")
+        summary |= {name: numbers(summary.get(name)) for name in ("final", "best")}
+        table = path / TABLE if (path / TABLE).exists() else None
+        chosen = _chosen(path, artifacts, summary.get("best_step"))
+        ended = tracker.finish(summary, {"curves": path / "curves.png"}, chosen, table) and ended
+    if ended:
+        (path / UNSHOWN).unlink(missing_ok=True)
+
+
+def _chosen(path: Path, artifacts: str | bool, best: int | None) -> dict[Path, list[str]]:
+    """The checkpoints that W&B is to have, oldest first, and what it is to call them; the last is its `latest`."""
+    aliases = {place: [place.name] for place in checkpoints(path / "checkpoints")}
+    for place, names in aliases.items():
+        if step_of(place) == best:
+            names.append("best")
+    wanted = {False: (), "best": ("best",), "all": ("step",)}[artifacts]
+    return {place: names for place, names in aliases.items() if any(name.startswith(wanted) for name in names)}

@@ -1,0 +1,281 @@
+"""A run as it lies on the disk, taken up for other ends than training: to be measured, used, exported or repeated."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from launcher.config import trust
+from launcher.config.checks import filled
+from launcher.config.schema import FOUNDING
+from launcher.config.tree import at
+from launcher.core.errors import BrokenFile, ConfigError
+from launcher.core.files import number
+from launcher.distributed import process_group
+from launcher.run import provenance
+from launcher.run.run_directory import CONFIG, read_config
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from launcher.data.source import Data, Others
+
+log = logging.getLogger("launcher")
+
+
+def open_run(run_dir: str) -> tuple[Path, dict[str, Any]]:
+    """A run directory and the settings that the run was made with.
+
+    Raises:
+        ConfigError: No run is there, or its settings cannot be read.
+    """
+    path = Path(run_dir).expanduser()
+    if not (path / CONFIG).is_file():
+        why = f"it has no {CONFIG}" if path.is_dir() else "there is no such directory"
+        raise ConfigError(f"run_dir={run_dir}: no run is there ({why}). Name a directory that launcher/train.py made.")
+    settings = filled(read_config(path, "run_dir"))
+    if absent := [key for key in FOUNDING if not _holds(settings, key)]:
+        raise ConfigError(f"run_dir={run_dir}: {CONFIG} has no {absent[0]}, which every run has; the run wrote it.")
+    trust.check_names(settings, path)
+    return path, at(settings, path.resolve())
+
+
+def _holds(settings: Mapping[str, Any], key: str) -> bool:
+    group, _, leaf = key.partition(".")
+    return group in settings and (not leaf or (isinstance(settings[group], dict) and leaf in settings[group]))
+
+
+def read_record(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run wrote of its data, where that and its settings name nothing that a run is not made of.
+
+    Args:
+        path: Run directory.
+        run: Its settings.
+
+    Raises:
+        ConfigError: They do, or it cannot be read.
+    """
+    record = provenance.read_data(path)
+    trust.check_targets({**run, "reader": record.get("reader")}, path)
+    return record
+
+
+def choose_device(run: Mapping[str, Any], device: str, ranks: process_group.Ranks) -> tuple[bool, str]:
+    """Whether to measure a run on the CPU, and in which precision: its own, but for fp16, which no CPU has.
+
+    Raises:
+        ConfigError: More processes than GPUs.
+    """
+    on_cpu, precision = process_group.choose_device(device, "no", ranks), run["mixed_precision"]
+    if on_cpu and precision == "fp16":
+        log.warning("mixed_precision=fp16 of the run: a CPU has none, this is in float32.")
+        precision = "no"
+    return on_cpu, precision
+
+
+class Chosen(NamedTuple):
+    """A checkpoint that a command takes.
+
+    Attributes:
+        path: Its directory.
+        which: `best`, `last`, `best and last`, or nothing where it is neither.
+    """
+
+    path: Path
+    which: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name} ({self.which})" if self.which else self.path.name
+
+    def record(self) -> dict[str, Any]:
+        """What a file says of it."""
+        return {"checkpoint": self.path.name, "step": int(self.path.name.rpartition("_")[2]), "which": self.which}
+
+
+def choose_checkpoint(path: Path, wanted: str | int) -> Chosen:
+    """The checkpoint that `auto` (the best where one is kept, else the last), `best`, `last` or a step names, verified.
+
+    Args:
+        path: Run directory.
+        wanted: Which.
+
+    Raises:
+        ConfigError: There is no such checkpoint, or its files are not what was written.
+    """
+    from launcher.training import checkpoint
+
+    saved = checkpoint.checkpoints(path / "checkpoints")
+    if not saved:
+        raise ConfigError(f"run_dir={path}: no checkpoint is there.")
+    steps = [checkpoint.step_of(one) for one in saved]
+    if isinstance(wanted, int) and wanted not in steps:
+        raise ConfigError(f"checkpoint={wanted}: no such checkpoint. There are: last, {', '.join(map(str, steps))}.")
+    try:
+        last = checkpoint.newest_good(path / "checkpoints")
+        assert last is not None
+        found = last
+        if wanted in ("auto", "best"):
+            best = checkpoint.best_of(last)
+            if best is None and wanted == "best":
+                raise ConfigError("checkpoint=best: this run has measured none as its best; use checkpoint=last.")
+            found = best or last
+        elif isinstance(wanted, int):
+            found = saved[steps.index(wanted)]
+            checkpoint.verify(found)
+        best_step = checkpoint.best_step(last)
+    except checkpoint.DamagedCheckpoint as error:
+        raise ConfigError(f"checkpoint={wanted}: {error}.") from error
+    words = {"best": checkpoint.step_of(found) == best_step, "last": found == saved[-1]}
+    return Chosen(found, " and ".join(word for word, true in words.items() if true))
+
+
+def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -> "nn.Module":
+    """The model of a run with the weights of a checkpoint: the moving average where the run kept one.
+
+    Args:
+        run: Its settings.
+        facts: What the run's data told the model.
+        chosen: The checkpoint.
+
+    Raises:
+        ConfigError: They do not fit the model as its code is now.
+    """
+    from safetensors.torch import load_file
+
+    from launcher.config.components import build
+
+    given = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
+    model: nn.Module = build("model", without_file(run["model"]), **given)
+    try:
+        model.load_state_dict(load_file(chosen / "model.safetensors"))
+    except RuntimeError as error:
+        what = " ".join(str(error).split()[:40])
+        raise ConfigError(
+            f"model: its code has changed since {chosen.name} was saved, whose weights no longer fit it ({what})."
+        ) from error
+    return model
+
+
+def without_file(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a model without the file that its weights begin with, which finetune.py reads."""
+    ours = str(model.get("_target_")).startswith("launcher.models.")
+    return {key: value for key, value in model.items() if key != "checkpoint" or not ours}
+
+
+def read_others(record: Mapping[str, Any], path: Any) -> "Others":
+    """Samples from elsewhere, read and prepared as those that a run learned from.
+
+    Args:
+        record: data.json of the run.
+        path: What the setting `input` names.
+
+    Raises:
+        ConfigError: The run's data source reads nothing else, or there is nothing fit to read.
+    """
+    from launcher.config.components import build
+
+    if record["reader"] is None:
+        raise ConfigError(
+            f"input={path}: data={record['name']} reads nothing but its own parts; use part=test, validation or train."
+        )
+    others: Others = build("reader", record["reader"], path)
+    return others
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Read samples one by one; a broken file among them is wrong input.
+
+    Raises:
+        ConfigError: It names the file.
+    """
+    try:
+        yield
+    except BrokenFile as error:
+        raise ConfigError(error.in_short()) from error
+
+
+def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping[str, Any]) -> "Data":
+    """The data of a run, read again: prepared as it was, or refused.
+
+    Args:
+        run: Settings of the run.
+        changes: Other settings for the data source, such as another root.
+        record: data.json of the run.
+
+    Raises:
+        ConfigError: What is read now is prepared by other numbers, or has other classes.
+    """
+    from launcher.data.source import build_data
+    from launcher.losses.loss import fit_task
+
+    leaves_out = run["divergence"]["action"] == "rollback"
+    data = fit_task(build_data({**run["data"], **changes}, leaves_out), run["loss"])
+    now = provenance.record_of(data)
+    for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
+        if not _same(record[key], now[key]):
+            raise ConfigError(
+                f"data: this is not what the run learned from: its {key.replace('_', ' ')} would be another "
+                f"({_short(record[key])} then, {_short(now[key])} now). To take other samples as the run "
+                "prepares them, use input=FILE_OR_FOLDER."
+            )
+    if os.environ.get("RANK", "0") == "0":
+        for line in provenance.data_differences(record, now):
+            log.warning("changed    %s; samples that the run learned from may be in any part now", line)
+    return data
+
+
+def _same(then: Any, now: Any) -> bool:
+    """Whether a value is what it was: numbers but for rounding, settings but for those that there were not yet."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return all(key in now and _same(value, now[key]) for key, value in then.items())
+    if isinstance(then, list) and isinstance(now, list):
+        return len(then) == len(now) and all(map(_same, then, now))
+    if isinstance(then, float) and isinstance(now, float):
+        return math.isclose(then, now, rel_tol=1e-9)
+    return bool(then == now)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def data_of_others(record: Mapping[str, Any], others: "Others") -> "Data":
+    """Samples from elsewhere as a data source whose test part they are: what a loss asks for is that of the run.
+
+    Args:
+        record: data.json of the run.
+        others: With labels.
+    """
+    import torch
+
+    from launcher.batching.splits import DatasetSplit
+    from launcher.data.source import Data
+
+    # Balanced weights of a loss are those of training: the labels of its training part, and no samples.
+    counts = record["class_counts"]
+    labels = None if counts is None else torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    train = DatasetSplit([], labels)
+    return Data(
+        name=record["name"],
+        task=record["task"],
+        input_shape=tuple(record["input_shape"]),
+        num_outputs=record["num_outputs"],
+        train=train,
+        validation=train,
+        test=others.part,
+        class_names=record["class_names"],
+        target_mean=tensor(record["target_mean"]),
+        target_std=tensor(record["target_std"]),
+    )
+
+
+def tensor(numbers: list[float] | None) -> "Tensor | None":
+    """Numbers of a record as float64."""
+    import torch
+
+    return None if numbers is None else torch.tensor([number(one) for one in numbers], dtype=torch.float64)

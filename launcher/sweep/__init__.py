@@ -1,0 +1,1 @@
+"""Many runs: trials, their processes and devices, and their comparison."""

@@ -1,0 +1,41 @@
+"""How a point of a grid failed: failed.json beside its output. Needs the standard library alone, for batch scripts."""
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.core.files import write_json
+
+FAILED, OUTPUT = "failed.json", "output.log"
+
+
+def tail(output: Path, offset: int = 0) -> str:
+    """The end of what an attempt has printed, from where it began."""
+    try:
+        with open(output, "rb") as file:
+            file.seek(max(offset, output.stat().st_size - 64_000))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def said(text: str) -> str:
+    """What the first that failed said, in one line; empty where nobody did."""
+    found = re.findall(r"^(?:failed|error): (.+)$|^(rank \d+ (?:\(pid .*\) is gone|has been silent).+)$", text, re.M)
+    return next((a or b for a, b in found), "")[:500]
+
+
+def write(path: Path, reason: str, statuses: Sequence[int | None], text: str, **more: Any) -> None:
+    """Write failed.json into a run directory, in one go.
+
+    Args:
+        path: The run directory.
+        reason: In one line.
+        statuses: Exit status of each process that is known.
+        text: What the attempt has printed; its end is kept.
+        **more: Anything else.
+    """
+    content = {"reason": reason, "exit_status": list(statuses), "time": time.time(), **more, "output": text[-8000:]}
+    write_json(path / FAILED, content)

@@ -1,0 +1,216 @@
+"""`batch.max_per_device=auto`: the most samples that every device can see at once, found by trying.
+
+What is tried is all that a run has in memory at a time: two updates by the trainer that will train, the second beside
+the optimizer's state, each of two micro-batches where gradients are accumulated, with clipping, optimizer step and
+moving average; and a batch of an evaluation. Nothing of it is left.
+
+No rank says a word to another while one of them may run out of memory, since that one would leave the others waiting in
+a collective. After each size there is one, the vote on it.
+"""
+
+import copy
+import gc
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from launcher.batching import loading
+from launcher.batching.plan import BatchPlan
+from launcher.batching.splits import Split, TensorSplit
+from launcher.batching.stream import Batch, ShardedStream, Stream, of_rank
+from launcher.core.errors import ConfigError, is_out_of_memory
+from launcher.core.files import read_json, write_json
+from launcher.distributed.process_group import Ranks, from_rank_0, sum_over_ranks
+from launcher.models.mirrored import Mirrored
+from launcher.training.engine import Trainer, check_alone, evaluate
+
+if TYPE_CHECKING:
+    from launcher.build import Parts
+
+FILE = "batch.json"  # what was found, in the run directory
+
+
+def settle_size(known: int | None, path: Path, ranks: Ranks, find: Callable[[], int]) -> int:
+    """The size that a run was begun with, or a new one, which is kept at once.
+
+    Other micro-batches mean other last bits, and a run that is killed before its first checkpoint may go on beside
+    other processes, with less memory left for it.
+
+    Args:
+        known: What a checkpoint says.
+        path: Run directory.
+        ranks: Which rank this is.
+        find: Tries; called on every rank, or on none.
+
+    Returns:
+        Samples, the same on every rank.
+    """
+    known = from_rank_0(known or read_json(path / FILE).get("max_per_device"), ranks.world_size)
+    if known is None:
+        known = find()
+        if ranks.rank == 0:
+            write_json(path / FILE, {"max_per_device": known}, durable=True)
+    return known
+
+
+def find_size(trainer: Trainer, parts: "Parts", flip: bool) -> int:
+    """Find the most samples that every device can see at once: the share of a device, its half, ...
+
+    Args:
+        trainer: That will train, before its first update.
+        parts: What the run is made of, its plan not capped yet.
+        flip: Whether the test part is evaluated by two looks at each image.
+
+    Returns:
+        Samples, the same on every rank.
+
+    Raises:
+        ConfigError: A single sample does not fit, the model's forward waits for other ranks, or a BatchNorm would get
+            one sample alone.
+    """
+    ranks = trainer.ranks
+    for name, module in trainer.model.named_modules():
+        if isinstance(module, nn.SyncBatchNorm) and ranks.world_size > 1:
+            raise ConfigError(
+                f"batch.max_per_device=auto: {name} is a SyncBatchNorm, in which a device that runs out of memory "
+                "would leave the others waiting. Give a number."
+            )
+    _warm_up(trainer, parts)
+    size = parts.plan.micro_size
+    while True:
+        with untouched(trainer):
+            good = fits(trainer, parts, parts.plan.capped(size), flip)
+        (failed,) = sum_over_ranks([torch.tensor(float(not good), device=trainer.device)], ranks.world_size)
+        if not failed.item():
+            check_alone(trainer.model, parts.data, parts.plan.capped(size), size, parts.total_steps)
+            return size
+        if size == 1:
+            raise ConfigError("batch.max_per_device=auto: not even one sample fits into the device's memory.")
+        size = (size + 1) // 2
+
+
+def _warm_up(trainer: Trainer, parts: "Parts") -> None:
+    """Give DDP its first backward, in which it counts with `static_graph` how often each hook is called.
+
+    It does so in any backward, also of the module alone (Reducer::autograd_hook, static_graph_first_iteration). The
+    fewest samples are enough for it, a batch normalisation's two.
+    """
+    least = 2 if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trainer.model.modules()) else 1
+    plan = parts.plan.capped(min(least, parts.plan.micro_size))
+    with loading.generators_kept():
+        trainer.warm_up(_samples(trainer, parts, plan))
+
+
+def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | ShardedStream:
+    part, ranks = _copied(parts.data.train), trainer.ranks
+    return of_rank(part, plan, trainer.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
+
+
+def _copied(part: Split) -> Split:
+    """A part as a worker would get it: the files that a dataset opens when it is read are not sent to one later."""
+    if isinstance(part, TensorSplit):
+        return part
+    try:
+        dataset, plain = (loading.as_a_worker_gets_it(one) for one in (part.dataset, part.plain))
+    except Exception:  # it cannot be sent to one at all
+        return part
+    return replace(part, dataset=dataset, plain=plain)
+
+
+def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
+    """Try two updates and a batch of an evaluation, without any word to the other ranks.
+
+    Args:
+        trainer: Inside of `untouched`.
+        parts: As for `find_size`.
+        plan: With the size to try.
+        flip: As for `find_size`.
+
+    Returns:
+        False where the device's memory was not enough on this rank.
+    """
+    data, ranks = parts.data, trainer.ranks
+    step = trainer.rollbacks.careful_until  # the gradient of none from here on is looked at, which takes all ranks
+    part = _copied(max(data.validation, data.test, key=len))
+    model = Mirrored(trainer.measured) if flip else trainer.measured
+    asked = itertools.count()
+    try:
+        # It stays open: the next ones are on their way beside an update.
+        batches = _samples(trainer, parts, plan).batches(0, 2)
+        batch = next(batches)
+        of_shard = [[*micros] for _, micros in itertools.groupby(batch.micros, key=lambda micro: micro.shard)]
+        largest = [sorted(micros, key=lambda micro: -micro.size)[:2] for micros in of_shard]
+        for _ in range(2):  # the first of them makes the optimizer's state, at its end
+            trainer.step(Batch(step, batch.size, [*itertools.chain(*largest)]))
+        evaluate(
+            model, parts.loss, part, parts.outputs, trainer.accelerator, replace(ranks, rank=0, world_size=1),
+            plan.evaluation_size(data.tokens), 0, shards=parts.shards or ranks.world_size,
+            interrupted=lambda: next(asked) > 0,
+        )  # fmt: skip
+        return True
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+
+
+@contextmanager
+def untouched(trainer: Trainer) -> Iterator[None]:
+    """Let a trainer do what it likes, alone, and put everything back: to the last bit, and into the same memory.
+
+    The copies are kept on the host, so that the device has as much left as it will have in training.
+    """
+    modules = list(dict.fromkeys([*trainer.forward.modules(), *trainer.measured.modules(), *trainer.loss.modules()]))
+    modes = [module.training for module in modules]
+    buffers = [dict(module._buffers) for module in modules]  # a forward may put others in their place
+    optimizer = trainer.optimizer
+    groups = [_settings(group) for group in optimizer.param_groups]
+    states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    owned = itertools.chain(*(module.parameters(recurse=False) for module in modules), *(b.values() for b in buffers))
+    kept = _on_host([*owned, *(value for state in states.values() for value in state.values())])
+    cuda = [trainer.device] if trainer.device.type == "cuda" else []  # a CPU's generator is among those kept anyway
+    with loading.generators_kept(), torch.random.fork_rng(cuda), trainer.alone():
+        try:
+            yield
+        finally:
+            for module, mode, of_module in zip(modules, modes, buffers, strict=True):
+                module.training = mode
+                module._buffers.clear()
+                module._buffers.update(of_module)
+            for group, before in zip(optimizer.param_groups, groups, strict=True):
+                for name in group.keys() - before.keys() - {"params"}:
+                    del group[name]
+                group.update(before)
+            optimizer.state.clear()
+            optimizer.state.update(states)
+            with torch.no_grad():
+                for tensor, copied in kept:
+                    tensor.copy_(copied)
+                    if isinstance(tensor, nn.Parameter):
+                        tensor.grad = None
+            _let_go()
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy({name: value for name, value in group.items() if name != "params"})
+
+
+def _on_host(things: list[Any]) -> list[tuple[Tensor, Tensor]]:
+    """Each tensor among them, once, and a copy of it."""
+    tensors = {id(thing): thing for thing in things if isinstance(thing, Tensor)}
+    return [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors.values()]
+
+
+def _let_go() -> None:
+    """Give back what was tried with: the next size, and other processes, shall find it free."""
+    if "torch._dynamo" in sys.modules:  # a model that was compiled at two sizes would be compiled for any from then on
+        torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,382 @@
+"""A few samples tried through model, loss, metrics and tables before a run: what does not fit is a sentence then.
+
+On the CPU, before a device or a directory is touched. It leaves no trace on generators, buffers or files that a dataset
+opens when it is first read.
+"""
+
+import copy
+import pickle
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from launcher.batching.loading import as_a_worker_gets_it, generators_kept
+from launcher.batching.plan import plan_batch
+from launcher.batching.splits import INDICES, DatasetSplit, Split, as_numbers, first_infinite, suit
+from launcher.batching.stream import Stream, in_order
+from launcher.core.errors import BrokenFile, ConfigError
+from launcher.data.source import Data
+from launcher.losses.loss import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
+from launcher.training.outputs import Outputs
+
+FEW = 3  # samples of a training batch that is tried
+LARGE = 20_000_000  # parameters; of a larger model only the shapes of the outputs are found, which takes no time
+CPU = torch.device("cpu")
+Run = Callable[[Any], Any]  # from inputs to outputs; None where the model cannot be run here
+OF_A_DEVICE = re.compile("cuda|cpu|gpu|triton|device|backend", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class How:
+    """What a run does with its samples.
+
+    Attributes:
+        workers: Processes per device that load them.
+        cut: The setting by which a loss sees a part of a global batch at once; None where it sees all of it.
+        shapes: Whether some rank has no weights: then none tries more than shapes, so that all say the same.
+        leaves_out: Whether batches with NaN are left out of the training.
+    """
+
+    workers: int | str
+    cut: str | None = None
+    shapes: bool = False
+    leaves_out: bool = False
+
+
+def try_out(
+    model: nn.Module, loss: PerSample, data: Data, meaning: Outputs, kind: Callable[..., Stream], how: How
+) -> Outputs:
+    """Try some training samples, and one of each part that is measured.
+
+    Args:
+        model: The bare model.
+        loss: Per-sample losses.
+        data: Of the run; what looks strange is added to its notes.
+        meaning: Of the outputs, as far as data and loss tell.
+        kind: Of stream.
+        how: The run does it.
+
+    Returns:
+        The meaning, as the outputs are.
+
+    Raises:
+        ConfigError: Something does not fit.
+    """
+    run = partial(_run, model, how.shapes or _is_large(model))
+    parts = {name: _as_a_worker_gets_it(name, part, how.workers) for name, part in data.splits().items()}
+    few = min(FEW, len(parts["train"]))
+    with _no_trace(model):
+        stream = kind(parts["train"], plan_batch(len(parts["train"]), few, 1, None), 0, 0, CPU, 0)
+        micro = _reading("train", lambda: next(stream.batches(0, 1)).micros[0])
+        targets = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
+        _check_sample(data, "train", micro.inputs, targets, how.leaves_out)
+        outputs = _run_as_it_is(run, micro.inputs, *parts.values(), *data.splits().values())
+        if outputs is not None:
+            meaning = meaning.fitted(outputs, few)
+            if outputs.is_meta:
+                outputs = torch.randn(outputs.shape)
+            else:
+                _try_loss(model, loss, outputs, micro.targets, meaning)
+            if how.cut is not None and depends_on_batch(loss, outputs.detach(), targets):
+                raise ConfigError(
+                    f"loss: what {type(loss.loss).__name__} says of a sample depends on which others it sees, and "
+                    f"{how.cut} cuts the global batch: the result would depend on that. Return one value per sample, "
+                    "of that sample alone, or their plain mean; or let one device see all of the batch at once; or "
+                    "say `may_be_cut = True` in the class."
+                )
+        model.eval()
+        for name in ("validation", "test"):
+            meaning = _try_measuring(run, loss, data, name, parts[name], meaning)
+    asked = meaning.task in ("classification", "multilabel") and meaning.given != "probabilities"
+    if asked and isinstance(list(model.modules())[-1], nn.Sigmoid):
+        data.notes.append("the model ends in a sigmoid, and its outputs are taken for logits, of which 0 is even odds")
+    return meaning
+
+
+def read_outputs(model: nn.Module, part: Split, meaning: Outputs) -> Outputs:
+    """The meaning of the outputs of a trained model, by those for the first sample of a part.
+
+    Args:
+        model: The bare model, on the CPU.
+        part: Anything that it can be given.
+        meaning: As far as data and loss tell.
+
+    Raises:
+        ConfigError: They are not what the task needs.
+    """
+    suit(model, part)
+    with _no_trace(model), torch.no_grad():
+        inputs, targets = next(in_order(_as_a_worker_gets_it("measured", part, "auto"), 0, len(part), 1, CPU, 0))
+        outputs = _run_as_it_is(partial(_run, model.eval(), _is_large(model)), inputs, part)
+    meaning = _near(meaning, targets)
+    return meaning if outputs is None else meaning.fitted(outputs, 1)
+
+
+@torch.no_grad()
+def depends_on_batch(loss: PerSample, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether a loss is neither a value of each sample alone nor the plain mean of such values.
+
+    Tried on each sample twice, slightly changed, so that some share a target; and on random outputs, since those of a
+    model at its start may all be the same. A class says by `may_be_cut` that it does not matter.
+
+    Args:
+        loss: Per-sample losses.
+        outputs: Of a few samples.
+        targets: Theirs.
+    """
+    if isinstance(loss.loss, (*CLASSIFYING, *REGRESSING, *LOGISTIC)) or getattr(loss.loss, "may_be_cut", False):
+        return False
+    loss, generator = copy.deepcopy(loss), torch.Generator().manual_seed(0)
+    noise = torch.rand(outputs.shape, generator=generator, dtype=torch.float32).to(outputs.dtype)
+    twice = torch.cat([targets, targets])
+    for given in (torch.cat([outputs, outputs * (1 - 0.1 * noise)]), torch.cat([6 * noise - 3, 2 - 4 * noise])):
+        try:
+            whole, weights = loss(given, twice)
+        except Exception:
+            continue  # it takes no such outputs
+        if not whole.isfinite().all():
+            continue
+        try:
+            each = [loss(given[i : i + 1], twice[i : i + 1]) for i in range(len(given))]
+        except Exception:
+            return True  # it needs several samples
+        alone = torch.cat([values for values, _ in each])
+        mean = bool((whole == whole[0]).all()) and torch.allclose(whole.mean(), alone.mean(), rtol=1e-4, atol=1e-6)
+        if not mean and not torch.allclose(whole, alone, rtol=1e-4, atol=1e-6):
+            return True
+        apart = [weight for _, weight in each if weight is not None]
+        if weights is not None and not torch.allclose(weights.float(), torch.cat(apart).float(), rtol=1e-4, atol=1e-6):
+            return True
+    return False
+
+
+def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any, meaning: Outputs) -> None:
+    name, samples = type(loss.loss).__name__, len(outputs)
+    if meaning.one_logit and isinstance(loss.loss, CLASSIFYING):  # which would take it for the score of a first class
+        raise ConfigError(
+            f"loss: {name} takes a score for each of two classes, and the model gives {list(outputs.shape)} for "
+            f"{samples} samples, one logit. Use loss=binary_cross_entropy, or a model with two outputs."
+        )
+    try:
+        values, _ = copy.deepcopy(loss)(outputs, targets)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"loss: {name} fails on outputs {_shapes(outputs)} and targets "
+            f"{_shapes(getattr(targets, 'targets', targets))}: {_words(error)}"
+        ) from error
+    if values.shape != (samples,):
+        raise ConfigError(
+            f"loss: {name} gives {list(values.shape)} for {samples} samples; it must be one value per sample, "
+            f"[{samples}], or their mean."
+        )
+    if not values.requires_grad and any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"loss: {name} has no gradient; something in it, or in the model, is detached from outputs.")
+
+
+@torch.no_grad()
+def _try_measuring(run: Run, loss: PerSample, data: Data, name: str, part: Split, meaning: Outputs) -> Outputs:
+    inputs, targets = _reading(name, lambda: next(in_order(part, 0, len(part), 1, CPU, 0)))
+    _check_sample(data, name, inputs, targets)
+    meaning = _near(meaning, targets)
+    outputs = run(inputs)
+    if outputs is None:
+        return meaning
+    meaning = meaning.fitted(outputs, 1)
+    if outputs.is_meta:
+        return meaning
+    _measure(copy.deepcopy(loss), name, outputs.float(), targets, meaning)
+    return meaning
+
+
+def _near(meaning: Outputs, targets: Tensor) -> Outputs:
+    """Where nobody has told the targets of a regression, the first of them is near enough to all."""
+    if meaning.task != "regression" or meaning.near is not None:
+        return meaning
+    return replace(meaning, near=targets.double().reshape(-1))
+
+
+def _measure(loss: PerSample, name: str, outputs: Tensor, targets: Tensor, meaning: Outputs) -> None:
+    try:
+        loss(outputs, targets)
+        scores, sums = meaning.scores(outputs), meaning.sums(CPU)
+        sums.update(scores, targets)
+        sums.figures()
+        if meaning.task != "language":
+            meaning.columns(scores, targets, True)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"loss, metrics: one {name} sample with outputs {_shapes(outputs)} and targets {_shapes(targets)} cannot "
+            f"be measured: {_words(error)}"
+        ) from error
+
+
+def _run_as_it_is(run: Run, inputs: Any, *parts: Split) -> Any:
+    """What `run` gives; whole numbers that the model does not take, but as floats, are from now on given so."""
+    try:
+        outputs = run(inputs)
+        if outputs is not None or not _has_indices(inputs):
+            return outputs
+        failed = None
+    except ConfigError as error:
+        if not _has_indices(inputs):
+            raise
+        failed = error
+    try:
+        outputs = run(as_numbers(inputs, replace(parts[0], indices=False)))
+    except ConfigError:
+        outputs = None
+    if outputs is None and failed is not None:
+        raise failed
+    for part in parts:
+        part.indices = outputs is None
+    return outputs
+
+
+def _has_indices(inputs: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.dtype in INDICES for leaf in tree_leaves(inputs))
+
+
+def _is_large(model: nn.Module) -> bool:
+    """Whether a model is to be tried by its shapes alone: it is large, or has no weights here."""
+    return sum(one.numel() for one in model.parameters()) > LARGE or any(one.is_meta for one in model.parameters())
+
+
+def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:
+    """The outputs of a model, with copies of its buffers; None where it cannot be run here.
+
+    Args:
+        model: The bare model.
+        shapes: Without numbers, on the meta device.
+        inputs: Of some samples.
+    """
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    state = {name: tensor.clone() for name, tensor in buffers.items()}
+    if shapes:
+        state = {name: tensor.detach().to("meta") for name, tensor in (parameters | buffers).items()}
+        inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), inputs)
+    try:
+        if not any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            return torch.func.functional_call(model, state, (inputs,))
+        try:  # which takes no other tensors than its own
+            return None if shapes else model(inputs)
+        finally:
+            with torch.no_grad():
+                for name, before in state.items() if not shapes else ():
+                    buffers[name].copy_(before)
+    except ConfigError:
+        raise
+    except Exception as error:
+        if shapes or _is_of_a_device(error):
+            return None  # not every model works without memory, nor on a CPU
+        raise ConfigError(
+            f"model: {type(model).__name__} fails on inputs {_shapes(inputs)}: {_words(error)}"
+        ) from error
+
+
+def _is_of_a_device(error: Exception) -> bool:
+    """Whether a failure tells of a device that this try does not use."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        torch.cuda.is_available() and OF_A_DEVICE.search(str(error)) is not None
+    )
+
+
+def _check_sample(data: Data, name: str, inputs: Any, targets: Any, leaves_out: bool = False) -> None:
+    """Look at a batch that was read: numbers, and targets that are one tensor of what the task needs."""
+    if not leaves_out and first_infinite(inputs) is not None:
+        raise ConfigError(f"data={data.name}: a sample of its {name} part holds NaN or infinity; mend it, or drop it.")
+    if not isinstance(targets, Tensor):
+        raise ConfigError(
+            f"data={data.name}: a target of its {name} part is a {type(targets).__name__}, {_shapes(targets)}; it must "
+            "be one number or tensor."
+        )
+    data.check_targets(name, targets, len(targets))
+    if isinstance(inputs, Tensor) and tuple(inputs.shape[1:]) != tuple(data.input_shape):
+        raise ConfigError(
+            f"data={data.name}: a sample of its {name} part is {list(inputs.shape[1:])}, and input_shape says "
+            f"{list(data.input_shape)}."
+        )
+
+
+def _reading(name: str, read: Callable[[], Any]) -> Any:
+    """What was read of a part; a mistake there in one sentence."""
+    try:
+        return read()
+    except ConfigError:
+        raise
+    except BrokenFile as error:
+        raise ConfigError(error.in_short()) from error
+    except Exception as error:
+        raise ConfigError(f"data: the first samples of the {name} part cannot be read: {_words(error)}") from error
+
+
+@contextmanager
+def _no_trace(model: nn.Module) -> Iterator[None]:
+    """Put the generators back afterwards, and the modes of the modules."""
+    modes = [(module, module.training) for module in model.modules()]
+    with generators_kept():
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+# --- Datasets in other processes -------------------------------------------------------------------------------------
+
+
+def _as_a_worker_gets_it(name: str, part: Split, workers: int | str) -> Split:
+    """A part whose dataset is a copy, made as for a process that loads: what it opens when it is read stays there.
+
+    Raises:
+        ConfigError: It cannot be sent to a process.
+    """
+    if not workers or not isinstance(part, DatasetSplit):
+        return replace(part)  # with a loader of its own
+    try:
+        dataset, plain = as_a_worker_gets_it((part.dataset, part.plain))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        if workers == "auto":  # will load them where they are
+            return replace(part)
+        raise ConfigError(
+            f"num_workers={workers}: the dataset of the {name} part cannot be sent to the processes that load it: "
+            f"{error}. Functions and classes must stand at the top of a module (no lambda, none inside of a function), "
+            "and files be opened when a sample is read; or set num_workers=0."
+        ) from error
+    except Exception:  # what only a process that is just starting may be sent
+        return replace(part)
+    return replace(part, dataset=dataset, plain=plain)
+
+
+# --- Words -----------------------------------------------------------------------------------------------------------
+
+
+def _shapes(tree: Any) -> str:
+    """Shapes and types of the tensors in a batch."""
+
+    def of(leaf: Any) -> str:
+        if not isinstance(leaf, Tensor):
+            return type(leaf).__name__
+        return f"{list(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
+
+    return str(tree_map(of, tree)).replace("'", "")
+
+
+def _words(error: Exception) -> str:
+    """What an error says in one line, and where in other code than torch's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/torch/" not in frame.filename and frame.filename != __file__]
+    frame = (own or frames)[-1]
+    said = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {said} [{frame.name}, line {frame.lineno} of {frame.filename}]"

@@ -1,0 +1,177 @@
+"""Class-balanced sampling: counts against expectation, and the same draws on any number of ranks from any step."""
+
+import numpy as np
+import pytest
+import torch
+from kill_loop import OWN, place
+from processes import rows, train
+from torch.utils.data import Dataset
+
+from launcher.batching.keys import derive, derive_each
+from launcher.batching.plan import plan_batch
+from launcher.batching.sampling import Balanced
+from launcher.batching.stream import Stream, permute, permute_each
+from launcher.core.errors import ConfigError
+from launcher.data import Data, DatasetSplit, TensorSplit
+
+CPU = torch.device("cpu")
+
+
+def data(*counts, kind="tensors", **more):
+    """A training part with so many samples of each class, mixed."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    inputs = torch.arange(len(labels))[:, None].float()
+    part = TensorSplit(inputs, labels, **more) if kind == "tensors" else DatasetSplit(Numbers(labels), labels)
+    return Data("made", "classification", (1,), len(counts), part, part, part)
+
+
+class Numbers(Dataset):
+    """Gives each sample its number, a draw of its augmentation, and its label."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return torch.tensor([float(i), torch.rand(()).item()]), self.labels[i]
+
+
+def test_permutations_of_many_sizes_at_once_are_those_of_each_alone():
+    generator = np.random.RandomState(0)
+    for size in (1, 2, 3, 7, 64, 1000):
+        keys = generator.randint(0, 2**62, 5).astype(np.uint64)
+        positions = np.arange(size).repeat(5)
+        found = permute_each(positions, np.full(5 * size, size), np.tile(keys, size)).reshape(size, 5)
+        for column, key in enumerate(keys.tolist()):
+            assert found[:, column].tolist() == permute(np.arange(size), size, key).tolist()
+    sizes = generator.randint(1, 3000, 500)
+    positions, keys = generator.randint(0, 10**9, 500) % sizes, generator.randint(0, 2**62, 500).astype(np.uint64)
+    mixed = permute_each(positions, sizes, keys)
+    for i in range(500):
+        assert mixed[i] == permute(positions[i : i + 1], int(sizes[i]), int(keys[i]))[0]
+    before = np.full(3, derive(1, 2), dtype=np.uint64)
+    assert derive_each(before, np.array([4, 5, 6]), 7).tolist() == [derive(1, 2, c, 7) for c in (4, 5, 6)]
+
+
+@pytest.mark.parametrize("counts", [(90, 10), (40, 7, 50), (5, 0, 90, 3), (1, 99), (25, 25, 25, 25)])
+def test_each_epoch_has_each_class_equally_often_and_its_samples_too(counts):
+    made = data(*counts)
+    n, labels = len(made.train), made.train.targets.numpy()
+    balanced, present = Balanced(made, 3), np.flatnonzero(counts)
+    orders, extra = [], np.zeros(len(counts))
+    for epoch in range(40):
+        draws = balanced.draw(epoch, np.arange(n))
+        samples = draws % n
+        of_class = np.bincount(labels[samples], minlength=len(counts))
+        assert set(of_class[present]) <= {n // len(present), -(-n // len(present))} and of_class.sum() == n
+        assert len(set(draws.tolist())) == n, "a sample that comes again is told apart"
+        extra += of_class - n // len(present)
+        for c in present:
+            times = np.bincount(samples, minlength=n)[labels == c]
+            # Two cycles may be cut by an epoch: what is whole in between comes to all alike.
+            assert times.max() - times.min() <= 2
+        orders.append(tuple(samples.tolist()))
+    assert len(set(orders)) == 40
+    rest = n % len(present)
+    if rest:  # who gets one more is drawn: 40 epochs, each with probability rest / k
+        share = rest / len(present)
+        assert np.abs(extra[present] - 40 * share).max() < 5 * np.sqrt(40 * share * (1 - share)) + 1e-9
+
+
+def test_over_epochs_a_large_class_is_gone_through_evenly():
+    """90 samples of one class and 10 of the other: 50 draws of each in each of 9 epochs are 5 and 45 times."""
+    made = data(90, 10)
+    balanced = Balanced(made, 0)
+    samples = np.concatenate([balanced.draw(epoch, np.arange(100)) % 100 for epoch in range(9)])
+    times = np.bincount(samples, minlength=100)
+    labels = made.train.targets.numpy()
+    assert set(times[labels == 0]) == {5} and set(times[labels == 1]) == {45}
+
+
+def test_draws_are_as_random_as_a_weighted_sampler():
+    """Classes of neighbours, and places of samples, against the expectation of independence; two seeds differ."""
+    made, labels = data(300, 60, 40), None
+    labels = made.train.targets.numpy()
+    pairs, places = np.zeros((3, 3)), np.zeros(400)
+    for seed in range(60):
+        order = Balanced(made, seed).draw(0, np.arange(400)) % 400
+        classes = labels[order]
+        np.add.at(pairs, (classes[:-1], classes[1:]), 1)
+        places += np.isin(order, np.flatnonzero(labels == 1)[:30])  # half of the middle class: a sixth of the draws
+    expected = pairs.sum() / 9
+    assert ((pairs - expected) ** 2 / expected).sum() < 30  # 4 to 8 degrees of freedom: 99.99 % is 32 at most
+    quarters = places.reshape(4, 100).sum(1)
+    assert np.abs(quarters - 60 * 400 / 6 / 4).max() < 6 * np.sqrt(60 * 400 / 6 / 4)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "dataset"])
+def test_the_global_batches_are_the_same_on_any_number_of_ranks_and_from_any_step(kind):
+    made = data(30, 6, 61, kind=kind)
+
+    def batches(world, first, last):
+        plan = plan_batch(97, 10, world, 3)
+        streams = [
+            Stream(made.train, plan, 5, rank, CPU, 0, balanced=Balanced(made, 5)).batches(first, last)
+            for rank in range(world)
+        ]
+        return [
+            [tuple(row) for b in together for m in b.micros for row in m.inputs[: m.size].tolist()]
+            for together in zip(*streams, strict=True)
+        ]
+
+    alone = batches(1, 0, 25)
+    for world in (2, 3, 8):
+        assert batches(world, 0, 25) == alone
+    assert batches(3, 13, 25) == alone[13:]
+    stream = Stream(made.train, plan_batch(97, 10, 1, None), 5, 0, CPU, 0, balanced=Balanced(made, 5))
+    assert [stream.samples(step).tolist() for step in (0, 13)] == [[r[0] for r in alone[step]] for step in (0, 13)]
+    if kind == "dataset":  # what comes again in an epoch is augmented in another way
+        rows = [row for batch in alone[:10] for row in batch]
+        assert len({row[0] for row in rows}) < 90 and len(set(rows)) == 97
+
+
+def test_repeats_in_memory_are_augmented_in_another_way_and_the_same_way_everywhere():
+    def note(raw, uniforms):
+        return torch.cat([raw, uniforms], 1)
+
+    made = data(90, 10, augment=note, draws=1)
+    seen = {}
+    for world in (1, 3):
+        plan = plan_batch(100, 12, world, None)
+        seen[world] = sorted(
+            tuple(row)
+            for rank in range(world)
+            for batch in Stream(made.train, plan, 5, rank, CPU, 0, balanced=Balanced(made, 5)).batches(0, 9)
+            for micro in batch.micros
+            for row in micro.inputs[: micro.size].tolist()
+        )
+    assert seen[1] == seen[3] and len(set(seen[1])) == 100 and len({row[0] for row in seen[1]}) <= 60
+
+
+def test_data_that_cannot_be_balanced():
+    made = data(5, 5)
+    made.task = "regression"
+    with pytest.raises(ConfigError, match="sampling=balanced: data=made is a regression task"):
+        Balanced(made, 0)
+    made = data(5, 5, kind="dataset")
+    made.train.targets = None
+    with pytest.raises(ConfigError, match=r"sampling=balanced: .* one label per sample. Use sampling=shuffle"):
+        Balanced(made, 0)
+
+
+@pytest.mark.soak
+def test_a_run_has_the_same_losses_on_any_number_of_ranks(tmp_path):
+    words = ["data._target_=own.load", "+data.n=61", "+data.classes=4", "batch.global_size=13", "epochs=3", "threads=1",
+             "log_every=2", "sampling=balanced", "model.hidden=[8]", "hydra.run.dir=run"]  # fmt: skip
+    found = {}
+    for world in (1, 2, 3):
+        train(words, place(tmp_path / str(world), OWN), world).ok()
+        found[world] = rows(tmp_path / str(world) / "run")
+    train([*words[:7], *words[8:]], place(tmp_path / "shuffled", OWN)).ok()
+    assert rows(tmp_path / "shuffled/run") != found[1]
+    for world in (2, 3):
+        for row, expected in zip(found[world], found[1], strict=True):
+            assert row == pytest.approx(expected, rel=2e-3, abs=1e-5)
