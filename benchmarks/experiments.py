@@ -1,10 +1,10 @@
-"""The experiments of docs/concepts: grids of the launcher, a table and a picture of each.
+"""The experiments of docs/concepts: sweeps of the launcher, a table and a picture of each.
 
     python benchmarks/experiments.py learning_rate
     python benchmarks/experiments.py learning_rate epochs=5
 
-Runs stay in outputs/experiments; a second start draws from what is there. Overrides after the name apply to each grid;
-their runs and picture go to a directory of their own. Everything runs on CPU with one thread a point, so that figures
+Runs stay in outputs/experiments; a second start draws from what is there. Overrides after the name apply to each sweep;
+their runs and picture go to a directory of their own. Everything runs on CPU with one thread a trial, so that figures
 can be repeated.
 """
 
@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from launcher.run.tracking import Record  # noqa: E402
-from launcher.sweep.comparison import Entry, read_grid  # noqa: E402
+from launcher.sweep.comparison import Entry, read_sweep  # noqa: E402
+from launcher.sweep.statistics import without_seed  # noqa: E402
 
 COMMON = ("seed=0,1,2", "device=cpu", "threads=1", "trackers=[]", "checkpoint.every=null")
 # Okabe and Ito (2008): told apart by every kind of colour vision. Without their yellow, orange and sky a little darker,
@@ -76,7 +77,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Grids, and what is made of them.
+    """Sweeps, and what is made of them.
 
     Attributes:
         grids: Name -> overrides of one `launcher/train.py -m`.
@@ -522,30 +523,30 @@ EXPERIMENTS = {
 
 
 def overrides_of(own: Sequence[str], more: Sequence[str] = ()) -> list[str]:
-    """The overrides of a grid: those given last take the place of earlier ones of the same name."""
+    """The overrides of a sweep: those given last take the place of earlier ones of the same name."""
     named = {word.partition("=")[0]: word for word in (*COMMON, *own, *more)}
     groups = [word for word in named.values() if word.partition("=")[0] in ("experiment", "data", "model", "optimizer")]
     return groups + [word for word in named.values() if word not in groups]
 
 
 def run(name: str, runs: Path, more: Sequence[str] = ()) -> list[Setting]:
-    """Run the grids of an experiment, as far as their points have not finished already, and read them."""
+    """Run the sweeps of an experiment, as far as their trials have not finished already, and read them."""
     settings: list[Setting] = []
     for title, own in EXPERIMENTS[name].grids.items():
         directory = runs / name / ("".join(c if c.isalnum() else "_" for c in title) or "all")
         command = [sys.executable, str(ROOT / "launcher/train.py"), "-m", *overrides_of(own, more)]
         done = subprocess.run([*command, f"hydra.sweep.dir={directory}"], cwd=ROOT)
-        if done.returncode not in (0, 1):  # 1: some points failed, which the table says
+        if done.returncode not in (0, 1):  # 1: some trials failed, which the table says
             sys.exit(done.returncode)
         settings += read(title, directory)
     return settings
 
 
 def read(title: str, directory: Path) -> list[Setting]:
-    """The settings of a grid in the order of their values; a split's seed counts as a seed."""
+    """The settings of a sweep in the order of their values; a split's seed counts as a seed."""
     found: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
-    for entry in read_grid(directory, None, None).entries:
-        key = tuple((name, value) for name, value in entry.seedless if name != "data.split_seed")
+    for entry in read_sweep(directory, None, None).entries:
+        key = tuple((name, value) for name, value in without_seed(entry.varied) if name != "data.split_seed")
         found.setdefault(key, []).append(entry)
     order = list(json.loads((directory / "grid.json").read_text())["points"])
     settings = []
@@ -603,7 +604,7 @@ def draw(experiment: Experiment, settings: Sequence[Setting], path: Path) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=EXPERIMENTS)
-    parser.add_argument("overrides", nargs="*", help="for each grid, such as epochs=5")
+    parser.add_argument("overrides", nargs="*", help="for each sweep, such as epochs=5")
     parser.add_argument("--to", type=Path, help="where runs and picture go")
     arguments = parser.parse_args()
     usual, more = ROOT / "outputs/experiments", arguments.overrides

@@ -1,7 +1,7 @@
 """Hydra's sweeper and launcher for `-m`. Hydra imports this at every start, so it imports nothing heavy itself."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins import basic_sweeper
@@ -17,18 +17,18 @@ from omegaconf import DictConfig, OmegaConf
 class GridSweeper(basic_sweeper.BasicSweeper):
     """Every combination of what is swept, as Hydra's own sweeper makes them.
 
-    Hydra's composes every point twice, writes files before it has checked them, and gives up all where one failed.
+    Hydra's composes every trial twice, writes files before it has checked them, and gives up all where one failed.
     """
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Hand all points to the launcher.
+        """Hand all trials to the launcher.
 
         Raises:
             ConfigError: There is none, or more than hydra.launcher.max_points.
             HydraException: What is swept, or a setting, is wrong.
         """
         from launcher.config.rules import whole
-        from launcher.sweep.trials import check_count
+        from launcher.sweep.sweep import check_count
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         arguments = [*self._parse_config(), *arguments]
@@ -59,7 +59,7 @@ class GridSweeper(basic_sweeper.BasicSweeper):
 
 
 class LocalLauncher(Launcher):
-    """Runs the points of a grid on the devices of this machine; the settings are those of its YAML file."""
+    """Runs the trials of a sweep on the devices of this machine; the settings are those of its YAML file."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -69,40 +69,46 @@ class LocalLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra with what `launch` will need."""
         self.config, self.task = config, task_function
-        HydraConfig.instance().set_config(config)  # for what refers to `hydra` in the grid's own config
+        HydraConfig.instance().set_config(config)  # for what refers to `hydra` in the sweep's own config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Check every point, then run them.
+        """Check every trial, then run them, or hand them to SLURM.
 
         Returns:
-            For each point the metric that counts, for sweepers that optimise it.
+            For each trial the metric that counts, for sweepers that optimise it.
 
         Raises:
-            ConfigError: A setting is wrong; no point has been started.
+            ConfigError: A setting is wrong; no trial has been started.
         """
-        from launcher.sweep import executor
+        from launcher.sweep.sweep import Sweep
 
-        if self.task.stop:  # a sweeper that goes on in batches does not know
-            raise SystemExit(int(bool(self.task.failed)))
-        options = executor.Options(**self.plain_options())
-        return [
-            self.result(point, JobStatus.COMPLETED)
-            for point in executor.conduct(self.task, self.config, job_overrides, initial_job_idx, options)
-        ]
+        start, options = self.how()
+        sweep = Sweep(self.task, self.config, options)
+        return [self.result(trial) for trial in start(sweep, job_overrides, initial_job_idx, options)]
+
+    def how(self) -> tuple[Callable[..., Sequence[Any]], Any]:
+        """The function that starts a sweep and returns its trials, and its options."""
+        from launcher.sweep.local import run_sweep
+        from launcher.sweep.options import LocalOptions
+
+        return run_sweep, LocalOptions(**self.plain_options())
 
     def plain_options(self) -> dict[str, Any]:
         """The settings of the launcher's YAML file."""
         return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
 
-    def result(self, point: Any, status: JobStatus) -> JobReturn:
-        """What Hydra's sweepers get to know of a point; `status` where it has not failed."""
-        from launcher.sweep.board import figure_of
+    def result(self, trial: Any) -> JobReturn:
+        """What Hydra's sweepers get to know of a trial; without `wait` most are not known yet where SLURM runs them."""
+        from launcher.sweep.trial_state import State
+        from launcher.sweep.trials import metric_of
 
-        result = JobReturn(overrides=point.overrides, status=status)
-        if point.state == "failed":
-            self.task.failed.append(point.label)
+        result = JobReturn(overrides=trial.overrides, status=JobStatus.COMPLETED)
+        if trial.state == State.FAILED:
+            self.task.failed.append(trial.label)
             result.status = JobStatus.FAILED
-            result.return_value = RuntimeError(f"point {point.index} ({point.label}): {point.reason}")
-        else:
-            result.return_value = figure_of(point.path, point.metric[0])
+            result.return_value = RuntimeError(f"trial {trial.index} ({trial.label}): {trial.reason}")
+            return result
+        if trial.kind == "slurm" and trial.state != State.FINISHED:
+            result.status = JobStatus.UNKNOWN
+        result.return_value = metric_of(trial.path, trial.metric[0])
         return result

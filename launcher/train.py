@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def command(argv: list[str]) -> int:
-    """Do what a command line asks for: show something, start a grid (-m), or train."""
+    """Do what a command line asks for: show something, start a sweep (-m), or train."""
     arguments = parse_arguments(argv)
     if show(arguments, "train"):
         return 0

@@ -1,4 +1,4 @@
-"""One point of a grid, composed and checked when the grid was: `python launcher/trial.py --task FILE`, in each rank.
+"""One trial of a sweep, composed and checked when the sweep was: `python launcher/trial.py --task FILE`, in each rank.
 
 Batch scripts of `hydra/launcher=slurm` call this. What the file holds is trained, whatever conf/ says by then, by the
 code of the snapshot that was made with it.
@@ -47,7 +47,7 @@ def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
 
 
 def main() -> None:
-    """Train the point of a file that launcher/slurm/job_array.py wrote; exit status as that of launcher/train.py."""
+    """Train the trial of a file that launcher/slurm/job_array.py wrote; exit status as that of launcher/train.py."""
     task = json.loads(Path(sys.argv[sys.argv.index("--task") + 1]).read_text(encoding="utf-8"))
     # The working directory stays: data and relative paths are found there. Only code comes from the snapshot, also
     # for processes started from here.

@@ -384,3 +384,7 @@ if __name__ == "__main__":
     with Cluster() as cluster:
         print(f"SLURM_CONF={cluster.environment['SLURM_CONF']}; leave the shell and all is gone", flush=True)
         subprocess.run(sys.argv[1:] or [os.environ.get("SHELL", "/bin/bash")], env=cluster.environment)
+
+
+def found(output, word):
+    return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith(f"{word} ")]

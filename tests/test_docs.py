@@ -33,6 +33,7 @@ PAGES = sorted(
     for path in itertools.chain(*map(REPOSITORY.glob, ("*.md", "docs/**/*.md", "slurm/*.md", "examples/**/*.md")))
     if "outputs" not in path.parts
 )
+OPTIONS = sorted((REPOSITORY / "conf").rglob("*.yaml"))
 BY_NAME = {"ids": lambda value: str(value.relative_to(REPOSITORY)) if isinstance(value, Path) else value}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
@@ -112,7 +113,7 @@ def commands(path):
 
 
 def compose(program, words):
-    """Compose and check a command's settings, as the program does before it begins; of a grid each value once."""
+    """Compose and check a command's settings, as the program does before it begins; of a sweep each value once."""
     if program in TAKES_A_RUN:
         composition.compose_tool(program, words, TAKES_A_RUN[program])
         return
@@ -269,7 +270,7 @@ def test_every_setting_named_is_one(page, project):
     for words in dict.fromkeys(token.content for token in inline(page, "code_inline")):
         if (
             not SETTINGS.fullmatch(words) or "..." in words or ",optimizer.lr=" in words
-        ):  # the name of a grid's directory
+        ):  # the name of a sweep's directory
             continue
         key = words.partition("=")[0].lstrip("+")
         program = next(
@@ -284,7 +285,7 @@ def test_every_setting_named_is_one(page, project):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), **BY_NAME)
+@pytest.mark.parametrize("path", OPTIONS, **BY_NAME)
 def test_the_command_on_top_of_an_option_is_one(path, project, monkeypatch):
     text = " ".join(line.removeprefix("# ") for line in path.read_text().splitlines()[:3] if line.startswith("# "))
     for command in re.findall(r": ((?:python|accelerate|[a-z/_]+=).*?)(?=$| [A-Z])", text):
@@ -292,6 +293,18 @@ def test_the_command_on_top_of_an_option_is_one(path, project, monkeypatch):
             check(shlex.split(command), monkeypatch)
         elif SETTINGS.fullmatch(command):
             compose("train", [*shlex.split(command), "-m"])
+
+
+@pytest.mark.parametrize("path", OPTIONS, **BY_NAME)
+def test_comments_in_conf_are_aligned(path):
+    """Within a paragraph they stand in one column, two spaces after the longest line that has one."""
+    lines = path.read_text().splitlines()
+    assert max(map(len, lines)) <= 120
+    for _, paragraph in itertools.groupby(lines, bool):
+        found = [re.match(r"( *[^ #].*?)( *)# ", line) for line in paragraph]
+        cut = [(len(line[1]), len(line[2])) for line in found if line]
+        longest = max((code for code, _ in cut), default=0)
+        assert all(code + spaces == longest + 2 for code, spaces in cut), (path, cut)
 
 
 @pytest.mark.parametrize("page", PAGES, **BY_NAME)
@@ -345,22 +358,28 @@ def test_the_quick_start_from_top_to_bottom(checkout):
 
 @pytest.mark.soak
 def test_the_commands_of_the_readme(checkout):
-    """Those under "Run it" in their order, on a run of a table; shorter. slurm/test_guide.py has those of clusters."""
+    """All in their order, on a run of a table; shorter. slurm/test_guide.py has those of clusters."""
     place, run = checkout
     table = "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(80))
     (place / "new.csv").write_text(f"a,b,y\n{table}")
     run("python launcher/train.py data=csv data.path=new.csv data.target=y epochs=3 threads=1 hydra.run.dir=RUN")
-    text = (REPOSITORY / "README.md").read_text().partition("## Run it")[2]
+    shutil.copytree(REPOSITORY / "examples/spirals/conf", place / "my_conf")
+    (place / "my").mkdir()
+    (place / "my/module.py").write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, in_features, num_classes, width):\n"
+        "        layers = nn.Linear(in_features, width), nn.ReLU(), nn.Linear(width, num_classes)\n"
+        "        super().__init__(nn.Flatten(), *layers)\n"
+    )
     done = 0
-    for command in re.search("```bash\n(.*?)```", text, re.DOTALL)[1].splitlines():
-        if not re.search("^sbatch|^srun|launcher=slurm", command):
+    for command in (line for block in blocks(REPOSITORY / "README.md") for line in block):
+        if not re.search("^pip|^sbatch|^srun|launcher=slurm", command):
             on_cpu = "" if torch.cuda.device_count() >= 8 else "ACCELERATE_USE_CPU=1 " * ("num_processes 8" in command)
             run(on_cpu + re.sub(r"(launcher/(train|find_lr)\.py)", r"\1 threads=1 epochs=2", command))
             done += 1
         if " -m " in command and "slurm" not in command:
-            (grid,) = (place / "outputs/grids").glob("*/*")
-            grid.rename(place / "outputs/grids/NAME")
-    assert done >= 12 and (place / "predictions.csv").is_file() and (place / "RUN-rerun").is_dir()
+            (sweep,) = (place / "outputs/grids").glob("*/*")
+            sweep.rename(place / "outputs/grids/NAME")
+    assert done >= 18 and (place / "predictions.csv").is_file() and (place / "RUN-rerun").is_dir()
 
 
 # --- The site and the pictures ----------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from processes import REPOSITORY
 
 import launcher
 from launcher.__main__ import COMMANDS
-from launcher.config.command_line import parse_arguments
-from launcher.run.provenance import summary
+from launcher.config import command_line
+from launcher.run import provenance
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -76,9 +76,9 @@ def test_the_version_that_is_told_needs_no_installation(monkeypatch):
     """PyPI has another package that is called launcher: nobody asks for its version."""
     asked = []
     monkeypatch.setattr(metadata, "version", lambda name: asked.append(name) or "1.0")
-    assert summary()["versions"]["launcher"] == launcher.__version__
+    assert provenance.summary()["versions"]["launcher"] == launcher.__version__
     with pytest.raises(SystemExit, match="0"):
-        parse_arguments(["--version"])
+        command_line.parse_arguments(["--version"])
     assert "torch" in asked and "launcher" not in asked
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from launcher.distributed.watch import guarded
-from launcher.sweep import comparison
+from launcher.sweep.conclusion import compare
 
 
 def main() -> None:
@@ -20,5 +20,5 @@ def command(argv: list[str]) -> int:
     parser.add_argument("--metric", help="what counts, such as eval/accuracy; by default checkpoint.best")
     parser.add_argument("--mode", choices=("min", "max"), help="by default as the metric's name tells")
     arguments = parser.parse_args(argv)
-    comparison.compare(arguments.path, arguments.metric, arguments.mode)
+    compare(arguments.path, arguments.metric, arguments.mode)
     return 0

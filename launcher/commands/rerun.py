@@ -109,10 +109,10 @@ def compose_again(path: Path, output: str | None) -> Composed:
 
 
 def beside(path: Path) -> Path:
-    """Where a run goes that repeats the one in `path`: next to it, or to the grid that it is a point of."""
-    for grid in path.parents:
-        if (grid / "grid.json").is_file():
-            return grid.with_name("-".join([grid.name, *path.relative_to(grid).parts, "rerun"]))
+    """Where a run goes that repeats the one in `path`: next to it, or to the sweep that it is a trial of."""
+    for sweep in path.parents:
+        if (sweep / "grid.json").is_file():
+            return sweep.with_name("-".join([sweep.name, *path.relative_to(sweep).parts, "rerun"]))
     return path.with_name(f"{path.name}-rerun")
 
 

@@ -19,6 +19,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import ConfigDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -169,6 +170,10 @@ def compose(
         if any("${" in text.replace(RUN_DIR, "") for text in texts([value])):
             raise ConfigError(f"{name}={show_value(value)}: a text here cannot hold ${{, which begins a reference.")
     check_length(Path(directory), key)
+    for word in overrides:
+        if key_of(word) == "local" and word[0] != "~" and _file(hydra, word.lstrip("+").replace("=", "/")) is None:
+            known = ", ".join(hydra.config_loader.get_group_options("local"))
+            raise ConfigError(f"{word}: no such option. There are: {known or 'none, since there is no conf/local/'}.")
     if own.job.chdir:
         raise ConfigError(
             "hydra.job.chdir=true: a run stays in the directory that it is started in. A setting that is "
@@ -258,19 +263,19 @@ def compose_tool(config_name: str, argv: list[str], schema: Mapping[str, Rule]) 
         if Path(word).is_dir() or ("=" not in word and not word.startswith("~")):
             word = override("run_dir", word)
         elif key in ("run_dir", "input", "output") and ("=" in value or "," in value) and value[0] not in "'\"[":
-            word = override(key, value)  # a point of a grid is called optimizer=adam,seed=1
+            word = override(key, value)  # a trial of a sweep is called optimizer=adam,seed=1
         overrides.append(f"++{word}" if word.startswith("data.") else word)
     with opened(arguments, config_name) as (hydra, name):
         return compose(hydra, name, overrides, schema)
 
 
 class Task:
-    """What Hydra's launchers get for a task function: not the training itself, but how to compose a point of the grid.
+    """What Hydra's launchers get for a task function: not the training itself, but how to compose a trial of the sweep.
 
     Attributes:
         failed: Points that a launcher saw fail.
         stop: Its request to stop, which lasts over all that a sweeper hands it.
-        swept: Settings that have several values in all of the grid, of which a launcher may see one at a time.
+        swept: Settings that have several values in all of the sweep, of which a launcher may see one at a time.
     """
 
     def __init__(self, hydra: Hydra, config_name: str) -> None:
@@ -280,26 +285,26 @@ class Task:
         self.swept: frozenset[str] = frozenset()
 
     def compose(self, overrides: list[str], job: Mapping[str, Any]) -> Composed:
-        """Compose and check a point of the grid.
+        """Compose and check a trial of the sweep.
 
         Args:
             overrides: The command line's.
             job: What Hydra says of it in hydra.job.
         """
-        point = compose(self._hydra, self._config_name, overrides, trial=job)
-        if point.adopted and not self._said:
+        trial = compose(self._hydra, self._config_name, overrides, trial=job)
+        if trial.adopted and not self._said:
             self._said = True
-            print(f"adopted    {' '.join(point.adopted)}, as accelerate launch was asked to", flush=True)
-        if point.settings.get("check"):
-            raise ConfigError(f"check={show_value(point.settings.check)}: checks one run; leave out -m.")
-        return point
+            print(f"adopted    {' '.join(trial.adopted)}, as accelerate launch was asked to", flush=True)
+        if trial.settings.get("check"):
+            raise ConfigError(f"check={show_value(trial.settings.check)}: checks one run; leave out -m.")
+        return trial
 
 
 def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
-    """Run a grid (-m): Hydra's sweeper makes the points, its launcher runs each in processes of its own.
+    """Run a sweep (-m): Hydra's sweeper makes the trials, its launcher runs each in processes of its own.
 
     Returns:
-        0 where every point went well, else 1.
+        0 where every trial went well, else 1.
 
     Raises:
         ConfigError: A setting is wrong, or the launcher is one that would train nothing.
@@ -323,7 +328,7 @@ def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
     except RuntimeError as error:
         if "Invalid plugin" in str(error):
             raise ConfigError(f"hydra/sweeper: {error}.") from error
-        if not task.failed:  # else a sweeper gave up because of a point that failed, and the launcher said so
+        if not task.failed:  # else a sweeper gave up because of a trial that failed, and the launcher said so
             raise
     return int(bool(task.failed))
 
@@ -385,9 +390,16 @@ def _set_by_files(hydra: Hydra, own: DictConfig, overrides: list[str], group: st
 
 
 def _file(hydra: Hydra, name: str) -> DictConfig | None:
-    """A file of the config as it is written, before overrides."""
+    """An option as it is written, over the files that its own defaults name, before overrides."""
     result = ConfigRepository(hydra.config_loader.get_search_path()).load_config(name)
-    return result.config if result is not None and isinstance(result.config, DictConfig) else None
+    if result is None or not isinstance(result.config, DictConfig):
+        return None
+    group = name.rpartition("/")[0]
+    named = [str(one.path) for one in result.defaults_list or () if isinstance(one, ConfigDefault)]
+    bases = [_file(hydra, path[1:] if path[0] == "/" else f"{group}/{path}") for path in named if path != "_self_"]
+    merged = OmegaConf.merge(*filter(None, bases), result.config)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 # --- Resuming ------------------------------------------------------------------------------------------------------
@@ -414,6 +426,6 @@ def show(arguments: argparse.Namespace, config_name: str) -> bool:
                 hydra.show_cfg(name, arguments.overrides, arguments.cfg, arguments.package, arguments.resolve)
             else:
                 hydra.show_info(arguments.info, name, arguments.overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(messages.explain(hydra, name, arguments.overrides, error)) from error
     return True

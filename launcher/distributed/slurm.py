@@ -4,14 +4,13 @@ import contextlib
 import fcntl
 import itertools
 import re
-import shlex
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 
 from launcher.core.errors import ConfigError
+from launcher.distributed import slurm_commands
 
 # Below the ports that Linux gives to outgoing connections (32768 and up) and above those of common services.
 FIRST_PORT, PORTS = 20_000, 10_000
@@ -170,11 +169,7 @@ def node_address(name: str) -> str:
     with contextlib.suppress(OSError):
         socket.getaddrinfo(name, None)
         return name
-    text = ask("scontrol", "show", "node", "-o", name)
-    match = re.search(r"\bNodeAddr=(\S+)", text)
-    if match is None:
-        raise RuntimeError(f"the host {name} does not resolve, and scontrol knows no address for it: {text!r}")
-    return match[1]
+    return slurm_commands.node_address(name)
 
 
 def interface_to(address: str) -> str | None:
@@ -243,28 +238,7 @@ def time_left(environment: Mapping[str, str]) -> float | None:
     if job is None:
         return None
     try:
-        return parse_duration(ask("squeue", "--noheader", "--jobs", job, "--format", "%L"))
+        return parse_duration(slurm_commands.time_left(job))
     except RuntimeError:
         end = environment.get("SLURM_JOB_END_TIME", "")  # from SLURM 23.02 on
         return float(end) - time.time() if end.isdigit() else None
-
-
-def ask(*command: str, stdin: str = "", environment: Mapping[str, str] | None = None, with_errors: bool = False) -> str:
-    """What one of SLURM's commands prints.
-
-    Args:
-        *command: The command.
-        stdin: What it reads.
-        environment: For it; None for that of this process.
-        with_errors: Also what it prints on standard error, where `sbatch --test-only` answers.
-
-    Raises:
-        RuntimeError: It is not there, does not answer, or refuses, and what it says.
-    """
-    try:
-        done = subprocess.run(command, input=stdin, env=environment, text=True, capture_output=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RuntimeError(f"{shlex.join(command)}: {error}") from error
-    if done.returncode != 0:
-        raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip() or f'status {done.returncode}'}")
-    return done.stdout + (done.stderr if with_errors else "")

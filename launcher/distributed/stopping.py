@@ -84,9 +84,9 @@ def watch_launcher() -> Callable[[], bool]:
     That is torchrun, `accelerate launch`, or the process that conducts a sweep. Anything else may end while a run goes
     on: a shell from which its user has logged out, cron, ssh, make.
     """
-    conductor = multiprocessing.parent_process()
-    if conductor is not None and "LAUNCHER_DEVICES" in os.environ:
-        return lambda: not conductor.is_alive()
+    executor = multiprocessing.parent_process()
+    if executor is not None and "LAUNCHER_DEVICES" in os.environ:
+        return lambda: not executor.is_alive()
     parent = os.getppid()
     if not is_launcher(parent_command()):
         return lambda: False

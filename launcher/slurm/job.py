@@ -17,7 +17,8 @@ from pathlib import Path
 
 from launcher.core.errors import ConfigError
 from launcher.core.files import last_step
-from launcher.distributed.slurm import ask, job_name
+from launcher.distributed import slurm_commands
+from launcher.distributed.slurm import job_name
 from launcher.sweep import failure
 
 # Reasons to stop that a person gave: Ctrl-C, and a length of time. A requeue would undo them.
@@ -29,18 +30,6 @@ OF_A_PROCESS = re.compile(
     r"|MASTER_ADDR|MASTER_PORT|CUDA_VISIBLE_DEVICES|ROCR_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|OMP_NUM_THREADS)$"
 )
 KEPT = {"SLURM_CONF", "SLURM_CLUSTERS"}  # say which SLURM, not which job
-
-
-def requeue(job: str) -> None:
-    """Put a job back into the queue under its own id; SLURM ends what still runs of it.
-
-    Args:
-        job: As `job_name` gives it.
-
-    Raises:
-        RuntimeError: SLURM refuses, and why (the job was submitted with --no-requeue, or is being cancelled).
-    """
-    ask("scontrol", "requeue", job)
 
 
 def quote(arguments: Sequence[str]) -> str:
@@ -96,11 +85,11 @@ def run_directory(arguments: Sequence[str], environment: Mapping[str, str]) -> s
         environment: Of the batch script.
 
     Raises:
-        ConfigError: It is a grid, or the directory would be another one after a requeue.
+        ConfigError: It is a sweep, or the directory would be another one after a requeue.
     """
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigError(
-            "-m (--multirun): one batch job holds one run. For a grid as a job array, call "
+            "-m (--multirun): one batch job holds one run. For a sweep as a job array, call "
             "`python launcher/train.py -m hydra/launcher=slurm ...` on the login node."
         )
     chosen = None
@@ -175,44 +164,41 @@ def end(run_dir: Path, status: int, environment: Mapping[str, str]) -> bool:
         RuntimeError: SLURM refuses.
     """
     job = job_name(environment)
-    try:
-        if job is not None and _was_stopped(run_dir, status, job):
-            requeue(job)
+    if job is not None and _was_stopped(run_dir, status):
+        state, reason = slurm_commands.state_and_reason(job)
+        if state in {"PENDING", "REQUEUED"}:
+            return True  # by somebody else, who was first
+        if _is_to_go_on(job, state, reason, status):
+            slurm_commands.requeue(job)
             return True
-    except _AlreadyRequeuedError:
-        return True
     if status != 0 and run_dir.is_dir():
         text = failure.tail(run_dir / failure.OUTPUT)
-        failure.write(run_dir, failure.said(text) or f"srun ended with exit status {status}", [status], text, job=job)
+        failure.write(
+            run_dir, failure.first_error(text) or f"srun ended with exit status {status}", [status], text, job=job
+        )
     return False
 
 
-class _AlreadyRequeuedError(Exception):
-    """By somebody else, who was first."""
-
-
-def _was_stopped(run_dir: Path, status: int, job: str) -> bool:
+def _was_stopped(run_dir: Path, status: int) -> bool:
+    """Whether the processes were stopped, by anybody but a person."""
     stopped = run_dir / "stopped.json"
-    if status == 0 and (not stopped.exists() or json.loads(stopped.read_text()).get("reason") in ASKED):
-        return False
-    if status not in (0, 128 + signal.SIGUSR1, 128 + signal.SIGTERM):
-        return False
-    state, reason = ask("squeue", "--noheader", "--jobs", job, "--format", "%T %r").strip().split(" ", 1)
-    if state in {"PENDING", "REQUEUED"}:
-        raise _AlreadyRequeuedError
-    # RUNNING: asked to leave (preemption, nearly out of time). At the limit itself it is ending, and says
-    # why.
+    if status == 0:
+        return stopped.exists() and json.loads(stopped.read_text()).get("reason") not in ASKED
+    return status in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+
+
+def _is_to_go_on(job: str, state: str, reason: str, status: int) -> bool:
+    """Whether a job whose processes were stopped is to come back, by its state and the reason that SLURM gives."""
+    # RUNNING: asked to leave (preemption, nearly out of time). At the limit itself it is ending, and says why.
     if state != "RUNNING":
         return reason == "TimeLimit"
     # SIGTERM is also what srun ends the others with where one rank failed.
-    if status == 128 + signal.SIGTERM:
-        return re.search(r"\bPreemptTime=\d", ask("scontrol", "show", "job", "--oneliner", job)) is not None
-    return True
+    return status != 128 + signal.SIGTERM or slurm_commands.was_preempted(job)
 
 
 USAGE = """What batch scripts call:
   python -m launcher.slurm.job directory [OVERRIDE ...]         print the run directory of this job
-  python -m launcher.slurm.job directory --task FILE            the same, for a point of a grid
+  python -m launcher.slurm.job directory --task FILE            the same, for a trial of a sweep
   python -m launcher.slurm.job begin MAX_REQUEUES DIRECTORY   note that the job starts; status 1 if it gets no further
   python -m launcher.slurm.job end STATUS DIRECTORY           requeue the job if its run was stopped, not finished"""
 

@@ -1,64 +1,61 @@
-"""A grid as one SLURM job array: submitted and left alone. Each task trains one point, and comes back if preempted."""
+"""A sweep as one SLURM job array: submitted and left alone. Each task trains one trial, and comes back if preempted."""
 
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import OmegaConf
 
 import launcher
-from launcher.config import composition
-from launcher.config.places import make_directory
-from launcher.config.rules import FLAG, TEXT, one_of, whole
+from launcher.config.rules import FLAG, Rule, whole
+from launcher.config.tree import key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json
-from launcher.distributed import slurm
+from launcher.distributed import slurm_commands
 from launcher.run import run_directory
 from launcher.run.command_line import config_options
 from launcher.slurm import snapshot
 from launcher.slurm.job import quote, sbatch_options, submission_environment
 from launcher.sweep.failure import FAILED, OUTPUT
+from launcher.sweep.options import LauncherOptions
+from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.submissions import SUBMISSIONS, in_queue
-from launcher.sweep.trials import (
-    LOCK,
-    Point,
-    again,
-    base_of,
-    check_count,
-    compose_points,
-    directory_of,
-    key_of,
-    lock_grid,
-    remember,
-    state_of,
-)
+from launcher.sweep.sweep import Sweep
+from launcher.sweep.trial_state import State
+from launcher.sweep.trials import Trial, state_of
 
 PACKAGE = Path(launcher.PACKAGE)
 TEMPLATE = next(file for file in (PACKAGE / "train.sbatch", PACKAGE.parent / "slurm/train.sbatch") if file.exists())
 SUBMITTED = "submitted.json"  # in the directory of a run: the job and the code
 POLL = 5.0  # seconds between two questions to SLURM while waiting
 OURS = ("array", "chdir", "error", "output", "parsable", "test_only", "wait", "wrap")  # options of sbatch set here
+UNDER_WAY = (State.QUEUED, State.RUNNING)
 
 
 @dataclass
-class Options:
+class ArrayOptions(LauncherOptions):
     """The settings of conf/hydra/launcher/slurm.yaml, and of conf/cluster/."""
 
-    max_parallel: int | None
-    max_points: int
     max_requeues: int
     snapshot: bool
     wait: bool
     dry_run: bool
-    metric: str | None
-    metric_mode: str | None
     cluster: dict[str, Any]
+
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        **LauncherOptions.RULES,
+        "max_requeues": whole(0),
+        "snapshot": FLAG,
+        "wait": FLAG,
+        "dry_run": FLAG,
+    }
 
     def check(self) -> None:
         """Check what SLURM does not.
@@ -66,276 +63,253 @@ class Options:
         Raises:
             ConfigError: A setting is wrong.
         """
-        rules = {
-            "max_parallel": whole(1).or_null(),
-            "max_points": whole(1),
-            "max_requeues": whole(0),
-            "snapshot": FLAG,
-            "wait": FLAG,
-            "dry_run": FLAG,
-            "metric": TEXT.or_null(),
-            "metric_mode": one_of("min", "max").or_null(),
-        }
-        for name, rule in rules.items():
-            if not rule.fits(value := getattr(self, name)):
-                raise ConfigError(f"hydra.launcher.{name}={value}: must be {rule.words}.")
+        super().check()
         for name, value in self.cluster.items():
             if name in OURS:
-                raise ConfigError(f"cluster.{name}: the grid sets this option of sbatch itself.")
+                raise ConfigError(f"cluster.{name}: the sweep sets this option of sbatch itself.")
             if isinstance(value, dict | list) or re.search(r"[\x00-\x1f]", str(value)):
                 raise ConfigError(f"cluster.{name}={value}: must be a number, a text of one line, true, false or null.")
 
     @property
     def world(self) -> int:
-        """Processes of a point, as far as that is known before it runs."""
+        """Processes of a trial, as far as that is known before it runs."""
         per_node = self.cluster.get("ntasks_per_node") or self.cluster.get("gpus_per_node") or 1
         found = re.search(r"\d+$", str(per_node))
         return int(self.cluster.get("nodes") or 1) * (int(found[0]) if found else 1)
 
     def place(self, settings: Any) -> tuple[str, int | str]:
-        """Where a point will run, and on how many CPU threads: its node will tell."""
+        """See LauncherOptions: its node will tell."""
         return "slurm", settings.threads
 
 
-def submit(
-    task: composition.Task, master: Any, job_overrides: Sequence[Sequence[str]], first: int, options: Options
-) -> list[Point]:
-    """Check all points, and submit those that are neither done nor under way.
+def submit_sweep(
+    sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: ArrayOptions
+) -> list[Trial]:
+    """Check all trials, and submit those that are neither done nor under way.
 
     Args:
-        task: Composes a point.
-        master: The grid's own config, as Hydra composed it.
-        job_overrides: Of each point.
+        sweep: The sweep.
+        job_overrides: Of each trial.
         first: Number of the first.
         options: Of the launcher.
 
     Returns:
-        The points; as they ended where `wait` is set, none with `dry_run`.
+        The trials; as they ended where `wait` is set, none with `dry_run`.
 
     Raises:
         ConfigError: Something is wrong, or SLURM refuses; nothing has been submitted, and no directory made.
     """
-    options.check()
-    check_count(len(job_overrides), options.max_points)
-    keys = {key_of(override) for overrides in job_overrides for override in overrides}
-    for key in sorted(key for key in keys if key == "cluster" or key.startswith("cluster.")):
-        if len({o for overrides in job_overrides for o in overrides if key_of(o) == key}) > 1:
-            raise ConfigError(f"{key}: cannot be swept, since all points of a job array have the same options.")
-    path = directory_of(master)
-    lock = lock_grid(path) if (path / LOCK).exists() else None
-    base = base_of(task, master, path)
-    points = list(compose_points(task, master, job_overrides, first, options, path))
-    try:
-        active = in_queue(path)
-    except RuntimeError as error:
-        raise ConfigError(f"hydra/launcher=slurm: SLURM does not say which points are queued ({error}).") from error
-    todo = []
-    for point in points:
-        if point.state != "finished":
-            point.state = active.get(_name(point, path)) or (
-                "running" if run_directory.is_held(point.path) else point.state
-            )
-            if point.state not in ("queued", "running"):
-                todo.append(point)
-    words = {"finished": "finished before", "queued": "queued", "running": "running", "failed": "to try again",
-             "stopped": "to resume", "interrupted": "to resume", "new": "new"}  # fmt: skip
-    states = [words[point.state] for point in points]
-    counts = [f"{states.count(word)} {word}" for word in dict.fromkeys(words.values()) if word in states]
-    print(f"grid       {os.path.relpath(path)}: {', '.join(counts)}", flush=True)
-    if todo:
-        submission = _next_submission(path)
-        command = _command(path, submission, len(todo), options)
-        code = snapshot.plan(submission / "code") if options.snapshot else snapshot.none()
-        script = _script(submission, command, Path(code.code), options)
-        answer = _check_with_slurm(command, script, len(todo))
+    _check_that_options_are_shared(job_overrides)
+    list(sweep.compose(job_overrides, first))
+    to_submit = _left_to_do(sweep)
+    sweep.print_counts()
+    if to_submit:
+        submission = Submission(sweep, options, to_submit)
+        answer = submission.check()
         if options.dry_run:
-            _say(f"{script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
+            _say(f"{submission.script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
             return []
-        make_directory(path, "hydra.sweep.dir")
-        lock = lock_grid(path) if lock is None else lock
-        _submit(path, submission, command, script, code, todo, options)
-        remember(path, master, points, base)
+        sweep.begin()
+        submission.submit()
+        sweep.remember()
     elif options.dry_run:
         return []
-    if lock is not None:
-        os.close(lock)
+    sweep.release()
     if options.wait:
-        _wait(task, path, points)
-    if options.wait or not todo:
-        from launcher.sweep import comparison
+        _wait(sweep)
+    if options.wait or not to_submit:
+        from launcher.sweep.conclusion import conclude
 
-        comparison.conclude(path, options.metric, options.metric_mode)
+        conclude(sweep.path, options.metric, options.metric_mode)
     else:
-        _say(f"results    launcher compare {quote([os.path.relpath(path)])}")
-        _say(f"again      submits what has failed or is left by then:\n  {again(path)}")
-    return points
+        _say(f"results    launcher compare {quote([os.path.relpath(sweep.path)])}")
+        _say(f"again      submits what has failed or is left by then:\n  {sweep.command()}")
+    return sweep.trials
 
 
-def _name(point: Point, path: Path) -> str:
-    return str(point.path.relative_to(path))
+def _check_that_options_are_shared(job_overrides: Sequence[Sequence[str]]) -> None:
+    values: dict[str, set[str]] = {}
+    for override in (override for overrides in job_overrides for override in overrides):
+        if (key := key_of(override)) == "cluster" or key.startswith("cluster."):
+            values.setdefault(key, set()).add(override)
+    for key in sorted(values):
+        if len(values[key]) > 1:
+            raise ConfigError(f"{key}: cannot be swept, since all trials of a job array have the same options.")
 
 
-def _next_submission(path: Path) -> Path:
-    numbers = [int(place.name) for place in path.glob(f"{SUBMISSIONS}/*") if place.name.isdigit()]
-    return path / SUBMISSIONS / str(max(numbers, default=0) + 1)
-
-
-def _command(path: Path, submission: Path, count: int, options: Options) -> list[str]:
-    """How the script is submitted. Options here count more than SBATCH_PARTITION and the like in the environment."""
-    limit = f"%{options.max_parallel}" if options.max_parallel else ""
-    log = str(submission / "%a.log").replace("%", "%%").replace("%%a.log", "%a.log")
-    settings = {"job_name": path.name, **options.cluster}
-    own = ["sbatch", "--parsable", f"--array=0-{count - 1}{limit}", f"--output={log}"]
-    return [*own, *sbatch_options(settings), str(submission / "script.sh")]
-
-
-def _script(submission: Path, command: Sequence[str], code: Path, options: Options) -> str:
-    """slurm/train.sbatch without its options for sbatch, told which point to train, by which code."""
-    lines = TEMPLATE.read_text(encoding="utf-8").splitlines()
-    last = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
-
-    def quoted(place: Path) -> str:
-        return quote([str(place)])
-
-    head = [
-        "#!/bin/bash",
-        "# Points of a grid, one for each task of the array; the rest is slurm/train.sbatch. Submitted as",
-        f"# {quote(command)}",
-        "",
-        f"LAUNCHER_CODE={quoted(code)}",
-        'ENTRY="$LAUNCHER_CODE/launcher/trial.py"',
-        f"LAUNCHER_LOG={OUTPUT}",
-        f"MAX_REQUEUES={options.max_requeues}",
-        f"SITE={quoted(submission / 'site.sh')}",
-        f'set -- --task {quoted(submission / "tasks")}/"$SLURM_ARRAY_TASK_ID".json',
-    ]
-    return "\n".join([*head, *lines[last + 1 :]]) + "\n"
-
-
-def _check_with_slurm(command: list[str], script: str, count: int) -> str:
-    """Ask SLURM whether it would take a script, and what it says to it.
-
-    Raises:
-        ConfigError: It would not, or there is no SLURM here.
-    """
+def _left_to_do(sweep: Sweep) -> list[Trial]:
+    """The trials that are neither finished, nor queued, nor running; of the others their states are noted."""
     try:
-        config_text = slurm.ask("scontrol", "show", "config")
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", config_text, re.M)
-        if found and count > int(found[1]):
-            raise ConfigError(
-                f"The grid has {count:,} points to submit, and this SLURM takes arrays of {found[1]} (MaxArraySize): "
-                f"hydra.sweeper.max_batch_size={found[1]} makes several of them."
-            )
-        environment = submission_environment(os.environ)
-        words = [*command[:-1], "--test-only"]
-        return slurm.ask(*words, stdin=script, environment=environment, with_errors=True).strip()
+        active = in_queue(sweep.path)
     except RuntimeError as error:
-        raise ConfigError(f"hydra/launcher=slurm, cluster: SLURM does not take this job. {error}") from error
+        raise ConfigError(f"hydra/launcher=slurm: SLURM does not say which trials are queued ({error}).") from error
+    for trial in sweep.trials:
+        if trial.state != State.FINISHED:
+            _note(trial, active.get(sweep.name_of(trial)))
+    return [trial for trial in sweep.trials if trial.state not in (State.FINISHED, *UNDER_WAY)]
 
 
-def _submit(
-    path: Path,
-    submission: Path,
-    command: list[str],
-    script: str,
-    code: snapshot.Snapshot,
-    todo: Sequence[Point],
-    options: Options,
-) -> None:
-    submission.mkdir(parents=True)
-    try:
-        left_out = snapshot.take(code, path)
+def _note(trial: Trial, in_queue: State | None) -> None:
+    """Note whether a trial is under way: by the queue of SLURM, or by its locked run directory."""
+    now = in_queue or (State.RUNNING if run_directory.is_held(trial.path) else None)
+    if now == trial.state:
+        return
+    if now == State.QUEUED:
+        trial.lifecycle.queue()
+    elif now == State.RUNNING:
+        trial.lifecycle.start()
+    elif trial.state in UNDER_WAY:
+        trial.lifecycle.end(state_of(trial.path))
+
+
+class Submission:
+    """Trials of a sweep that become one job array.
+
+    Args:
+        sweep: The sweep.
+        options: Of the launcher.
+        trials: Those to submit.
+    """
+
+    def __init__(self, sweep: Sweep, options: ArrayOptions, trials: Sequence[Trial]) -> None:
+        self.sweep, self.options, self.trials = sweep, options, trials
+        numbers = [int(place.name) for place in sweep.path.glob(f"{SUBMISSIONS}/*") if place.name.isdigit()]
+        self.directory = sweep.path / SUBMISSIONS / str(max(numbers, default=0) + 1)
+        self.code = snapshot.plan(self.directory / "code") if options.snapshot else snapshot.none()
+
+    @cached_property
+    def command(self) -> list[str]:
+        """How the script is submitted, without its name.
+
+        Options here count more than SBATCH_PARTITION and the like in the environment.
+        """
+        limit = f"%{self.options.max_parallel}" if self.options.max_parallel else ""
+        log = str(self.directory / "%a.log").replace("%", "%%").replace("%%a.log", "%a.log")
+        settings = {"job_name": self.sweep.path.name, **self.options.cluster}
+        own = ["sbatch", "--parsable", f"--array=0-{len(self.trials) - 1}{limit}", f"--output={log}"]
+        return [*own, *sbatch_options(settings)]
+
+    @cached_property
+    def script(self) -> str:
+        """slurm/train.sbatch without its options for sbatch, told which trial to train, by which code."""
+        lines = TEMPLATE.read_text(encoding="utf-8").splitlines()
+        last = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
+        file = self.directory / "script.sh"
+        head = [
+            "#!/bin/bash",
+            "# Trials of a sweep, one for each task of the array; the rest is slurm/train.sbatch. Submitted as",
+            f"# {quote([*self.command, str(file)])}",
+            "",
+            f"LAUNCHER_CODE={quote([self.code.code])}",
+            'ENTRY="$LAUNCHER_CODE/launcher/trial.py"',
+            f"LAUNCHER_LOG={OUTPUT}",
+            f"MAX_REQUEUES={self.options.max_requeues}",
+            f"SITE={quote([str(self.directory / 'site.sh')])}",
+            f'set -- --task {quote([str(self.directory / "tasks")])}/"$SLURM_ARRAY_TASK_ID".json',
+        ]
+        return "\n".join([*head, *lines[last + 1 :]]) + "\n"
+
+    def check(self) -> str:
+        """Ask SLURM whether it would take the script, and what it says to it.
+
+        Raises:
+            ConfigError: It would not, or there is no SLURM here.
+        """
+        count = len(self.trials)
+        try:
+            most = slurm_commands.largest_array()
+            if most is not None and count > most:
+                raise ConfigError(
+                    f"The sweep has {count:,} trials to submit, and this SLURM takes arrays of {most} (MaxArraySize): "
+                    f"hydra.sweeper.max_batch_size={most} makes several of them."
+                )
+            return slurm_commands.try_submission(self.command, self.script, submission_environment(os.environ))
+        except RuntimeError as error:
+            raise ConfigError(f"hydra/launcher=slurm, cluster: SLURM does not take this job. {error}") from error
+
+    def submit(self) -> None:
+        """Copy the code, write down what each task needs, and submit it; or leave nothing."""
+        self.directory.mkdir(parents=True)
+        try:
+            left_out = self._write_files()
+            command = [*self.command, str(self.directory / "script.sh")]
+            job = slurm_commands.submit(command, submission_environment(os.environ))
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+        # At once: from here on the same command must not submit these trials again.
+        names = [self.sweep.name_of(trial) for trial in self.trials]
+        write_json(self.directory / "job.json", {"job": job, "points": names})
+        copied = bool(self.code.trees)
+        for number, trial in enumerate(self.trials):
+            trial.lifecycle.queue()
+            record = {"job": f"{job}_{number}", "submission": str(self.directory), "snapshot": copied}
+            write_json(trial.path / SUBMITTED, record | asdict(self.code) | {"left_out": left_out})
+        most = self.options.max_parallel
+        limit = f", at most {most} at once" if most else ""
+        _say(f"submitted  {len(names)} trials as job array {job}{limit} (squeue --jobs {job}; scancel {job})")
+        if copied:
+            _say(f"code       {os.path.relpath(self.code.code)}: what you edit from now on does not reach these jobs")
+        if left_out:
+            _say(f"warning    not copied, being larger than 20 MB: {', '.join(left_out)}")
+
+    def _write_files(self) -> list[str]:
+        """Write the script, the code and the tasks; returns the files that are too large for code."""
+        left_out = snapshot.take(self.code, self.sweep.path)
         site = Path(os.environ.get("SITE", "slurm/site.sh"))
-        (submission / "site.sh").write_bytes(site.read_bytes() if site.is_file() else b"")
-        (submission / "script.sh").write_text(script, encoding="utf-8")
-        (submission / "tasks").mkdir()
-        for number, point in enumerate(todo):
-            point.path.mkdir(parents=True, exist_ok=True)
-            settings, hydra, overrides = point.unpacked()
+        (self.directory / "site.sh").write_bytes(site.read_bytes() if site.is_file() else b"")
+        (self.directory / "script.sh").write_text(self.script, encoding="utf-8")
+        (self.directory / "tasks").mkdir()
+        for number, trial in enumerate(self.trials):
+            trial.path.mkdir(parents=True, exist_ok=True)
+            settings, hydra, overrides = trial.unpacked()
             content = {
-                "run_dir": str(point.path),
+                "run_dir": str(trial.path),
                 "overrides": overrides,
                 "settings": OmegaConf.to_yaml(OmegaConf.create(settings)),
                 "hydra": OmegaConf.to_yaml(OmegaConf.create(hydra)),
                 "command": launcher.command,
                 "started": [sys.argv[0], *config_options(sys.argv[1:])],
-                "trees": code.trees,
-                "commit": code.commit if code.trees else None,
+                "trees": self.code.trees,
+                "commit": self.code.commit if self.code.trees else None,
             }
-            write_json(submission / "tasks" / f"{number}.json", content)
-        environment = submission_environment(os.environ)
-        job = slurm.ask(*command, environment=environment).strip().partition(";")[0]
-    except BaseException:
-        shutil.rmtree(submission, ignore_errors=True)
-        raise
-    # At once: from here on the same command must not submit these points again.
-    write_json(submission / "job.json", {"job": job, "points": [_name(point, path) for point in todo]})
-    for number, point in enumerate(todo):
-        point.state = "queued"
-        record = {"job": f"{job}_{number}", "submission": str(submission), "snapshot": bool(code.trees), **asdict(code)}
-        write_json(point.path / SUBMITTED, record | {"left_out": left_out})
-    limit = f", at most {options.max_parallel} at once" if options.max_parallel else ""
-    _say(f"submitted  {len(todo)} points as job array {job}{limit} (squeue --jobs {job}; scancel {job})")
-    if code.trees:
-        _say(f"code       {os.path.relpath(code.code)}: what you edit from now on does not reach these jobs")
-    if left_out:
-        _say(f"warning    not copied, being larger than 20 MB: {', '.join(left_out)}")
+            write_json(self.directory / "tasks" / f"{number}.json", content)
+        return left_out
 
 
-@dataclass
-class _Running:
-    point: Point
-    started: float
-
-
-class _View:
-    """What the board shows of a grid."""
-
-    def __init__(self, points: Sequence[Point]) -> None:
-        self.points, self.running = points, list[_Running]()
-
-
-def _wait(task: composition.Task, path: Path, points: Sequence[Point]) -> None:
-    """Show the points until none is queued or running; a signal ends the waiting alone, not the jobs."""
-    from launcher.distributed.stopping import StopRequest
-    from launcher.sweep.board import Board
-
-    task.stop = StopRequest(None, 0) if task.stop is None else task.stop
-    display = Board(len(points), sum(point.state == "finished" for point in points))
-    view: Any = _View(points)
+def _wait(sweep: Sweep) -> None:
+    """Show the trials until none is queued or running; a signal ends the waiting alone, not the jobs."""
+    stop = sweep.take_stop_requests()
     started: dict[int, float] = {}
-    try:
-        while not task.stop and (waiting := [p for p in points if p.state in ("queued", "running")]):
+    with ProgressDisplay(sweep.trials) as display:
+        while not stop and (waiting := [trial for trial in sweep.trials if trial.state in UNDER_WAY]):
             try:
-                active = in_queue(path)
+                active = in_queue(sweep.path)
             except RuntimeError as error:  # a controller that restarts
                 display.note(f"waiting    {error}")
-                active = {_name(point, path): point.state for point in waiting}
-            for point in waiting:
-                was, now = point.state, active.get(_name(point, path))
-                if now is None and run_directory.is_held(point.path):
-                    now = "running"
-                point.state = now or state_of(point.path)
-                if now == "running":
-                    started.setdefault(point.index, time.monotonic())
-                    if was == "queued":
-                        display.say(point, "runs")
-                elif now is None:
-                    reason = read_json(point.path / FAILED).get("reason", "")
-                    point.reason = str(reason) if point.state == "failed" else ""
-                    if point.state != "finished":  # cancelled, or out of time without a requeue
-                        point.reason, point.state = point.reason or f"{point.state}: its job ended", "failed"
-                    display.ended(point, time.monotonic() - started.get(point.index, time.monotonic()))
-            view.running = [_Running(p, started[p.index]) for p in points if p.state == "running"]
-            display.update(view)
+                active = {sweep.name_of(trial): trial.state for trial in waiting}
+            for trial in waiting:
+                _follow(trial, active.get(sweep.name_of(trial)), started, display)
+            display.update([(t, started[t.index]) for t in sweep.trials if t.state == State.RUNNING])
             time.sleep(min(POLL, 1.0) if len(waiting) < 20 else POLL)
-    finally:
-        display.close()
-    if task.stop:
-        _say(f"left       ({task.stop.reason}): the jobs go on. To wait again:\n  {again(path)}")
-    for point in points:
-        if point.state == "failed":
-            print(f"FAILED     point {point.index} ({point.label}): {point.reason}", file=sys.stderr, flush=True)
+    if stop:
+        _say(f"left       ({stop.reason}): the jobs go on. To wait again:\n  {sweep.command()}")
+    sweep.print_failures()
+
+
+def _follow(trial: Trial, in_queue: State | None, started: dict[int, float], display: ProgressDisplay) -> None:
+    """Note what has become of a trial that was queued or running, and say it."""
+    was = trial.state
+    _note(trial, in_queue)
+    if trial.state == State.RUNNING:
+        started.setdefault(trial.index, time.monotonic())
+        if was == State.QUEUED:
+            display.say(trial, "runs")
+    elif trial.state != State.QUEUED:
+        if trial.state != State.FINISHED:  # cancelled, or out of time without a requeue, where nothing says why
+            why = str(read_json(trial.path / FAILED).get("reason", "")) if trial.state == State.FAILED else ""
+            trial.lifecycle.fail(why or f"{trial.state}: its job ended")
+        display.ended(trial, time.monotonic() - started.get(trial.index, time.monotonic()))
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""How a point of a grid failed: failed.json beside its output. Needs the standard library alone, for batch scripts."""
+"""How a trial of a sweep failed: failed.json beside its output. Needs the standard library alone, for batch scripts."""
 
 import re
 import time
@@ -21,7 +21,7 @@ def tail(output: Path, offset: int = 0) -> str:
         return ""
 
 
-def said(text: str) -> str:
+def first_error(text: str) -> str:
     """What the first that failed said, in one line; empty where nobody did."""
     found = re.findall(r"^(?:failed|error): (.+)$|^(rank \d+ (?:\(pid .*\) is gone|has been silent).+)$", text, re.M)
     return next((a or b for a, b in found), "")[:500]

@@ -180,7 +180,7 @@ def test_wrong_input_is_refused_as_the_run_would(words, expected, place):
         assert text in said, said
 
 
-def test_a_grid_is_not_checked(place):
+def test_a_sweep_is_not_checked(place):
     words = ["-m", "optimizer=sgd,adam", "check=true", "hydra.sweep.dir=grid"]
     program = [sys.executable, str(REPOSITORY / "launcher/train.py")]
     done = subprocess.run([*program, *words], cwd=place, capture_output=True, text=True)

@@ -22,7 +22,7 @@ def _find_lr(argv, working_directory):
 
     os.chdir(working_directory)
     sys.path.insert(0, str(working_directory))
-    sys.argv = [str(REPOSITORY / "launcher" / "find_lr.py"), *argv]
+    sys.argv = [str(REPOSITORY / "launcher/__main__.py"), *argv]
     find_lr.main()
 
 

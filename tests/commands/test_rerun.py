@@ -114,7 +114,7 @@ def test_a_second_repetition_has_a_directory_of_its_own_and_a_named_one_is_taken
     (copied / "grid/grid.json").write_text("{}")
     (copied / "run").rename(copied / "grid/seed=1")
     command("rerun", ["run_dir='grid/seed=1'"], copied).ok()
-    assert (copied / "grid-seed=1-rerun/metrics.jsonl").exists()  # not a point that nobody asked for
+    assert (copied / "grid-seed=1-rerun/metrics.jsonl").exists()  # not a trial that nobody asked for
 
 
 def test_it_says_in_words_what_differs(copied):
@@ -189,7 +189,7 @@ def test_a_run_of_an_earlier_commit_says_what_differs_and_one_of_the_same_has_th
     site = str(Path(torch.__file__).parents[1])
 
     def tell(program, *words, more=site):
-        line = [sys.executable, f"launcher/{program}.py", *words]
+        line = [sys.executable, "-m", "launcher", program, *words]
         variables = environment | {"PYTHONPATH": f"{clone}{os.pathsep}{more}", "WANDB_MODE": "disabled"}
         done = subprocess.run(line, cwd=clone, env=variables, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr

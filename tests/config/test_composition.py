@@ -61,6 +61,23 @@ def test_every_file_opens_with_what_it_is(path):
     assert first.startswith("# ") and len(first) > 20
 
 
+def test_settings_of_this_machine(tmp_path):
+    """local/default.yaml counts wherever it is there, over an experiment's and below the command line's."""
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/default.yaml").write_text("# @package _global_\nwandb: {entity: lab}\nlog_every: 7\n")
+    (tmp_path / "local/other.yaml").write_text("# @package _global_\nwandb: {entity: home}\n")
+    settings = compose("experiment=diabetes", directory=tmp_path).settings
+    assert (settings.wandb.entity, settings.log_every, settings.epochs) == ("lab", 7, 30)
+    assert compose("log_every=3", directory=tmp_path).settings.log_every == 3
+    assert compose("local=other", directory=tmp_path).settings.wandb.entity == "home"
+    assert compose("~local", directory=tmp_path).settings.wandb.entity is None
+    with pytest.raises(ConfigError, match="^local=nix: no such option. There are: default, other.$"):
+        compose("local=nix", directory=tmp_path)
+    (tmp_path / "local/default.yaml").write_text("wandb: {entity: lab}\n")
+    with pytest.raises(ConfigError, match="begins with the line `# @package _global_`"):
+        compose(directory=tmp_path)
+
+
 def _run(group, option, place):
     """A command line that trains a few steps with an option, or a reason why it cannot be tried here."""
     words = [f"{group}={option}", "max_steps=3", "log_every=1", "threads=1", "hydra.run.dir=run"]

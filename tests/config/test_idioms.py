@@ -238,8 +238,8 @@ def test_trials_are_named_as_hydra_is_told_to_name_them(place):
 
 def test_a_trial_that_has_no_directory_of_its_own_is_told_from_one_that_is_there_twice(place):
     answer = sweep(["-m", "seed=1,2", "hydra.sweep.subdir=x"], place, 2).stderr
-    assert "hydra.sweep.subdir gives it the directory of point 0, x" in answer
-    assert "it is the same as point 0" in sweep(["-m", "seed=1,1"], place, 2).stderr
+    assert "hydra.sweep.subdir gives it the directory of trial 0, x" in answer
+    assert "it is the same as trial 0" in sweep(["-m", "seed=1,1"], place, 2).stderr
     assert "hydra.sweep.dir: names no directory" in sweep(["-m", "seed=1,2", "hydra.sweep.dir="], place, 2).stderr
     assert [path.name for path in place.iterdir()] == ["net.py"]
 
@@ -476,7 +476,7 @@ def test_a_name_that_gets_too_long_where_it_is_resolved(tmp_path):
     assert answer.status == [2] and "data: File name too long" in answer.err() and len(answer.err()) < 300
     done = sweep(["-m", "seed=1,2", f"wandb.name={long}", "hydra.sweep.subdir='${seed}${wandb.name}${wandb.name}'"],
                  tmp_path, 2)  # fmt: skip
-    assert "point 0" in done.stderr and "hydra.sweep.subdir" in done.stderr and not (tmp_path / "outputs").exists()
+    assert "trial 0" in done.stderr and "hydra.sweep.subdir" in done.stderr and not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("program", ["evaluate", "predict", "export", "rerun", "find-lr"])

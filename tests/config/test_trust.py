@@ -57,7 +57,7 @@ LIVE = {
     "pathlib.Path.touch": {"_args_": [{"_target_": "pathlib.Path", "_args_": [CANARY]}]},
     "hydra.utils.instantiate": {"config": {"_target_": "os.mkdir", "path": CANARY}},
     "hydra.utils.call": {"config": {"_target_": "os.mkdir", "path": CANARY}},
-    "launcher.slurm.job.ask": {"_args_": ["touch", CANARY]},
+    "launcher.distributed.slurm_commands.ask": {"_args_": ["touch", CANARY]},
     "launcher.data.text.os.system": {"command": TOUCH},
     "launcher.config.components.build": {"group": "x", "settings": {"_target_": "os.mkdir", "path": CANARY}},
 }

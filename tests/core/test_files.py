@@ -80,7 +80,7 @@ def test_every_json_of_a_run_is_json(place):
 
 def test_our_own_readers_take_them(place):
     with (place / "grid.csv").open(newline="") as file:
-        found = {row["point"]: row for row in csv.DictReader(file)}
+        found = {row["trial"]: row for row in csv.DictReader(file)}
     assert found["run"]["eval/loss (compared)"] == found["run"]["best/eval/loss"] == "nan"
     page = (place / "run/report.html").read_text()
     assert "<td>nan</td>" in page and page.endswith("</html>\n")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from kill_loop import same_bits
-from omegaconf import OmegaConf
+from options import option
 from processes import rows, summary, train
 
 from launcher.batching.stream import in_order
@@ -22,7 +22,6 @@ from launcher.losses.loss import build_loss
 pytestmark = pytest.mark.versions
 
 datasets = pytest.importorskip("datasets")
-CONF = Path(__file__).parents[2] / "conf" / "data" / "huggingface.yaml"
 CPU = torch.device("cpu")
 
 
@@ -33,8 +32,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def load(path, **changes) -> Data:
-    settings = OmegaConf.to_container(OmegaConf.load(CONF)) | {"path": str(path)} | changes
-    return build("data", settings)
+    return build("data", option("data", "huggingface", path=str(path)) | changes)
 
 
 def every(part, workers=0):
@@ -363,7 +361,7 @@ def test_wrong_input_is_named(path, changes, words, tmp_path):
         saved(tmp_path / path, unlabelled=path == "unlabelled")
     place = path if path is None or "/" in path else tmp_path / path
     with pytest.raises(ConfigError) as caught:
-        settings = OmegaConf.to_container(OmegaConf.load(CONF))
+        settings = option("data", "huggingface")
         settings |= {"path": place and str(place), "input": "image", "target": "label"} | changes
         build("data", settings)
     assert all(word in str(caught.value) for word in words), caught.value

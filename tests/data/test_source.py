@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from options import option
 
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
@@ -36,8 +36,7 @@ needs_fashion = pytest.mark.skipif(
 
 
 def load(name: str, **changes) -> Data:
-    settings = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")) | changes
-    return build("data", settings)
+    return build("data", option("data", name, **changes))
 
 
 def parts(data: Data) -> list:

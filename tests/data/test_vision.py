@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from options import option
 from processes import REPOSITORY, command, rows, start, summary, train
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -32,14 +33,9 @@ from launcher.training.finetune import begin
 pytestmark = pytest.mark.versions
 
 transforms = pytest.importorskip("torchvision.transforms.v2")
-CONF = REPOSITORY / "conf"
 CPU = torch.device("cpu")
 LIBRARIES = ("timm", "torchvision")
 SMALL = "resnet18"
-
-
-def option(group, name, /, **changes):
-    return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")) | changes
 
 
 def make(library, shape=(3, 32, 32), outputs=10, seed=0, **changes):

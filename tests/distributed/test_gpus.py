@@ -12,7 +12,9 @@ import torch
 
 from launcher.core.errors import ConfigError
 from launcher.distributed import gpus
-from launcher.sweep import devices, executor
+from launcher.sweep import devices, leases
+from launcher.sweep.leases import Pool, choose, open_pool
+from launcher.sweep.options import LocalOptions
 
 # --- The device of a rank --------------------------------------------------------------------------------------------
 
@@ -280,7 +282,7 @@ def test_gpus_of_several_models_are_numbered_as_cuda_does(mixed):
 def options_of(**changes):
     plain = {"devices": "auto", "devices_per_run": "auto", "parallel": "auto", "max_parallel": None, "max_points": 9,
              "max_time_per_run": None, "metric": None, "metric_mode": None}  # fmt: skip
-    return executor.Options(**plain | changes)
+    return LocalOptions(**plain | changes)
 
 
 @pytest.mark.parametrize(
@@ -290,14 +292,14 @@ def options_of(**changes):
         ({"devices": 2}, 32),
         ({"devices": [0]}, 64),
         ({"devices": 99}, 16),  # refused later
-        ({"devices_per_run": 2}, 16),  # two points at once, of two processes
+        ({"devices_per_run": 2}, 16),  # two trials at once, of two processes
         ({"devices_per_run": 4}, 16),
         ({"devices_per_run": 8}, 8),
         ({"max_parallel": 2}, 32),
         ({"max_parallel": 50}, 16),
     ],
 )
-def test_points_that_run_at_once_share_the_cores(changes, threads, mixed, monkeypatch):
+def test_trials_that_run_at_once_share_the_cores(changes, threads, mixed, monkeypatch):
     monkeypatch.setattr(devices, "DRIVERS", ("/",))
     monkeypatch.setattr(devices, "cores", lambda: [*range(64)])
     for name in ("OMP_NUM_THREADS", "WORLD_SIZE"):
@@ -312,28 +314,28 @@ def test_points_that_run_at_once_share_the_cores(changes, threads, mixed, monkey
 
 def test_devices_are_named_by_how_their_uuid_begins():
     there = {"0": WHOLE[0], SLICES[0]: SLICES[0], SLICES[2]: SLICES[2]}
-    assert devices.choose(["GPU-7fda", "MIG-feb88"], there, "gpu") == {"0": WHOLE[0], SLICES[0]: SLICES[0]}
+    assert choose(["GPU-7fda", "MIG-feb88"], there, "gpu") == {"0": WHOLE[0], SLICES[0]: SLICES[0]}
     for asked, said in (
         (["MIG-feb8"], "there is no gpu MIG-feb8"),
         ([0, "GPU-7"], "different ones"),
         (["G"], "no gpu G"),
     ):
         with pytest.raises(ConfigError, match=said):
-            devices.choose(asked, there, "gpu")
+            choose(asked, there, "gpu")
 
 
 def test_what_others_compute_on_is_left_to_them(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(devices, "LOOK", 0.0)
+    monkeypatch.setattr(leases, "LOOK", 0.0)
     on = {"b": "pid 7 (python)"}
-    pool = devices.Pool("gpu", {"0": "a", "1": "b", "2": "c"}, lambda: on)
+    pool = Pool("gpu", {"0": "a", "1": "b", "2": "c"}, lambda: on)
     first = pool.take(1)
     on["a"] = "pid 8"  # a trial of ours
     assert [lease.device for lease in first] == ["0"] and pool.take(2) is None
     assert pool.holders() == ["1: pid 7 (python)"]
     del on["b"]
     assert [lease.device for lease in pool.take(2)] == ["1", "2"]
-    monkeypatch.setattr(devices, "LOOK", 100.0)
+    monkeypatch.setattr(leases, "LOOK", 100.0)
     pool.give_back(first)  # which the last look still saw at work
     assert [lease.device for lease in pool.take(1)] == ["0"]
 
@@ -354,7 +356,7 @@ def test_what_others_compute_on_is_left_to_them(tmp_path, monkeypatch):
 def test_devices_in_use_come_last_and_are_said(asked, expected, said, mixed, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     listed = gpus.look()
-    pool, notes = devices.open_pool("gpu", gpus.visible(listed, None).devices, asked, 1, listed)
+    pool, notes = open_pool("gpu", gpus.visible(listed, None).devices, asked, 1, listed)
     assert list(pool.locks) == expected
     assert said in "\n".join(notes) if said else notes == []
     free = [device for device in expected if device in (SLICES[0], SLICES[2])] if asked != [1] else ["1"]
@@ -363,9 +365,9 @@ def test_devices_in_use_come_last_and_are_said(asked, expected, said, mixed, tmp
 
 def test_several_processes_are_not_put_on_slices(mixed):
     listed = gpus.look()
-    with pytest.raises(ConfigError, match=r"hydra\.launcher\.devices=auto: 2 processes per point, and there are MIG"):
-        devices.open_pool("gpu", gpus.visible(listed, None).devices, "auto", 2, listed)
-    pool, _ = devices.open_pool("gpu", gpus.visible(listed, None).devices, [1], 2, listed)  # refused for its number
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.devices=auto: 2 processes per trial, and there are MIG"):
+        open_pool("gpu", gpus.visible(listed, None).devices, "auto", 2, listed)
+    pool, _ = open_pool("gpu", gpus.visible(listed, None).devices, [1], 2, listed)  # refused for its number
     assert list(pool.locks) == ["1"]
 
 
@@ -407,8 +409,8 @@ class Net(torch.nn.Module):
 """
 SWEEP = """
 import sys
-from launcher.sweep import executor, devices; from launcher import train
-devices.DRIVERS, devices.LOOK = ("/",), 0.2
+from launcher.sweep import devices, leases; from launcher import train
+devices.DRIVERS, leases.LOOK = ("/",), 0.2
 train.main()
 """
 
@@ -446,5 +448,5 @@ def test_a_sweep_takes_what_is_free(tmp_path):
     out, err = running.communicate(timeout=100)
     assert running.returncode == 0, out + err
     assert "note       gpu 1 is in use by pid 4242 (python): it is taken when that has ended" in out
-    assert "devices    gpu 0,2,1, 1 per point" in out
+    assert "devices    gpu 0,2,1, 1 per trial" in out
     assert sorted(notes()[:2]) == ["0", "2"] and notes()[2] == "1"

@@ -481,15 +481,15 @@ def test_it_goes_on_when_its_shell_exits(here):
 def test_a_sweep_after_the_terminal_was_closed(line, here):
     shown = shell(line, here, [*SWEEP, *KINDS["memory"]], "grid/*/metrics.jsonl", 2)
     shown.close()
-    (goes_on if "nohup" in line else stops_by_conductor)(here, shown.mark, record="grid/*/metrics.jsonl")
+    (goes_on if "nohup" in line else stops_by_executor)(here, shown.mark, record="grid/*/metrics.jsonl")
 
 
-def stops_by_conductor(directory, mark, record):
+def stops_by_executor(directory, mark, record):
     stops(directory, mark, "SIGTERM", record)
 
 
 @pytest.mark.soak
-def test_trials_stop_when_their_conductor_is_killed(here):
+def test_trials_stop_when_their_executor_is_killed(here):
     shown = shell("{run} > out.txt 2>&1 &", here, [*SWEEP, *KINDS["memory"]], "grid/*/metrics.jsonl", 2)
     os.kill(trainer(shown.mark), signal.SIGKILL)
     shown.press(b"exit\n")

@@ -196,9 +196,9 @@ def test_the_programs_after_a_run(tmp_path):
     assert run([*MORE, "-m", "seed=0,1", "hydra.sweep.dir=grid"], tmp_path).returncode == 0
     for program, *words in (
         ["evaluate", "run_dir=run"], ["predict", "run_dir=run", "part=test"], ["export", "run_dir=run"], ["doctor"],
-        ["rerun", "run", "dry_run=true"], ["grid", "grid"], ["sync", "."], ["find_lr", *RUN, "find_lr.steps=10"],
+        ["rerun", "run", "dry_run=true"], ["compare", "grid"], ["sync", "."], ["find-lr", *RUN, "find_lr.steps=10"],
     ):  # fmt: skip
-        done = shell('"$@" | head -n 1', tmp_path, sys.executable, f"{LAUNCHER}/{program}.py", *words)
+        done = shell('"$@" | head -n 1', tmp_path, sys.executable, "-m", "launcher", program, *words)
         assert done.returncode == 0 and not done.stderr, (program, done.stderr)
 
 

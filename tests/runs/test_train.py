@@ -170,16 +170,16 @@ def test_three_ways_to_launch_give_the_same_run(how, tmp_path):
     assert found["final"]["test/accuracy"] > 0.8
 
 
-def test_a_grid_runs_each_point_in_processes_of_its_own(tmp_path):
+def test_a_sweep_runs_each_trial_in_processes_of_its_own(tmp_path):
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "launcher/train.py"), "-m", "optimizer=sgd,adam", "epochs=1",
          "wandb.mode=disabled", "hydra.sweep.dir=grid"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    points = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("grid/*/summary.json")}
-    assert len(points) == 2 and all(point["status"] == "finished" for point in points.values())
-    assert any("adam" in name for name in points) and any("sgd" in name for name in points)
+    trials = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("grid/*/summary.json")}
+    assert len(trials) == 2 and all(trial["status"] == "finished" for trial in trials.values())
+    assert any("adam" in name for name in trials) and any("sgd" in name for name in trials)
 
 
 def test_a_whole_run_with_wandb_whatever_its_server_does(tmp_path):

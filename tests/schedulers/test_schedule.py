@@ -6,6 +6,7 @@ import timeit
 import warnings
 from pathlib import Path
 
+import options
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ LR, RUN, EPOCH = 0.4, 30, 4  # learning rate, updates of the run, updates of an 
 
 
 def option(name: str, **changes):
-    return OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), changes)
+    return OmegaConf.create(options.option("scheduler", name, **changes))
 
 
 def sgd(lrs=(LR,), momentum: float = 0.9) -> torch.optim.Optimizer:

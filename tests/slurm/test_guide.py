@@ -94,14 +94,14 @@ def test_the_doctor(run):
 
 
 @pytest.mark.soak
-def test_a_grid_and_what_follows(cluster, run, tmp_path):
+def test_a_sweep_and_what_follows(cluster, run, tmp_path):
     page = lines("slurm/README.md")
     (submit,) = (line for line in page if "hydra/launcher=slurm optimizer=sgd,adam" in line)
     assert "cluster.partition=gpu cluster.time=90" in submit
     said = run(f"{submit} {SHORT}").stdout
     array = re.search(r"(?:array|job) (\d+)", said)[1]
     assert [record["JobState"] for record in cluster.wait_array(array, timeout=300)] == ["COMPLETED"] * 4
-    (grid,) = (tmp_path / "outputs/grids").glob("*/*")
-    assert run(f"launcher compare {grid}").stdout.count("finished") >= 1
+    (sweep,) = (tmp_path / "outputs/grids").glob("*/*")
+    assert run(f"launcher compare {sweep}").stdout.count("finished") >= 1
     assert "launcher sync outputs" in page and "launcher compare outputs/grids/..." in page
     run("launcher sync outputs --dry-run")

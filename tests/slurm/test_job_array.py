@@ -1,4 +1,4 @@
-"""Grids as job arrays on a real SLURM: nothing is run twice or lost, and what was submitted is what runs."""
+"""Sweeps as job arrays on a real SLURM: nothing is run twice or lost, and what was submitted is what runs."""
 
 import hashlib
 import json
@@ -7,37 +7,13 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from own_project import OWN, git
 from processes import REPOSITORY
 from slurm_cluster import SEARCH
 
-from launcher import trial
-from launcher.core.errors import ConfigError
-from launcher.slurm import snapshot
-
 TRAIN = str(REPOSITORY / "launcher/train.py")
-OWN = """
-import os, time
-import torch
-
-class Net(torch.nn.Module):
-    def __init__(self, in_features, num_classes, mode="ok"):
-        super().__init__()
-        self.layer = torch.nn.Linear(in_features, num_classes)
-        self.mode, self.steps = mode, 0
-        if os.environ.get("RANK", "0") == "0" and "SLURM_JOB_ID" in os.environ:
-            with open(os.environ["NOTES"], "a") as file:
-                print(repr([os.environ["SLURM_ARRAY_TASK_ID"], mode, __file__]), file=file)
-    def forward(self, x):
-        self.steps += self.training
-        if self.training and self.mode == "slow":
-            time.sleep(0.8)
-        if self.steps == 4 and self.mode == "raise" and "CURED" not in os.environ:
-            raise RuntimeError("a wheel came off")
-        return self.layer(x.flatten(1))
-"""
 HOSTILE = [
     'it\'s $(touch injected) `touch injected` "$HOME"; exit 1 #',
     "a\n#SBATCH --partition=nowhere\nb",
@@ -48,25 +24,6 @@ WORDS = ["model._target_=own.Net", "epochs=1", "threads=1", "device=cpu", "wandb
 
 def quoted(text):
     return "'" + text.replace("'", "\\'") + "'"
-
-
-def git(place, *words):
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    done = subprocess.run(["git", "-C", str(place), *identity, *words], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A person's own repository, with a space in its path."""
-    place = tmp_path / "my project"
-    place.mkdir()
-    (place / "own.py").write_text(OWN)
-    (place / ".gitignore").write_text("*.bin\noutputs/\n")
-    git(place, "init", "-q")
-    git(place, "add", "-A")
-    git(place, "commit", "-qm", "first")
-    return place
 
 
 def start(words, project, slurm=None, **environment):
@@ -83,8 +40,8 @@ def end(process):
     return process.returncode, out, err
 
 
-def grid(words, project, slurm, **environment):
-    """Status, output and errors of a grid on SLURM."""
+def sweep(words, project, slurm, **environment):
+    """Status, output and errors of a sweep on SLURM."""
     return end(start([*WORDS, *words], project, slurm, **environment))
 
 
@@ -105,7 +62,7 @@ WRONG = {
     "swept options": (["seed=0,1", "cluster.partition=a,b"], ["cluster.partition", "cannot be swept"]),
     "its own option": (["seed=0,1", "+cluster.array=0-9"], ["cluster.array"]),
     "no number": (["seed=0,1", "hydra.launcher.max_parallel=0"], ["hydra.launcher.max_parallel=0", "at least 1"]),
-    "a wrong point": (["seed=0,-1"], ["point 1", "seed=-1"]),
+    "a wrong trial": (["seed=0,-1"], ["trial 1", "seed=-1"]),
     "an unknown option": (["seed=0,1", "+cluster.partitoin=x"], ["SLURM does not take this job", "partitoin"]),
     "an unknown partition": (["seed=0,1", "cluster.partition=nowhere"], ["SLURM does not take this job", "partition"]),
 }
@@ -125,81 +82,19 @@ def test_wrong_input_is_refused_and_leaves_nothing(slurm, project):
 
 def test_dry_run_shows_the_script_and_submits_nothing(slurm, project):
     words = [f"+model.mode=ok,{quoted(HOSTILE[1])}", "hydra.launcher.dry_run=true", "hydra.launcher.max_parallel=1"]
-    status, out, err = grid([*words, "cluster.time=90"], project, slurm)
+    status, out, err = sweep([*words, "cluster.time=90"], project, slurm)
     assert status == 0, err
     assert "--array=0-1%1" in out and "--time=90" in out and "srun" in out and "to start at" in out
     assert not (project / "grid").exists() and slurm.squeue() == []
 
 
-def test_a_snapshot_is_the_code_as_it_is_now(project, tmp_path, monkeypatch):
-    """Tracked, changed and new files; not what is ignored, deleted, large, or the outputs."""
-    monkeypatch.chdir(project)
-    (project / "package").mkdir()
-    (project / "package/new.py").write_text("new")
-    (project / "own.py").write_text("changed")
-    (project / "link.py").symlink_to("own.py")
-    (project / "weights.bin").write_text("ignored")
-    (project / "gone.py").write_text("gone")
-    (project / "naïve name.py").write_text("1")
-    git(project, "add", "gone.py")
-    (project / "gone.py").unlink()
-    Path(os.fsdecode(os.fsencode(project) + b"/\xff.py")).write_text("no text")
-    other = tmp_path / "other"
-    (other / "sub").mkdir(parents=True)
-    (other / "sub/within.py").write_text("1")
-    for place in (other / "sub", other):
-        git(place, "init", "-q")
-        git(place, "add", ".")
-        git(place, "commit", "-qm", "one")
-    git(project, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(other), "fetched")
-    (project / "large.dat").write_bytes(b"0" * (snapshot.LARGEST + 1))
-    (project / "grids/one").mkdir(parents=True)
-    (project / "grids/one/metrics.jsonl").write_text("{}")
-    plan = snapshot.plan(project / "grids/one/submissions/1/code")
-    left_out = snapshot.take(plan, project / "grids/one")
-    copy = Path(plan.trees[str(project)])
-    found = {str(file.relative_to(copy)) for file in copy.rglob("*") if not file.is_dir()}
-    assert found == {
-        ".gitignore", ".gitmodules", "own.py", "package/new.py", "link.py", "naïve name.py", "\udcff.py",
-    }  # fmt: skip
-    assert (copy / "link.py").read_text() == "changed" and left_out == [str(project / "large.dat")]
-    assert plan.commit == git(project, "rev-parse", "HEAD") + "+"
-    assert (Path(plan.code) / "launcher/train.py").read_bytes() == Path(TRAIN).read_bytes()
-    assert not list(Path(plan.code).rglob("__pycache__"))
-    monkeypatch.setattr(snapshot, "MOST", 3)
-    with pytest.raises(ConfigError, match="too many for code"):
-        snapshot.take(snapshot.plan(tmp_path / "again"), project / "grids/one")
-
-
-def test_a_package_without_a_repository_is_copied_alone(tmp_path, monkeypatch):
-    installed = tmp_path / "site-packages/launcher"
-    installed.mkdir(parents=True)
-    (installed / "train.py").write_text("installed")
-    monkeypatch.setattr(snapshot, "PACKAGE", installed)
-    monkeypatch.chdir(tmp_path)
-    plan = snapshot.plan(tmp_path / "code")
-    assert snapshot.take(plan, tmp_path / "grid") == [] and plan.commit is None
-    assert (Path(plan.code) / "launcher/train.py").read_text() == "installed"
-
-
-def test_places_that_move_to_the_copy(tmp_path):
-    tree, copy = tmp_path / "tree", tmp_path / "copy"
-    for place in (tree / "src", tree / ".venv", copy / "src", tmp_path / "tree2"):
-        place.mkdir(parents=True)
-    trees = {str(tree): str(copy)}
-    assert trial.moved(str(tree), trees) == str(copy)
-    assert trial.moved(str(tree / "src"), trees) == str(copy / "src")
-    for stays in (tree / ".venv", tmp_path / "tree2", tmp_path, Path("/nowhere")):
-        assert trial.moved(str(stays), trees) == str(stays)
-
-
 @pytest.mark.soak
-def test_a_grid_of_six_points(slurm, project):
+def test_a_sweep_of_six_trials(slurm, project):
     """Two at once; one is preempted, one fails; the code changes meanwhile; again submits only what is missing."""
     modes = ["slow", "ok", *map(quoted, HOSTILE), "raise"]
     words = [f"+model.mode={','.join(modes)}", "hydra.launcher.max_parallel=2"]
-    status, out, err = grid(words, project, slurm)
-    assert status == 0 and "6 new" in out and "submitted  6 points" in out, (out, err)
+    status, out, err = sweep(words, project, slurm)
+    assert status == 0 and "6 new" in out and "submitted  6 trials" in out, (out, err)
     commit = git(project, "rev-parse", "HEAD")
     (project / "own.py").write_text(OWN.replace("self.steps += self.training", "raise RuntimeError('edited')"))
     git(project, "commit", "-qam", "second")
@@ -214,7 +109,7 @@ def test_a_grid_of_six_points(slurm, project):
         most = max(most, running)
         saved = [path.name for path in (record.parent / "checkpoints").glob("step_*[0-9]")]
         if urgent is None and max(saved, default="") >= "step_00000003":
-            status, out, err = grid(words, project, slurm)
+            status, out, err = sweep(words, project, slurm)
             assert status == 0 and "submitted" not in out and "running" in out, (out, err)
             node = slurm.show(f"{job}_{slow}")[0]["BatchHost"]
             urgent = slurm.sbatch("echo here", options=("--partition=urgent", "--exclusive", f"--nodelist={node}"))
@@ -240,8 +135,8 @@ def test_a_grid_of_six_points(slurm, project):
 
     (project / "own.py").write_text(OWN)
     untouched = {str(path): contents(path) for path in good}
-    status, out, err = grid([*words, "hydra.launcher.wait=true"], project, slurm, CURED="1")
-    assert status == 0 and "5 finished before, 1 to try again" in out and "submitted  1 points" in out, (out, err)
+    status, out, err = sweep([*words, "hydra.launcher.wait=true"], project, slurm, CURED="1")
+    assert status == 0 and "5 finished before, 1 to try again" in out and "submitted  1 trials" in out, (out, err)
     assert job_of(project, 2)["points"] == [names[5]] and not (bad / "failed.json").exists()
     assert {str(path): contents(path) for path in good} == untouched
     assert weights(bad) == weights(good[0])
@@ -249,10 +144,10 @@ def test_a_grid_of_six_points(slurm, project):
 
 
 @pytest.mark.soak
-def test_two_nodes_a_point_a_state_from_outside_and_a_cancelled_array(slurm, project):
-    """Each point of four ranks; the states are seen while it runs; what was cancelled is submitted again."""
+def test_two_nodes_a_trial_a_state_from_outside_and_a_cancelled_array(slurm, project):
+    """Each trial of four ranks; the states are seen while it runs; what was cancelled is submitted again."""
     words = ["+model.mode=slow,ok", "cluster.nodes=2", "cluster.gpus_per_node=2", "hydra.launcher.max_parallel=1"]
-    status, out, err = grid(words, project, slurm)
+    status, out, err = sweep(words, project, slurm)
     assert status == 0, (out, err)
     job = job_of(project, 1)["job"]
     slow, ok = (project / "grid" / name for name in job_of(project, 1)["points"])
@@ -260,7 +155,7 @@ def test_two_nodes_a_point_a_state_from_outside_and_a_cancelled_array(slurm, pro
     done = slurm.run(sys.executable, "-m", "launcher", "compare", "grid", cwd=project)
     assert "running" in done.stdout and "queued" in done.stdout
     slurm.cancel(job)
-    status, out, err = grid([*words, "hydra.launcher.wait=true"], project, slurm)
+    status, out, err = sweep([*words, "hydra.launcher.wait=true"], project, slurm)
     assert status == 0 and "1 to resume, 1 new" in out, (out, err)
     assert [json.loads((path / "summary.json").read_text())["world_size"] for path in (slow, ok)] == [4, 4]
     assert weights(slow) == weights(ok)

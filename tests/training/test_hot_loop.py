@@ -8,16 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from processes import REPOSITORY, start
+from options import option
+from processes import start
 
 WINDOW = 20  # steps between two log boundaries
 PYTHON_CALLS = 205  # a step of a dense network with SGD: 203 measured with torch 2.14.1, most of them torch's own
 PYTHON_CALLS_DDP = 290  # 286 measured
-
-
-def _option(path):
-    return OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / path))
 
 
 def _loop(device="cpu", weight=None, ema_decay=None, **more):
@@ -41,9 +37,9 @@ def _loop(device="cpu", weight=None, ema_decay=None, **more):
     data = Data("made", "classification", (16,), 4, part, part, part)
     plan = plan_batch(len(part), 16, ranks.world_size, None, None)
     model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).to(accelerator.device)
-    optimizer = build_optimizer(_option("optimizer/sgd.yaml"), model, 1.0, True)
-    schedule = build_schedule(_option("scheduler/cosine.yaml") | {"interval": "step"}, optimizer, 1000, 250)
-    loss = build_loss(_option("loss/cross_entropy.yaml") | {"weight": weight}, data).to(accelerator.device)
+    optimizer = build_optimizer(option("optimizer", "sgd"), model, 1.0, True)
+    schedule = build_schedule(option("scheduler", "cosine"), optimizer, 1000, 250)
+    loss = build_loss(option("loss", "cross_entropy") | {"weight": weight}, data).to(accelerator.device)
     trainer = Trainer(
         model, loss, optimizer, schedule, accelerator, ranks, 0, None, ema_decay, False, False,
         Rollbacks(Path("none"), False), **more,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from options import option
 from processes import REPOSITORY, start
-from test_hot_loop import _option
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -107,7 +107,7 @@ def _trainer(loss, optimizer, mixup, device):
     if "fused" in optimizer and device == META:  # for which there is no such kernel
         optimizer = optimizer | {"fused": False}
     built = build_optimizer(optimizer, model, 1.0, True)
-    schedule = build_schedule(_option("scheduler/cosine.yaml") | {"interval": "step"}, built, 100, 5)
+    schedule = build_schedule(option("scheduler", "cosine"), built, 100, 5)
     trainer = Trainer(
         model, losses.to(device), built, schedule, accelerator, ranks, 0, 0.5, 0.9, False, True,
         Rollbacks(Path("none"), False), clip_grad_value=0.1,
@@ -118,13 +118,13 @@ def _trainer(loss, optimizer, mixup, device):
 
 def _steps(device, watching):
     """Updates with each loss and optimizer, augmented, mixed or not, in micro-batches, clipped, with an average."""
-    losses = [_option(f"loss/{path.name}") for path in sorted((REPOSITORY / "conf/loss").glob("*.yaml"))]
+    losses = [option("loss", path.stem) for path in sorted((REPOSITORY / "conf/loss").glob("*.yaml"))]
     if device == META:
         losses = [loss for loss in losses if loss["_target_"] != "torch.nn.MultiMarginLoss"]  # it has no backward there
     weighted = [
         loss | {key: WEIGHTS} for loss in losses for key in ("weight", "alpha", "pos_weight") if key in loss
     ]  # fmt: skip
-    optimizers = [_option(f"optimizer/{path.name}") for path in sorted((REPOSITORY / "conf/optimizer").glob("*.yaml"))]
+    optimizers = [option("optimizer", path.stem) for path in sorted((REPOSITORY / "conf/optimizer").glob("*.yaml"))]
     never = {"alpha": 0, "cutmix_alpha": 0, "prob": 1, "switch_prob": 0.5}
     plain = [(loss, optimizers[0], never) for loss in losses + weighted] + [(losses[0], o, never) for o in optimizers]
     mixing = [(losses[1], optimizers[-1], never | {name: 1.0}) for name in ("alpha", "cutmix_alpha")]

@@ -1,0 +1,47 @@
+"""The process that all processes of a sweep are forked from: it has imported what they need."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver, resource_tracker
+from typing import Any
+
+from launcher.distributed import children
+
+CONTEXT = multiprocessing.get_context("forkserver")
+PRELOAD = "launcher.sweep.preload"
+ATTEMPTS = 6
+
+
+def warm_up() -> None:
+    """Start it, unless it is there; it imports torch while this process goes on."""
+    children.start_fork_server([PRELOAD])
+
+
+def cool_down() -> None:
+    """End it, where it was started."""
+    server = forkserver._forkserver
+    if (pid := getattr(server, "_forkserver_pid", None)) is not None:
+        os.kill(pid, signal.SIGKILL)  # it does not take another
+        server._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+def start_process(target: Callable[..., None], *args: Any) -> Any:
+    """Fork a process, and start the server anew where that was killed.
+
+    It can die between two lines of `start`: its pipes close before it can be waited for.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        warm_up()
+        process = CONTEXT.Process(target=target, args=args)
+        try:
+            process.start()
+            break
+        except (OSError, EOFError):
+            if attempt == ATTEMPTS:
+                raise
+            time.sleep(0.1)
+    return process

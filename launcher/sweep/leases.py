@@ -1,0 +1,233 @@
+"""Devices of this machine, lent to one trial at a time: a lock file for each, which every sweep of a user respects."""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import reduction
+from pathlib import Path
+from typing import Any
+
+from launcher.core.errors import ConfigError
+from launcher.distributed import gpus
+
+LOOK = 30.0  # seconds between two looks at what computes on GPUs that are not lent
+
+
+@dataclass(eq=False)
+class Lease:
+    """A device that this process holds the lock of.
+
+    Sent to another process, it takes the lock along: the device is free again when it is given back, or when all that
+    hold it have ended, in whatever way.
+    """
+
+    device: str
+    handle: int
+    _close: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._close = weakref.finalize(self, _close, self.handle)
+
+    def give_back(self) -> None:
+        """Free the device, whoever else holds the lease."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self.handle, fcntl.LOCK_UN)
+        self._close()
+
+    def __reduce__(self) -> Any:
+        return _receive, (self.device, reduction.DupFd(self.handle))
+
+
+def _receive(device: str, duplicate: Any) -> Lease:
+    lease = Lease(device, duplicate.detach())
+    lease._close.detach()  # for as long as this process lives, and those forked from it
+    return lease
+
+
+def _close(handle: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(handle)
+
+
+class Pool:
+    """Devices of one kind, and who has them.
+
+    Args:
+        kind: gpu or cpu.
+        locks: Name of each device to the name of its lock.
+        computing: Tells which locks are those of devices that processes compute on, and which processes. A device
+            that is not lent and is computed on is another's, and not taken. None: whatever computes there, it is.
+    """
+
+    def __init__(
+        self, kind: str, locks: dict[str, str], computing: Callable[[], Mapping[str, str]] | None = None
+    ) -> None:
+        self.kind, self.locks, self.computing = kind, locks, computing
+        self._foreign: dict[str, str] = {}
+        self._looked: float | None = None
+        self.directory = Path(tempfile.gettempdir()) / f"launcher-devices-{os.getuid()}"
+        self.lent: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.locks)
+
+    def take(self, count: int) -> list[Lease] | None:
+        """Take `count` free devices, or none where another sweep has too many of them."""
+        leases: list[Lease] = []
+        for device in self.locks:
+            if device in self.lent or len(leases) == count or device in self.foreign():
+                continue
+            if lease := self._lock(device):
+                leases.append(lease)
+        if len(leases) < count:
+            for lease in leases:  # two sweeps that each hold half of what they need would wait for ever
+                lease.give_back()
+            return None
+        self.lent |= {lease.device for lease in leases}
+        return leases
+
+    def give_back(self, leases: list[Lease]) -> None:
+        """Free devices that were taken."""
+        for lease in leases:
+            lease.give_back()
+            self.lent.discard(lease.device)
+
+    def holders(self) -> list[str]:
+        """Processes of others that hold devices of this pool: `device: pid`."""
+        found = []
+        for device in self.locks:
+            if device not in self.lent:
+                lease = self._lock(device)
+                if lease is None:
+                    pid = self._file(device).read_text().strip() or "unknown"
+                    found.append(f"{device}: pid {pid}")
+                    continue
+                lease.give_back()
+                if device in self.foreign():
+                    found.append(f"{device}: {self.foreign()[device]}")
+        return found
+
+    def foreign(self) -> dict[str, str]:
+        """Devices of this pool that others compute on, without its lock, to these in words; at most LOOK seconds old.
+
+        What is lent is ours: it may compute there, and need not be gone from the next look when it is given back.
+        """
+        if self.computing is not None and (self._looked is None or time.monotonic() - self._looked > LOOK):
+            found = self.computing()
+            self._foreign = {
+                device: found[lock] for device, lock in self.locks.items() if device not in self.lent and lock in found
+            }
+            self._looked = time.monotonic()
+        return self._foreign
+
+    def _file(self, device: str) -> Path:
+        safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in self.locks[device])
+        return self.directory / f"{self.kind}-{safe}"
+
+    def _lock(self, device: str) -> Lease | None:
+        try:
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            handle = os.open(self._file(device), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"The lock of device {device} cannot be made: {self.directory}: {error.strerror}. Set TMPDIR to a "
+                "directory that you can write in."
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        return Lease(device, handle)
+
+
+def choose(asked: str | int | list[Any], there: dict[str, str], kind: str) -> dict[str, str]:
+    """The devices that a sweep may use.
+
+    Args:
+        asked: auto (all there are), how many, or their names.
+        there: Name to lock of those that are there.
+        kind: gpu or cpu; slots beyond the cores of a CPU machine share them.
+
+    Raises:
+        ConfigError: It asks for devices that are not there.
+    """
+    if asked == "auto":
+        return dict(there)
+    if isinstance(asked, int) and not isinstance(asked, bool) and asked >= 1:
+        names = list(there)[:asked]
+        names += [f"{slot}+" for slot in range(len(names), asked)] if kind == "cpu" else []
+        if len(names) < asked:
+            raise ConfigError(
+                f"hydra.launcher.devices={asked}: this machine has {len(there)} GPUs. Use at most so many, or auto."
+            )
+        return {name: there.get(name, name) for name in names}
+    if isinstance(asked, list) and asked:
+        named = {str(name): _named(str(name), there) for name in asked}
+        if unknown := [name for name, device in named.items() if device is None]:
+            raise ConfigError(
+                f"hydra.launcher.devices={asked}: there is no {kind} {', '.join(unknown)}, but {', '.join(there)}."
+            )
+        if len(set(named.values())) == len(asked):
+            return {device: there[device] for device in named.values() if device is not None}
+    raise ConfigError(
+        f"hydra.launcher.devices={asked}: must be auto, how many, or a list of different ones such as [0,2]."
+    )
+
+
+def _named(name: str, there: Mapping[str, str]) -> str | None:
+    """The device that a person means: by its name, or by how its UUID begins."""
+    if name in there:
+        return name
+    those = [device for device, uuid in there.items() if name.startswith(("GPU-", "MIG-")) and uuid.startswith(name)]
+    return those[0] if len(those) == 1 else None
+
+
+def open_pool(
+    kind: str, there: dict[str, str], asked: Any, world: int, listed: Sequence[gpus.Gpu] | None
+) -> tuple[Pool, list[str]]:
+    """The devices of a kind that a sweep may use; what others compute on is left to them, unless a person names it.
+
+    Args:
+        kind: gpu or cpu.
+        there: Name to lock of those that are there.
+        asked: As for `choose`.
+        world: Processes of a trial.
+        listed: What `gpus.look` found.
+
+    Returns:
+        Those, and lines on what a person should know of them.
+
+    Raises:
+        ConfigError: It does not have those that were asked for, or they do not fit the processes of a trial.
+    """
+    if kind == "cpu" or listed is None:
+        return Pool(kind, choose(asked, there, kind)), []
+    notes = [
+        f"gpu {gpu.index} is in MIG mode and has no slice: nothing can run on it"
+        for gpu in listed
+        if gpu.mig and not gpu.slices
+    ]
+    used = gpus.computing(listed)
+    if isinstance(asked, list):
+        pool = Pool(kind, choose(asked, there, kind))
+        in_use = {device: used[lock] for device, lock in pool.locks.items() if lock in used}
+        words = "it is taken all the same, as hydra.launcher.devices names it"
+    else:
+        there = dict(sorted(there.items(), key=lambda device: device[1] in used))  # of a number the free ones first
+        pool = Pool(kind, choose(asked, there, kind), lambda: gpus.computing(gpus.look() or []))
+        in_use = pool.foreign()
+        words = "it is taken when that has ended, or at once where hydra.launcher.devices names it"
+    if world > 1 and any(lock.startswith("MIG-") for lock in pool.locks.values()):
+        raise ConfigError(
+            f"hydra.launcher.devices={asked}: {world} processes per trial, and there are MIG slices, of which CUDA "
+            "shows a process one. Use hydra.launcher.devices_per_run=1, or name whole GPUs."
+        )
+    return pool, [*notes, *(f"gpu {device} is in use by {who}: {words}" for device, who in in_use.items())]

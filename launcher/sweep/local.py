@@ -1,0 +1,131 @@
+"""A sweep on this machine: from what Hydra's launcher is handed to the comparison of what ran."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.config.rules import parse_duration
+from launcher.core.errors import ConfigError
+from launcher.distributed import gpus, process_group
+from launcher.sweep import devices
+from launcher.sweep.executor import Executor
+from launcher.sweep.fork_server import CONTEXT, cool_down, start_process, warm_up
+from launcher.sweep.leases import Pool, open_pool
+from launcher.sweep.options import LocalOptions
+from launcher.sweep.progress import ProgressDisplay
+from launcher.sweep.sweep import Sweep
+from launcher.sweep.trial_state import State
+from launcher.sweep.trials import Trial
+
+
+def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: LocalOptions) -> list[Trial]:
+    """Check all trials, then run those that are not done yet.
+
+    Args:
+        sweep: The sweep.
+        job_overrides: Of each trial.
+        first: Number of the first.
+        options: Of the launcher.
+
+    Returns:
+        The trials as they ended.
+
+    Raises:
+        ConfigError: Something is wrong; no trial has been started.
+    """
+    if sweep.task.stop:  # a sweeper that goes on in batches does not know
+        raise SystemExit(int(bool(sweep.task.failed)))
+    ranks = process_group.join()
+    if ranks.local_world_size != ranks.world_size:
+        raise ConfigError(
+            "A sweep with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array."
+        )
+    print(f"sweep      {len(job_overrides)} trials to compose and check", flush=True)
+    try:
+        for trial in sweep.compose(job_overrides, first):
+            if trial.state != State.FINISHED:
+                warm_up()  # not before: what is wrong with one trial is mostly wrong with the first
+        pools = open_pools(sweep.trials, options)
+        sweep.begin()
+        sweep.remember()
+    except BaseException:
+        cool_down()
+        raise
+
+    sweep.print_counts()
+    for pool in pools.values():
+        print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per trial", flush=True)
+    stop = sweep.take_stop_requests()
+    all_done = all(trial.state == State.FINISHED for trial in sweep.trials)
+    max_time = parse_duration(options.max_time_per_run)
+    with ProgressDisplay(sweep.trials) as display:
+        Executor(sweep.trials, pools, options.limit, max_time, display).run(stop)
+    if all_done:
+        _compare(sweep.path, options.metric, options.metric_mode)
+    else:
+        start_process(_compare, sweep.path, options.metric, options.metric_mode).join()  # which has matplotlib
+    if stop:
+        command = sweep.command(options.world)
+        print(f"stopped    ({stop.reason}), everything is saved. To go on:\n  {command}", flush=True)
+    sweep.print_failures()
+    cool_down()
+    sweep.release()
+    return sweep.trials
+
+
+def _compare(path: Path, metric: str | None, mode: str | None) -> None:
+    from launcher.sweep.conclusion import conclude
+
+    conclude(path, metric, mode)
+
+
+def open_pools(trials: Sequence[Trial], options: LocalOptions) -> dict[str, Pool]:
+    """The devices that the sweep may use, by kind.
+
+    Raises:
+        ConfigError: There are fewer than a trial needs, or not those that were asked for.
+    """
+    found = _find_gpus(options.listed) if any(trial.kind == "gpu" for trial in trials) else {}
+    for trial in trials:
+        if not found:
+            trial.kind = "cpu"  # a driver is there, but torch is built without it
+    pools = {}
+    for kind in sorted({trial.kind for trial in trials}):
+        there = found if kind == "gpu" else {str(core): str(core) for core in devices.cores()}
+        pool, notes = open_pool(kind, there, options.devices, options.world, options.listed)
+        for line in notes:
+            print(f"note       {line}", flush=True)
+        pools[kind] = pool
+        if options.world > len(pool):
+            raise ConfigError(_too_few(pool, trials[0], options))
+    return pools
+
+
+def _find_gpus(listed: list[gpus.Gpu] | None) -> dict[str, str]:
+    """The GPUs that trials can have, as `devices.visible_gpus` finds them, in a process that ends."""
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    asking = start_process(_send_gpus, sender, listed)
+    sender.close()
+    try:
+        found: dict[str, str] = receiver.recv()
+    except EOFError as error:
+        raise ConfigError("The GPUs of this machine do not answer torch: see the traceback above.") from error
+    asking.join()
+    if trouble := listed and gpus.visible(listed, os.environ.get("CUDA_VISIBLE_DEVICES")).trouble:
+        print(f"note       {trouble}", flush=True)
+    return found
+
+
+def _send_gpus(sender: Any, listed: list[gpus.Gpu] | None) -> None:
+    sender.send(devices.visible_gpus(listed))
+
+
+def _too_few(pool: Pool, trial: Trial, options: LocalOptions) -> str:
+    is_gpu = pool.kind == "gpu"
+    what = f"{len(pool)} GPUs" if is_gpu else f"{len(pool)} cores, and no GPU is used"
+    more = "" if is_gpu else f" hydra.launcher.devices={options.world} lets them share cores."
+    asked = f"hydra.launcher.devices_per_run={options.devices_per_run}"
+    if options.devices_per_run == "auto":
+        asked = f"{options.world} processes per trial"
+    return f"{asked}: trial {trial.index} and all others need {options.world} devices, and there are {what}.{more}"

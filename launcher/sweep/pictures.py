@@ -1,0 +1,133 @@
+"""The pictures of a comparison: the curves of the trials, and the effect of each setting."""
+
+import io
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from launcher.core.files import replacing
+from launcher.run import report
+from launcher.sweep.comparison import Comparison
+from launcher.sweep.statistics import SEED, Sample, best, numbers_first
+
+NAMED = 6  # curves with a colour and a name of their own; the rest are the grey ground they stand out from
+COLOURS = ("#3987e5", "#d95926", "#2b9d74", "#a465c4", "#c79a13", "#4fb3c9")
+
+Panel = Callable[[Any], None]  # draws into matplotlib's axes
+
+
+def draw(sweep: Comparison) -> Path | None:
+    """Draw grid.png, all pictures in one; None where there is nothing to draw yet."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    panels = panels_of(sweep)
+    if not panels:
+        return None
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with rc_context(report._style("#24292f")):
+        figure = Figure(figsize=(6.2 * columns, 3.8 * rows), layout="constrained", facecolor="white")
+        for place, panel in enumerate(panels, start=1):
+            panel(figure.add_subplot(rows, columns, place))
+        path = sweep.path / "grid.png"
+        with replacing(path, "wb") as file:
+            figure.savefig(file, dpi=130)
+    return path
+
+
+def svg_pictures(sweep: Comparison) -> list[str]:
+    """Each picture as an SVG element, in the colour of the text around it."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    pictures = []
+    for number, panel in enumerate(panels_of(sweep)):
+        # A salt of its own: the ids of all pictures share one page.
+        with rc_context(report._style(report.INK) | {"svg.hashsalt": f"grid {number}"}):
+            figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+            axes = figure.add_subplot()
+            panel(axes)
+            figure.patch.set_alpha(0)
+            axes.patch.set_alpha(0)
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None})
+        picture = text.getvalue()
+        pictures.append(picture[picture.index("<svg") :].replace(report.INK, "currentColor"))
+    return pictures
+
+
+def panels_of(sweep: Comparison) -> list[Panel]:
+    """What there is to draw."""
+    panels: list[Panel] = []
+    if any(len(entry.curve[0]) > 1 for entry in sweep.entries):
+        panels.append(partial(_draw_curves, sweep=sweep))
+    for name, samples in sweep.effects.items():
+        panels.append(partial(_draw_effect, sweep=sweep, name=name, samples=samples))
+    return panels
+
+
+def _draw_curves(axes: Any, sweep: Comparison) -> None:
+    import numpy as np
+
+    named = [entry for entry in sweep.measured if entry.curve[0]][:NAMED]
+    grey = [entry for entry in sweep.entries if entry.curve[0] and entry not in named]
+    ground = axes.xaxis.label.get_color()
+    for entry in grey:
+        axes.plot(*report._envelope(*map(np.asarray, entry.curve)), color=ground, alpha=0.18, linewidth=0.8)
+    for place, entry in reversed(list(enumerate(named))):
+        marker = "o" if len(entry.curve[0]) <= 30 else None
+        x, y = report._envelope(*map(np.asarray, entry.curve))
+        label = f"{place + 1}. {_short(' '.join(entry.varied.values()) or entry.name, 34)}"
+        axes.plot(x, y, color=COLOURS[place], linewidth=1.7, marker=marker, markersize=3, label=label)
+    _scale(axes, [value for entry in sweep.entries for value in entry.curve[1] if math.isfinite(value)])
+    axes.set_title(f"{sweep.metric}: the best {len(named)} of {len(named) + len(grey)}", parse_math=False)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(True)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        keys = ", ".join(key.rsplit(".", 1)[-1] for key in sweep.varied)
+        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "ncols": 2, "borderaxespad": 0, "alignment": "left"}
+        legend = axes.legend(handles[::-1], labels[::-1], title=keys, frameon=False, fontsize=8, **below)
+        for text in [*legend.get_texts(), legend.get_title()]:
+            text.set(parse_math=False, fontsize=8)
+
+
+def _draw_effect(axes: Any, sweep: Comparison, name: str, samples: Sequence[Sample]) -> None:
+    finite = {place: [v for v in sample.values if math.isfinite(v)] for place, sample in enumerate(samples)}
+    for place, values in finite.items():
+        alpha = max(0.15, min(0.7, 8 / (len(values) + 8)))
+        axes.plot([place] * len(values), values, "o", color=report.TRAIN, alpha=alpha, markersize=5, markeredgewidth=0)
+    shown = {place: values for place, values in finite.items() if values}
+    if shown:
+        numbers = name != SEED and all(not numbers_first(sample.label)[0] for sample in samples)
+        line = "-" if numbers else ""  # a line between words or seeds would mean nothing
+        means, bests = map(statistics.fmean, shown.values()), [best(values, sweep.mode) for values in shown.values()]
+        colour = report.EVALUATED
+        axes.plot(list(shown), list(means), line + "D", color=colour, linewidth=1.4, markersize=6, label="mean")
+        dotted = line.replace("-", ":") + "_"
+        axes.plot(list(shown), bests, dotted, color=colour, linewidth=1.0, markersize=12, label="best")
+    _scale(axes, [value for values in finite.values() for value in values])
+    names = [_short(sample.label, 18) for sample in samples]
+    crowded = sum(map(len, names)) > 48
+    axes.set_xticks(range(len(names)), names, rotation=35 if crowded else 0, ha="right" if crowded else "center")
+    for text in axes.get_xticklabels():
+        text.set_parse_math(False)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_title(f"{sweep.metric} by {name}", parse_math=False)
+    axes.grid(True, axis="y")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _scale(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis for finite values that are positive and far apart."""
+    if values and min(values) > 0 and max(values) > 50 * min(values):
+        axes.set_yscale("log")
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,94 @@
+"""Statistics of a sweep's results: pure functions of settings and values.
+
+A result is the settings that vary between the trials, with the value of each, and the metric of one trial.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+SEED = "seed"  # the setting whose values are repetitions of the same thing
+
+Result = tuple[Mapping[str, str], float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The metric of the trials that have something in common.
+
+    Attributes:
+        label: What that is.
+        values: One a trial.
+    """
+
+    label: str
+    values: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        """NaN where a value is."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation; None of a single value, and where one is not finite."""
+        finite = len(self.values) > 1 and all(map(math.isfinite, self.values))
+        return statistics.stdev(self.values) if finite else None
+
+
+def best(values: Iterable[float], mode: str) -> float:
+    """The least or greatest of some values, as `mode` (min or max) says; NaN where none is finite."""
+    finite = [value for value in values if math.isfinite(value)] or [math.nan]
+    return min(finite) if mode == "min" else max(finite)
+
+
+def ranking(mode: str) -> Callable[[float | None], tuple[bool, float]]:
+    """A key to sort values by, from the best to the worst; those that are None or NaN come last."""
+    sign = 1 if mode == "min" else -1
+    return lambda value: (value is None or math.isnan(value), sign * (value or 0.0))
+
+
+def by_seed(results: Iterable[Result], mode: str) -> list[Sample]:
+    """The trials that differ by their seed alone, from the best mean to the worst; empty where there are no such."""
+    groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    for settings, value in results:
+        groups.setdefault(without_seed(settings), []).append(value)
+    if all(len(values) < 2 for values in groups.values()):
+        return []
+    samples = [
+        Sample(", ".join(f"{key}={value}" for key, value in settings) or "all seeds", values)
+        for settings, values in groups.items()
+    ]
+    key = ranking(mode)
+    return sorted(samples, key=lambda sample: key(sample.mean))
+
+
+def without_seed(settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Settings without the seed, such that they can be the key of a group."""
+    return tuple((key, value) for key, value in settings.items() if key != SEED)
+
+
+def by_setting(results: Sequence[Result], names: Iterable[str]) -> dict[str, list[Sample]]:
+    """For each setting with several values, the trials that have each, whatever their other settings.
+
+    Args:
+        results: Of all trials.
+        names: The settings that vary.
+    """
+    found: dict[str, list[Sample]] = {}
+    for name in names:
+        groups: dict[str, list[float]] = {}
+        for settings, value in results:
+            groups.setdefault(settings[name], []).append(value)
+        if len(groups) > 1:
+            found[name] = [Sample(chosen, groups[chosen]) for chosen in sorted(groups, key=numbers_first)]
+    return found
+
+
+def numbers_first(value: str) -> tuple[bool, float, str]:
+    """A key to sort the values of a setting by: numbers by their size, then words."""
+    try:
+        return False, float(value), value
+    except ValueError:
+        return True, 0.0, value

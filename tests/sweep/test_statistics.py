@@ -1,0 +1,55 @@
+import math
+
+import numpy as np
+import pytest
+
+from launcher.sweep.statistics import Sample, best, by_seed, by_setting, ranking
+
+RESULTS = [
+    ({"lr": "0.1", "seed": "0"}, 0.5),
+    ({"lr": "0.1", "seed": "1"}, 0.7),
+    ({"lr": "0.01", "seed": "0"}, 0.2),
+    ({"lr": "0.01", "seed": "1"}, 0.3),
+    ({"lr": "1e-3", "seed": "0"}, math.nan),
+    ({"lr": "auto", "seed": "0"}, 0.9),
+]
+
+
+def test_mean_and_deviation_are_those_of_numpy():
+    values = [0.3, 1.5, -2.0, 7.25]
+    sample = Sample("", values)
+    assert sample.mean == pytest.approx(np.mean(values)) and sample.deviation == pytest.approx(np.std(values, ddof=1))
+
+
+def test_a_deviation_needs_two_finite_values():
+    assert Sample("", [1.0]).deviation is None and Sample("", [1.0, math.nan]).deviation is None
+    assert math.isnan(Sample("", [1.0, math.nan]).mean)
+
+
+def test_the_best_is_the_best_of_those_that_are_finite():
+    assert best([3.0, math.nan, 1.0, -math.inf], "min") == 1 and best([3.0, math.nan, 1.0], "max") == 3
+    assert math.isnan(best([math.nan], "min"))
+
+
+def test_a_ranking_puts_what_is_not_known_last():
+    values = [None, 2.0, math.nan, 1.0]
+    assert sorted(values, key=ranking("min"))[:2] == [1, 2] and sorted(values, key=ranking("max"))[:2] == [2, 1]
+
+
+def test_seeds_are_grouped_from_the_best_mean_to_the_worst():
+    for mode, order in (("min", ["0.01", "0.1", "auto", "1e-3"]), ("max", ["auto", "0.1", "0.01", "1e-3"])):
+        samples = by_seed(RESULTS, mode)
+        assert [sample.label for sample in samples] == [f"lr={lr}" for lr in order]
+    assert samples[1].values == [0.5, 0.7]
+    assert by_seed([({"seed": "0"}, 1.0), ({"seed": "1"}, 2.0)], "min")[0].label == "all seeds"
+
+
+def test_without_a_repetition_there_are_no_seeds():
+    assert by_seed([RESULTS[0], RESULTS[2]], "min") == []
+
+
+def test_effects_are_over_all_that_share_a_value_numbers_first():
+    found = by_setting(RESULTS, ["lr", "seed"])
+    assert [sample.label for sample in found["lr"]] == ["1e-3", "0.01", "0.1", "auto"]
+    assert found["lr"][1].values == [0.2, 0.3] and found["seed"][1].values == [0.7, 0.3]
+    assert by_setting(RESULTS[:2], ["lr"]) == {}
