@@ -12,7 +12,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from launcher.config.hydra_api import BasicSweeper
+from launcher.config.hydra_api import basic_sweeper
+
+BasicSweeper: Any = basic_sweeper()
 
 
 class GridSweeper(BasicSweeper):

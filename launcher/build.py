@@ -85,7 +85,8 @@ def build(
     """
     seed_generators(settings.seed)
     leaves_out = settings.divergence.action == "rollback"
-    data = fit_task(build_data(settings.data, leaves_out), settings.loss)
+    limit = (settings.limit_batches or 0) * settings.batch.global_size
+    data = fit_task(build_data(settings.data, leaves_out, limit), settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None

@@ -157,6 +157,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     "exact": {"no": NOTHING, "exact": ("exact_across_devices=true",)},
     "layout": {"usual": NOTHING, "channels_last": ("channels_last=true",)},
     "sampling": {"shuffle": NOTHING, "balanced": ("sampling=balanced",)},
+    "limit": {"none": NOTHING, "2": ("limit_batches=2",)},
     "mixup": {
         "none": NOTHING,
         "mixup": ("mixup.alpha=0.4",),

@@ -26,6 +26,7 @@ SAYS = {
     "model": ("cnn", "mlp", "linear", "resnet", "batchnorm", "transformer"),
     "layer_decay": ("none",),
     "sampling": ("shuffle",),
+    "limit": ("none",),
     "strategy": ("ddp", "static", "unused", "fsdp", "fsdp, whole", "fsdp, kept"),
 }
 ALONE = {"ranks": ("1",), "micro": ("whole", "auto"), "exact": ("no",)}  # where a rank's own dropout is drawn

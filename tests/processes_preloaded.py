@@ -11,7 +11,7 @@ MODULES = """
     launcher.metrics.sums launcher.optimizers.optimizer launcher.build launcher.run.report launcher.run.reporter
     launcher.run.run_directory launcher.schedulers.schedule launcher.training.sharded launcher.distributed.stop_request
     launcher.batching.stream launcher.run.terminal launcher.run.record launcher.train launcher.run.trackers.views
-    launcher.distributed.watchdog
+    launcher.distributed.watchdog launcher.config.schema
 """  # torch._dynamo, which DDP and the optimizers import, brings sympy: 1.4 s in every process
 
 try:

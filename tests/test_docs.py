@@ -72,6 +72,12 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, **BY_NAME)
+def test_every_test_named_is_there(page):
+    there = {path.name for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"\btest_\w+\.py\b", page.read_text())) <= there
+
+
 def test_the_site_is_complete():
     """Every page but the README's own is in the navigation; this needs no mkdocs."""
     text = (REPOSITORY / "mkdocs.yml").read_text()
@@ -376,7 +382,7 @@ def test_the_commands_of_the_readme(checkout):
             on_cpu = "" if torch.cuda.device_count() >= 8 else "ACCELERATE_USE_CPU=1 " * ("num_processes 8" in command)
             run(on_cpu + re.sub(r"(launcher/(train|find_lr)\.py)", r"\1 threads=1 epochs=2", command))
             done += 1
-        if " -m " in command and "slurm" not in command:
+        if "train.py -m" in command and "slurm" not in command:
             (sweep,) = (place / "outputs/grids").glob("*/*")
             sweep.rename(place / "outputs/grids/NAME")
     assert done >= 18 and (place / "predictions.csv").is_file() and (place / "RUN-rerun").is_dir()

@@ -1,12 +1,12 @@
 """The samples of a split, in memory or one by one, and the types in which a model gets them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 
 from launcher.core.compat import tree_leaves, tree_map_only
 from launcher.core.errors import ConfigError
@@ -52,6 +52,10 @@ class TensorSplit:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def at(self, index: Tensor) -> "TensorSplit":
+        """The samples `index` alone, [n] int64."""
+        return replace(self, inputs=self.inputs[index], targets=self.targets[index], mapped=False)
+
 
 @dataclass
 class DatasetSplit:
@@ -89,6 +93,13 @@ class DatasetSplit:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def at(self, index: Tensor) -> "DatasetSplit":
+        """The samples `index` alone, [n] int64."""
+        numbers = index.tolist()
+        plain = None if self.plain is None else Subset(self.plain, numbers)
+        targets = None if self.targets is None else self.targets[index]
+        return replace(self, dataset=Subset(self.dataset, numbers), plain=plain, targets=targets)
 
 
 Split = TensorSplit | DatasetSplit

@@ -200,6 +200,8 @@ def _check_together(settings: Mapping[str, Any]) -> None:
             f"clip_grad_norm={settings['clip_grad_norm']} and clip_grad_value={settings['clip_grad_value']}: both clip "
             "the gradient. Set one of them to null."
         )
+    if settings["optimizer"].get("fused") and settings["optimizer"].get("foreach"):
+        raise ConfigError("optimizer.fused and optimizer.foreach are both true: set one, or neither.")
     watched = settings["early_stopping"]["metric"]
     if watched is not None and settings["eval_every"] is None:
         raise ConfigError(

@@ -7,7 +7,7 @@ up logging before anything is checked; `compose` sweeps nothing and shows no hel
 - `get_args_parser`: Hydra's command line, so that --cfg, --config-dir and the like mean what they mean elsewhere.
 - `create_config_search_path`: where the files are; --config-dir goes before conf/, as with `main`.
 - `ConfigRepository`: one file as it is written, before overrides, to tell its keys from those of another.
-- `BasicSweeper`: makes every combination of what is swept; hydra_plugins/ changes what happens to them.
+- `basic_sweeper`: makes every combination of what is swept; hydra_plugins/ changes what happens to them.
 
 tests/config/test_hydra_api.py composes with the newest pre-release of Hydra, and notices when one of them goes.
 """
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
@@ -33,7 +32,7 @@ from launcher.config.places import CONF
 from launcher.config.tree import RUN_DIR
 from launcher.core.errors import ConfigError
 
-__all__ = ["BasicSweeper", "Hydra", "asked_resolvers", "detach", "get_args_parser", "opened", "read_file"]
+__all__ = ["Hydra", "asked_resolvers", "basic_sweeper", "detach", "get_args_parser", "opened", "read_file"]
 
 asked_resolvers: set[str] = set()  # those that were asked since it was cleared last, of `now` and `hydra`
 
@@ -61,6 +60,16 @@ def opened(arguments: argparse.Namespace, config_name: str) -> Iterator[tuple[Hy
         yield hydra, arguments.config_name or config_name
     finally:
         GlobalHydra.instance().clear()
+
+
+def basic_sweeper() -> Any:
+    """Hydra's own sweeper, as its search for plugins has made it.
+
+    That runs the sweeper's module anew, so a class that was imported before is another than the one in its methods.
+    """
+    from hydra._internal.core_plugins import basic_sweeper
+
+    return basic_sweeper.BasicSweeper
 
 
 def read_file(hydra: Hydra, name: str) -> tuple[str, DictConfig] | None:

@@ -113,11 +113,11 @@ WORDS: dict[str, str] = {
         "A run goes on where its directory is named: hydra.run.dir=RUN_DIR with the settings it was made with; to "
         "begin with the weights of another run use init_from=RUN_DIR.": "resume resume_from resume_from_checkpoint "
         "ckpt_path ckpt checkpoint_path auto_resume load_checkpoint start_epoch initial_epoch resume_path",
-        "max_steps shortens a run, eval_every=null leaves out its evaluations.":
-            "limit_train_batches fast_dev_run overfit_batches steps_per_epoch max_train_samples debug dry_run "
-            "num_sanity_val_steps",
-        "An evaluation takes the whole split: data.validation makes it smaller, eval_every asks for it less often.":
-            "limit_val_batches limit_test_batches limit_eval_batches max_eval_samples eval_samples",
+        "limit_batches": "limit_train_batches limit_val_batches limit_test_batches limit_eval_batches",
+        "limit_batches=10 keeps so many global batches of each split, max_steps shortens a run.":
+            "steps_per_epoch max_train_samples max_eval_samples eval_samples",
+        "debug=fdr does one step of everything, debug=overfit trains on one batch, debug=limit on some.":
+            "fast_dev_run overfit_batches dry_run num_sanity_val_steps",
         "Use ema_decay=0.999.": "model_ema use_ema swa stochastic_weight_avg",
         "Use deterministic=false.": "benchmark cudnn_benchmark",
         "Each epoch has an order of its own; sampling=balanced draws each class equally often.":
@@ -142,6 +142,7 @@ GROUP_HINTS: dict[str, str] = {
     "optimizer": "optimizer.lr={value} sets the learning rate",
     "scheduler": "scheduler=constant leaves the learning rate as it is",
     "experiment": "leave experiment out for none",
+    "debug": "leave debug out for none",
     "strategy": "strategy=ddp is the usual one",
     "cluster": "cluster=default leaves all to the site",
 }
@@ -276,7 +277,7 @@ def _bad_choice(hydra: "Hydra", overrides: list[str]) -> str | None:
             given = str(parsed.input_line).lstrip("+").partition("=")[2]
             number = isinstance(value, int | float) and not isinstance(value, bool)
             told = GROUP_HINTS.get(group, f"{group}.NAME={given} sets one of its settings" if number else "")
-            if value is None and group not in ("experiment", "scheduler", "strategy", "cluster"):
+            if value is None and group not in ("experiment", "debug", "scheduler", "strategy", "cluster"):
                 told = "a run needs one" + (", and batch=default is the usual one" if group == "batch" else "")
             elif not number and "{value}" in told:
                 told = ""

@@ -117,6 +117,9 @@ class Optimizer(Component):
     )
     nesterov: bool = argument("Nesterov's momentum.")
     eps: NotNegative = argument("Added to a denominator that could be 0.")
+    adamw_lr: NotNegative | None = argument("Learning rate of the part of the parameters that muon leaves to AdamW.")
+    fused: bool | None = argument("Torch's fused kernels; null: where torch has them.")
+    foreach: bool | None = argument("Torch's kernels over lists of parameters; null: as torch chooses.")
 
 
 class Loss(Component):
@@ -242,6 +245,7 @@ class Train(Section):
 
     epochs: Count = setting("Passes over the training split.", free=True)
     max_steps: Count | None = setting("Optimizer updates that end the run, where they come first.", None, free=True)
+    limit_batches: Count | None = setting("Global batches that are kept of each split; null: all.", None)
     max_time: Duration | None = setting(
         "Time that ends the run, with everything saved: seconds, or 90m, 12h, 2d.", None, free=True
     )

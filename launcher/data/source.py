@@ -18,6 +18,7 @@ from launcher.batching.splits import (
 )
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
+from launcher.data.splitting import hold_out
 
 PRINTED = 1 << 20  # bytes of a split that its checksum covers at most, in rows at equal distances
 
@@ -172,6 +173,13 @@ class Data:
                 f"{place} have {targets[row].tolist()} at sample {row}, which is {words}, or take the sample out."
             )
 
+    def limit(self, samples: int) -> None:
+        """Keep at most so many samples of each split, the same on every rank: of each class its share."""
+        for name, split in self.splits().items():
+            if samples < len(split):
+                labels = split.targets if self.task == "classification" else None
+                setattr(self, name, split.at(hold_out(len(split), samples / len(split), 0, labels)[1]))
+
     def move_to(self, device: torch.device) -> None:
         """Let data that lies in memory live on a GPU, where all of it fits into a quarter of what is free there.
 
@@ -262,12 +270,13 @@ def free(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
-def build_data(settings: Mapping[str, Any], leaves_out: bool = False) -> Data:
+def build_data(settings: Mapping[str, Any], leaves_out: bool = False, limit: int = 0) -> Data:
     """Build the data source that settings name.
 
     Args:
         settings: The group.
         leaves_out: Whether batches with NaN are left out of the training.
+        limit: Samples that are kept of each split at most; 0: all.
 
     Raises:
         ConfigError: As for `build`; or what `_target_` names gives something else.
@@ -278,4 +287,6 @@ def build_data(settings: Mapping[str, Any], leaves_out: bool = False) -> Data:
             f"data._target_: {settings['_target_']} gives a {type(data).__name__}, not a launcher.data.Data."
         )
     data.check(leaves_out)
+    if limit:
+        data.limit(limit)
     return data

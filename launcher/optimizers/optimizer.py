@@ -1,7 +1,6 @@
 """Building the optimizer that the settings name."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,15 +42,6 @@ def build_optimizer(
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ConfigError("optimizer: the model has no parameter that requires a gradient: nothing to train.")
-    for key in ("lr", "adamw_lr"):
-        lr = settings.get(key, 0.0)
-        if lr is None and key == "adamw_lr":
-            continue
-        if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 <= lr < math.inf:
-            raise ConfigError(f"optimizer.{key} is {lr!r}: give a number >= 0.")
-    if settings.get("fused") and settings.get("foreach"):
-        raise ConfigError("optimizer.fused and optimizer.foreach are both true: set one, or neither.")
-
     fixed = {k: v for k, v in settings.items() if not (k in ("fused", "foreach") and v is None)}
     kind = locate(str(settings["_target_"]), "optimizer") if settings.get("_target_") else None
     if kind is not None and not {"fused", "foreach"} & set(fixed) and _takes_fused(kind, model, params):

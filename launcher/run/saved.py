@@ -215,7 +215,8 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
     from launcher.losses.loss import fit_task
 
     leaves_out = run["divergence"]["action"] == "rollback"
-    data = fit_task(build_data({**run["data"], **changes}, leaves_out), run["loss"])
+    limit = (run["limit_batches"] or 0) * run["batch"]["global_size"]
+    data = fit_task(build_data({**run["data"], **changes}, leaves_out, limit), run["loss"])
     now = provenance.record_of(data)
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
         if not _same(record[key], now[key]):

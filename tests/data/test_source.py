@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from data_sources import CONF, load
+from data_sources import CONF, load, parts
 
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
@@ -34,6 +34,26 @@ def test_targets_that_are_no_classes_are_refused_in_a_sentence(targets):
 def test_first_line_of_each_option_says_how_to_pick_it(name):
     first = (CONF / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ") and f": data={name}" in first
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_limited_split_has_its_share_of_each_class(read):
+    """Its samples are those of the whole, each with its own target, and their plain version as well."""
+    targets = torch.arange(100) % 5
+    part = TensorSplit(torch.arange(100.0)[:, None], targets)
+    if read:
+        pairs = list(zip(part.inputs, targets.tolist(), strict=True))
+        part = DatasetSplit(pairs, targets, plain=pairs)
+    data = Data("made", "classification", (1,), 5, part, part.at(torch.arange(8)), part)
+    data.limit(20)
+    assert [len(one) for one in parts(data)] == [20, 8, 20]
+    assert data.class_counts.tolist() == [4] * 5
+    if read:
+        samples = [data.train.dataset[i] for i in range(20)]
+        assert [data.train.plain[i] for i in range(20)] == samples
+    else:
+        samples = zip(data.train.inputs, data.train.targets.tolist(), strict=True)
+    assert [int(x) % 5 for x, _ in samples] == data.train.targets.tolist()
 
 
 def test_facts_are_what_constructors_ask_for():

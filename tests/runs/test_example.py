@@ -71,7 +71,7 @@ def test_the_commands_of_its_readme(tmp_path):
         (proposed,) = re.findall("^ +(launcher train --config-dir .*)", done.stdout, re.MULTILINE)
         again = run(f"{proposed} epochs=1 hydra.run.dir=again{number}")
         assert again.returncode == 0, (asked, done.stdout, done.stderr, again.stderr)
-    assert summary(place / "two")["world_size"] == 2 and len(list((place / "grid").glob("*/summary.json"))) == 2
+    assert summary(place / "two")["world_size"] == 2 and len(list((place / "sweep").glob("*/summary.json"))) == 2
 
 
 def test_its_own_error_is_one_sentence(tmp_path):

@@ -83,7 +83,9 @@ def test_within_an_allocation(run, tmp_path):
 def test_the_doctor(run):
     """It comes on all ranks, and names what is wrong here: the GPUs are not ones."""
     for page, ranks in (("README.md", 1), ("slurm/README.md", 16)):
-        (command,) = (line for line in lines(page) if line.startswith("srun ") and line.endswith("doctor.py outputs"))
+        (command,) = (
+            line for line in lines(page) if line.startswith("srun ") and line.endswith("launcher doctor outputs")
+        )
         done = run(command, check=False)
         said = done.stdout + done.stderr
         assert re.search(rf"^ranks +{ranks} on", said, re.MULTILINE), said
