@@ -12,5 +12,5 @@ def test_a_missing_package_is_told_with_its_extra(monkeypatch):
     words = (
         "model=x needs json.tool, which does not import (import of json.tool halted; None in sys.modules): pip install"
     )
-    with pytest.raises(ConfigError, match=re.escape(words) + r" 'launcher\[vision\]'$"):
+    with pytest.raises(ConfigError, match=re.escape(words) + r" 'hydra-accelerate-launcher\[vision\]'$"):
         import_extra("json.tool", "model=x needs json.tool", "vision")

@@ -92,7 +92,7 @@ def test_wrong_names_are_told(names, task, words):
 def test_a_missing_package_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)  # what an import of an absent package meets
     assert make_metrics([], Outputs("classification", 3)) == {}
-    with pytest.raises(ConfigError, match=r"pip install 'launcher\[metrics\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'hydra-accelerate-launcher\[metrics\]'"):
         make_metrics(["AUROC"], Outputs("classification", 3))
 
 

@@ -1,8 +1,8 @@
 """Groups with and without weight decay."""
 
 import copy
-from pathlib import Path
 
+import options
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -48,11 +48,8 @@ def test_default_weight_decay_of_the_class_counts_too():
     assert [g["weight_decay"] for g in build_optimizer(settings, net(), 1.0, False).param_groups] == [0.01, 0.0]
 
 
-CONF = Path(__file__).parents[2] / "conf"
-
-
 def chosen(name, **changes):
-    return OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), changes)
+    return OmegaConf.create(options.option(*name.split("/"), **changes))
 
 
 class Transformer(nn.Module):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from processes import REPOSITORY, start
+from options import option
+from processes import start
 from trainers import make_accelerator, make_trainer
 
 WINDOW = 20  # steps between two log boundaries
@@ -18,7 +18,7 @@ PYTHON_CALLS_DDP = 290  # 286 measured
 
 
 def _option(path):
-    return OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / path))
+    return option(*path.removesuffix(".yaml").split("/"))
 
 
 def _loop(device="cpu", weight=None, **settings):
