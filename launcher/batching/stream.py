@@ -201,9 +201,10 @@ class Stream:
         """The batches of a chunk whose samples are gathered, as views."""
         lengths = [max(size, 1) for of_step in chunk.sizes for size in of_step]
         pieces = zip(inputs.split(lengths), targets.split(lengths), strict=True)
+        steps_per_epoch = self.plan.steps_per_epoch  # once: each batch is one step of the hot loop
         for step, of_step in enumerate(chunk.sizes, chunk.step):
             micros = [MicroBatch(*next(pieces), size, self.rank) for size in of_step]
-            yield Batch(step, self.plan.size_of(step % self.plan.steps_per_epoch), micros)
+            yield Batch(step, self.plan.size_of(step % steps_per_epoch), micros)
 
     def _from_loader(self, split: DatasetSplit, first_step: int, last_step: int) -> Iterator[Batch]:
         """One DataLoader for the rest of the run, so that no epoch begins with idle workers."""
