@@ -196,7 +196,7 @@ NOT_A_FACTOR = {
     "timeout": "test_watchdog.py",
     "profile": "observes",
     "check": "ends before the first update",
-    "metrics": "test_metrics.py",
+    "metrics": "test_named.py",
     "trackers": "observe: test_wandb.py",
     "wandb": "observes: test_wandb.py",
     "checkpoint": "every 2 updates, which resuming needs; the rest keeps files: test_checkpoint.py",

@@ -71,7 +71,7 @@ def run_rank(
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have the kernel send SIGTERM when the parent dies: stopping.py would notice, but runs only later."""
+    """Have the kernel send SIGTERM when the parent dies: stop_request.py would notice, but runs only later."""
     if sys.platform == "linux":
         import ctypes
 
