@@ -121,7 +121,7 @@ def commands(path):
 def compose(program, words):
     """Compose and check a command's settings, as the program does before it begins; of a sweep each value once."""
     if program in TAKES_A_RUN:
-        composition.compose_tool(program, words, TAKES_A_RUN[program])
+        composition.compose_tool(program, words)
         return
     arguments = parse_arguments(words)
     if show(arguments, program):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import options
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -13,11 +14,9 @@ from launcher.models.resnet import ResNet
 from launcher.optimizers.optimizer import build_optimizer, layers_of
 from launcher.schedulers.schedule import build_schedule
 
-CONF = Path(__file__).parents[2] / "conf"
-
 
 def option(name, **changes):
-    return OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), changes)
+    return OmegaConf.create(options.option(*name.split("/"), **changes))
 
 
 class Transformer(nn.Module):
