@@ -113,7 +113,7 @@ def commands(path):
     lines = [line for block in blocks(path) for line in block] + [t.content for t in inline(path, "code_inline")]
     for line, after in itertools.pairwise([*lines, ""]):
         line = re.sub(r"\$\(\(.*?\)\)|\$\(.*?\)|\\?\$\w+|<[^<>]*>", "1", line)  # what a shell or a person fills in
-        for part in map(str.strip, re.split(" && | [|] ", line)):
+        for part in map(str.strip, re.split(" && | [|] | > .*", line)):
             if PROGRAM.match(part) and not re.fullmatch("launcher [a-z-]+", part):
                 yield part, after.removeprefix("error: ") if after.startswith("error: ") else None
 

@@ -23,6 +23,7 @@ from launcher.config.places import CONF
 from launcher.core.errors import ConfigError
 
 COLUMN = 40  # at which the documentation begins
+PLACE = "@CONFIG@"  # in the help, of the config
 
 
 def documentation(program: str) -> dict[str, str]:
@@ -97,5 +98,5 @@ def _help(hydra: Hydra, config_name: str, arguments: argparse.Namespace, about: 
     shown = annotated(OmegaConf.to_yaml(own, resolve=arguments.resolve), about)
     template = config.hydra.help
     with read_write(template):
-        template.template = template.template.replace("$CONFIG", shown.replace("$", "$$"))
-    return hydra.get_help(template, own, get_args_parser(), arguments.resolve)
+        template.template = template.template.replace("$CONFIG", PLACE)  # a `${...}` in it would be taken for one here
+    return hydra.get_help(template, own, get_args_parser(), arguments.resolve).replace(PLACE, shown)

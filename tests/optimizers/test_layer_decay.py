@@ -1,7 +1,5 @@
 """Learning rates by depth: closed forms, plain torch groups, and timm's own rule."""
 
-from pathlib import Path
-
 import options
 import pytest
 import torch
