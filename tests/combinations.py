@@ -207,6 +207,8 @@ NOT_A_FACTOR = {
     "strategy.broadcast_buffers": "DDP's own: BatchNorm's buffers are rank 0's",
     "strategy.block": "names what is found by itself here: test_sharded.py",
     "optimizer.eps": "a number in a formula of torch's",
+    "optimizer.fused": "chooses among kernels: test_optimizer.py",
+    "optimizer.foreach": "the same",
     "loss.gamma": "part of the factor loss",
     "data": "the data of a person's own: sources have tests of their own",
     "model.hidden": "the model's size",

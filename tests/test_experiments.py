@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from options import option
 from processes import REPOSITORY
 
 from benchmarks import experiments
@@ -59,10 +60,13 @@ def test_a_page_shows_its_experiment_and_how_to_repeat_it(name):
 def known():
     """Every setting of every option, by its dotted name, and every group."""
     names = set()
-    for path in (REPOSITORY / "conf").rglob("*.yaml"):
+    for path in (REPOSITORY / "conf").rglob("[!_]*.yaml"):
         group = path.parent.relative_to(REPOSITORY / "conf").as_posix()
-        if group != "experiment" and not group.startswith("hydra"):
-            names |= {f"{group}.{name}".removeprefix("..") for name in leaves(OmegaConf.load(path))} | {group}
+        if group == ".":
+            names |= {*leaves(OmegaConf.load(path))}
+        elif group not in ("experiment", "debug") and not group.startswith("hydra"):
+            settings = OmegaConf.create(option(group, path.stem))
+            names |= {f"{group}.{name}" for name in leaves(settings)} | {group}
     return names
 
 

@@ -23,6 +23,7 @@ from launcher.config.places import CONF
 from launcher.core.errors import ConfigError
 
 COLUMN = 40  # at which the documentation begins
+PLACE = "@CONFIG@"  # in the help, of the config
 
 
 def documentation(program: str) -> dict[str, str]:
@@ -96,8 +97,6 @@ def _help(hydra: Hydra, config_name: str, arguments: argparse.Namespace, about: 
     own = hydra.get_sanitized_cfg(copy.deepcopy(config), "job")
     shown = annotated(OmegaConf.to_yaml(own, resolve=arguments.resolve), about)
     template = config.hydra.help
-    # An interpolation of the config is text here: `$$` is for Hydra's template, and the backslash for OmegaConf.
-    shown = shown.replace("$", "$$").replace("$${", "$\\${")
     with read_write(template):
-        template.template = template.template.replace("$CONFIG", shown)
-    return hydra.get_help(template, own, get_args_parser(), arguments.resolve)
+        template.template = template.template.replace("$CONFIG", PLACE)  # a `${...}` in it would be taken for one here
+    return hydra.get_help(template, own, get_args_parser(), arguments.resolve).replace(PLACE, shown)

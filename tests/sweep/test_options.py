@@ -16,10 +16,10 @@ def test_the_defaults_fit():
     [
         ("devices_per_run", 0, "at least 1, or auto"),
         ("parallel", "many", "or auto"),
-        ("max_parallel", True, "or null"),
-        ("max_points", None, "whole number"),
-        ("metric", "", "a text"),
-        ("metric_mode", "least", "min, max"),
+        ("max_parallel", "all", "or null"),
+        ("max_points", "many", "whole number"),
+        ("metric", 3, "a text"),
+        ("metric_mode", "least", "min or max"),
         ("max_time_per_run", "soon", "90m"),
     ],
 )
