@@ -79,7 +79,12 @@ def test_files_with_the_names_of_modules_hide_nothing(start, hiding):
 
 def test_a_command_is_a_module_and_the_rooms_commands_are_all_there():
     modules = {module for module, _ in COMMANDS.values()}
-    assert modules == {"launcher.train", *(f"launcher.commands.{p.stem}" for p in LAUNCHER.glob("commands/[a-z]*.py"))}
+    files = [
+        file
+        for file in LAUNCHER.glob("commands/[a-z]*.py")
+        if "\ndef command(argv" in file.read_text() or "@of_" in file.read_text()
+    ]
+    assert modules == {"launcher.train", *(f"launcher.commands.{file.stem}" for file in files)}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
