@@ -106,7 +106,7 @@ def test_gpus_slices_and_who_computes_on_them(mixed):
     assert (first.index, first.model, first.uuid, first.mig) == (0, A100, WHOLE[0], True)
     assert [one.uuid for one in first.slices] == SLICES
     assert [one.instance for one in first.slices] == ["1/0", "3/0", "5/0"]
-    assert (second.uuid, second.mig, second.slices) == (WHOLE[1], False, ())
+    assert (second.uuid, second.mig, second.slices) == (WHOLE[1], False, [])
     assert gpus.computing([first, second]) == {
         WHOLE[0]: "pid 34965 (python3)",
         SLICES[1]: "pid 34965 (python3)",
