@@ -33,18 +33,7 @@ NO_ABORT = {
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """How the processes of a run compute, and how they talk.
-
-    Attributes:
-        on_cpu: What choose_device chose.
-        mixed_precision: no, bf16 or fp16.
-        threads: CPU threads of this process; auto shares the machine's cores among its processes.
-        timeout: Seconds until a rank counts as hung (see watchdog.py); a collective of gloo fails an hour later.
-        deterministic: As for choose_numerics.
-        strategy: Settings of conf/strategy.
-        float32_matmul_precision: As for choose_numerics.
-        shared: Whether several processes may have one GPU (device=shared): NCCL refuses that, gloo takes it.
-    """
+    """How the processes of a run compute, and how they talk: what choose_device chose, and settings of these names."""
 
     on_cpu: bool
     mixed_precision: str
@@ -53,7 +42,7 @@ class RuntimeSettings:
     deterministic: bool
     strategy: Mapping[str, Any]
     float32_matmul_precision: str
-    shared: bool = False
+    shared: bool = False  # device=shared: several processes have one GPU, which NCCL refuses and gloo takes
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], on_cpu: bool, **changes: Any) -> "RuntimeSettings":
@@ -65,10 +54,6 @@ class RuntimeSettings:
 
 def start(ranks: Ranks, settings: RuntimeSettings) -> "Accelerator":
     """Bring up the devices and the process group.
-
-    Args:
-        ranks: What find_ranks found.
-        settings: What choose_device has accepted.
 
     Raises:
         ConfigError: The ranks did not find each other as one group.
@@ -124,10 +109,9 @@ def _ddp_options(strategy: Mapping[str, Any]) -> Any:
 
 
 def take_own_index(accelerator: "Accelerator") -> None:
-    """Let DDP have the GPU that the rank is on.
+    """Let DDP have the GPU that the rank is on: Accelerate gives it the local rank (`Accelerator.prepare_model`).
 
-    Accelerate gives it the local rank for device_ids (`Accelerator.prepare_model`), which is another number where
-    each rank is shown one GPU, and leads nowhere.
+    Where each rank is shown one GPU, that number leads nowhere.
     """
     if accelerator.device.index is not None:
         accelerator.state.local_process_index = accelerator.device.index
@@ -141,7 +125,7 @@ def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeou
         backend: Of torch.distributed.
         device: That this rank uses; None for a CPU. NCCL connects at once where it is told one, and fails here where it
             cannot, in place of in some first collective; and a barrier is not left to guess a device.
-        timeout: Seconds in which they meet; a collective of gloo fails an hour later.
+        timeout: Seconds in which they meet. A collective of gloo fails an hour later.
     """
     import torch.distributed as dist
 

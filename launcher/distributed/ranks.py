@@ -39,10 +39,7 @@ class Ranks:
 def join() -> Ranks:
     """This process among those of its launch: by python alone, torchrun, `accelerate launch` or srun.
 
-    Inside a SLURM step (`srun python launcher/train.py`) torch.distributed is told its ranks.
-
-    Raises:
-        ConfigError: As find_ranks does.
+    Inside a SLURM step (`srun python launcher/train.py`) torch.distributed is told its ranks. Raises as find_ranks.
     """
     os.environ.update(slurm.ranks(os.environ) or {})
     return find_ranks(os.environ, parent_command())
