@@ -28,13 +28,7 @@ def moved(place: str, trees: Mapping[str, str]) -> str:
 
 
 def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
-    """Train what was composed before; see `train.train`.
-
-    Args:
-        settings: The checked and resolved settings, as plain values.
-        hydra: Hydra's own node, or its plain values, or those as YAML.
-        overrides: The command line's.
-    """
+    """Train what was composed before: checked settings as plain values, and Hydra's node, or its values, or as YAML."""
     from omegaconf import OmegaConf
 
     from launcher import train

@@ -20,9 +20,9 @@ def guarded(run: Callable[[], int]) -> int:
     """Run the program and turn what it raises into its exit status and message.
 
     Returns:
-        What `run` returned. After an exception the process ends here: 2 for wrong input, with the message alone; 1 for
-        a failure, with the traceback and the rank. It does not wait for threads that may wait for a dead peer. A rank
-        of several ends here too: what is saved is saved, and torch's threads at times abort a process that unloads.
+        What `run` returned. After an exception the process ends here, not waiting for threads that may wait for a dead
+        peer: 2 for wrong input, with the message alone; 1 for a failure, with the traceback and the rank. A rank of
+        several ends here too: what is saved is saved, and torch's threads at times abort a process that unloads.
     """
     keep_streams()
     if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):  # not where it is ignored

@@ -23,20 +23,14 @@ WAIT = 30.0  # seconds that one question to the store lasts while rank 0 takes i
 class Rendezvous:
     """The main thread's own connection to the store in which the ranks meet; see `by_rank_0` and `judged_by_rank_0`.
 
-    Args:
-        ranks: More than one.
-        timeout: Seconds to wait for other ranks, as long as nobody watches whether they live.
-
-    Attributes:
-        store: The connection.
-        launcher_is_gone: As `be_watched` takes it; None before.
+    For other ranks it waits `timeout` seconds as long as nobody watches whether they live.
     """
 
     def __init__(self, ranks: Ranks, timeout: float) -> None:
         import torch.distributed as dist
 
         self.ranks, self.timeout = ranks, timeout
-        self.launcher_is_gone: Callable[[], bool] | None = None
+        self.launcher_is_gone: Callable[[], bool] | None = None  # None before be_watched
         self._serves = ranks.rank == 0 and not agent_serves_store()
         wait_for_rank_0(ranks)
         address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
@@ -64,15 +58,12 @@ class Rendezvous:
         """See the function of this name."""
         self._told += 1
         key, watched = f"told {self._told}", self.launcher_is_gone is not None
-        if self.ranks.rank:
-            with pulse.waits(f"rank 0, and that for {what}") if watched else contextlib.nullcontext():
-                problem, made = self._tell(key)
-            if not watched:
-                self._own.add("heard", 1)
-        else:
-            self._to_hear += 0 if watched else self.ranks.world_size - 1
-            with pulse.waits(what) if watched else contextlib.nullcontext():
-                problem, made = self._make(key, make, watched)
+        waited = f"rank 0, and that for {what}" if self.ranks.rank else what
+        self._to_hear += 0 if watched else self.ranks.world_size - 1
+        with pulse.waits(waited) if watched else contextlib.nullcontext():
+            problem, made = self._tell(key) if self.ranks.rank else self._make(key, make, watched)
+        if self.ranks.rank and not watched:
+            self._own.add("heard", 1)
         if problem is not None:
             raise problem
         return made
@@ -158,7 +149,7 @@ def by_rank_0(what: str, make: Callable[[], T], ranks: Ranks, timeout: float = 6
     Args:
         what: What rank 0 does, for messages: "the checkpoint to be written".
         make: Called on rank 0 alone. What it gives has to pickle.
-        ranks: What find_ranks found.
+        ranks: Of this launch.
         timeout: Seconds that the others wait for it, as long as they do not watch each other.
 
     Raises:
@@ -175,7 +166,7 @@ def judged_by_rank_0(fact: Any, judge: Callable[[list[Any]], T], ranks: Ranks, t
     Args:
         fact: Of this rank. Anything that pickles.
         judge: Called on rank 0 alone, with the facts of all ranks in their order.
-        ranks: What find_ranks found.
+        ranks: Of this launch.
         timeout: Seconds to wait for every rank.
 
     Raises:
@@ -186,12 +177,9 @@ def judged_by_rank_0(fact: Any, judge: Callable[[list[Any]], T], ranks: Ranks, t
 
 
 def until_heard(seconds: float = 30) -> None:
-    """Let every rank hear what rank 0 has to tell before its process ends, and with it the store.
+    """Let every rank hear what rank 0 has to tell before its process ends, and with it the store; some may never come.
 
     A rank that starts late would else wait for a store that is no longer there, for as long as a run's `timeout`.
-
-    Args:
-        seconds: How long to wait for ranks that may never come.
     """
     deadline = time.monotonic() + seconds
     while _met and not _met[0].is_heard() and time.monotonic() < deadline:

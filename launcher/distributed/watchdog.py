@@ -39,12 +39,7 @@ current: "Watchdog | None" = None  # of this process, for who handles an excepti
 
 
 class Watchdog:
-    """The watch of one rank over its peers.
-
-    Args:
-        ranks: Which rank this is.
-        timeout: Seconds after which a rank counts as hung: without a heartbeat, or with its main thread at one place.
-    """
+    """The watch of one rank over its peers: after `timeout` seconds without a heartbeat or a move, they hang."""
 
     def __init__(self, ranks: Ranks, timeout: float) -> None:
         from torch.distributed import PrefixStore
@@ -84,10 +79,7 @@ class Watchdog:
         self._thread.join(2 * BEAT)
 
     def failed(self, text: str) -> str | None:
-        """Tell the others that this rank failed, unless another one did before.
-
-        Args:
-            text: What happened, for their messages.
+        """Tell the others that this rank failed, and of what, unless another one did before.
 
         Returns:
             None where this rank is the first: it should say what happened. Else what to say in its place.
@@ -166,10 +158,10 @@ class Watchdog:
 
     def _who_failed(self) -> str | None:
         """The rank that failed first, where that is another one, and what it said last."""
-        first = json.loads(self._store.get("failure")) if self._store.check(["failure"]) else None
-        if first is None or first["rank"] == self.ranks.rank:
+        if not self._store.check(["failure"]):
             return None
-        return f"rank {first['rank']} {first['text'].splitlines()[-1]}"
+        first = json.loads(self._store.get("failure"))
+        return None if first["rank"] == self.ranks.rank else f"rank {first['rank']} {first['text'].splitlines()[-1]}"
 
     def _who_hangs(self) -> str:
         """Where the main thread of every rank is, those first that do not wait for others."""
@@ -233,23 +225,14 @@ class Watchdog:
 
 @contextlib.contextmanager
 def watched(ranks: Ranks, timeout: float) -> Iterator[None]:
-    """Watch the other ranks, and leave the group together with them after a run that went well.
-
-    Args:
-        ranks: Which rank this is; one alone has nobody to watch.
-        timeout: Seconds without a sign of life after which a rank counts as hung.
-    """
+    """Watch the other ranks, and leave the group together with them after a run that went well; see Watchdog."""
     watchdog = Watchdog(ranks, timeout) if ranks.world_size > 1 else None
     yield
     finish(watchdog)
 
 
 def finish(watchdog: Watchdog | None) -> None:
-    """Leave the group together.
-
-    Args:
-        watchdog: This rank's watch over its peers, which from here on may go; None in a group of one.
-    """
+    """Leave the group together: from here on the peers may go. None in a group of one."""
     if watchdog is None:
         return
     import torch.distributed as dist
