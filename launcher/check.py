@@ -42,29 +42,17 @@ MB = 2**20
 
 @dataclass
 class Findings:
-    """What is known of a run before it begins.
+    """What is known of a run before it begins."""
 
-    Attributes:
-        path: Its directory.
-        built: What it is made of, the model on fake tensors.
-        earlier: What is in the directory.
-        need: Memory of a device.
-        free: Bytes of it that are free; for each process, where several share it.
-        copies: Bytes that a save writes beside the training.
-        devices: That share a global batch.
-        device: What each of them is, in words.
-        taken: What steps_taken found; empty where nothing was tried.
-    """
-
-    path: Path
-    built: "Parts"
-    earlier: "Found"
-    need: "Need"
-    free: int
-    copies: int
-    devices: int
-    device: str
-    taken: dict[str, Any] = field(default_factory=dict)
+    path: Path  # its directory
+    built: "Parts"  # the model on fake tensors
+    earlier: "Found"  # in the directory
+    need: "Need"  # memory of a device
+    free: int  # bytes of it that are free; for each process, where several share it
+    copies: int  # bytes that a save writes beside the training
+    devices: int  # that share a global batch
+    device: str  # what each of them is, in words
+    taken: dict[str, Any] = field(default_factory=dict)  # what steps_taken found, where any were
 
     @property
     def whole(self) -> int:
@@ -73,14 +61,7 @@ class Findings:
 
 
 def check(composed: Composed) -> int:
-    """Say what a run will be and need; on rank 0 alone.
-
-    Args:
-        composed: The checked config.
-
-    Returns:
-        0, or 1 where the run could not go through: too little memory or disk, or a step that fails.
-    """
+    """Say what a run will be and need, on rank 0 alone; exit status 1 where it could not go through, else 0."""
     settings = composed.used()
     ranks = join()
     if ranks.rank != 0:
@@ -104,10 +85,10 @@ def check(composed: Composed) -> int:
         lines += time_needed(settings, found.built, found.taken, found.device)
     elif not problems:
         lines.append(("time", "not tried: the whole model, which one device would have to hold for it, does not fit"))
-    each = found.taken.get("checkpoint_bytes")
-    if each is not None and settings.checkpoint.every is not None:
+    if "checkpoint_bytes" in found.taken and settings.checkpoint.every is not None:
         existing = next(place for place in (path, *path.parents) if place.is_dir())
-        count, free = settings.checkpoint.keep + 2, shutil.disk_usage(existing).free  # the best, and one being written
+        each, free = found.taken["checkpoint_bytes"], shutil.disk_usage(existing).free
+        count = settings.checkpoint.keep + 2  # the best, and one being written
         lines.append(("disk", f"{count} checkpoints of {each / MB:,.1f} MB, {free / MB:,.0f} MB free"))
         if count * each > free:
             problems.append(f"{existing}: {count * each / MB:,.0f} MB for checkpoints, and {free / MB:,.0f} are free.")
@@ -121,7 +102,7 @@ def check(composed: Composed) -> int:
 
 
 def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: Path) -> tuple[Findings | None, str]:
-    """Build what train.py builds, but for the model: of fake tensors, which have no memory; and count.
+    """Build what train.py builds, the model of fake tensors, which have no memory; and count.
 
     Returns:
         None where the device does not tell how much memory is free; and why.
@@ -238,28 +219,16 @@ def free_memory(on_cpu: bool) -> tuple[int | None, str]:
 
 def excerpt(source: "Data", samples: int) -> "Data":
     """A data source with no more than so many samples to validate on; a data source's `_target_` itself."""
-    from torch.utils.data import Subset
+    import torch
 
-    from launcher.batching.splits import TensorSplit
-
-    part, count = source.validation, min(samples, len(source.validation))
-    if isinstance(part, TensorSplit):
-        return replace(source, validation=replace(part, inputs=part.inputs[:count], targets=part.targets[:count]))
-    targets = None if part.targets is None else part.targets[:count]
-    return replace(source, validation=replace(part, dataset=Subset(part.dataset, range(count)), targets=targets))
+    return replace(source, validation=source.validation.at(torch.arange(samples)))
 
 
 def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: bool) -> dict[str, Any]:
     """Train for some seconds on one device, in a process and a directory that are gone afterwards.
 
-    Ten updates at least, then an evaluation, and so on. Of each ten the last five count: while an evaluation runs, the
-    processes that load data get ahead.
-
-    Args:
-        composed: The checked config.
-        plan: Of the run.
-        validation: Samples in the validation part.
-        on_cpu: Whether these are processes of this machine, which share its cores.
+    Ten updates at least, then an evaluation of `validation` samples at most, and so on. Of each ten the last five
+    count: while an evaluation runs, the processes that load data get ahead.
 
     Returns:
         `steps_per_second`, `step`, `around` (seconds before the first update and after the last), `evaluation` (seconds
@@ -271,10 +240,15 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
     alone = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     with tempfile.TemporaryDirectory(prefix="launcher-check-") as place:
         run = Path(place, "run")
-        hydra: Any = OmegaConf.to_container(OmegaConf.create({"hydra": composed.hydra}), enum_to_str=True)
-        hydra["hydra"]["run"]["dir"] = str(run)
-        task = {"settings": settings, "hydra": hydra["hydra"], "overrides": [directory_override(run)],
-                "trees": {}, "commit": None}  # fmt: skip
+        hydra: Any = OmegaConf.to_container(composed.hydra, enum_to_str=True)
+        hydra["run"]["dir"] = str(run)
+        task = {
+            "settings": settings,
+            "hydra": hydra,
+            "overrides": [directory_override(run)],
+            "trees": {},
+            "commit": None,
+        }
         Path(place, "task.json").write_text(json.dumps(task))
         command = [sys.executable, str(Path(__file__).with_name("trial.py")), "--task", f"{place}/task.json"]
         said, begun = Path(place, "said"), time.time()
