@@ -1,8 +1,7 @@
 """The devices and the process group of a run, brought up with the settings that they are to have."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -31,29 +30,17 @@ NO_ABORT = {
 }
 
 
-@dataclass(frozen=True)
-class RuntimeSettings:
-    """How the processes of a run compute, and how they talk: what choose_device chose, and settings of these names."""
-
-    on_cpu: bool
-    mixed_precision: str
-    threads: int | str
-    timeout: float
-    deterministic: bool
-    strategy: Mapping[str, Any]
-    float32_matmul_precision: str
-    shared: bool = False  # device=shared: several processes have one GPU, which NCCL refuses and gloo takes
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any], on_cpu: bool, **changes: Any) -> "RuntimeSettings":
-        """Those among the settings of a run, but for some changes."""
-        names = "mixed_precision", "threads", "timeout", "deterministic", "strategy", "float32_matmul_precision"
-        taken = {name: settings[name] for name in names} | changes
-        return cls(on_cpu, **taken, shared=settings["device"] == "shared")
-
-
-def start(ranks: Ranks, settings: RuntimeSettings) -> "Accelerator":
+def start(
+    ranks: Ranks, settings: Mapping[str, Any], on_cpu: bool, useful: Callable[[], int | None] = lambda: None
+) -> "Accelerator":
     """Bring up the devices and the process group.
+
+    Args:
+        ranks: Of this launch.
+        settings: Of which `device`, `mixed_precision`, `threads`, `timeout`, `deterministic`, `strategy` and
+            `float32_matmul_precision` count.
+        on_cpu: What choose_device chose.
+        useful: As for choose_threads.
 
     Raises:
         ConfigError: The ranks did not find each other as one group.
@@ -61,18 +48,17 @@ def start(ranks: Ranks, settings: RuntimeSettings) -> "Accelerator":
     import torch
     from accelerate import Accelerator
 
-    on_cpu = settings.on_cpu
     # Accelerate reads these again and would follow a saved config against ours.
     os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
-    os.environ["ACCELERATE_MIXED_PRECISION"] = settings.mixed_precision
+    os.environ["ACCELERATE_MIXED_PRECISION"] = settings["mixed_precision"]
     accelerate_flags.leave_nothing()
-    count = choose_threads(settings.threads, ranks)
+    count = choose_threads(settings["threads"], ranks, useful)
     os.environ["OMP_NUM_THREADS"] = str(count)
     for name, value in NO_ABORT.items():
         os.environ.setdefault(name, value)
     # Before the group is made: that of NCCL then does without NVLS, which adds up in an order that changes (the
     # constructor in ProcessGroupNCCL.cpp).
-    choose_numerics(settings.deterministic, settings.float32_matmul_precision)
+    choose_numerics(settings["deterministic"], settings["float32_matmul_precision"])
     if ranks.world_size == 1:  # without LOCAL_RANK Accelerate makes no group, which nobody would leave
         for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
             if name not in ("RANK", "WORLD_SIZE") or not os.environ.get(name):
@@ -82,10 +68,10 @@ def start(ranks: Ranks, settings: RuntimeSettings) -> "Accelerator":
         device = None if on_cpu else torch.device("cuda", gpu_of(ranks, torch.cuda.device_count()))
         if device is not None:  # Accelerate will choose the same
             torch.cuda.set_device(device)
-        join_group(ranks, "gloo" if on_cpu or settings.shared else "nccl", device, settings.timeout)
-    accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=settings.mixed_precision, kwargs_handlers=[_ddp_options(settings.strategy)]
-    )
+        # NCCL refuses several processes on one GPU, gloo takes them.
+        join_group(ranks, "gloo" if on_cpu or settings["device"] == "shared" else "nccl", device, settings["timeout"])
+    options = _ddp_options(settings["strategy"])
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=settings["mixed_precision"], kwargs_handlers=[options])
     if accelerator.num_processes != ranks.world_size:
         raise ConfigError(
             f"{ranks.world_size} processes were started, but each believes it is one of {accelerator.num_processes}. "

@@ -1,11 +1,9 @@
-"""What SLURM knows of this process and its job. Needs nothing but the standard library, as batch scripts do."""
+"""What SLURM knows of this process and its job. Batch scripts have nothing but the standard library."""
 
 import contextlib
-import fcntl
 import itertools
 import re
 import socket
-import struct
 from collections.abc import Mapping
 
 from launcher.core.errors import ConfigError
@@ -167,15 +165,12 @@ def interface_to(address: str) -> str | None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((socket.gethostbyname(address), 9))
             own = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                with contextlib.suppress(OSError):  # an interface without an address
-                    request = struct.pack("256s", name.encode()[:15])
-                    answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
-                    if socket.inet_ntoa(answer[20:24]) == own:
-                        return name
     except OSError:
-        pass
-    return None
+        return None
+    import psutil
+
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if own in (one.address for one in addresses)), None)
 
 
 def job_name(environment: Mapping[str, str]) -> str | None:
