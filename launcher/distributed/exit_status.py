@@ -7,13 +7,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
 
+import launcher
 from launcher.core import compat
 from launcher.core.errors import BrokenFile, ConfigError, Explained
 from launcher.core.streams import keep_streams
 from launcher.distributed import watchdog
 from launcher.distributed.rendezvous import until_heard
-from launcher.distributed.stop_request import ctrl_c_was_pressed, heed_ctrl_c, leave
+from launcher.distributed.stop_request import leave
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -26,7 +29,7 @@ def guarded(run: Callable[[], int]) -> int:
     """
     keep_streams()
     if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):  # not where it is ignored
-        heed_ctrl_c()
+        signal.signal(signal.SIGINT, _heed_ctrl_c)
     os.environ["MPLBACKEND"] = "agg"  # that of the notebook or desktop where this was started need not even import
     rank = int(os.environ.get("RANK", "0")) if os.environ.get("RANK", "0").isdigit() else 0
     try:
@@ -37,7 +40,7 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
-        if ctrl_c_was_pressed():
+        if signal.SIGINT in launcher.asked_early:
             status = 130
         elif isinstance(error, ConfigError):
             # Every rank finds the same mistake. Rank 0 speaks; the launcher then ends the others before they do.
@@ -55,6 +58,15 @@ def guarded(run: Callable[[], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     leave(status)
+
+
+def _heed_ctrl_c(number: int, frame: FrameType | None) -> NoReturn:
+    """Raise KeyboardInterrupt and remember it: a library's own cleaning up may hide that it was pressed.
+
+    Hydra 1.3 and OmegaConf 2.3 make another error of one in 25 while they compose; some are gone without a word.
+    """
+    launcher.asked_early.append(number)
+    raise KeyboardInterrupt
 
 
 def describe_failure() -> str:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import launcher
@@ -24,24 +23,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LEFT_ALONE = (signal.SIGINT, signal.SIGHUP)  # where they were ignored at the start: nohup, and `&` in a script, do that
 LONG = 2.0  # seconds until a request is heeded, from which on a person should know of them
 GRACE = 0.5  # seconds in which a repeated signal is the echo of the first (launchers and shells both forward)
-
-
-def heed_ctrl_c() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt, and be remembered: a library's own cleaning up may hide that it did.
-
-    Hydra 1.3 and OmegaConf 2.3 make another error of one in 25 while they compose; some are gone without a word.
-    """
-    signal.signal(signal.SIGINT, _heed)
-
-
-def _heed(number: int, frame: FrameType | None) -> NoReturn:
-    launcher.asked_early.append(number)
-    raise KeyboardInterrupt
-
-
-def ctrl_c_was_pressed() -> bool:
-    """Whether Ctrl-C came before a StopRequest was there to take it."""
-    return signal.SIGINT in launcher.asked_early
 
 
 def leave(status: int, saving: float = 300.0) -> NoReturn:
