@@ -97,12 +97,7 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
         workers = set(multiprocessing.active_children()) - others or getattr(loader, "workers_that_stay", set())
         if getattr(loader, "persistent_workers", False):
             loader.workers_that_stay = workers  # type: ignore[attr-defined]
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            yield batch
+        yield from batches
     except (OSError, EOFError, RuntimeError) as error:
         if workers and isinstance(error, ConnectionError | EOFError):  # seen before it is known that one has ended
             connection.wait([worker.sentinel for worker in workers], timeout=1)

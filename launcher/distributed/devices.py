@@ -72,13 +72,7 @@ def compare_devices(device: str, ranks: Ranks, on_cpu: bool, timeout: float) -> 
     """Check that all ranks are on devices of one kind, and each on its own, before they meet in a collective.
 
     A rank that sees one GPU where its machine has several ranks cannot tell whether that is also the others': NCCL
-    would hang or fail on one that two ranks share.
-
-    Args:
-        device: The setting; `shared` lets them share.
-        ranks: Of this launch.
-        on_cpu: What choose_device chose.
-        timeout: Seconds to wait for every rank.
+    would hang or fail on one that two ranks share. Every rank is waited for `timeout` seconds.
 
     Raises:
         ConfigError: They are not, on every rank.

@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 LONGER = 3600.0
 # NCCL's threads end the process on an error, on a timeout and where they are stuck themselves, whatever it is writing
 # (ProcessGroupNCCL.hpp: ErrorHandlingMode, of which 0 leaves it be). The watchdog does it, once a checkpoint is whole.
-NO_ABORT = {
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
-    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
-    "TORCH_NCCL_ENABLE_MONITORING": "0",
-}
+ABORTS = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_RETHROW_CUDA_ERRORS", "TORCH_NCCL_ENABLE_MONITORING")
 
 
 def start(
@@ -54,8 +50,8 @@ def start(
     accelerate_flags.leave_nothing()
     count = choose_threads(settings["threads"], ranks, useful)
     os.environ["OMP_NUM_THREADS"] = str(count)
-    for name, value in NO_ABORT.items():
-        os.environ.setdefault(name, value)
+    for name in ABORTS:
+        os.environ.setdefault(name, "0")
     # Before the group is made: that of NCCL then does without NVLS, which adds up in an order that changes (the
     # constructor in ProcessGroupNCCL.cpp).
     choose_numerics(settings["deterministic"], settings["float32_matmul_precision"])
@@ -106,24 +102,20 @@ def take_own_index(accelerator: "Accelerator") -> None:
 def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeout: float) -> None:
     """Make the ranks a process group, which Accelerate then takes up: its own call (1.15) passes no device on.
 
-    Args:
-        ranks: More than one.
-        backend: Of torch.distributed.
-        device: That this rank uses; None for a CPU. NCCL connects at once where it is told one, and fails here where it
-            cannot, in place of in some first collective; and a barrier is not left to guess a device.
-        timeout: Seconds in which they meet. A collective of gloo fails an hour later.
+    They have `timeout` seconds to meet. NCCL, told its device, connects at once, and fails here where it cannot, in
+    place of in some first collective; and a barrier is not left to guess a device.
     """
     import torch.distributed as dist
 
     wait_for_rank_0(ranks)
-    wait, store = timedelta(seconds=timeout), None
-    if agent_serves_store() and not dist.is_initialized():
-        # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
-        # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = own_part("start", dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait))
-    alone = device if backend == "nccl" else None
     if not dist.is_initialized():  # by a module of a person's own
+        wait, store = timedelta(seconds=timeout), None
+        if agent_serves_store():
+            # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
+            # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
+            address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = own_part("start", dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait))
+        alone = device if backend == "nccl" else None
         dist.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait, device_id=alone
         )

@@ -21,18 +21,11 @@ OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the processes of its run.
+    """This process among the processes of its run."""
 
-    Attributes:
-        rank: 0 to world_size - 1; rank 0 speaks and writes.
-        world_size: Processes in all, one per device.
-        local_rank: 0 to local_world_size - 1, among those of this machine.
-        local_world_size: Processes on this machine.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
+    rank: int  # 0 to world_size - 1; rank 0 speaks and writes
+    world_size: int  # processes in all, one per device
+    local_rank: int  # 0 to local_world_size - 1, among those of this machine
     local_world_size: int
 
 

@@ -203,12 +203,12 @@ def own_part(name: str, store: Any) -> Any:
     return dist.PrefixStore(f"{name}/{restarts}", store)
 
 
-def wait_for_rank_0(ranks: Ranks, seconds: float = 10) -> None:
+def wait_for_rank_0(ranks: Ranks) -> None:
     """Wait for rank 0's store to listen, but not for ever: torch's own wait, in which it fails, comes next.
 
     A store that is asked before it listens is asked again after 0.5 to 1.5 s, in which all ranks stand still.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 10
     while ranks.rank and time.monotonic() < deadline:
         try:
             socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), 1).close()
