@@ -242,13 +242,7 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
         run = Path(place, "run")
         hydra: Any = OmegaConf.to_container(composed.hydra, enum_to_str=True)
         hydra["run"]["dir"] = str(run)
-        task = {
-            "settings": settings,
-            "hydra": hydra,
-            "overrides": [directory_override(run)],
-            "trees": {},
-            "commit": None,
-        }
+        task = {"settings": settings, "hydra": hydra, "overrides": [directory_override(run)]}
         Path(place, "task.json").write_text(json.dumps(task))
         command = [sys.executable, str(Path(__file__).with_name("trial.py")), "--task", f"{place}/task.json"]
         said, begun = Path(place, "said"), time.time()

@@ -131,11 +131,8 @@ def _explain(error: Exception, workers: set[Any]) -> str | None:
 def serve_trainer(environment: Mapping[str, str], number: int = 0) -> None:
     """Prepare a process of a DataLoader: it lives as long as the trainer does, whatever signals come meanwhile.
 
-    torch's own watch is over the parent, which is the fork server; that waits for its children.
-
-    Args:
-        environment: Of the trainer; the fork server was started with another.
-        number: Of the worker; torch tells it.
+    torch's own watch is over the parent, which is the fork server: that waits for its children, and has another
+    environment than the trainer's. torch tells the worker's number.
     """
     os.environ.clear()
     os.environ.update(environment)

@@ -39,11 +39,7 @@ def join() -> Ranks:
 
 
 def find_ranks(environment: Mapping[str, str], command: Sequence[str] = ()) -> Ranks:
-    """Read the rank from the environment, and check that what came up is what was asked for.
-
-    Args:
-        environment: Of the process; torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK.
-        command: Command line of the parent process, which says how many processes were asked for.
+    """Read the rank from the environment, and check that what came up is what the parent's command line asked for.
 
     Raises:
         ConfigError: Fewer or more processes came up than were asked for, or the variables contradict each other, or
