@@ -30,7 +30,8 @@ class Rendezvous:
         import torch.distributed as dist
 
         self.ranks, self.timeout = ranks, timeout
-        self.launcher_is_gone: Callable[[], bool] | None = None  # None before be_watched
+        self._watched = False
+        self._launcher_is_gone: Callable[[], bool] = lambda: False
         self._serves = ranks.rank == 0 and not agent_serves_store()
         wait_for_rank_0(ranks)
         address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
@@ -51,24 +52,24 @@ class Rendezvous:
         """
         from torch.distributed import PrefixStore
 
-        self.launcher_is_gone = launcher_is_gone
+        self._watched, self._launcher_is_gone = True, launcher_is_gone
         self._own, self._to_hear = PrefixStore(name, self.store), 0  # all have heard what was told before they met
 
     def by_rank_0(self, what: str, make: Callable[[], T]) -> T:
         """See the function of this name."""
         self._told += 1
-        key, watched = f"told {self._told}", self.launcher_is_gone is not None
+        key = f"told {self._told}"
         waited = f"rank 0, and that for {what}" if self.ranks.rank else what
-        self._to_hear += 0 if watched else self.ranks.world_size - 1
-        with pulse.waits(waited) if watched else contextlib.nullcontext():
-            problem, made = self._tell(key) if self.ranks.rank else self._make(key, make, watched)
-        if self.ranks.rank and not watched:
+        self._to_hear += 0 if self._watched else self.ranks.world_size - 1
+        with pulse.waits(waited) if self._watched else contextlib.nullcontext():
+            problem, made = self._tell(key) if self.ranks.rank else self._make(key, make)
+        if self.ranks.rank and not self._watched:
             self._own.add("heard", 1)
         if problem is not None:
             raise problem
         return made
 
-    def _make(self, key: str, make: Callable[[], Any], watched: bool) -> Said:
+    def _make(self, key: str, make: Callable[[], Any]) -> Said:
         """What rank 0 has to say, once it has said it."""
         said: Said = Explained("rank 0 was stopped"), None
         try:
@@ -79,7 +80,7 @@ class Rendezvous:
             said = Explained(f"rank 0 failed: {error}"), None
             raise
         finally:
-            if not watched or not isinstance(said[0], Explained):  # of that the watchdog tells
+            if not self._watched or not isinstance(said[0], Explained):  # of that the watchdog tells
                 self._tell(key, said)
         return said
 
@@ -93,18 +94,18 @@ class Rendezvous:
                     self._own.set(key, pickle.dumps(said))
                     self._own.check([key])  # what is sent to a store that has just gone is lost without an error
                     return said
-                self._own.wait([key], timedelta(seconds=self.timeout if self.launcher_is_gone is None else WAIT))
+                self._own.wait([key], timedelta(seconds=WAIT if self._watched else self.timeout))
                 heard: Said = pickle.loads(self._own.get(key))
                 return heard
             except DistNetworkError:
-                deadline = time.monotonic() + BEAT
-                while self.launcher_is_gone is None or not self.launcher_is_gone():
-                    if self.launcher_is_gone is None or time.monotonic() > deadline:
+                deadline = time.monotonic() + (BEAT if self._watched else 0.0)
+                while not self._launcher_is_gone():
+                    if time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
                 self._is_gone = True  # the ranks go on without it, stop, and save
             except DistStoreError:  # not yet
-                if self.launcher_is_gone is None:
+                if not self._watched:
                     raise
         told: Said = from_rank_0(said, self.ranks.world_size)
         return told
