@@ -34,7 +34,6 @@ class Parts(NamedTuple):
 
     data: Data
     plan: BatchPlan
-    shards: int | None  # canonical shards of a global batch, where the result is to be the same bits on any devices
     balanced: Balanced | None  # draws the samples, where sampling is balanced
     kind: Any  # of stream: one that mixes neighbours, where mixup is on
     learner: Learner
@@ -111,7 +110,7 @@ def build(
         gallery.check(data)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     learner = Learner(model, loss, optimizer, schedule)
-    return Parts(data, plan, shards, balanced, kind, learner, sharding, begun, outputs, total_steps)
+    return Parts(data, plan, balanced, kind, learner, sharding, begun, outputs, total_steps)
 
 
 def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:

@@ -121,7 +121,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         progress = resume_point.progress
         trainer = sharded.build_trainer(
             parts.learner, TrainerSettings.of(settings), accelerator, ranks,
-            Rollbacks(path / "rollbacks.json", rank_zero.writes), parts.sharding, parts.shards is not None,
+            Rollbacks(path / "rollbacks.json", rank_zero.writes), parts.sharding, settings.exact_across_devices,
         )  # fmt: skip
         if settings.batch.max_per_device == "auto":
             plan = probe.fit_plan(trainer, parts, progress, path, settings.test_time_flip)
@@ -136,7 +136,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         resume_point.restore(trainer, total_steps)
         rank_zero.begin(progress, total_steps, plan.steps_per_epoch, device)
         evaluation = EvaluationSettings(
-            plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, parts.shards,
+            plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, plan.shards,
             in_step=parts.sharding is not None,
         )  # fmt: skip
 

@@ -28,9 +28,7 @@ GRACE = 0.5  # seconds in which a repeated signal is the echo of the first (laun
 def leave(status: int, saving: float = 300.0) -> NoReturn:
     """End the process at once: threads may wait for a peer that is gone. A checkpoint that is being written needs none.
 
-    Args:
-        status: Exit status.
-        saving: Seconds that the writing of such a checkpoint may make no progress.
+    It is waited for, until it has made no progress for `saving` seconds.
     """
     for thread in threading.enumerate():
         if thread.name == "checkpoint":
