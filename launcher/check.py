@@ -50,8 +50,6 @@ class Findings:
     need: "Need"  # memory of a device
     free: int  # bytes of it that are free; for each process, where several share it
     copies: int  # bytes that a save writes beside the training
-    devices: int  # that share a global batch
-    device: str  # what each of them is, in words
     taken: dict[str, Any] = field(default_factory=dict)  # what steps_taken found, where any were
 
     @property
@@ -82,7 +80,7 @@ def check(composed: Composed) -> int:
         problems.append(f"a step fails:\n{found.taken['failure']}")
     lines = [*_lines(found), *_memory_lines(found, settings)]
     if "steps_per_second" in found.taken:
-        lines += time_needed(settings, found.built, found.taken, found.device)
+        lines += time_needed(settings, found.built, found.taken, "CPU process" if on_cpu else "GPU")
     elif not problems:
         lines.append(("time", "not tried: the whole model, which one device would have to hold for it, does not fit"))
     if "checkpoint_bytes" in found.taken and settings.checkpoint.every is not None:
@@ -121,9 +119,7 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)
     built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
-    earlier = Found()
-    if composed.chose_directory:
-        earlier = look_into(path, composed, built.total_steps, built)
+    earlier = look_into(path, composed, built.total_steps, built) if composed.chose_directory else Found()
     data, plan = built.data, built.plan
     loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
     with saved.reading():
@@ -138,8 +134,7 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
         return None, silence
     copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
     free = free // (here if on_cpu else 1) - copies
-    device = "CPU process" if on_cpu else "GPU"
-    return Findings(path, built, earlier, need, free, copies, devices, device), ""
+    return Findings(path, built, earlier, need, free, copies), ""
 
 
 def _memory_problems(found: Findings, settings: Any) -> list[str]:
@@ -147,7 +142,7 @@ def _memory_problems(found: Findings, settings: Any) -> list[str]:
     from launcher.run.lock import is_held
 
     need, free, sharded = found.need, found.free, settings.strategy.name != "ddp"
-    state = need.state // found.devices if sharded else need.state
+    state = need.state // found.built.plan.world_size if sharded else need.state
     share = found.whole - need.state + state
     problems = [f"hydra.run.dir={found.path}: a run is in it."] if is_held(found.path) else []
     if state > free:
