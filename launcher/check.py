@@ -100,7 +100,7 @@ def check(composed: Composed) -> int:
 
 
 def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: Path) -> tuple[Findings | None, str]:
-    """Build what train.py builds, the model of fake tensors, which have no memory; and count.
+    """Build what train.py builds, the model with fake tensors, which have no memory; and count.
 
     Returns:
         None where the device does not tell how much memory is free; and why.

@@ -39,7 +39,7 @@ def choose_device(settings: Mapping[str, Any], ranks: Ranks) -> bool:
 
 
 def check_share(device: str, ranks: Ranks, count: int) -> None:
-    """Refuse `count` GPUs, 0 on the CPU, where each process is to have one, or where they are to share one."""
+    """Refuse too few GPUs for processes that are to have one each, and none (`count`=0: the CPU) where they share."""
     if device == "shared" and not count:
         raise ConfigError(
             "device=shared: torch sees no GPU here that processes could share, or the CPU was asked for "
@@ -61,7 +61,7 @@ def has_own_gpu(ranks: Ranks, count: int) -> bool:
 
 
 def gpu_of(ranks: Ranks, count: int) -> int:
-    """The number of the GPU that a process takes, of `count` that it sees: its own, or where they share the next.
+    """The number of the GPU that a process takes of `count`: its own, or with device=shared the next in turn.
 
     Accelerate counts the same way (`PartialState.set_device`).
     """

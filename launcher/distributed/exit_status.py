@@ -61,7 +61,7 @@ def guarded(run: Callable[[], int]) -> int:
 
 
 def _heed_ctrl_c(number: int, frame: FrameType | None) -> NoReturn:
-    """Raise KeyboardInterrupt and remember it: a library's own cleaning up may hide that it was pressed.
+    """Raise KeyboardInterrupt, and remember that Ctrl-C was pressed: a library's own cleaning up may hide it.
 
     Hydra 1.3 and OmegaConf 2.3 make another error of one in 25 while they compose; some are gone without a word.
     """

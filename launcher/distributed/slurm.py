@@ -1,4 +1,4 @@
-"""What SLURM knows of this process and its job. Batch scripts have nothing but the standard library."""
+"""What SLURM knows of this process and its job. Its imports are the standard library's: batch scripts have no other."""
 
 import contextlib
 import itertools
@@ -135,7 +135,7 @@ def port(environment: Mapping[str, str]) -> int:
 def cores_of_task(environment: Mapping[str, str], processes: int) -> int | None:
     """CPU cores that SLURM gave to this process alone; None where it does not say, or several processes share them.
 
-    On this node run `processes` ranks: more than tasks where torchrun or accelerate is the task.
+    So many `processes` are ranks on this node: more than tasks where torchrun or accelerate is the task.
     """
     cores, tasks = environment.get("SLURM_CPUS_PER_TASK", ""), environment.get("SLURM_STEP_TASKS_PER_NODE")
     if not cores.isdigit() or tasks is None:
@@ -167,7 +167,7 @@ def interface_to(address: str) -> str | None:
             own = probe.getsockname()[0]
     except OSError:
         return None
-    import psutil
+    import psutil  # which Accelerate brings
 
     interfaces = psutil.net_if_addrs().items()
     return next((name for name, addresses in interfaces if own in (one.address for one in addresses)), None)

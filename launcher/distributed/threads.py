@@ -25,9 +25,9 @@ def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | 
 
 
 def share_of_cores(processes: int | None = None) -> int:
-    """What one of so many processes of this machine, by default those of the run, has of its or the SLURM task's cores.
+    """A process's share of the cores of the machine or of the SLURM task, at least 1.
 
-    That is at least 1.
+    Without `processes`, the environment says how many of the run are on this machine.
     """
     processes = processes or int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     there = len(cores())

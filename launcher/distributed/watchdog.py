@@ -39,7 +39,7 @@ current: "Watchdog | None" = None  # of this process, for who handles an excepti
 
 
 class Watchdog:
-    """The watch of one rank over its peers: after `timeout` seconds without a heartbeat or a move, they hang."""
+    """The watch of one rank over its peers: who sends no heartbeat or does not move for `timeout` seconds hangs."""
 
     def __init__(self, ranks: Ranks, timeout: float) -> None:
         from torch.distributed import PrefixStore
