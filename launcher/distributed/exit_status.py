@@ -48,7 +48,7 @@ def guarded(run: Callable[[], int]) -> int:
             print(f"error: {error}", file=sys.stderr)
             status = 2
         else:
-            text = describe_failure()
+            text = _failure(error)
             echo = watchdog.current.failed(text) if watchdog.current is not None else None
             print(echo or f"rank {rank} failed:\n{text}", file=sys.stderr)
             status = 1
@@ -69,11 +69,10 @@ def _heed_ctrl_c(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def describe_failure() -> str:
+def _failure(error: Exception) -> str:
     """The exception being handled, as its traceback with a last line `failed: Type: message`."""
-    kind, value, _ = sys.exc_info()
-    if isinstance(value, BrokenFile):  # nobody needs to know who read it
-        return f"failed: {value.in_short()}"
-    if isinstance(value, Explained):
-        return f"failed: {value}"
-    return f"{traceback.format_exc()}failed: {kind.__name__ if kind else ''}: {value}".rstrip()
+    if isinstance(error, BrokenFile):  # nobody needs to know who read it
+        return f"failed: {error.in_short()}"
+    if isinstance(error, Explained):
+        return f"failed: {error}"
+    return f"{traceback.format_exc()}failed: {type(error).__name__}: {error}".rstrip()

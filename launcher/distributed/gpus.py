@@ -73,7 +73,7 @@ def look() -> list[Gpu] | None:
 def _ask(*words: str) -> str:
     """What nvidia-smi prints; nothing where it is absent or hangs. A broken GPU makes it fail and still list others."""
     try:
-        done = subprocess.run(["nvidia-smi", *words], stdout=-1, stderr=-3, stdin=-3, timeout=SECONDS, check=False)
+        done = subprocess.run(["nvidia-smi", *words], capture_output=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode(errors="replace")
