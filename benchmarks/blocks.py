@@ -26,7 +26,7 @@ from launcher.build import build  # noqa: E402
 from launcher.config import composition  # noqa: E402
 from launcher.config.command_line import parse_arguments  # noqa: E402
 from launcher.data import Data  # noqa: E402
-from launcher.distributed.process_group import RuntimeSettings, start  # noqa: E402
+from launcher.distributed.process_group import start  # noqa: E402
 from launcher.distributed.ranks import find_ranks  # noqa: E402
 from launcher.training.trainer import Trainer, TrainerSettings  # noqa: E402
 
@@ -39,7 +39,11 @@ def of_launcher(root: str, recipe: bool) -> tuple[Data, Callable[[], object]]:
     with composition.opened(parse_arguments([]), "train") as (hydra, name):
         settings = composition.compose(hydra, name, words).settings
     ranks = find_ranks({})
-    accelerator = start(ranks, RuntimeSettings(True, settings.mixed_precision, 1, 60, False, {}, "highest"))
+    runtime = {
+        "device": "cpu", "mixed_precision": settings.mixed_precision, "threads": 1, "timeout": 60,
+        "deterministic": False, "strategy": {}, "float32_matmul_precision": "highest",
+    }  # fmt: skip
+    accelerator = start(ranks, runtime, True)
     parts = build(settings, ranks, 1, False, lambda make: make())
     trainer = Trainer(parts.learner, TrainerSettings(channels_last=settings.channels_last), accelerator, ranks)
     batches = stream.of_rank(parts.data.train, parts.plan, 0, ranks, accelerator.device, 0).batches(0, STEPS)

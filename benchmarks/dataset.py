@@ -26,7 +26,7 @@ from benchmarks.table import bootstrap_interval  # noqa: E402
 from launcher.batching import stream  # noqa: E402
 from launcher.batching.plan import plan_batch  # noqa: E402
 from launcher.data import Data, DatasetSplit  # noqa: E402
-from launcher.distributed.process_group import RuntimeSettings, start  # noqa: E402
+from launcher.distributed.process_group import start  # noqa: E402
 from launcher.distributed.ranks import find_ranks  # noqa: E402
 from launcher.losses.loss import build_loss  # noqa: E402
 from launcher.optimizers.optimizer import build_optimizer  # noqa: E402
@@ -105,7 +105,11 @@ def of_launcher(train: Samples, held_out: Samples, workers: int) -> Callable[[],
     parts = [DatasetSplit(dataset, torch.tensor(dataset.targets)) for dataset in (train, held_out, held_out)]
     data = Data("made", "classification", (784,), 10, *parts)
     ranks = find_ranks({})
-    accelerator = start(ranks, RuntimeSettings(True, "no", 1, 60, False, {}, "highest"))
+    runtime = {
+        "device": "cpu", "mixed_precision": "no", "threads": 1, "timeout": 60, "deterministic": False,
+        "strategy": {}, "float32_matmul_precision": "highest",
+    }  # fmt: skip
+    accelerator = start(ranks, runtime, True)
     plan = plan_batch(len(train), BATCH, 1, None)
     steps = EPOCHS * plan.steps_per_epoch
     torch.manual_seed(0)

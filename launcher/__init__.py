@@ -14,10 +14,8 @@ def order_path(added: int) -> None:
     """Let a person's own modules be found in the working directory, after Python's own and the installed ones.
 
     A file of theirs that is called random.py is then no other module's random. Ends with a sentence, and exit status 2,
-    where there is no working directory.
-
-    Args:
-        added: Places that this start has put first on the path: a script's directory, or the working directory.
+    where there is no working directory. The first `added` places go, a script's directory or the working directory:
+    this start has put them there.
     """
     try:
         here = os.getcwd()

@@ -30,31 +30,17 @@ from launcher.training.trainer import Learner
 
 
 class Parts(NamedTuple):
-    """What a run is made of, on the CPU.
-
-    Attributes:
-        data: Its parts, and what models and losses ask of them.
-        plan: How a global batch is cut.
-        shards: Canonical shards of a global batch, where the result is to be the same bits on any devices.
-        balanced: Draws the samples, where sampling is balanced.
-        kind: Of stream: one that mixes neighbours, where mixup is on.
-        learner: The model with its initial weights, per-sample losses, the optimizer and its schedule.
-        sharding: How the devices share it; None where each has the whole of it.
-        begun: Lines about what the weights began with and what is frozen, for the log.
-        outputs: What those of the model mean.
-        total_steps: Updates of the whole run.
-    """
+    """What a run is made of, on the CPU."""
 
     data: Data
     plan: BatchPlan
-    shards: int | None
-    balanced: Balanced | None
-    kind: Any
+    balanced: Balanced | None  # draws the samples, where sampling is balanced
+    kind: Any  # of stream: one that mixes neighbours, where mixup is on
     learner: Learner
-    sharding: Sharding | None
-    begun: list[str]
+    sharding: Sharding | None  # how the devices share the model; None where each has the whole of it
+    begun: list[str]  # lines about what the weights began with and what is frozen, for the log
     outputs: Outputs
-    total_steps: int
+    total_steps: int  # updates of the whole run
 
     @property
     def model(self) -> nn.Module:
@@ -98,9 +84,8 @@ def build(
     begun = finetune.begin(model, {} if resumed else sources, data.num_outputs, settings.freeze)
     suit(model, *data.splits().values())
     if isinstance(data.train, TensorSplit) and data.train.targets.is_floating_point():
-        data.train.targets = (
-            data.train.targets.float()
-        )  # once, and not in each batch; what is predicted keeps its digits
+        # Once, and not in each batch; what is predicted keeps its digits.
+        data.train.targets = data.train.targets.float()
     kind, loss = mixup.mixed(settings.mixup, data, build_loss(settings.loss, data))
     lr_scale = scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay)
@@ -125,7 +110,7 @@ def build(
         gallery.check(data)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     learner = Learner(model, loss, optimizer, schedule)
-    return Parts(data, plan, shards, balanced, kind, learner, sharding, begun, outputs, total_steps)
+    return Parts(data, plan, balanced, kind, learner, sharding, begun, outputs, total_steps)
 
 
 def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:

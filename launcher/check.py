@@ -42,29 +42,15 @@ MB = 2**20
 
 @dataclass
 class Findings:
-    """What is known of a run before it begins.
+    """What is known of a run before it begins."""
 
-    Attributes:
-        path: Its directory.
-        built: What it is made of, the model on fake tensors.
-        earlier: What is in the directory.
-        need: Memory of a device.
-        free: Bytes of it that are free; for each process, where several share it.
-        copies: Bytes that a save writes beside the training.
-        devices: That share a global batch.
-        device: What each of them is, in words.
-        taken: What steps_taken found; empty where nothing was tried.
-    """
-
-    path: Path
-    built: "Parts"
-    earlier: "Found"
-    need: "Need"
-    free: int
-    copies: int
-    devices: int
-    device: str
-    taken: dict[str, Any] = field(default_factory=dict)
+    path: Path  # its directory
+    built: "Parts"  # the model on fake tensors
+    earlier: "Found"  # in the directory
+    need: "Need"  # memory of a device
+    free: int  # bytes of it that are free; for each process, where several share it
+    copies: int  # bytes that a save writes beside the training
+    taken: dict[str, Any] = field(default_factory=dict)  # what steps_taken found, where any were
 
     @property
     def whole(self) -> int:
@@ -73,14 +59,7 @@ class Findings:
 
 
 def check(composed: Composed) -> int:
-    """Say what a run will be and need; on rank 0 alone.
-
-    Args:
-        composed: The checked config.
-
-    Returns:
-        0, or 1 where the run could not go through: too little memory or disk, or a step that fails.
-    """
+    """Say what a run will be and need, on rank 0 alone; exit status 1 where it could not go through, else 0."""
     settings = composed.used()
     ranks = join()
     if ranks.rank != 0:
@@ -101,13 +80,13 @@ def check(composed: Composed) -> int:
         problems.append(f"a step fails:\n{found.taken['failure']}")
     lines = [*_lines(found), *_memory_lines(found, settings)]
     if "steps_per_second" in found.taken:
-        lines += time_needed(settings, found.built, found.taken, found.device)
+        lines += time_needed(settings, found.built, found.taken, "CPU process" if on_cpu else "GPU")
     elif not problems:
         lines.append(("time", "not tried: the whole model, which one device would have to hold for it, does not fit"))
-    each = found.taken.get("checkpoint_bytes")
-    if each is not None and settings.checkpoint.every is not None:
+    if "checkpoint_bytes" in found.taken and settings.checkpoint.every is not None:
         existing = next(place for place in (path, *path.parents) if place.is_dir())
-        count, free = settings.checkpoint.keep + 2, shutil.disk_usage(existing).free  # the best, and one being written
+        each, free = found.taken["checkpoint_bytes"], shutil.disk_usage(existing).free
+        count = settings.checkpoint.keep + 2  # the best, and one being written
         lines.append(("disk", f"{count} checkpoints of {each / MB:,.1f} MB, {free / MB:,.0f} MB free"))
         if count * each > free:
             problems.append(f"{existing}: {count * each / MB:,.0f} MB for checkpoints, and {free / MB:,.0f} are free.")
@@ -121,7 +100,7 @@ def check(composed: Composed) -> int:
 
 
 def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: Path) -> tuple[Findings | None, str]:
-    """Build what train.py builds, but for the model: of fake tensors, which have no memory; and count.
+    """Build what train.py builds, the model with fake tensors, which have no memory; and count.
 
     Returns:
         None where the device does not tell how much memory is free; and why.
@@ -140,9 +119,7 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)
     built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
-    earlier = Found()
-    if composed.chose_directory:
-        earlier = look_into(path, composed, built.total_steps, built)
+    earlier = look_into(path, composed, built.total_steps, built) if composed.chose_directory else Found()
     data, plan = built.data, built.plan
     loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
     with saved.reading():
@@ -157,8 +134,7 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
         return None, silence
     copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
     free = free // (here if on_cpu else 1) - copies
-    device = "CPU process" if on_cpu else "GPU"
-    return Findings(path, built, earlier, need, free, copies, devices, device), ""
+    return Findings(path, built, earlier, need, free, copies), ""
 
 
 def _memory_problems(found: Findings, settings: Any) -> list[str]:
@@ -166,7 +142,7 @@ def _memory_problems(found: Findings, settings: Any) -> list[str]:
     from launcher.run.lock import is_held
 
     need, free, sharded = found.need, found.free, settings.strategy.name != "ddp"
-    state = need.state // found.devices if sharded else need.state
+    state = need.state // found.built.plan.world_size if sharded else need.state
     share = found.whole - need.state + state
     problems = [f"hydra.run.dir={found.path}: a run is in it."] if is_held(found.path) else []
     if state > free:
@@ -238,28 +214,16 @@ def free_memory(on_cpu: bool) -> tuple[int | None, str]:
 
 def excerpt(source: "Data", samples: int) -> "Data":
     """A data source with no more than so many samples to validate on; a data source's `_target_` itself."""
-    from torch.utils.data import Subset
+    import torch
 
-    from launcher.batching.splits import TensorSplit
-
-    part, count = source.validation, min(samples, len(source.validation))
-    if isinstance(part, TensorSplit):
-        return replace(source, validation=replace(part, inputs=part.inputs[:count], targets=part.targets[:count]))
-    targets = None if part.targets is None else part.targets[:count]
-    return replace(source, validation=replace(part, dataset=Subset(part.dataset, range(count)), targets=targets))
+    return replace(source, validation=source.validation.at(torch.arange(samples)))
 
 
 def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: bool) -> dict[str, Any]:
     """Train for some seconds on one device, in a process and a directory that are gone afterwards.
 
-    Ten updates at least, then an evaluation, and so on. Of each ten the last five count: while an evaluation runs, the
-    processes that load data get ahead.
-
-    Args:
-        composed: The checked config.
-        plan: Of the run.
-        validation: Samples in the validation part.
-        on_cpu: Whether these are processes of this machine, which share its cores.
+    Ten updates at least, then an evaluation of `validation` samples at most, and so on. Of each ten the last five
+    count: while an evaluation runs, the processes that load data get ahead.
 
     Returns:
         `steps_per_second`, `step`, `around` (seconds before the first update and after the last), `evaluation` (seconds
@@ -271,10 +235,9 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
     alone = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     with tempfile.TemporaryDirectory(prefix="launcher-check-") as place:
         run = Path(place, "run")
-        hydra: Any = OmegaConf.to_container(OmegaConf.create({"hydra": composed.hydra}), enum_to_str=True)
-        hydra["hydra"]["run"]["dir"] = str(run)
-        task = {"settings": settings, "hydra": hydra["hydra"], "overrides": [directory_override(run)],
-                "trees": {}, "commit": None}  # fmt: skip
+        hydra: Any = OmegaConf.to_container(composed.hydra, enum_to_str=True)
+        hydra["run"]["dir"] = str(run)
+        task = {"settings": settings, "hydra": hydra, "overrides": [directory_override(run)]}
         Path(place, "task.json").write_text(json.dumps(task))
         command = [sys.executable, str(Path(__file__).with_name("trial.py")), "--task", f"{place}/task.json"]
         said, begun = Path(place, "said"), time.time()

@@ -15,7 +15,7 @@ from launcher.batching.splits import Split, first_infinite
 from launcher.batching.stream import ShardedStream, Stream
 from launcher.data.source import Data
 from launcher.distributed import slurm
-from launcher.distributed.collectives import at_rank_0, from_rank_0
+from launcher.distributed.collectives import at_every_rank
 from launcher.distributed.pulse import pulse
 from launcher.distributed.rendezvous import by_rank_0
 from launcher.distributed.stop_request import StopRequest
@@ -41,26 +41,16 @@ class LoopSettings:
 
     Updates between two of a kind are counted from the run's start; 0: never. The last update of a run counts for each
     kind but `watch_every`, of which nothing could be taken back by a longer run.
-
-    Attributes:
-        total_steps: Updates of the whole run.
-        eval_every: Updates between two evaluations.
-        log_every: Updates between two log lines.
-        save_every: Updates between two checkpoints.
-        watch_every: Updates between two histograms of gradients and weights.
-        rules: Which checkpoint is the best, and how long to wait for an improvement.
-        max_rollbacks: How often the run may go back to a checkpoint; 0: it stops where it diverges.
-        test_time_flip: Whether the test split is evaluated by two looks at each image.
     """
 
-    total_steps: int
+    total_steps: int  # updates of the whole run
     eval_every: int
     log_every: int
     save_every: int
-    watch_every: int
-    rules: Rules
-    max_rollbacks: int
-    test_time_flip: bool
+    watch_every: int  # between two histograms of gradients and weights
+    rules: Rules  # which checkpoint is the best, and how long to wait for an improvement
+    max_rollbacks: int  # how often the run may go back to a checkpoint; 0: it stops where it diverges
+    test_time_flip: bool  # whether the test split is evaluated by two looks at each image
 
     @classmethod
     def of(cls, settings: Any, plan: BatchPlan, total_steps: int) -> "LoopSettings":
@@ -79,35 +69,20 @@ class LoopSettings:
 
 @dataclass
 class Loop:
-    """What a run does from its first update to its last, on every rank.
-
-    Args:
-        trainer: Does an update.
-        samples: The batches of this rank, from any update on.
-        plan: How they are cut.
-        data: Of which validation and test split are measured.
-        evaluator: Measures.
-        settings: What happens when.
-        progress: How far the run is; another one after a return to a checkpoint.
-        clock: Of this rank.
-        stop: True once the run was asked to stop.
-        rank_zero: Writes the record and the checkpoints.
-        profiler: Traces some steps.
-        after_row: Called with each row; what it raises ends the run.
-    """
+    """What a run does from its first update to its last, on every rank."""
 
     trainer: Trainer
-    samples: Stream | ShardedStream
+    samples: Stream | ShardedStream  # the batches of this rank, from any update on
     plan: BatchPlan
     data: Data
     evaluator: Evaluator
     settings: LoopSettings
-    progress: Progress
+    progress: Progress  # another one after a return to a checkpoint
     clock: Clock
     stop: StopRequest
     rank_zero: RankZero
     profiler: Profiler | None
-    after_row: Callable[[int, Mapping[str, float]], None] | None
+    after_row: Callable[[int, Mapping[str, float]], None] | None  # what it raises ends the run
     warned: bool = False  # that it takes long to stop
     before: dict[str, Any] | None = None  # what the evaluation and the log line of this step have changed
 
@@ -159,11 +134,7 @@ class Loop:
             return {} if found is None else {checkpoint.step_of(best): found, self.progress.step: last}
 
     def predict(self, rows: int) -> dict[str, np.ndarray] | None:
-        """What the model says of some samples of the test split, as columns of a table; None where no row is asked for.
-
-        Args:
-            rows: Of the table.
-        """
+        """What the model says of some samples of the test split, as columns of a table; None for no rows."""
         if not rows:
             return None
         test, outputs, accelerator = self.data.test, self.evaluator.outputs, self.trainer.accelerator
@@ -209,8 +180,7 @@ class Loop:
         (batch,) = self.samples.batches(error.step, error.step + 1)
         broken = any(first_infinite(micro.inputs) is not None for micro in batch.micros)
         trainer, ranks = self.trainer, self.trainer.ranks
-        anywhere = at_rank_0(broken, ranks.world_size, ranks.rank)
-        error.broken = from_rank_0(anywhere and any(anywhere), ranks.world_size)
+        error.broken = any(at_every_rank(broken, ranks.world_size))
         if trainer.rollbacks.count >= self.settings.max_rollbacks:
             error.left_out = self.settings.max_rollbacks
             raise error
@@ -268,7 +238,9 @@ class Loop:
             state = gather_state(trainer, self.progress, trainer.ranks, self.before)
             state |= {"over": self.over(), "rules": self.settings.rules}
             weights = trainer.weights(trainer.eval_model)
-            best = [step for step in (self.progress.best_step, self._best_before()) if step is not None]
+            # The best of a run that is prolonged, to which its last evaluation does not count.
+            before = self.before["progress"]["best_step"] if self.before is not None and self.over() else None
+            best = [step for step in (self.progress.best_step, before) if step is not None]
             write = partial(self.rank_zero.save, self.progress.step, weights, state, best)
             seconds = by_rank_0("the checkpoint before this one to be written", write, trainer.ranks)
             self.stop.reserve = REPORT_SECONDS + 2 * seconds
@@ -278,8 +250,3 @@ class Loop:
                 "slow       to stop takes this run about %.0f s: let SLURM say so as long before, by cluster.signal or "
                 "sbatch --signal=USR1@%d", self.stop.seconds(), 1.2 * self.stop.seconds() + 60,
             )  # fmt: skip
-
-    def _best_before(self) -> int | None:
-        """The best checkpoint of a run that is prolonged, to which its last evaluation does not count."""
-        step: int | None = self.before["progress"]["best_step"] if self.before is not None and self.over() else None
-        return step

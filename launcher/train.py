@@ -25,9 +25,8 @@ from launcher.config.composition import show
 from launcher.core.durations import parse_duration
 from launcher.distributed.devices import check_compression, choose_device, compare_devices
 from launcher.distributed.exit_status import guarded
-from launcher.distributed.process_group import RuntimeSettings, start
+from launcher.distributed.process_group import start
 from launcher.distributed.ranks import executes_sweep, join
-from launcher.distributed.threads import choose_threads
 from launcher.distributed.watchdog import watched
 from launcher.run import run_directory
 from launcher.run.rank_zero import RankZero
@@ -103,8 +102,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         # 3. The run directory, made by rank 0 and told to every rank; then the devices
         path = rank_zero.open_directory(composed, parts)
         useful = partial(useful_threads, parts.model, data.train, plan.micro_size) if on_cpu else lambda: None
-        threads = choose_threads(settings.threads, ranks, useful)
-        accelerator = start(ranks, RuntimeSettings.of(settings, on_cpu, threads=threads))
+        accelerator = start(ranks, settings, on_cpu, useful)
         device = accelerator.device
         ending.enter_context(watched(ranks, settings.timeout))
         data.move_to(device)
@@ -123,7 +121,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         progress = resume_point.progress
         trainer = sharded.build_trainer(
             parts.learner, TrainerSettings.of(settings), accelerator, ranks,
-            Rollbacks(path / "rollbacks.json", rank_zero.writes), parts.sharding, parts.shards is not None,
+            Rollbacks(path / "rollbacks.json", rank_zero.writes), parts.sharding, settings.exact_across_devices,
         )  # fmt: skip
         if settings.batch.max_per_device == "auto":
             plan = probe.fit_plan(trainer, parts, progress, path, settings.test_time_flip)
@@ -138,7 +136,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         resume_point.restore(trainer, total_steps)
         rank_zero.begin(progress, total_steps, plan.steps_per_epoch, device)
         evaluation = EvaluationSettings(
-            plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, parts.shards,
+            plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, plan.shards,
             in_step=parts.sharding is not None,
         )  # fmt: skip
 

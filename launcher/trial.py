@@ -28,13 +28,7 @@ def moved(place: str, trees: Mapping[str, str]) -> str:
 
 
 def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
-    """Train what was composed before; see `train.train`.
-
-    Args:
-        settings: The checked and resolved settings, as plain values.
-        hydra: Hydra's own node, or its plain values, or those as YAML.
-        overrides: The command line's.
-    """
+    """Train what was composed before: checked settings as plain values, and Hydra's node, or its values, or as YAML."""
     from omegaconf import OmegaConf
 
     from launcher import train
@@ -47,15 +41,16 @@ def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
 
 
 def main() -> None:
-    """Train the trial of a file that launcher/slurm/job_array.py wrote; exit status as that of launcher/train.py."""
+    """Train the trial of a file that slurm/job_array.py or check.py wrote; exit status as that of launcher/train.py."""
     task = json.loads(Path(sys.argv[sys.argv.index("--task") + 1]).read_text(encoding="utf-8"))
     # The working directory stays: data and relative paths are found there. Only code comes from the snapshot, also
     # for processes started from here.
-    sys.path[:] = [moved(place, task["trees"]) for place in sys.path]
+    trees = task.get("trees", {})
+    sys.path[:] = [moved(place, trees) for place in sys.path]
     if "PYTHONPATH" in os.environ:
         places = os.environ["PYTHONPATH"].split(os.pathsep)
-        os.environ["PYTHONPATH"] = os.pathsep.join(moved(place, task["trees"]) for place in places)
-    if task["commit"]:
+        os.environ["PYTHONPATH"] = os.pathsep.join(moved(place, trees) for place in places)
+    if task.get("commit"):
         os.environ["LAUNCHER_COMMIT"] = task["commit"]  # that of the working directory may be another by now
     launcher.command = task.get("command")
     sys.argv = task.get("started", sys.argv)  # for the command that goes on with this run alone

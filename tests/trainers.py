@@ -3,7 +3,6 @@
 import os
 
 from launcher.distributed.numerics import choose_workspace
-from launcher.distributed.process_group import RuntimeSettings
 from launcher.distributed.process_group import start as bring_up
 from launcher.distributed.ranks import find_ranks
 from launcher.schedulers.schedule import build_schedule
@@ -17,7 +16,11 @@ def make_accelerator(device="cpu", precision="no", strategy=DDP):
     """The ranks of this process and their accelerator, with one thread."""
     ranks = find_ranks(os.environ)
     choose_workspace(os.environ, True, device == "cpu")
-    return ranks, bring_up(ranks, RuntimeSettings(device == "cpu", precision, 1, 60, True, strategy, "highest"))
+    settings = {
+        "device": device, "mixed_precision": precision, "threads": 1, "timeout": 60, "deterministic": True,
+        "strategy": strategy, "float32_matmul_precision": "highest",
+    }  # fmt: skip
+    return ranks, bring_up(ranks, settings, device == "cpu")
 
 
 def make_trainer(

@@ -13,7 +13,7 @@ from launcher.config.places import check_file
 from launcher.core.errors import ConfigError, explained_kernels
 from launcher.core.files import write_json
 from launcher.distributed.devices import compare_devices
-from launcher.distributed.process_group import RuntimeSettings, start
+from launcher.distributed.process_group import start
 from launcher.distributed.ranks import join
 from launcher.distributed.watchdog import Watchdog, finish
 from launcher.run import saved
@@ -58,7 +58,7 @@ def command(settings: dict[str, Any]) -> int:
         check_mirror(subject.data)
         model = Mirrored(model)
     here = {name: settings[name] for name in ("threads", "timeout", "device")} | {"mixed_precision": precision}
-    accelerator = start(ranks, RuntimeSettings.of(run | here, on_cpu))
+    accelerator = start(ranks, run | here, on_cpu)
     watchdog = Watchdog(ranks, settings["timeout"]) if ranks.world_size > 1 else None
     model.to(accelerator.device)
     loss.to(accelerator.device)

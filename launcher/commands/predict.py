@@ -15,7 +15,7 @@ from launcher.commands.command import alone, of_settings, open_subject
 from launcher.config.places import check_file
 from launcher.core.errors import ConfigError, explained_kernels
 from launcher.core.files import replacing
-from launcher.distributed.process_group import RuntimeSettings, start
+from launcher.distributed.process_group import start
 from launcher.run import saved
 
 
@@ -52,7 +52,7 @@ def command(settings: dict[str, Any]) -> int:
     if run["test_time_flip"]:  # as its test part was measured
         model = Mirrored(model)
     here = {name: settings[name] for name in ("threads", "device")} | {"mixed_precision": precision}
-    accelerator = start(ranks, RuntimeSettings.of(run | here, on_cpu))
+    accelerator = start(ranks, run | here, on_cpu)
     model.to(accelerator.device).eval()
     batches = in_order(subject.split, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
     with ExitStack() as stack:

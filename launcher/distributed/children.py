@@ -16,7 +16,6 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing import connection, forkserver, resource_tracker, util
-from types import FrameType
 from typing import Any
 
 from launcher.core.errors import ConfigError, Explained
@@ -36,12 +35,9 @@ def sheltered() -> Iterator[None]:
 
 
 def start_fork_server(modules: Sequence[str]) -> None:
-    """Start the process that the others are forked from, unless it is there; it imports what they need in advance.
+    """Start the process that the others are forked from, unless it is there; it imports `modules` in advance.
 
-    It finds modules where this process does, and not first in the working directory, as `python -c` would.
-
-    Args:
-        modules: What to import.
+    It finds them where this process does, and not first in the working directory, as `python -c` would.
 
     Raises:
         ConfigError: There is no place for its sockets.
@@ -71,9 +67,6 @@ def _keep_paths_short() -> None:
     """Let multiprocessing put its sockets into /tmp where the name of the temporary directory is too long for them.
 
     To be called before its first process is started, which inherits the place.
-
-    Raises:
-        ConfigError: Nothing can be written there either.
     """
     chosen = tempfile.gettempdir()
     if len(os.fsencode(chosen)) <= LONGEST:
@@ -104,12 +97,7 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
         workers = set(multiprocessing.active_children()) - others or getattr(loader, "workers_that_stay", set())
         if getattr(loader, "persistent_workers", False):
             loader.workers_that_stay = workers  # type: ignore[attr-defined]
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            yield batch
+        yield from batches
     except (OSError, EOFError, RuntimeError) as error:
         if workers and isinstance(error, ConnectionError | EOFError):  # seen before it is known that one has ended
             connection.wait([worker.sentinel for worker in workers], timeout=1)
@@ -143,23 +131,16 @@ def _explain(error: Exception, workers: set[Any]) -> str | None:
 def serve_trainer(environment: Mapping[str, str], number: int = 0) -> None:
     """Prepare a process of a DataLoader: it lives as long as the trainer does, whatever signals come meanwhile.
 
-    torch's own watch is over the parent, which is the fork server; that waits for its children.
-
-    Args:
-        environment: Of the trainer; the fork server was started with another.
-        number: Of the worker; torch tells it.
+    torch's own watch is over the parent, which is the fork server: that waits for its children, and has another
+    environment than the trainer's. torch tells the worker's number.
     """
     os.environ.clear()
     os.environ.update(environment)
     for each in SIGNALS:  # a handler, and not a blocked signal: programs that a dataset starts would inherit that
-        signal.signal(each, _stay)
+        signal.signal(each, lambda number, frame: None)  # the trainer got it as well, and decides
         signal.siginterrupt(each, False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_trainer, name="trainer", daemon=True).start()
-
-
-def _stay(number: int, frame: FrameType | None) -> None:
-    """The trainer got the signal as well, and decides."""
 
 
 def _end_with_trainer() -> None:

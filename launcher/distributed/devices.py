@@ -39,16 +39,7 @@ def choose_device(settings: Mapping[str, Any], ranks: Ranks) -> bool:
 
 
 def check_share(device: str, ranks: Ranks, count: int) -> None:
-    """Check that each process has a GPU of its own, or may share one.
-
-    Args:
-        device: The setting.
-        ranks: Of this launch.
-        count: GPUs that this process sees and uses; 0: the run is on the CPU.
-
-    Raises:
-        ConfigError: There are too few.
-    """
+    """Refuse too few GPUs for processes that are to have one each, and none (`count`=0: the CPU) where they share."""
     if device == "shared" and not count:
         raise ConfigError(
             "device=shared: torch sees no GPU here that processes could share, or the CPU was asked for "
@@ -62,24 +53,17 @@ def check_share(device: str, ranks: Ranks, count: int) -> None:
 
 
 def has_own_gpu(ranks: Ranks, count: int) -> bool:
-    """Whether each process of this machine has a GPU of its own, as far as one of them can tell.
+    """Whether each process of this machine has a GPU of its own, as far as one that sees `count` can tell.
 
-    Args:
-        ranks: Of this launch.
-        count: GPUs that this process sees. Where the launcher shows each process one, as SLURM does for
-            --gpus-per-task=1 and --gpu-bind=single:1, that is 1.
+    Where the launcher shows each process one, as SLURM does for --gpus-per-task=1 and --gpu-bind=single:1, that is 1.
     """
     return count == 1 or count >= ranks.local_world_size
 
 
 def gpu_of(ranks: Ranks, count: int) -> int:
-    """The number of the GPU that a process takes: its own, or with device=shared the next in turn.
+    """The number of the GPU that a process takes of `count`: its own, or with device=shared the next in turn.
 
     Accelerate counts the same way (`PartialState.set_device`).
-
-    Args:
-        ranks: Of this launch.
-        count: GPUs that this process sees, at least 1.
     """
     return ranks.local_rank % count
 
@@ -88,13 +72,7 @@ def compare_devices(device: str, ranks: Ranks, on_cpu: bool, timeout: float) -> 
     """Check that all ranks are on devices of one kind, and each on its own, before they meet in a collective.
 
     A rank that sees one GPU where its machine has several ranks cannot tell whether that is also the others': NCCL
-    would hang or fail on one that two ranks share.
-
-    Args:
-        device: The setting; `shared` lets them share.
-        ranks: What find_ranks found.
-        on_cpu: What choose_device chose.
-        timeout: Seconds to wait for every rank.
+    would hang or fail on one that two ranks share. Every rank is waited for `timeout` seconds.
 
     Raises:
         ConfigError: They are not, on every rank.
@@ -108,14 +86,11 @@ def compare_devices(device: str, ranks: Ranks, on_cpu: bool, timeout: float) -> 
 
 
 def check_devices(devices: Sequence[Mapping[str, str | None]]) -> None:
-    """Check that the ranks of a run are on devices of one kind, and each on its own.
+    """Refuse devices of two kinds, and a GPU that two ranks have.
 
     Args:
         devices: Of each rank: `host`, `kind` (cpu or gpu), and `gpu`, what tells its GPU from all others; None where
             it sees as many as there are ranks on its machine.
-
-    Raises:
-        ConfigError: They are not.
     """
     first = {str(device["kind"]): rank for rank, device in reversed([*enumerate(devices)])}
     if len(first) > 1:
@@ -149,14 +124,7 @@ def identity(index: int) -> str:
 def check_compression(strategy: Mapping[str, Any], ranks: Ranks) -> None:
     """Refuse gradients in bf16 where torch is built without CUDA, as DDP does later and on any device.
 
-    See `_check_comm_hook` in torch/nn/parallel/distributed.py.
-
-    Args:
-        strategy: Settings of conf/strategy.
-        ranks: What find_ranks found: one process sums nothing up.
-
-    Raises:
-        ConfigError: This torch is built without CUDA.
+    See `_check_comm_hook` in torch/nn/parallel/distributed.py. One process sums nothing up.
     """
     import torch
 

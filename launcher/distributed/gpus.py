@@ -5,10 +5,11 @@ each GPU that it is asked about. nvidia-smi comes with every driver, is NVML as 
 hang this process; NVML itself would have to be called by structures whose sizes differ between drivers.
 """
 
+import contextlib
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -28,40 +29,25 @@ class Process:
         return f"pid {self.pid} ({self.name})" if self.name else f"pid {self.pid}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Slice:
-    """A MIG slice, which a process uses as if it were a GPU.
-
-    Attributes:
-        uuid: Its name for CUDA.
-        instance: Numbers of its GPU instance and compute instance, as "1/0"; empty where the driver does not say.
-        processes: What computes on it.
-    """
+    """A MIG slice, which a process uses as if it were a GPU; `uuid` is its name for CUDA."""
 
     uuid: str
-    instance: str = ""
-    processes: tuple[Process, ...] = ()
+    instance: str = ""  # numbers of its GPU instance and compute instance, as "1/0"; empty where not told
+    processes: list[Process] = field(default_factory=list)  # that compute on it
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gpu:
-    """A GPU.
+    """A GPU."""
 
-    Attributes:
-        index: Its number, in the order of the PCI bus.
-        model: For example "NVIDIA A100-SXM4-40GB".
-        uuid: "GPU-..."
-        processes: What computes on it.
-        mig: Whether it is in MIG mode, in which only slices of it can be used.
-        slices: Those.
-    """
-
-    index: int
-    model: str
-    uuid: str
-    processes: tuple[Process, ...] = ()
-    mig: bool = False
-    slices: tuple[Slice, ...] = ()
+    index: int  # in the order of the PCI bus
+    model: str  # for example "NVIDIA A100-SXM4-40GB"
+    uuid: str  # "GPU-..."
+    processes: list[Process] = field(default_factory=list)  # that compute on it
+    mig: bool = False  # it is in MIG mode, in which only slices of it can be used
+    slices: list[Slice] = field(default_factory=list)
 
 
 # --- What is there --------------------------------------------------------------------------------------------------
@@ -76,18 +62,18 @@ def look() -> list[Gpu] | None:
     listed = _parse_list(_ask("-L"))
     if not listed:
         return None
-    try:
-        root = ElementTree.fromstring(_ask("-q", "-x"))
-        details = {gpu.findtext("uuid", "").strip(): gpu for gpu in root.iterfind("gpu")}
-    except ElementTree.ParseError:
-        details = {}  # names and slices are known; processes are not
-    return [_detailed(gpu, details.get(gpu.uuid)) for gpu in listed]
+    with contextlib.suppress(ElementTree.ParseError):  # names and slices are known; processes are not
+        known = {gpu.uuid: gpu for gpu in listed}
+        for xml in ElementTree.fromstring(_ask("-q", "-x")).iterfind("gpu"):
+            if (gpu := known.get(xml.findtext("uuid", "").strip())) is not None:
+                _add_details(gpu, xml)
+    return listed
 
 
 def _ask(*words: str) -> str:
     """What nvidia-smi prints; nothing where it is absent or hangs. A broken GPU makes it fail and still list others."""
     try:
-        done = subprocess.run(["nvidia-smi", *words], stdout=-1, stderr=-3, stdin=-3, timeout=SECONDS, check=False)
+        done = subprocess.run(["nvidia-smi", *words], capture_output=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode(errors="replace")
@@ -96,31 +82,26 @@ def _ask(*words: str) -> str:
 def _parse_list(text: str) -> list[Gpu]:
     """What `nvidia-smi -L` lists: a line for each GPU, below it an indented one for each of its MIG slices."""
     found: list[Gpu] = []
-    slices: dict[int, list[Slice]] = {}
     for line in text.splitlines():
         if gpu := re.match(r"GPU (\d+): (.*) \(UUID: (GPU-\S+)\)", line):
             found.append(Gpu(int(gpu[1]), gpu[2], gpu[3]))
         elif found and (part := re.match(r"\s+MIG .*\(UUID: (MIG-\S+)\)", line)):
-            slices.setdefault(found[-1].index, []).append(Slice(part[1]))
-    return [
-        Gpu(gpu.index, gpu.model, gpu.uuid, (), gpu.index in slices, tuple(slices.get(gpu.index, ()))) for gpu in found
-    ]
+            found[-1].mig = True
+            found[-1].slices.append(Slice(part[1]))
+    return found
 
 
-def _detailed(gpu: Gpu, xml: ElementTree.Element | None) -> Gpu:
-    """A listed GPU with what its part of `nvidia-smi -q -x` adds: MIG mode, instances of the slices, processes."""
-    if xml is None:
-        return gpu
+def _add_details(gpu: Gpu, xml: ElementTree.Element) -> None:
+    """Add what a GPU's part of `nvidia-smi -q -x` tells: MIG mode, instances of the slices, processes."""
     running = list(_processes(xml))
+    gpu.processes = [process for _, process in running]
+    gpu.mig = gpu.mig or xml.findtext("mig_mode/current_mig", "").strip() == "Enabled"
     instances = [_instance(part) for part in xml.iterfind("mig_devices/mig_device")]  # in the order of their index
     if len(instances) != len(gpu.slices):
         instances = [""] * len(gpu.slices)
-    slices = tuple(
-        Slice(one.uuid, where, tuple(process for at, process in running if not at or not where or at == where))
-        for one, where in zip(gpu.slices, instances, strict=True)
-    )
-    mig = gpu.mig or xml.findtext("mig_mode/current_mig", "").strip() == "Enabled"
-    return Gpu(gpu.index, gpu.model, gpu.uuid, tuple(process for _, process in running), mig, slices)
+    for one, where in zip(gpu.slices, instances, strict=True):
+        one.instance = where
+        one.processes = [process for at, process in running if not at or not where or at == where]
 
 
 def _processes(xml: ElementTree.Element) -> Iterator[tuple[str, Process]]:
@@ -145,15 +126,10 @@ def _instance(xml: ElementTree.Element) -> str:
 
 
 class Visible(NamedTuple):
-    """What CUDA_VISIBLE_DEVICES leaves.
+    """What CUDA_VISIBLE_DEVICES leaves."""
 
-    Attributes:
-        devices: What it calls each, to its UUID.
-        trouble: Why there is less than it names, in words; empty where there is not.
-    """
-
-    devices: dict[str, str]
-    trouble: str = ""
+    devices: dict[str, str]  # what it calls each, to its UUID
+    trouble: str = ""  # why there is less than it names, in words
 
 
 def visible(gpus: Sequence[Gpu], given: str | None) -> Visible:
@@ -172,14 +148,12 @@ def visible(gpus: Sequence[Gpu], given: str | None) -> Visible:
     for entry in map(str.strip, given.split(",")):
         if not (meant := _meant(gpus, entry)):
             if entry != "-1":  # which is there to end the list
-                trouble = (
-                    f"CUDA_VISIBLE_DEVICES={given}: {entry} is not one GPU of this machine; CUDA ends the list there"
-                )
+                trouble = f"{entry} is not one GPU of this machine; CUDA ends the list there"
             break
         found += meant
     if len({uuid for _, uuid in found}) < len(found):
-        return Visible({}, f"CUDA_VISIBLE_DEVICES={given}: a GPU is there twice, and CUDA shows none")
-    return Visible(dict(found), trouble)
+        found, trouble = [], "a GPU is there twice, and CUDA shows none"
+    return Visible(dict(found), trouble and f"CUDA_VISIBLE_DEVICES={given}: {trouble}")
 
 
 def _units(gpu: Gpu, name: str) -> list[tuple[str, str]]:
@@ -205,6 +179,3 @@ def computing(gpus: Sequence[Gpu]) -> dict[str, str]:
         devices: list[Gpu | Slice] = [gpu, *gpu.slices]
         found |= {one.uuid: ", ".join(map(str, one.processes)) for one in devices if one.processes}
     return found
-
-
-# --- Which of them a rank takes ---------------------------------------------------------------------------------------

@@ -14,13 +14,9 @@ FIXED_WORKSPACES = (":4096:8", ":16:8")
 def choose_workspace(environment: MutableMapping[str, str], deterministic: bool, on_cpu: bool) -> None:
     """Fix the workspace of cuBLAS, which it reads when CUDA starts, where the same bits are asked for.
 
-    Args:
-        environment: Of the process; changed.
-        deterministic: The setting.
-        on_cpu: What choose_device chose: no product of a CPU's looks at it.
-
     Raises:
-        ConfigError: The environment asks for a workspace with which the bits may change.
+        ConfigError: The environment asks for one with which the bits may change, and not on a CPU, which has no use
+            for it.
     """
     if deterministic and environment.setdefault(WORKSPACE, FIXED_WORKSPACES[0]) not in FIXED_WORKSPACES and not on_cpu:
         raise ConfigError(

@@ -1,8 +1,7 @@
 """The devices and the process group of a run, brought up with the settings that they are to have."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -24,51 +23,20 @@ if TYPE_CHECKING:
 LONGER = 3600.0
 # NCCL's threads end the process on an error, on a timeout and where they are stuck themselves, whatever it is writing
 # (ProcessGroupNCCL.hpp: ErrorHandlingMode, of which 0 leaves it be). The watchdog does it, once a checkpoint is whole.
-NO_ABORT = {
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
-    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
-    "TORCH_NCCL_ENABLE_MONITORING": "0",
-}
+ABORTS = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_RETHROW_CUDA_ERRORS", "TORCH_NCCL_ENABLE_MONITORING")
 
 
-@dataclass(frozen=True)
-class RuntimeSettings:
-    """How the processes of a run compute, and how they talk.
-
-    Attributes:
-        on_cpu: What choose_device chose.
-        mixed_precision: no, bf16 or fp16.
-        threads: CPU threads of this process; auto shares the machine's cores among its processes.
-        timeout: Seconds until a rank counts as hung (see watchdog.py); a collective of gloo fails an hour later.
-        deterministic: As for choose_numerics.
-        strategy: Settings of conf/strategy.
-        float32_matmul_precision: As for choose_numerics.
-        shared: Whether several processes may have one GPU (device=shared): NCCL refuses that, gloo takes it.
-    """
-
-    on_cpu: bool
-    mixed_precision: str
-    threads: int | str
-    timeout: float
-    deterministic: bool
-    strategy: Mapping[str, Any]
-    float32_matmul_precision: str
-    shared: bool = False
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any], on_cpu: bool, **changes: Any) -> "RuntimeSettings":
-        """Those among the settings of a run, but for some changes."""
-        names = "mixed_precision", "threads", "timeout", "deterministic", "strategy", "float32_matmul_precision"
-        taken = {name: settings[name] for name in names} | changes
-        return cls(on_cpu, **taken, shared=settings["device"] == "shared")
-
-
-def start(ranks: Ranks, settings: RuntimeSettings) -> "Accelerator":
+def start(
+    ranks: Ranks, settings: Mapping[str, Any], on_cpu: bool, useful: Callable[[], int | None] = lambda: None
+) -> "Accelerator":
     """Bring up the devices and the process group.
 
     Args:
-        ranks: What find_ranks found.
-        settings: What choose_device has accepted.
+        ranks: Of this launch.
+        settings: Of which `device`, `mixed_precision`, `threads`, `timeout`, `deterministic`, `strategy` and
+            `float32_matmul_precision` count.
+        on_cpu: What choose_device chose.
+        useful: As for choose_threads.
 
     Raises:
         ConfigError: The ranks did not find each other as one group.
@@ -76,18 +44,17 @@ def start(ranks: Ranks, settings: RuntimeSettings) -> "Accelerator":
     import torch
     from accelerate import Accelerator
 
-    on_cpu = settings.on_cpu
     # Accelerate reads these again and would follow a saved config against ours.
     os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
-    os.environ["ACCELERATE_MIXED_PRECISION"] = settings.mixed_precision
+    os.environ["ACCELERATE_MIXED_PRECISION"] = settings["mixed_precision"]
     accelerate_flags.leave_nothing()
-    count = choose_threads(settings.threads, ranks)
+    count = choose_threads(settings["threads"], ranks, useful)
     os.environ["OMP_NUM_THREADS"] = str(count)
-    for name, value in NO_ABORT.items():
-        os.environ.setdefault(name, value)
+    for name in ABORTS:
+        os.environ.setdefault(name, "0")
     # Before the group is made: that of NCCL then does without NVLS, which adds up in an order that changes (the
     # constructor in ProcessGroupNCCL.cpp).
-    choose_numerics(settings.deterministic, settings.float32_matmul_precision)
+    choose_numerics(settings["deterministic"], settings["float32_matmul_precision"])
     if ranks.world_size == 1:  # without LOCAL_RANK Accelerate makes no group, which nobody would leave
         for name in (*ALONE, *OF_MPI):  # RANK=0 and WORLD_SIZE=1 may stay: a second look finds the same
             if name not in ("RANK", "WORLD_SIZE") or not os.environ.get(name):
@@ -97,10 +64,10 @@ def start(ranks: Ranks, settings: RuntimeSettings) -> "Accelerator":
         device = None if on_cpu else torch.device("cuda", gpu_of(ranks, torch.cuda.device_count()))
         if device is not None:  # Accelerate will choose the same
             torch.cuda.set_device(device)
-        join_group(ranks, "gloo" if on_cpu or settings.shared else "nccl", device, settings.timeout)
-    accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=settings.mixed_precision, kwargs_handlers=[_ddp_options(settings.strategy)]
-    )
+        # NCCL refuses several processes on one GPU, gloo takes them.
+        join_group(ranks, "gloo" if on_cpu or settings["device"] == "shared" else "nccl", device, settings["timeout"])
+    options = _ddp_options(settings["strategy"])
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=settings["mixed_precision"], kwargs_handlers=[options])
     if accelerator.num_processes != ranks.world_size:
         raise ConfigError(
             f"{ranks.world_size} processes were started, but each believes it is one of {accelerator.num_processes}. "
@@ -124,10 +91,9 @@ def _ddp_options(strategy: Mapping[str, Any]) -> Any:
 
 
 def take_own_index(accelerator: "Accelerator") -> None:
-    """Let DDP have the GPU that the rank is on.
+    """Let DDP have the GPU that the rank is on: Accelerate gives it the local rank (`Accelerator.prepare_model`).
 
-    Accelerate gives it the local rank for device_ids (`Accelerator.prepare_model`), which is another number where
-    each rank is shown one GPU, and leads nowhere.
+    Where each rank is shown one GPU, that number leads nowhere.
     """
     if accelerator.device.index is not None:
         accelerator.state.local_process_index = accelerator.device.index
@@ -136,24 +102,20 @@ def take_own_index(accelerator: "Accelerator") -> None:
 def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeout: float) -> None:
     """Make the ranks a process group, which Accelerate then takes up: its own call (1.15) passes no device on.
 
-    Args:
-        ranks: More than one.
-        backend: Of torch.distributed.
-        device: That this rank uses; None for a CPU. NCCL connects at once where it is told one, and fails here where it
-            cannot, in place of in some first collective; and a barrier is not left to guess a device.
-        timeout: Seconds in which they meet; a collective of gloo fails an hour later.
+    They have `timeout` seconds to meet. NCCL, told its device, connects at once, and fails here where it cannot, in
+    place of in some first collective; and a barrier is not left to guess a device.
     """
     import torch.distributed as dist
 
     wait_for_rank_0(ranks)
-    wait, store = timedelta(seconds=timeout), None
-    if agent_serves_store() and not dist.is_initialized():
-        # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
-        # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = own_part("start", dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait))
-    alone = device if backend == "nccl" else None
     if not dist.is_initialized():  # by a module of a person's own
+        wait, store = timedelta(seconds=timeout), None
+        if agent_serves_store():
+            # torchrun's store outlives a restart, and gloo would find the addresses of dead ranks in it (torch 2.14.1
+            # with --max-restarts fails so, also in ten lines of plain PyTorch): each start gets a part of its own.
+            address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = own_part("start", dist.TCPStore(*address, ranks.world_size, is_master=False, timeout=wait))
+        alone = device if backend == "nccl" else None
         dist.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait, device_id=alone
         )

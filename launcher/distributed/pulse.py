@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 BEAT = 1.0  # seconds between two looks
 GAP = 5.0  # from which on it was this process that did not run: suspended by a cluster, or by Ctrl-Z
@@ -19,28 +20,17 @@ MEETINGS = ("torch/distributed/", "torch/autograd/graph.py", "launcher/training/
 
 
 class Pulse:
-    """What the main thread of this process is doing.
-
-    Attributes:
-        step: Updates done; None before training begins.
-        batches: Micro-batches, and batches of evaluations, that were begun.
-        waiting: What the main thread waits for by right, however long that takes; None while it does not.
-        stopping: Seconds that it takes this run to stop when it is asked to, its save included.
-    """
+    """What the main thread of this process is doing."""
 
     def __init__(self) -> None:
-        self.step: int | None = None
-        self.batches = 0
-        self.waiting: str | None = None
-        self.stopping: Callable[[], float] = lambda: 0.0
+        self.step: int | None = None  # updates done; None before training begins
+        self.batches = 0  # micro-batches, and batches of evaluations, that were begun
+        self.waiting: str | None = None  # for what, by right, however long that takes
+        self.stopping: Callable[[], float] = lambda: 0.0  # seconds to stop when asked to, the save included
 
     @contextmanager
     def waits(self, what: str) -> Iterator[None]:
-        """The main thread waits for something that may take its time, and is no sign of a hang.
-
-        Args:
-            what: For messages, such as "the last checkpoint to be written".
-        """
+        """Waiting for something such as "the last checkpoint to be written" is no sign of a hang."""
         before, self.waiting = self.waiting, what
         try:
             yield
@@ -68,21 +58,17 @@ class Pulse:
             frame = frame.f_back
         return False
 
-    def at(self) -> tuple[int | None, int, str]:
-        """What is another one after any move of the main thread."""
-        return self.step, self.batches, self.place()
-
 
 class StallDetector:
     """How long the main thread has not moved, as far as somebody who looks now and then can tell."""
 
     def __init__(self) -> None:
-        self._at: tuple[int | None, int, str] | None = None
+        self._at: tuple[Any, ...] = ()
         self._since = self._looked = time.monotonic()
 
     def seconds_still(self) -> float:
         """Seconds for which the main thread has been seen at the same place; 0 while it waits by right."""
-        now, at = time.monotonic(), pulse.at()
+        now, at = time.monotonic(), (pulse.step, pulse.batches, pulse.place())
         if at != self._at or pulse.waiting is not None or now - self._looked > GAP:
             self._at, self._since = at, now
         self._looked = now

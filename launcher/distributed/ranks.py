@@ -21,39 +21,25 @@ OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the processes of its run.
+    """This process among the processes of its run."""
 
-    Attributes:
-        rank: 0 to world_size - 1; rank 0 speaks and writes.
-        world_size: Processes in all, one per device.
-        local_rank: 0 to local_world_size - 1, among those of this machine.
-        local_world_size: Processes on this machine.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
+    rank: int  # 0 to world_size - 1; rank 0 speaks and writes
+    world_size: int  # processes in all, one per device
+    local_rank: int  # 0 to local_world_size - 1, among those of this machine
     local_world_size: int
 
 
 def join() -> Ranks:
     """This process among those of its launch: by python alone, torchrun, `accelerate launch` or srun.
 
-    Inside a SLURM step (`srun python launcher/train.py`) torch.distributed is told its ranks.
-
-    Raises:
-        ConfigError: As find_ranks does.
+    Inside a SLURM step (`srun python launcher/train.py`) torch.distributed is told its ranks. Raises as find_ranks.
     """
     os.environ.update(slurm.ranks(os.environ) or {})
     return find_ranks(os.environ, parent_command())
 
 
 def find_ranks(environment: Mapping[str, str], command: Sequence[str] = ()) -> Ranks:
-    """Read the rank from the environment, and check that what came up is what was asked for.
-
-    Args:
-        environment: Of the process; torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK.
-        command: Command line of the parent process, which says how many processes were asked for.
+    """Read the rank from the environment, and check that what came up is what the parent's command line asked for.
 
     Raises:
         ConfigError: Fewer or more processes came up than were asked for, or the variables contradict each other, or

@@ -23,20 +23,15 @@ WAIT = 30.0  # seconds that one question to the store lasts while rank 0 takes i
 class Rendezvous:
     """The main thread's own connection to the store in which the ranks meet; see `by_rank_0` and `judged_by_rank_0`.
 
-    Args:
-        ranks: More than one.
-        timeout: Seconds to wait for other ranks, as long as nobody watches whether they live.
-
-    Attributes:
-        store: The connection.
-        launcher_is_gone: As `be_watched` takes it; None before.
+    For other ranks it waits `timeout` seconds as long as nobody watches whether they live.
     """
 
     def __init__(self, ranks: Ranks, timeout: float) -> None:
         import torch.distributed as dist
 
         self.ranks, self.timeout = ranks, timeout
-        self.launcher_is_gone: Callable[[], bool] | None = None
+        self._watched = False
+        self._launcher_is_gone: Callable[[], bool] = lambda: False
         self._serves = ranks.rank == 0 and not agent_serves_store()
         wait_for_rank_0(ranks)
         address, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=timeout)
@@ -57,27 +52,24 @@ class Rendezvous:
         """
         from torch.distributed import PrefixStore
 
-        self.launcher_is_gone = launcher_is_gone
+        self._watched, self._launcher_is_gone = True, launcher_is_gone
         self._own, self._to_hear = PrefixStore(name, self.store), 0  # all have heard what was told before they met
 
     def by_rank_0(self, what: str, make: Callable[[], T]) -> T:
         """See the function of this name."""
         self._told += 1
-        key, watched = f"told {self._told}", self.launcher_is_gone is not None
-        if self.ranks.rank:
-            with pulse.waits(f"rank 0, and that for {what}") if watched else contextlib.nullcontext():
-                problem, made = self._tell(key)
-            if not watched:
-                self._own.add("heard", 1)
-        else:
-            self._to_hear += 0 if watched else self.ranks.world_size - 1
-            with pulse.waits(what) if watched else contextlib.nullcontext():
-                problem, made = self._make(key, make, watched)
+        key = f"told {self._told}"
+        waited = f"rank 0, and that for {what}" if self.ranks.rank else what
+        self._to_hear += 0 if self._watched else self.ranks.world_size - 1
+        with pulse.waits(waited) if self._watched else contextlib.nullcontext():
+            problem, made = self._tell(key) if self.ranks.rank else self._make(key, make)
+        if self.ranks.rank and not self._watched:
+            self._own.add("heard", 1)
         if problem is not None:
             raise problem
         return made
 
-    def _make(self, key: str, make: Callable[[], Any], watched: bool) -> Said:
+    def _make(self, key: str, make: Callable[[], Any]) -> Said:
         """What rank 0 has to say, once it has said it."""
         said: Said = Explained("rank 0 was stopped"), None
         try:
@@ -88,7 +80,7 @@ class Rendezvous:
             said = Explained(f"rank 0 failed: {error}"), None
             raise
         finally:
-            if not watched or not isinstance(said[0], Explained):  # of that the watchdog tells
+            if not self._watched or not isinstance(said[0], Explained):  # of that the watchdog tells
                 self._tell(key, said)
         return said
 
@@ -102,18 +94,18 @@ class Rendezvous:
                     self._own.set(key, pickle.dumps(said))
                     self._own.check([key])  # what is sent to a store that has just gone is lost without an error
                     return said
-                self._own.wait([key], timedelta(seconds=self.timeout if self.launcher_is_gone is None else WAIT))
+                self._own.wait([key], timedelta(seconds=WAIT if self._watched else self.timeout))
                 heard: Said = pickle.loads(self._own.get(key))
                 return heard
             except DistNetworkError:
-                deadline = time.monotonic() + BEAT
-                while self.launcher_is_gone is None or not self.launcher_is_gone():
-                    if self.launcher_is_gone is None or time.monotonic() > deadline:
+                deadline = time.monotonic() + (BEAT if self._watched else 0.0)
+                while not self._launcher_is_gone():
+                    if time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
                 self._is_gone = True  # the ranks go on without it, stop, and save
             except DistStoreError:  # not yet
-                if self.launcher_is_gone is None:
+                if not self._watched:
                     raise
         told: Said = from_rank_0(said, self.ranks.world_size)
         return told
@@ -158,7 +150,7 @@ def by_rank_0(what: str, make: Callable[[], T], ranks: Ranks, timeout: float = 6
     Args:
         what: What rank 0 does, for messages: "the checkpoint to be written".
         make: Called on rank 0 alone. What it gives has to pickle.
-        ranks: What find_ranks found.
+        ranks: Of this launch.
         timeout: Seconds that the others wait for it, as long as they do not watch each other.
 
     Raises:
@@ -175,7 +167,7 @@ def judged_by_rank_0(fact: Any, judge: Callable[[list[Any]], T], ranks: Ranks, t
     Args:
         fact: Of this rank. Anything that pickles.
         judge: Called on rank 0 alone, with the facts of all ranks in their order.
-        ranks: What find_ranks found.
+        ranks: Of this launch.
         timeout: Seconds to wait for every rank.
 
     Raises:
@@ -186,12 +178,9 @@ def judged_by_rank_0(fact: Any, judge: Callable[[list[Any]], T], ranks: Ranks, t
 
 
 def until_heard(seconds: float = 30) -> None:
-    """Let every rank hear what rank 0 has to tell before its process ends, and with it the store.
+    """Let every rank hear what rank 0 has to tell before its process ends, and with it the store; some may never come.
 
     A rank that starts late would else wait for a store that is no longer there, for as long as a run's `timeout`.
-
-    Args:
-        seconds: How long to wait for ranks that may never come.
     """
     deadline = time.monotonic() + seconds
     while _met and not _met[0].is_heard() and time.monotonic() < deadline:
@@ -215,12 +204,12 @@ def own_part(name: str, store: Any) -> Any:
     return dist.PrefixStore(f"{name}/{restarts}", store)
 
 
-def wait_for_rank_0(ranks: Ranks, seconds: float = 10) -> None:
+def wait_for_rank_0(ranks: Ranks) -> None:
     """Wait for rank 0's store to listen, but not for ever: torch's own wait, in which it fails, comes next.
 
     A store that is asked before it listens is asked again after 0.5 to 1.5 s, in which all ranks stand still.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 10
     while ranks.rank and time.monotonic() < deadline:
         try:
             socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), 1).close()

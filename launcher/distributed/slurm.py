@@ -1,15 +1,11 @@
-"""What SLURM knows of this process and its job. Needs nothing but the standard library, as batch scripts do."""
+"""What SLURM knows of this process and its job. Its imports are the standard library's: batch scripts have no other."""
 
 import contextlib
-import fcntl
 import itertools
 import re
 import socket
-import struct
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from launcher.core.durations import parse_slurm_duration
 from launcher.core.errors import ConfigError
 from launcher.distributed import slurm_commands
 
@@ -22,12 +18,8 @@ SPECIAL_STEPS = 0xFFFF_FFF0
 def expand_hosts(hostlist: str) -> list[str]:
     """Names in SLURM's short form of a list of hosts: `n[1-2,07],m` is n1, n2, n07, m.
 
-    Args:
-        hostlist: Names separated by commas; each may have any number of brackets with numbers and ranges. A
-            range whose first number starts with zeros keeps its width, as `scontrol show hostnames` does.
-
     Raises:
-        ValueError: Brackets that do not close, or hold something else.
+        ValueError: Brackets that do not close, or hold something else than numbers and ranges.
     """
     names = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", hostlist):
@@ -47,6 +39,7 @@ def _numbers(ranges: str, hostlist: str) -> list[str]:
         if match is None:
             raise ValueError(f"the host list {hostlist!r} has {part!r} where a number or a range should be")
         first, last = match[1], match[2] or match[1]
+        # As wide as the first one, which may start with zeros; so does `scontrol show hostnames`.
         found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return found
 
@@ -67,18 +60,14 @@ def expand_counts(counts: str) -> list[int]:
 
 
 def in_step(environment: Mapping[str, str]) -> bool:
-    """Whether this process is a task that srun started, and SLURM's variables are the ones to take ranks from.
-
-    Not so where torchrun or accelerate have numbered the processes already (RANK and WORLD_SIZE are set); in a
-    batch script, which has SLURM_PROCID=0 and SLURM_NTASKS=4 also where nothing runs but itself; in the shell
-    of salloc; and outside of a job.
-    """
-    if environment.get("RANK") and environment.get("WORLD_SIZE"):
+    """Whether this process is a task that srun started, and SLURM's variables are the ones to take ranks from."""
+    if environment.get("RANK") and environment.get("WORLD_SIZE"):  # torchrun or accelerate have numbered the processes
         return False
-    if "SLURM_JOB_ID" not in environment or "SLURM_PROCID" not in environment:
-        return False
+    # A batch script has SLURM_PROCID=0 and SLURM_NTASKS=4 also where nothing runs but itself.
     step = environment.get("SLURM_STEP_ID", "")
-    if not step.isdigit() or int(step) >= SPECIAL_STEPS or "SLURM_STEP_NUM_TASKS" not in environment:
+    if not step.isdigit() or int(step) >= SPECIAL_STEPS:
+        return False
+    if not {"SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"} <= environment.keys():
         return False
     # A batch script that was submitted by a task of another job inherits that task's SLURM_STEP_* variables,
     # and only the list of tasks on this node is its own. `submission_environment` avoids that; here for other
@@ -87,19 +76,13 @@ def in_step(environment: Mapping[str, str]) -> bool:
     return len(environment.get("SLURM_GTIDS", "," * (here - 1)).split(",")) == here
 
 
-def ranks(environment: Mapping[str, str], resolve: Callable[[str], str] | None = None) -> dict[str, str] | None:
+def ranks(environment: Mapping[str, str]) -> dict[str, str] | None:
     """Variables of torch's `env://` rendezvous, for a task that srun started.
 
-    Args:
-        environment: Of the process, as os.environ.
-        resolve: From the first host's name to its address; `node_address` by default.
+    They count the processes of this step, not of the job, whose size may differ. What the user set stays.
 
     Returns:
-        RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK (the node), MASTER_ADDR and MASTER_PORT:
-        the processes of this step, not of the job, whose size may differ; on several nodes also
-        GLOO_SOCKET_IFNAME, the interface that leads to another node (NCCL finds its own). What the user set
-        stays. None where the ranks are not SLURM's to give (see `in_step`), and for a step
-        of one task.
+        None where the ranks are not SLURM's to give (see `in_step`), and for a step of one task.
 
     Raises:
         ConfigError: SLURM's variables contradict each other.
@@ -122,13 +105,14 @@ def ranks(environment: Mapping[str, str], resolve: Callable[[str], str] | None =
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(expand_counts(environment["SLURM_STEP_TASKS_PER_NODE"])[node]),
         "GROUP_RANK": str(node),
-        "MASTER_ADDR": environment.get("MASTER_ADDR") or (resolve or node_address)(hosts[0]),
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or node_address(hosts[0]),
         "MASTER_PORT": environment.get("MASTER_PORT") or str(port(environment)),
     }
     if len(hosts) > 1 and "GLOO_SOCKET_IFNAME" not in environment:
-        # Towards a node that is not this one: the way to this one's own name is often the loopback interface.
+        # Towards a node that is not this one: the way to this one's own name is often the loopback interface. NCCL
+        # finds its own.
         other = hosts[1] if node == 0 else hosts[0]
-        if interface := interface_to((resolve or node_address)(other)):
+        if interface := interface_to(node_address(other)):
             found["GLOO_SOCKET_IFNAME"] = interface
     return found
 
@@ -151,9 +135,7 @@ def port(environment: Mapping[str, str]) -> int:
 def cores_of_task(environment: Mapping[str, str], processes: int) -> int | None:
     """CPU cores that SLURM gave to this process alone; None where it does not say, or several processes share them.
 
-    Args:
-        environment: Of the process.
-        processes: Ranks on this node: more than tasks where torchrun or accelerate is the task.
+    So many `processes` are ranks on this node: more than tasks where torchrun or accelerate is the task.
     """
     cores, tasks = environment.get("SLURM_CPUS_PER_TASK", ""), environment.get("SLURM_STEP_TASKS_PER_NODE")
     if not cores.isdigit() or tasks is None:
@@ -183,15 +165,12 @@ def interface_to(address: str) -> str | None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((socket.gethostbyname(address), 9))
             own = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                with contextlib.suppress(OSError):  # an interface without an address
-                    request = struct.pack("256s", name.encode()[:15])
-                    answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
-                    if socket.inet_ntoa(answer[20:24]) == own:
-                        return name
     except OSError:
-        pass
-    return None
+        return None
+    import psutil  # which Accelerate brings
+
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if own in (one.address for one in addresses)), None)
 
 
 def job_name(environment: Mapping[str, str]) -> str | None:
@@ -203,19 +182,3 @@ def job_name(environment: Mapping[str, str]) -> str | None:
     if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment.get("SLURM_JOB_ID")
-
-
-def time_left(environment: Mapping[str, str]) -> float | None:
-    """Seconds until this job's time limit; None where that cannot be told, and outside of a job.
-
-    Asks the controller, who alone knows of a limit changed meanwhile: for one rank, and seldom. SLURM counts a
-    job without a limit down from a year.
-    """
-    job = job_name(environment)
-    if job is None:
-        return None
-    try:
-        return parse_slurm_duration(slurm_commands.time_left(job))
-    except RuntimeError:
-        end = environment.get("SLURM_JOB_END_TIME", "")  # from SLURM 23.02 on
-        return float(end) - time.time() if end.isdigit() else None

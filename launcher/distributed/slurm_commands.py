@@ -11,17 +11,7 @@ from collections.abc import Mapping, Sequence
 
 
 def ask(*command: str, stdin: str = "", environment: Mapping[str, str] | None = None, with_errors: bool = False) -> str:
-    """What one of SLURM's commands prints.
-
-    Args:
-        *command: The command.
-        stdin: What it reads.
-        environment: For it; None for that of this process.
-        with_errors: Also what it prints on standard error, where `sbatch --test-only` answers.
-
-    Raises:
-        RuntimeError: It is not there, does not answer, or refuses, and what it says.
-    """
+    """What one of SLURM's commands prints; `with_errors` also on standard error, where `sbatch --test-only` answers."""
     try:
         done = subprocess.run(command, input=stdin, env=environment, text=True, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -40,13 +30,8 @@ def node_address(name: str) -> str:
     return match[1]
 
 
-def time_left(job: str) -> str:
-    """The time until a job's limit, as squeue prints it; `job` as `slurm.job_name` gives it, here and below."""
-    return ask("squeue", "--noheader", "--jobs", job, "--format", "%L")
-
-
 def state_and_reason(job: str) -> tuple[str, str]:
-    """The state of a job, such as RUNNING, and the reason for it that squeue gives."""
+    """The state of a job, such as RUNNING, and the reason for it that squeue gives; `job` as from `slurm.job_name`."""
     state, reason = ask("squeue", "--noheader", "--jobs", job, "--format", "%T %r").strip().split(" ", 1)
     return state, reason
 
@@ -59,8 +44,7 @@ def was_preempted(job: str) -> bool:
 def requeue(job: str) -> None:
     """Put a job back into the queue under its own id; SLURM ends what still runs of it.
 
-    Raises:
-        RuntimeError: SLURM refuses, and why (the job was submitted with --no-requeue, or is being cancelled).
+    It refuses jobs that were submitted with --no-requeue, or are being cancelled.
     """
     ask("scontrol", "requeue", job)
 
@@ -85,20 +69,10 @@ def largest_array() -> int | None:
 
 
 def try_submission(command: Sequence[str], script: str, environment: Mapping[str, str]) -> str:
-    """What sbatch says to a script that it only looks at, such as when it would start.
-
-    Args:
-        command: `sbatch` with its options, without a script.
-        script: The script.
-        environment: To call it in.
-    """
+    """What sbatch says to a script that it only looks at, such as when it would start; the command names none."""
     return ask(*command, "--test-only", stdin=script, environment=environment, with_errors=True).strip()
 
 
 def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Submit a job; the command has --parsable.
-
-    Returns:
-        Its id.
-    """
+    """Submit a job by a command with --parsable, and give its id."""
     return ask(*command, environment=environment).strip().partition(";")[0]

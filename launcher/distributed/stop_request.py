@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import launcher
@@ -26,30 +25,10 @@ LONG = 2.0  # seconds until a request is heeded, from which on a person should k
 GRACE = 0.5  # seconds in which a repeated signal is the echo of the first (launchers and shells both forward)
 
 
-def heed_ctrl_c() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt, and be remembered: a library's own cleaning up may hide that it did.
-
-    Hydra 1.3 and OmegaConf 2.3 make another error of one in 25 while they compose; some are gone without a word.
-    """
-    signal.signal(signal.SIGINT, _heed)
-
-
-def _heed(number: int, frame: FrameType | None) -> NoReturn:
-    launcher.asked_early.append(number)
-    raise KeyboardInterrupt
-
-
-def ctrl_c_was_pressed() -> bool:
-    """Whether Ctrl-C came before a StopRequest was there to take it."""
-    return signal.SIGINT in launcher.asked_early
-
-
 def leave(status: int, saving: float = 300.0) -> NoReturn:
     """End the process at once: threads may wait for a peer that is gone. A checkpoint that is being written needs none.
 
-    Args:
-        status: Exit status.
-        saving: Seconds that the writing of such a checkpoint may make no progress.
+    It is waited for, until it has made no progress for `saving` seconds.
     """
     for thread in threading.enumerate():
         if thread.name == "checkpoint":
@@ -94,18 +73,13 @@ class StopRequest:
 
     Args:
         max_time: Seconds since the start of the process after which it shall have stopped; None: no limit.
-        reserve: Seconds that stopping takes, which max_time leaves for it.
-
-    Attributes:
-        reason: What asked to stop; None while nothing has.
-        reserve: As above; raised when a save took longer.
-        heeded_in: Tells how many seconds pass until the loop of the run heeds a request.
+        reserve: Seconds that stopping takes, which max_time leaves for it; raised when a save took longer.
     """
 
     def __init__(self, max_time: float | None, reserve: float = 0.0) -> None:
-        self.reason: str | None = None
+        self.reason: str | None = None  # what asked to stop
         self.reserve = reserve
-        self.heeded_in: Callable[[], float] = lambda: 0.0
+        self.heeded_in: Callable[[], float] = lambda: 0.0  # seconds until the loop of the run heeds a request
         self._deadline = None if max_time is None else time.monotonic() + max_time - seconds_since_start()
         self._launcher_is_gone = watch_launcher()
         self._first = 0.0
@@ -115,7 +89,7 @@ class StopRequest:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             if not (number in LEFT_ALONE and signal.getsignal(number) == signal.SIG_IGN):
-                signal.signal(number, self._handle)
+                signal.signal(number, lambda number, frame: None)  # no default action: the thread does the work
         if launcher.asked_early:
             self.reason = signal.Signals(launcher.asked_early[0]).name
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
@@ -126,9 +100,6 @@ class StopRequest:
     def seconds(self) -> float:
         """Seconds from a request until the run has stopped with everything saved, as far as is known."""
         return self.reserve + self.heeded_in()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        """The thread does the work: this only keeps Python from its default action."""
 
     def _watch(self) -> None:
         self._reader.settimeout(1.0)

@@ -14,12 +14,7 @@ def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | 
     """CPU threads of this process: a number, or what `auto` means here.
 
     That is OMP_NUM_THREADS where a person has set it, else this process's share of the cores of the machine or the
-    SLURM task, as far as they are of use.
-
-    Args:
-        threads: The setting.
-        ranks: Of this launch.
-        useful: Tells how many threads help, where that is known; asked for where it matters.
+    SLURM task, as far as they are of use: `useful` tells how many help, where that is known and matters.
     """
     if threads != "auto":
         return int(threads)
@@ -32,8 +27,7 @@ def choose_threads(threads: int | str, ranks: Ranks, useful: Callable[[], int | 
 def share_of_cores(processes: int | None = None) -> int:
     """A process's share of the cores of the machine or of the SLURM task, at least 1.
 
-    Args:
-        processes: Of this run on this machine; None: as the environment says.
+    Without `processes`, the environment says how many of the run are on this machine.
     """
     processes = processes or int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     there = len(cores())

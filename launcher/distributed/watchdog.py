@@ -39,12 +39,7 @@ current: "Watchdog | None" = None  # of this process, for who handles an excepti
 
 
 class Watchdog:
-    """The watch of one rank over its peers.
-
-    Args:
-        ranks: Which rank this is.
-        timeout: Seconds after which a rank counts as hung: without a heartbeat, or with its main thread at one place.
-    """
+    """The watch of one rank over its peers: who sends no heartbeat or does not move for `timeout` seconds hangs."""
 
     def __init__(self, ranks: Ranks, timeout: float) -> None:
         from torch.distributed import PrefixStore
@@ -84,10 +79,7 @@ class Watchdog:
         self._thread.join(2 * BEAT)
 
     def failed(self, text: str) -> str | None:
-        """Tell the others that this rank failed, unless another one did before.
-
-        Args:
-            text: What happened, for their messages.
+        """Tell the others that this rank failed, and of what, unless another one did before.
 
         Returns:
             None where this rank is the first: it should say what happened. Else what to say in its place.
@@ -139,23 +131,11 @@ class Watchdog:
                 self._beats[rank], self._since[rank] = beat, now
         if (behind := self._who_failed()) is not None:
             self._end(f"rank {self.ranks.rank} ends, because {behind}")
-        gone = self._who_is_gone()
-        for rank in self._neighbours:
-            if (silent := now - self._since[rank]) > self.timeout:
-                step = (self._beats[rank] or [0, "?"])[1]
-                text = (
-                    f"rank {rank} has been silent for {silent:.0f} s (timeout={self.timeout:g}), last seen at step "
-                    f"{step}: it hangs, or its machine is gone."
-                )
-                self._store.compare_set("silent", "", text)
-        if still > self.timeout + 2 * BEAT:  # a rank without a heartbeat is noticed first, and is why
-            self._store.compare_set("still", "", f"{still:.0f}")
-        if self._store.check(["silent"]):
-            self._end(f"{self._store.get('silent').decode()} rank {self.ranks.rank} ends.")
-        if self._store.check(["still"]):
-            self._end(f"{self._who_hangs()} rank {self.ranks.rank} ends.")
-        if gone is not None:  # after the silent one, whom the first that ends has killed where it was stopped
-            self._end(f"{gone} rank {self.ranks.rank} ends.")
+        # The first to find a reason tells it, and all end by that: a rank that is silent, being stopped, is soon gone.
+        if reason := self._who_is_silent(now) or self._who_is_gone() or self._who_hangs(still):
+            self._store.compare_set("reason", "", reason)
+        if self._store.check(["reason"]):
+            self._end(f"{self._store.get('reason').decode()} rank {self.ranks.rank} ends.")
 
     def _warn_of_waiting(self, now: float) -> None:
         """Say now and then that the main thread waits, which it may do as long as it likes."""
@@ -166,29 +146,43 @@ class Watchdog:
 
     def _who_failed(self) -> str | None:
         """The rank that failed first, where that is another one, and what it said last."""
-        first = json.loads(self._store.get("failure")) if self._store.check(["failure"]) else None
-        if first is None or first["rank"] == self.ranks.rank:
+        if not self._store.check(["failure"]):
             return None
-        return f"rank {first['rank']} {first['text'].splitlines()[-1]}"
+        first = json.loads(self._store.get("failure"))
+        return None if first["rank"] == self.ranks.rank else f"rank {first['rank']} {first['text'].splitlines()[-1]}"
 
-    def _who_hangs(self) -> str:
-        """Where the main thread of every rank is, those first that do not wait for others."""
-        seconds = int(self._store.get("still"))
+    def _who_is_silent(self, now: float) -> str | None:
+        """A neighbour without a heartbeat."""
+        for rank in self._neighbours:
+            if (silent := now - self._since[rank]) > self.timeout:
+                step = (self._beats[rank] or [0, "?"])[1]
+                return (
+                    f"rank {rank} has been silent for {silent:.0f} s (timeout={self.timeout:g}), last seen at step "
+                    f"{step}: it hangs, or its machine is gone."
+                )
+        return None
+
+    def _who_is_gone(self) -> str | None:
+        """A rank on this machine whose process is there no more."""
+        for rank, pid in self._here().items():
+            if rank != self.ranks.rank and not exists(pid) and not self._get("leaving", rank):
+                return f"rank {rank} (pid {pid} on {self._host}) is gone: it was killed, or ran out of memory."
+        return None
+
+    def _who_hangs(self, seconds: float) -> str | None:
+        """Where the main thread of every rank is, those first that do not wait for others, if this one is still.
+
+        A rank without a heartbeat is noticed first, and is why.
+        """
+        if seconds <= self.timeout + 2 * BEAT:
+            return None
         beats = self._all_beats()
         at = self._places(beats)
         hang = [rank for rank, beat in beats.items() if not beat[4] and beat[3] >= seconds / 2]
         others = [f"rank {rank} is {place}." for rank, place in at.items() if rank not in hang]
-        still = f"has not moved for {seconds} s (timeout={self.timeout:g})"
+        still = f"has not moved for {seconds:.0f} s (timeout={self.timeout:g})"
         head = [f"rank {rank} hangs: it {still}, {at[rank]}." for rank in hang]
         return " ".join([*(head or [f"no rank of those that wait for each other {still}:"]), *others])
-
-    def _who_is_gone(self) -> str | None:
-        """The first rank whose process is there no more, found by a neighbour on its machine."""
-        for rank, pid in self._here().items():
-            if rank != self.ranks.rank and not exists(pid) and not self._get("leaving", rank):
-                text = f"rank {rank} (pid {pid} on {self._host}) is gone: it was killed, or ran out of memory."
-                self._store.compare_set("gone", "", text)
-        return self._store.get("gone").decode() if self._store.check(["gone"]) else None
 
     def _here(self) -> dict[int, int]:
         """Pid of each rank on this machine."""
@@ -233,23 +227,14 @@ class Watchdog:
 
 @contextlib.contextmanager
 def watched(ranks: Ranks, timeout: float) -> Iterator[None]:
-    """Watch the other ranks, and leave the group together with them after a run that went well.
-
-    Args:
-        ranks: Which rank this is; one alone has nobody to watch.
-        timeout: Seconds without a sign of life after which a rank counts as hung.
-    """
+    """Watch the other ranks, and leave the group together with them after a run that went well; see Watchdog."""
     watchdog = Watchdog(ranks, timeout) if ranks.world_size > 1 else None
     yield
     finish(watchdog)
 
 
 def finish(watchdog: Watchdog | None) -> None:
-    """Leave the group together.
-
-    Args:
-        watchdog: This rank's watch over its peers, which from here on may go; None in a group of one.
-    """
+    """Leave the group together: from here on the peers may go. None in a group of one."""
     if watchdog is None:
         return
     import torch.distributed as dist

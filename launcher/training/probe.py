@@ -173,7 +173,7 @@ def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
         largest = [sorted(micros, key=lambda micro: -micro.size)[:2] for micros in of_shard]
         for _ in range(2):  # the first of them makes the optimizer's state, at its end
             trainer.step(Batch(step, batch.size, [*itertools.chain(*largest)]))
-        how = EvaluationSettings(plan.evaluation_size(data.tokens), shards=parts.shards or ranks.world_size)
+        how = EvaluationSettings(plan.evaluation_size(data.tokens), shards=plan.shards)
         evaluator = Evaluator(
             trainer.loss, parts.outputs, trainer.accelerator, replace(ranks, rank=0, world_size=1), how
         )

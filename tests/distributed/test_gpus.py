@@ -106,7 +106,7 @@ def test_gpus_slices_and_who_computes_on_them(mixed):
     assert (first.index, first.model, first.uuid, first.mig) == (0, A100, WHOLE[0], True)
     assert [one.uuid for one in first.slices] == SLICES
     assert [one.instance for one in first.slices] == ["1/0", "3/0", "5/0"]
-    assert (second.uuid, second.mig, second.slices) == (WHOLE[1], False, ())
+    assert (second.uuid, second.mig, second.slices) == (WHOLE[1], False, [])
     assert gpus.computing([first, second]) == {
         WHOLE[0]: "pid 34965 (python3)",
         SLICES[1]: "pid 34965 (python3)",
@@ -270,14 +270,15 @@ def test_nvidia_smi_and_torch_mean_the_same_gpus():
     """In a process that ends, which then computes: it is listed, and is not before (nor ever in a container)."""
     code = (
         "import os, torch; from launcher.sweep import devices; from launcher.distributed import gpus; "
+        "from launcher.distributed.devices import identity; "
         "listed, own = gpus.look(), f'pid {os.getpid()} '; "
         "found = gpus.visible(listed, os.environ.get('CUDA_VISIBLE_DEVICES')).devices; "
         "assert devices.visible_gpus(listed) == found, found; "
         "assert any(gpu.mig for gpu in listed) or devices._asked_of_torch() == found; "
-        "assert gpus.identity(0) == next(iter(found.values())); "
+        "assert identity(0) == next(iter(found.values())); "
         "assert own not in str(gpus.computing(gpus.look())); one = torch.ones(1, device='cuda'); "
         "contained = os.readlink('/proc/self/ns/pid') != 'pid:[4026531836]'; "
-        "assert contained or own in gpus.computing(gpus.look())[gpus.identity(0)]"
+        "assert contained or own in gpus.computing(gpus.look())[identity(0)]"
     )
     environment = os.environ | {"PYTHONPATH": str(processes.REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)

@@ -12,7 +12,6 @@ from accelerate.utils import InitProcessGroupKwargs
 from processes import free_port, start
 
 from launcher.distributed import process_group
-from launcher.distributed.process_group import RuntimeSettings
 from launcher.distributed.ranks import Ranks, find_ranks
 from launcher.distributed.watchdog import finish
 
@@ -30,8 +29,11 @@ def _bring_up(directory, device):
         init(*arguments, **named)
 
     dist.init_process_group = noted
-    settings = RuntimeSettings(device == "cpu", "no", 1, 37, True, STRATEGY, "highest")
-    accelerator = process_group.start(ranks, settings)
+    settings = {
+        "device": device, "mixed_precision": "no", "threads": 1, "timeout": 37, "deterministic": True,
+        "strategy": STRATEGY, "float32_matmul_precision": "highest",
+    }  # fmt: skip
+    accelerator = process_group.start(ranks, settings, device == "cpu")
     found = {"group": dist.is_initialized(), "count": accelerator.num_processes, "device": str(accelerator.device)}
     found["local rank"] = os.environ.get("LOCAL_RANK")
     if found["group"]:

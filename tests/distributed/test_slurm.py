@@ -8,6 +8,7 @@ from processes import REPOSITORY
 from slurm_cluster import found
 
 from launcher.core.errors import ConfigError
+from launcher.distributed import slurm as slurm_module
 from launcher.distributed.slurm import (
     cores_of_task,
     expand_counts,
@@ -17,9 +18,7 @@ from launcher.distributed.slurm import (
     node_address,
     port,
     ranks,
-    time_left,
 )
-from launcher.slurm.job import quote
 
 PRINT_RANKS = """
 import json, os, sys
@@ -70,19 +69,26 @@ def without(*names):
     return {k: v for k, v in task().items() if k not in names}
 
 
-def test_ranks_of_a_task():
+@pytest.fixture
+def asked(monkeypatch):
+    """The hosts whose address was asked for: each has the same."""
+    names = []
+    monkeypatch.setattr(slurm_module, "node_address", lambda name: names.append(name) or "127.0.0.7")
+    return names
+
+
+def test_ranks_of_a_task(asked):
     expected = {"RANK": "2", "WORLD_SIZE": "5", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}
-    asked = []
-    got = ranks(task(), lambda name: asked.append(name) or "127.0.0.7")
+    got = ranks(task())
     assert got == expected | {"MASTER_ADDR": "127.0.0.7", "MASTER_PORT": "20041", "GLOO_SOCKET_IFNAME": "lo"}
     assert asked == ["n07", "n07"]
     first = task(SLURM_PROCID="0", SLURM_NODEID="0", SLURM_GTIDS="0,1")
-    assert "GLOO_SOCKET_IFNAME" in ranks(first, lambda name: asked.append(name) or "127.0.0.7")
+    assert "GLOO_SOCKET_IFNAME" in ranks(first)
     assert asked[2:] == ["n07", "n08"]  # the first node looks towards another one
-    assert "GLOO_SOCKET_IFNAME" not in ranks(first | {"GLOO_SOCKET_IFNAME": "ib0"}, lambda name: "127.0.0.7")
-    last = ranks(task(SLURM_PROCID="4", SLURM_NODEID="2", SLURM_GTIDS="4"), lambda name: name)
-    assert (last["LOCAL_WORLD_SIZE"], last["MASTER_ADDR"]) == ("1", "n07")
-    chosen = ranks(task(MASTER_ADDR="10.1.1.1", MASTER_PORT="1234"), lambda name: name)
+    assert "GLOO_SOCKET_IFNAME" not in ranks(first | {"GLOO_SOCKET_IFNAME": "ib0"})
+    last = ranks(task(SLURM_PROCID="4", SLURM_NODEID="2", SLURM_GTIDS="4"))
+    assert (last["LOCAL_WORLD_SIZE"], last["MASTER_ADDR"]) == ("1", "127.0.0.7")
+    chosen = ranks(task(MASTER_ADDR="10.1.1.1", MASTER_PORT="1234"))
     assert (chosen["MASTER_ADDR"], chosen["MASTER_PORT"]) == ("10.1.1.1", "1234")
 
 
@@ -99,14 +105,14 @@ def test_ranks_of_a_task():
     ],
 )
 def test_ranks_are_not_slurms_to_give(environment):
-    assert ranks(environment, lambda name: name) is None
+    assert ranks(environment) is None
 
 
-def test_what_is_left_over_in_a_shell_does_not_take_the_ranks_from_slurm():
+def test_what_is_left_over_in_a_shell_does_not_take_the_ranks_from_slurm(asked):
     """Else each task would train alone."""
     for left in ({"LOCAL_RANK": "0"}, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"RANK": "", "WORLD_SIZE": ""}):
-        given = ranks(task(**left), lambda name: name)
-        assert given is not None and given["RANK"] == ranks(task(), lambda name: name)["RANK"]
+        given = ranks(task(**left))
+        assert given is not None and given["RANK"] == ranks(task())["RANK"]
 
 
 def test_cores_of_a_task():
@@ -118,7 +124,7 @@ def test_cores_of_a_task():
 
 def test_contradicting_variables_are_refused():
     with pytest.raises(ConfigError, match="SLURM_PROCID=7 does not fit SLURM_STEP_NUM_TASKS=5"):
-        ranks(task(SLURM_PROCID="7"), lambda name: name)
+        ranks(task(SLURM_PROCID="7"))
 
 
 def test_ports_of_neighbours_differ():
@@ -212,16 +218,3 @@ def test_two_steps_and_two_jobs_at_once_have_ports_of_their_own(slurm, tmp_path)
         assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.output(job)
         ports += found(slurm.output(job), "PORT")
     assert sorted(ports.count(p) for p in ports) == [2] * 8, ports
-
-
-def test_time_left(slurm, tmp_path):
-    code = "import os; from launcher.distributed.slurm import time_left; print('LEFT', time_left(os.environ))"
-    script = f"{sys.executable} -c {quote([code])}"
-    environment = {"PYTHONPATH": str(REPOSITORY)}
-    limited = slurm.sbatch(script, options=("--time=5",), env=environment)
-    free = slurm.sbatch(script, env=environment)
-    slurm.wait(limited)
-    assert 290 <= found(slurm.output(limited), "LEFT")[0] <= 300
-    slurm.wait(free)
-    assert found(slurm.output(free), "LEFT")[0] > 300 * 86400  # without a limit SLURM counts down from a year
-    assert time_left({}) is None
