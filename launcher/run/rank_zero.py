@@ -124,13 +124,9 @@ class RankZero:
         from launcher.training.saver import Saver
         from launcher.training.staging import Staging
 
-        settings = self.composed.used()
-        how = settings.checkpoint
+        how = self.composed.settings.checkpoint
         self.saver = Saver(self.path / "checkpoints", how.keep, how.max_failures, Staging.for_device(device))
-        self.reporter = Reporter(
-            self.directory, progress.step, progress.recorded, total_steps, steps_per_epoch, self.composed.plain(),
-            list(settings.trackers), settings.wandb,
-        )  # fmt: skip
+        self.reporter = Reporter(self.directory, self.composed, progress, total_steps, steps_per_epoch)
 
     def profiler(self) -> "Profiler | None":
         """A profiler of rank 0, where the settings ask for it."""
@@ -240,8 +236,7 @@ class RankZero:
         if self.complete:
             from launcher.run.reporter import show_again
 
-            settings = self.composed.used()
-            show_again(self.directory, self.composed.plain(), list(settings.trackers), settings.wandb)
+            show_again(self.directory, self.composed)
             log.info("finished already: nothing is left to do in %s", self.path)
         else:
             self.reporter.show()
