@@ -142,7 +142,7 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
     earlier = Found()
     if composed.chose_directory:
-        earlier = look_into(path, composed, built.total_steps, built)
+        earlier = look_into(path, composed, built)
     data, plan = built.data, built.plan
     loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
     with saved.reading():

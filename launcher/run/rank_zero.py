@@ -81,17 +81,9 @@ class RankZero:
             self._end()
 
     def open_directory(self, composed: Composed, parts: "Parts") -> Path:
-        """Make the run directory, or take up the one that is there; on every rank.
-
-        Args:
-            composed: The config that all ranks have agreed on.
-            parts: What the run is made of.
-
-        Raises:
-            ConfigError: As for `run_directory.open_for_all`.
-        """
+        """Make the run directory, or take up the one that is there, on every rank; see `run_directory.open_for_all`."""
         self.composed, self._class_names = composed, parts.data.class_names
-        opened, self.path, self.complete = run_directory.open_for_all(composed, parts.total_steps, parts, self.ranks)
+        opened, self.path, self.complete = run_directory.open_for_all(composed, parts, self.ranks)
         if opened is not None:
             self.directory = opened
         return self.path
@@ -101,7 +93,7 @@ class RankZero:
         """Begin the log file, say what the run is made of, and keep where it came from."""
         data, model, path = parts.data, parts.model, self.path
         self._log.begin_file(path)
-        log.info("run        %s%s", path, ", resumed" if self.directory.resumed else "")
+        log.info("run        %s%s", path, ", resumed" if self.directory.found.resumed else "")
         if self.composed.adopted:
             log.info("adopted    %s, as accelerate launch was asked to", " ".join(self.composed.adopted))
         log.info("data       %s", data)
@@ -169,7 +161,7 @@ class RankZero:
 
     @_on_rank_0
     def finish_saving(self) -> None:
-        """Wait for the last checkpoint; see `Saver.close`."""
+        """See `Saver.close`."""
         self.saver.close()
 
     @_on_rank_0
