@@ -17,18 +17,11 @@ Line = tuple[str, list[float], list[float]]  # name, steps, values
 
 
 def draw_curves(run_dir: Path) -> Path | None:
-    """Draw how the run went: loss, metrics, learning rate, speed.
-
-    Args:
-        run_dir: Run directory; curves.png is written in it.
-
-    Returns:
-        The picture; None where there is nothing to draw yet.
-    """
+    """Draw loss, metrics, learning rate and speed into curves.png of a run directory; None: nothing is there yet."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    panels = _panels(Path(run_dir))
+    panels = _panels(run_dir)
     if not panels:
         return None
     columns = min(2, len(panels))
@@ -39,7 +32,7 @@ def draw_curves(run_dir: Path) -> Path | None:
             axes = figure.add_subplot()
             _draw(axes, title, lines, _extent(panels))
             _lay_out(axes, 6.0 * (place % columns), 3.2 * (rows - 1 - place // columns), 6.0, 3.2)
-        path = Path(run_dir) / "curves.png"
+        path = run_dir / "curves.png"
         with replacing(path, "wb") as file:
             figure.savefig(file, dpi=130)
     return path
@@ -47,8 +40,7 @@ def draw_curves(run_dir: Path) -> Path | None:
 
 def svg_curves(run_dir: Path) -> list[str]:
     """The same panels as SVG, one each, in the colour of the text around."""
-    panels = _panels(run_dir)
-    if not panels:
+    if not (panels := _panels(run_dir)):
         return []
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -165,15 +157,9 @@ def _lay_out(axes: Any, x: float, y: float, width: float, height: float) -> None
     labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
     letters = max((5 if "$" in label else len(label) for label in labels), default=0)  # 10 to the power of something
     left, right, bottom, top = 0.22 + 0.09 * letters, 0.12, 0.52, 0.36
-    whole_width, whole_height = axes.figure.get_size_inches()
-    axes.set_position(
-        [
-            (x + left) / whole_width,
-            (y + bottom) / whole_height,
-            (width - left - right) / whole_width,
-            (height - bottom - top) / whole_height,
-        ]
-    )
+    inches = x + left, y + bottom, width - left - right, height - bottom - top
+    across, up = axes.figure.get_size_inches()
+    axes.set_position([inches[0] / across, inches[1] / up, inches[2] / across, inches[3] / up])
 
 
 def envelope(x: Any, y: Any) -> tuple[Any, Any]:

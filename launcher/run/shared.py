@@ -47,27 +47,21 @@ def sees(file: Path, seconds: float) -> bool:
 
 
 def judge(path: Path, resumes: bool, facts: Sequence[tuple[str, bool]]) -> tuple[str, ...]:
-    """What to say of ranks that do not see a run directory.
+    """What to say of ranks that do not see a run directory; ConfigError where the run is to go on from a checkpoint.
 
     Args:
         path: The directory.
-        resumes: Whether there is a checkpoint in it to go on from.
+        resumes: Whether there is a checkpoint in it.
         facts: Host of each rank, and whether it sees what rank 0 has made there.
-
-    Raises:
-        ConfigError: The run is to go on, and they cannot.
     """
     blind = [(rank, host) for rank, (host, seen) in enumerate(facts) if not seen]
     if not blind:
         return ()
     (rank, host), more = blind[0], f" and {len(blind) - 1} more" if len(blind) > 1 else ""
-    what = f"rank {rank} on {host}{more} cannot see"
+    what = f"hydra.run.dir={path}: rank {rank} on {host}{more} cannot see this directory of rank 0 on {facts[0][0]}"
     if resumes:
         raise ConfigError(
-            f"hydra.run.dir={path}: {what} this directory of rank 0 on {facts[0][0]}, and every rank reads the "
-            "checkpoint to go on from. Move it to a file system that all nodes share, and name it there."
+            f"{what}, and every rank reads the checkpoint to go on from. Move it to a file system that all nodes "
+            "share, and name it there."
         )
-    return (
-        f"hydra.run.dir={path}: {what} this directory of rank 0 on {facts[0][0]}. To be resumed, or to go back to a "
-        "checkpoint, the run needs one that all nodes share",
-    )
+    return (f"{what}. To be resumed, or to go back to a checkpoint, the run needs one that all nodes share",)
