@@ -12,7 +12,8 @@ from launcher.core.files import numbers, plain, replacing
 
 log = logging.getLogger("launcher")
 
-HISTOGRAMS = "histograms.jsonl"  # in a run directory: rows whose values are lists, an end, an end, counts of bins
+# In a run directory: rows whose values are lists, an end, an end, counts of bins; and a table of predictions.
+HISTOGRAMS, TABLE = "histograms.jsonl", "wandb/predictions.npz"
 
 
 class Record:

@@ -10,7 +10,7 @@ from launcher.config.composed import Composed
 from launcher.core.files import ends, numbers, read_json, write_json, write_text
 from launcher.distributed.threads import takes_all_cores
 from launcher.run import gallery, histograms, provenance
-from launcher.run.record import HISTOGRAMS, Record, of_time
+from launcher.run.record import HISTOGRAMS, TABLE, Record, of_time
 from launcher.run.run_directory import UNSHOWN, RunDirectory
 from launcher.run.terminal import Progress as Bar
 from launcher.run.terminal import final_table
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("launcher")
 
-TABLE = "wandb/predictions.npz"
 LATE = 20.0  # seconds of training before W&B's process, which takes 2 of a core to start, takes a core that trains
 # How a whole one ends.
 PICTURES = {"curves.png": b"IEND\xaeB`\x82", "report.html": b"</html>\n"}
@@ -179,9 +178,7 @@ def show(path: Path, tracker: WandbTracker | None, shown: Sequence[Views], artif
     if tracker is not None:
         summary = read_json(path / "summary.json")
         summary |= {name: numbers(summary.get(name)) for name in ("final", "best")}
-        table = path / TABLE if (path / TABLE).exists() else None
-        chosen = _chosen(path, artifacts, summary.get("best_step"))
-        ended = tracker.finish(summary, {"curves": path / "curves.png"}, chosen, table) and ended
+        ended = tracker.finish(summary, _chosen(path, artifacts, summary.get("best_step"))) and ended
     if ended:
         (path / UNSHOWN).unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ from launcher.config.composed import Composed
 from launcher.config.resume import differences
 from launcher.core.errors import ConfigError
 from launcher.core.files import last_step, read_json
+from launcher.run import provenance
 from launcher.run.config_file import CONFIG, read_config
 from launcher.run.lock import LOCK, is_held
 from launcher.run.record import Record
@@ -135,8 +136,6 @@ def check_same(
     Raises:
         ConfigError: It belongs to a run with another config, or has learned from other data.
     """
-    from launcher.run import provenance
-
     old = filled(old)
     new = composed.as_begun(old).plain()
     lines = [line for line in differences(old, new) if not line.startswith("early_stopping.")]  # see adapt_state

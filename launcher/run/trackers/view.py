@@ -55,11 +55,7 @@ def _next_row(file: BinaryIO) -> dict[str, Any] | None:
 
 
 def measured_at_the_end(summary: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Steps, and the metrics of the test split there: by the best model, `best/test/...`, and by the last one.
-
-    Args:
-        summary: summary.json; empty where the run did not come to its end.
-    """
+    """Of summary.json: steps, and the metrics of the test split there, by the best model and by the last one."""
     for group, at, prefix in (("best", "best_step", "best/"), ("final", "step", "")):
         found = numbers(summary.get(group))
         measured = {f"{prefix}{name}": value for name, value in found.items() if name.startswith("test/")}

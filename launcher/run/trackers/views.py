@@ -22,12 +22,7 @@ PATIENCE_FOR_OTHERS = 30.0  # which import torch and may have a server
 
 
 class Views:
-    """Views in one process. Nothing here waits, but `close`.
-
-    Args:
-        run_dir: Run directory, with metrics.jsonl and timings.jsonl in it.
-        names: Of the views, as in the setting `trackers`.
-    """
+    """Views in one process, by their names in the setting `trackers`. Nothing here waits, but `close`."""
 
     def __init__(self, run_dir: Path, names: list[str]) -> None:
         self.names = names
@@ -59,12 +54,7 @@ class Views:
 
 
 def start(run_dir: Path, names: list[str]) -> list[Views]:
-    """Start views: those that are files together, each other one by itself, so that no server keeps them waiting.
-
-    Args:
-        run_dir: As for `Views`.
-        names: As for `Views`.
-    """
+    """Start views: those that are files together, each other one by itself, so that no server keeps them waiting."""
     files = [name for name in names if name in MADE_ANEW]
     others = [[name] for name in names if name not in MADE_ANEW]
     return [Views(run_dir, each) for each in (files, *others) if each]
