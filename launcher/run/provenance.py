@@ -322,11 +322,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def unlike(then: Mapping[str, Any], now: Mapping[str, Any], strictly: bool) -> list[str]:
-    """What keeps a run from going on with the data that is there now, one line for each difference.
+    """What keeps a run from going on with the data that is there now, in words.
 
     Args:
-        then: What the run wrote, from data.json.
-        now: What `record_of` gives.
+        then: What `record_of` gave when the run began.
+        now: What it gives.
         strictly: Whether all that is known must be the same, as where it was read from another place: else the kind
             and the number of the samples, since checksums of prepared numbers may be others on another machine.
     """

@@ -108,7 +108,7 @@ class Reporter:
             progress: For the best metrics.
             tested: See `RankZero.conclude`.
             names: Of the classes.
-            predictions: Columns of a table for W&B.
+            predictions: See `RankZero.conclude`.
         """
         final: dict[str, Any] = {}
         for row in self.record.rows():

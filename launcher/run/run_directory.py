@@ -59,16 +59,12 @@ class RunDirectory:
             write_text(file, wanted or uuid.uuid4().hex[:12])
         return file.read_text().strip()
 
-    def resume_command(self, overrides: list[str]) -> str:
-        """The command that goes on with this run: the one that started it, with the directory named."""
-        kept = [o for o in overrides if not o.startswith("hydra.run.dir=")]
-        words = [*launch_words(), *config_options(sys.argv[1:]), *kept]
-        here = os.path.relpath(self.path)
-        return shlex.join([*words, directory_override(self.path if here.startswith("..") else here)])
-
     def stopped(self, step: int, reason: str | None, overrides: list[str]) -> None:
-        """Note and say that a run ended before its last step, why, and how it goes on."""
-        command = self.resume_command(overrides)
+        """Note and say that a run ended before its last step, why, and by which command it goes on."""
+        here = os.path.relpath(self.path)
+        kept = [o for o in overrides if not o.startswith("hydra.run.dir=")]
+        named = directory_override(self.path if here.startswith("..") else here)
+        command = shlex.join([*launch_words(), *config_options(sys.argv[1:]), *kept, named])
         write_json(self.path / "stopped.json", {"step": step, "reason": reason, "resume": command})
         log.info("stopped    at step %d (%s), everything is saved. To go on:\n  %s", step, reason, command)
 
@@ -129,10 +125,6 @@ def open_run_directory(composed: Composed, parts: "Parts") -> RunDirectory:
     where torchrun restarts a group or SLURM requeues a job. A name made from the clock is never shared: two runs that
     start in the same second get two directories.
 
-    Args:
-        composed: The config of the run.
-        parts: What the run is made of, which must fit what is there.
-
     Raises:
         ConfigError: Another run is in it, it belongs to another config or has gone further, or it cannot be written.
     """
@@ -159,7 +151,7 @@ def open_run_directory(composed: Composed, parts: "Parts") -> RunDirectory:
 
 
 def open_for_all(composed: Composed, parts: "Parts", ranks: Ranks) -> tuple[RunDirectory | None, Path, bool]:
-    """The run directory, opened by rank 0; what is wrong with it ends every rank. Arguments: see `open_run_directory`.
+    """The run directory, opened by rank 0; what is wrong with it ends every rank.
 
     Where a node does not see it, a run that begins can be trained, and says so; one that goes on cannot: every rank
     reads its checkpoint.
@@ -198,12 +190,10 @@ def holds_checkpoint(composed: Composed) -> bool:
 
 def _make_new(path: Path) -> Path:
     for number in range(1000):
-        attempt = path if number == 0 else path.with_name(f"{path.name}_{number}")
-        try:
+        attempt = path.with_name(f"{path.name}_{number}") if number else path
+        with contextlib.suppress(FileExistsError):
             make_directory(attempt, "hydra.run.dir", exist_ok=False)
             return attempt
-        except FileExistsError:
-            continue
     raise ConfigError(f"hydra.run.dir={path}: taken a thousand times over. Name a directory of your own.")
 
 

@@ -1,4 +1,4 @@
-"""The process of views: it follows the record until the trainer says that it is complete, or is gone."""
+"""The process of views, in which they follow the record."""
 
 import os
 import select

@@ -131,11 +131,8 @@ class View:
         self.tell(warning=f"W&B cannot be used online: {trouble}. Recording offline")
 
     def _service_died(self) -> bool:
-        for service in self.services:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                service.wait(0.2)
-                return True
-        return False
+        time.sleep(0.2)  # one that is about to die has died then
+        return any(service.poll() is not None for service in self.services)
 
     def _set_older_segments_aside(self) -> None:
         # W&B ignores `resume` offline, and a kill takes the last seconds of a segment. So each start replays the
@@ -149,18 +146,16 @@ class View:
 
     def _can_go_online(self) -> bool:
         """Whether to try. Raises where a key is there, or was demanded, and online cannot be."""
-        mode = self.settings["mode"]
+        mode, has_key = self.settings["mode"], False
         if mode == "offline":
             return False
-        try:
+        with contextlib.suppress(self.wandb.errors.UsageError):
             has_key = self.wandb.login(verify=False)  # environment, netrc, settings; cannot ask here
-        except self.wandb.errors.UsageError:
-            has_key = False
         if has_key and (trouble := self._trouble()):
             raise ConnectionError(trouble)
         if not has_key and mode == "online":
             raise PermissionError("wandb.mode=online, but no API key is configured (see `wandb login`)")
-        return bool(has_key)
+        return has_key
 
     def _trouble(self) -> str | None:
         """What is wrong with the server; None where it answers. Returns within seconds."""
@@ -300,9 +295,8 @@ class View:
         if shown:  # at the last step, not one after it: a run that is trained further has a row of its own there
             self.run.log(shown, step=max(self.last, 0))
         for path, aliases in self.end["artifacts"].items():
-            artifact = self.wandb.Artifact(
-                f"checkpoint-{self.run.id}", "model", metadata={"checkpoint": Path(path).name}
-            )
+            about = {"checkpoint": Path(path).name}
+            artifact = self.wandb.Artifact(f"checkpoint-{self.run.id}", "model", metadata=about)
             artifact.add_dir(path, policy="immutable")
             self.run.log_artifact(artifact, aliases=aliases)
         flat = {name: value for name, value in summary.items() if name not in ("final", "best")}
