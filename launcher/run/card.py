@@ -22,14 +22,14 @@ TOLD = (
 def write_card(
     directory: Path, path: Path, run: Mapping[str, Any], record: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> None:
-    """Write README.md, with the run's curves where there are some.
+    """Write README.md beside exported files, with the curves of the run in `path` where there are some.
 
     Args:
         directory: Of the exported files.
         path: Run directory.
         run: Settings of the run.
         record: data.json of the run.
-        metadata: What metadata.json holds.
+        metadata: metadata.json of the export.
     """
     summary = read_json(path / "summary.json")
     picture = "curves.png" if (path / "curves.png").is_file() else None

@@ -44,7 +44,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def write_page(path: Path, name: str, template: Path, style: str = "", **content: Any) -> Path:
-    """Write a page around what a template makes, in which every text is escaped.
+    """Write a page around what a template makes, in which every text is escaped, and return its path.
 
     Args:
         path: Of the page.
@@ -52,9 +52,6 @@ def write_page(path: Path, name: str, template: Path, style: str = "", **content
         template: See `render`.
         style: CSS beside that of all pages.
         content: What else the template gets.
-
-    Returns:
-        The page.
     """
     from markupsafe import Markup
 
@@ -65,13 +62,7 @@ def write_page(path: Path, name: str, template: Path, style: str = "", **content
 
 
 def render(template: Path, escapes: bool, **content: Any) -> str:
-    """What a Jinja2 template makes of its content; it has the filter `figure`, which is `figure_text`.
-
-    Args:
-        template: The file.
-        escapes: Whether texts are escaped for HTML.
-        content: What the template gets.
-    """
+    """What the Jinja2 template in a file makes of its content; it has the filter `figure`, which is `figure_text`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -32,13 +32,7 @@ class Found(NamedTuple):
 
 
 def look_into(path: Path, composed: Composed, parts: "Parts", ours: bool = False) -> Found:
-    """What a start finds in a directory, which stays as it is and need not exist.
-
-    Args:
-        path: The directory.
-        composed: The config of the run.
-        parts: What it is made of.
-        ours: Whether this process holds its lock.
+    """What a start finds in a directory, which stays as it is and need not exist; `ours`: this process holds its lock.
 
     Raises:
         ConfigError: As for `open_run_directory`.

@@ -151,16 +151,13 @@ def open_run_directory(composed: Composed, parts: "Parts") -> RunDirectory:
 
 
 def open_for_all(composed: Composed, parts: "Parts", ranks: Ranks) -> tuple[RunDirectory | None, Path, bool]:
-    """The run directory, opened by rank 0; what is wrong with it ends every rank.
+    """The run directory, opened by rank 0; what is wrong with it (see `open_run_directory`) ends every rank.
 
     Where a node does not see it, a run that begins can be trained, and says so; one that goes on cannot: every rank
     reads its checkpoint.
 
     Returns:
         The directory on rank 0 and None elsewhere; where it is, and whether its run is complete.
-
-    Raises:
-        ConfigError: As for `open_run_directory`; or a rank does not see the checkpoint to go on from.
     """
     opened: list[RunDirectory] = []
     timeout = float(composed.settings.timeout)

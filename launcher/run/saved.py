@@ -86,10 +86,6 @@ class Chosen(NamedTuple):
 def choose_checkpoint(path: Path, wanted: str | int) -> Chosen:
     """The checkpoint that `auto` (the best where one is kept, else the last), `best`, `last` or a step names, verified.
 
-    Args:
-        path: Run directory.
-        wanted: Which.
-
     Raises:
         ConfigError: There is no such checkpoint, or its files are not what was written.
     """
@@ -154,11 +150,7 @@ def without_file(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_others(record: Mapping[str, Any], path: Any) -> "Others":
-    """Samples from elsewhere, read and prepared as those that a run learned from.
-
-    Args:
-        record: data.json of the run.
-        path: What the setting `input` names.
+    """Samples from where `input` names, read and prepared as those that a run learned from, by its data.json.
 
     Raises:
         ConfigError: The run's data source reads nothing else, or there is nothing fit to read.
