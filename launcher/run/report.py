@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,12 @@ def _names(evaluation: Mapping[str, Any], count: int) -> list[str]:
     return [str(names[place]) if place < len(names) else str(place) for place in range(count)]
 
 
-def _classes(evaluation: Mapping[str, Any]) -> list[tuple[str, float | None, int | str]]:
+def _classes(evaluation: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Name, accuracy (None where it is no number) and number of samples of each class."""
     accuracy = evaluation.get("per_class_accuracy") or []
+    shares = [value if isinstance(value, int | float) and math.isfinite(value) else None for value in accuracy]
     counts = [sum(row) for row in evaluation.get("confusion") or []]
-    rows: list[tuple[str, float | None, int | str]] = []
-    for place, (name, value) in enumerate(zip(_names(evaluation, len(accuracy)), accuracy, strict=True)):
-        share = value if isinstance(value, int | float) and math.isfinite(value) else None
-        rows.append((name, share, counts[place] if place < len(counts) else ""))
-    return rows
+    return list(zip_longest(_names(evaluation, len(shares)), shares, counts[: len(shares)], fillvalue=""))
 
 
 def _confused(matrix: list[list[int]], names: list[str]) -> list[tuple[int, str, str]]:

@@ -69,12 +69,9 @@ class Reporter:
         row = {"step": step, "epoch": step / self.steps_per_epoch, **figures}
         self.record.write(row)
         self.timings.write(timing)
-        shown = row | of_time(timing)
         self.bar.update(row | dict(timing))
         if self.tracker is not None:
-            self.tracker.log(shown)
-        for view in self.views:
-            view.look()
+            self.tracker.log(row | of_time(timing))
 
     def watch(self, step: int, model: "nn.Module") -> None:
         """Keep histograms of the gradients and weights after a step, and show them in W&B, where that is on."""

@@ -37,10 +37,8 @@ def serve(run_dir: Path, trainer: int, views: list[View]) -> None:
                 view.flush()
             if ended:
                 break
-            # The end of the pipe is not enough: what a killed trainer has forked may hold it open.
-            if select.select([0], [], [], 1.0)[0]:
-                ended = not os.read(0, 65536)
-            ended = ended or os.getppid() != trainer
+            # The end of the pipe, in which nothing comes, is not enough: what a killed trainer has forked may hold it.
+            ended = bool(select.select([0], [], [], 1.0)[0]) or os.getppid() != trainer
     for view in views:
         view.close(read_json(run_dir / "summary.json"))
 
