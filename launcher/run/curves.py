@@ -157,9 +157,9 @@ def _lay_out(axes: Any, x: float, y: float, width: float, height: float) -> None
     labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
     letters = max((5 if "$" in label else len(label) for label in labels), default=0)  # 10 to the power of something
     left, right, bottom, top = 0.22 + 0.09 * letters, 0.12, 0.52, 0.36
-    inches = x + left, y + bottom, width - left - right, height - bottom - top
     across, up = axes.figure.get_size_inches()
-    axes.set_position([inches[0] / across, inches[1] / up, inches[2] / across, inches[3] / up])
+    corner = (x + left) / across, (y + bottom) / up
+    axes.set_position([*corner, (width - left - right) / across, (height - bottom - top) / up])
 
 
 def envelope(x: Any, y: Any) -> tuple[Any, Any]:

@@ -16,8 +16,8 @@ WRAPPED = "_checkpoint_wrapped_module."  # what activation checkpointing puts in
 def of_model(model: nn.Module, which: str) -> dict[str, list[float]]:
     """See `of_tensors`: of `gradients`, `parameters` or `all` of a bare model, named as wandb.watch names them.
 
-    That hooks into each backward and sees the gradient of one micro-batch on one device. These are of the gradient of
-    the global batch, as the optimizer has just taken it (clipped, where it is), and of the weights after the update.
+    wandb.watch itself sees the gradient of one micro-batch on one device. These are of the gradient of the global
+    batch, as the optimizer has just taken it (clipped, where it is), and of the weights after the update.
     """
     named: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():

@@ -44,7 +44,7 @@ SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
 def summary() -> dict[str, Any]:
-    """See `git_commit`; and the versions of what matters."""
+    """The commit of the working directory (see `git_commit`) and the versions of what matters."""
     versions = {"python": platform.python_version(), "launcher": launcher.__version__}
     for package in ("torch", "accelerate", "hydra-core", "numpy", "wandb"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -104,7 +104,8 @@ def code() -> dict[str, dict[str, Any]]:
     """Commit and uncommitted changes of the working directory, and of this package where that is in another repository.
 
     Returns:
-        Per place `commit` and `changes`: the SHA-256 of what `git diff HEAD` gives, None where it gives nothing.
+        Per place `commit` and `changes`: the SHA-256 of what `git diff HEAD` gives, None where it gives nothing. Files
+        that git does not track are in neither.
     """
     if commit := os.environ.get("LAUNCHER_COMMIT"):
         return {"working directory": {"commit": commit, "changes": None}}
@@ -240,15 +241,17 @@ def record_of(data: "Data") -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps(plain(data.record()), default=str))
     for name, part in found["parts"].items():
         if files := getattr(getattr(getattr(data, name), "dataset", None), "samples", None):
-            part["files"] = _print_of_files([Path(file) for file, *_ in files[:: -(-len(files) // LOOKED_AT)]])
+            part["files"] = _print_of_files([str(file) for file, *_ in files[:: -(-len(files) // LOOKED_AT)]])
     return found
 
 
-def _print_of_files(files: Sequence[Path]) -> int:
+def _print_of_files(files: Sequence[str]) -> int:
     """A checksum of the names of files, with the folder that each is in, and of their sizes."""
-    sizes = [file.stat().st_size if file.exists() else -1 for file in files]
-    lines = [f"{Path(*file.parts[-2:])} {size}\n" for file, size in zip(files, sizes, strict=True)]
-    return zlib.crc32("".join(lines).encode())
+    checksum = 0
+    for file in files:
+        size = os.path.getsize(file) if os.path.exists(file) else -1
+        checksum = zlib.crc32(f"{Path(*Path(file).parts[-2:])} {size}\n".encode(), checksum)
+    return checksum
 
 
 def _keep_changes(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:

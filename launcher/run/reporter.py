@@ -51,11 +51,11 @@ class Reporter:
         self.record = Record(self.path / "metrics.jsonl")
         self.timings = Record(self.path / "timings.jsonl")
         self.histograms = Record(self.path / HISTOGRAMS)
+        for record in (self.record, self.timings):
+            record.open(progress.recorded or None)
         self.tracker = tracker_of(directory, composed)
         self._artifacts = settings.wandb.artifacts
         self._watched: str | None = settings.wandb.watch or None if self.tracker is not None else None
-        for record in (self.record, self.timings):
-            record.open(progress.recorded or None)
         if self._watched or self.histograms.path.exists():
             self.histograms.open(progress.step or None)
         for stale in ("stopped.json", "summary.json", "evaluation.json", TABLE, UNSHOWN):

@@ -70,10 +70,10 @@ def choose_device(run: Mapping[str, Any], device: str, ranks: Ranks) -> tuple[bo
 
 
 class Chosen(NamedTuple):
-    """A checkpoint that a command takes: its directory, and `best`, `last`, `best and last`, or nothing."""
+    """A checkpoint that a command takes."""
 
     path: Path
-    which: str
+    which: str  # `best`, `last`, `best and last`, or nothing where it is neither
 
     def __str__(self) -> str:
         return f"{self.path.name} ({self.which})" if self.which else self.path.name
@@ -217,7 +217,7 @@ def _same(then: Any, now: Any) -> bool:
 
 
 def data_of_others(record: Mapping[str, Any], others: "Others") -> "Data":
-    """Labelled samples from elsewhere as the test split of a data source, of which a loss asks what the run's said."""
+    """Labelled samples from elsewhere as a data source whose test split they are; for a loss it is the run's own."""
     import torch
 
     from launcher.batching.splits import DatasetSplit
