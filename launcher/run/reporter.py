@@ -53,7 +53,7 @@ class Reporter:
         self.histograms = Record(self.path / HISTOGRAMS)
         for record in (self.record, self.timings):
             record.open(progress.recorded or None)
-        self.tracker = tracker_of(directory, composed)
+        self.tracker = tracker_of(directory, composed, settings)
         self._artifacts = settings.wandb.artifacts
         self._watched: str | None = settings.wandb.watch or None if self.tracker is not None else None
         if self._watched or self.histograms.path.exists():
@@ -144,13 +144,12 @@ def show_again(directory: RunDirectory, composed: Composed) -> None:
     missing = {name for name, file in MADE_ANEW.items() if not (path / file).exists()}
     viewed = [name for name in settings.trackers if name != "wandb" and (cut_short or name in missing)]
     if cut_short or viewed or not all(ends(path / name, mark) for name, mark in PICTURES.items()):
-        tracker = tracker_of(directory, composed) if cut_short else None
+        tracker = tracker_of(directory, composed, settings) if cut_short else None
         show(path, tracker, views.start(path, viewed), settings.wandb.artifacts)
 
 
-def tracker_of(directory: RunDirectory, composed: Composed) -> WandbTracker | None:
-    """W&B where it is wanted."""
-    settings = composed.used()
+def tracker_of(directory: RunDirectory, composed: Composed, settings: Any) -> WandbTracker | None:
+    """W&B where it is wanted, by the settings that the config has in this directory."""
     wandb = settings.wandb
     if "wandb" not in settings.trackers or wandb.mode == "disabled":
         return None
