@@ -125,6 +125,15 @@ def of_time(timing: Mapping[str, Any]) -> dict[str, Any]:
     return {f"time/{name}": value for name, value in timing.items() if name not in ("step", "time")}
 
 
+def measured_at_the_end(summary: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Of summary.json: steps, and the metrics of the test split there, by the best model and by the last one."""
+    for group, at, prefix in (("best", "best_step", "best/"), ("final", "step", "")):
+        found = numbers(summary.get(group))
+        measured = {f"{prefix}{name}": value for name, value in found.items() if name.startswith("test/")}
+        if measured:
+            yield summary.get(at) or 0, measured
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     """A line of the record; None where it is not a whole row."""
     if not line.endswith(b"\n"):

@@ -100,12 +100,7 @@ class Reporter:
     ) -> None:
         """Write the summary and end the record: from here on the run is done, whatever becomes of its pictures.
 
-        Args:
-            summary: What summary.json holds beside the metrics.
-            progress: For the best metrics.
-            tested: See `RankZero.conclude`.
-            names: Of the classes.
-            predictions: See `RankZero.conclude`.
+        Arguments as for `RankZero.conclude`; to `summary` the metrics are added.
         """
         final: dict[str, Any] = {}
         for row in self.record.rows():

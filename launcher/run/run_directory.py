@@ -41,13 +41,7 @@ LEFT = (
 
 
 class RunDirectory:
-    """A run directory that this process holds the lock of.
-
-    Attributes:
-        path: Absolute.
-        found: What was in it before.
-        notes: Lines for the log about that.
-    """
+    """A run directory that this process holds the lock of: what was in it before, and lines for the log about that."""
 
     def __init__(self, path: Path, lock: int, found: Found) -> None:
         self.path, self.found, self.notes, self._lock = path, found, found.notes, lock

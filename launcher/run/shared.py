@@ -29,11 +29,8 @@ def sees(file: Path, seconds: float) -> bool:
     """Whether a file that another node has just made is there.
 
     That its directory was not, a moment ago, NFS may believe for up to a minute. It asks the server again for a
-    directory that is opened (Linux, fs/nfs/dir.c, `nfs_lookup_verify_inode`): so all on the way to the file are.
-
-    Args:
-        file: Whose name this node has not asked for before.
-        seconds: How long to look for it.
+    directory that is opened (Linux, fs/nfs/dir.c, `nfs_lookup_verify_inode`): so all on the way to the file are. For
+    the file's own name, this node must not have asked before.
     """
     deadline = time.monotonic() + seconds
     while not os.path.exists(file):
