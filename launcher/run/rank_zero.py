@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from launcher.config.composed import Composed
@@ -74,9 +73,7 @@ class RankZero:
     def __enter__(self) -> "RankZero":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._end()
 
