@@ -119,7 +119,7 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)
     built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
-    earlier = look_into(path, composed, built.total_steps, built) if composed.chose_directory else Found()
+    earlier = look_into(path, composed, built) if composed.chose_directory else Found()
     data, plan = built.data, built.plan
     loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
     with saved.reading():

@@ -17,29 +17,21 @@ Line = tuple[str, list[float], list[float]]  # name, steps, values
 
 
 def draw_curves(run_dir: Path) -> Path | None:
-    """Draw how the run went: loss, metrics, learning rate, speed.
-
-    Args:
-        run_dir: Run directory; curves.png is written in it.
-
-    Returns:
-        The picture; None where there is nothing to draw yet.
-    """
+    """Draw loss, metrics, learning rate and speed into curves.png of a run directory; None: nothing is there yet."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    panels = _panels(Path(run_dir))
+    panels = _panels(run_dir)
     if not panels:
         return None
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with rc_context(style("#24292f")):
         figure = Figure(figsize=(6.0 * columns, 3.2 * rows), facecolor="white")
-        for place, (title, lines) in enumerate(panels.items()):
-            axes = figure.add_subplot()
-            _draw(axes, title, lines, _extent(panels))
-            _lay_out(axes, 6.0 * (place % columns), 3.2 * (rows - 1 - place // columns), 6.0, 3.2)
-        path = Path(run_dir) / "curves.png"
+        for place, title in enumerate(panels):
+            left, bottom = 6.0 * (place % columns), 3.2 * (rows - 1 - place // columns)
+            _lay_out(_draw(figure, panels, title), left, bottom, 6.0, 3.2)
+        path = run_dir / "curves.png"
         with replacing(path, "wb") as file:
             figure.savefig(file, dpi=130)
     return path
@@ -47,20 +39,17 @@ def draw_curves(run_dir: Path) -> Path | None:
 
 def svg_curves(run_dir: Path) -> list[str]:
     """The same panels as SVG, one each, in the colour of the text around."""
-    panels = _panels(run_dir)
-    if not panels:
+    if not (panels := _panels(run_dir)):
         return []
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     pictures = []
-    for number, (title, lines) in enumerate(panels.items()):
+    for number, title in enumerate(panels):
         # A salt of its own: the ids of all pictures share one page.
         with rc_context(style(INK) | {"svg.hashsalt": f"panel {number}"}):
             figure = Figure(figsize=(5.4, 3.0))
-            axes = figure.add_subplot()
-            _draw(axes, title, lines, _extent(panels))
-            _lay_out(axes, 0, 0, 5.4, 3.0)
+            _lay_out(_draw(figure, panels, title), 0, 0, 5.4, 3.0)
             figure.patch.set_alpha(0)
             for axes in figure.axes:
                 axes.patch.set_alpha(0)
@@ -94,12 +83,6 @@ def _panels(run_dir: Path) -> dict[str, list[Line]]:
     return {title: panels[title] for title in order}
 
 
-def _extent(panels: Mapping[str, Sequence[Line]]) -> tuple[float, float]:
-    """First and last step of all panels: they share it, so that what stands below each other happened together."""
-    steps = [line[1] for lines in panels.values() for line in lines]
-    return min(line[0] for line in steps), max(line[-1] for line in steps)
-
-
 def style(ink: str) -> Any:  # matplotlib types its settings name by name
     """Settings of matplotlib: its own, whatever a person's matplotlibrc says beside fonts, and these."""
     from matplotlib import rcParamsDefault
@@ -123,10 +106,12 @@ def style(ink: str) -> Any:  # matplotlib types its settings name by name
     }
 
 
-def _draw(axes: Any, title: str, lines: Sequence[Line], steps_shown: tuple[float, float]) -> None:
+def _draw(figure: Any, panels: Mapping[str, Sequence[Line]], title: str) -> Any:
+    """The axes of a panel."""
     import numpy as np
 
-    for name, steps, values in lines:
+    axes = figure.add_subplot()
+    for name, steps, values in panels[title]:
         colour = EVALUATED if name.startswith(("eval/", "test/")) else TRAIN
         label = name.split("/", 1)[0] if "/" in name else name
         x, y = np.asarray(steps), np.asarray(values)
@@ -139,11 +124,13 @@ def _draw(axes: Any, title: str, lines: Sequence[Line], steps_shown: tuple[float
         broken = x[~np.isfinite(y)]
         if len(broken):
             axes.axvline(broken[0], color="#cf222e", linestyle=":", linewidth=1.2, label=f"{label}: NaN or inf")
-    seen = np.concatenate([np.asarray(values) for _, _, values in lines])
+    seen = np.concatenate([np.asarray(values) for _, _, values in panels[title]])
     seen = seen[np.isfinite(seen)]
     if len(seen) and seen.min() > 0 and seen.max() > 200 * seen.min() and title != "learning rate":
         axes.set_yscale("log")
-    first, last = steps_shown
+    # All panels share the steps, so that what stands below each other happened together.
+    everywhere = [steps for lines in panels.values() for _, steps, _ in lines]
+    first, last = min(steps[0] for steps in everywhere), max(steps[-1] for steps in everywhere)
     margin = 0.02 * (last - first) or 1
     axes.set_xlim(first - margin, last + margin)
     axes.set_title(title, parse_math=False)  # a name with a $ in it is a name
@@ -153,6 +140,7 @@ def _draw(axes: Any, title: str, lines: Sequence[Line], steps_shown: tuple[float
     if len(axes.get_legend_handles_labels()[1]) > 1:
         for text in axes.legend(frameon=False, fontsize=9).get_texts():
             text.set_parse_math(False)
+    return axes
 
 
 def _lay_out(axes: Any, x: float, y: float, width: float, height: float) -> None:
@@ -165,15 +153,9 @@ def _lay_out(axes: Any, x: float, y: float, width: float, height: float) -> None
     labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
     letters = max((5 if "$" in label else len(label) for label in labels), default=0)  # 10 to the power of something
     left, right, bottom, top = 0.22 + 0.09 * letters, 0.12, 0.52, 0.36
-    whole_width, whole_height = axes.figure.get_size_inches()
-    axes.set_position(
-        [
-            (x + left) / whole_width,
-            (y + bottom) / whole_height,
-            (width - left - right) / whole_width,
-            (height - bottom - top) / whole_height,
-        ]
-    )
+    across, up = axes.figure.get_size_inches()
+    corner = (x + left) / across, (y + bottom) / up
+    axes.set_position([*corner, (width - left - right) / across, (height - bottom - top) / up])
 
 
 def envelope(x: Any, y: Any) -> tuple[Any, Any]:

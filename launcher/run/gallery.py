@@ -21,11 +21,7 @@ COLOURS = (1, 3)  # channels of what can be shown as an image
 
 
 def check(data: Data) -> None:
-    """Check that predictions can stand in a table.
-
-    Raises:
-        ConfigError: They cannot.
-    """
+    """Raise a ConfigError where predictions cannot stand in a table."""
     if data.task == "language":
         raise ConfigError(
             f"wandb.tables: predictions of data={data.name}, a language task, have no table. Set it to 0."

@@ -14,18 +14,10 @@ WRAPPED = "_checkpoint_wrapped_module."  # what activation checkpointing puts in
 
 
 def of_model(model: nn.Module, which: str) -> dict[str, list[float]]:
-    """Histograms of a model, named as wandb.watch names them: `gradients/NAME`, `parameters/NAME`.
+    """See `of_tensors`: of `gradients`, `parameters` or `all` of a bare model, named as wandb.watch names them.
 
-    wandb.watch hooks into each backward and sees the gradient of one micro-batch on one device. These are of the
-    gradient of the global batch, as the optimizer has just taken it (clipped, where it is), and of the weights after
-    the update.
-
-    Args:
-        model: The bare model, its gradients in place.
-        which: `gradients`, `parameters` or `all`.
-
-    Returns:
-        See `of_tensors`; a parameter without a gradient has no histogram of it.
+    wandb.watch itself sees the gradient of one micro-batch on one device. These are of the gradient of the global
+    batch, as the optimizer has just taken it (clipped, where it is), and of the weights after the update.
     """
     named: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -39,9 +31,6 @@ def of_model(model: nn.Module, which: str) -> dict[str, list[float]]:
 
 def of_tensors(named: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """A histogram of each tensor, of its finite elements; the device is waited for twice, however many they are.
-
-    Args:
-        named: Tensors of any shape, floating type and device.
 
     Returns:
         Per name the lower end of the first bin, the upper end of the last one, and the counts of BINS bins of equal

@@ -33,18 +33,9 @@ def is_held(path: Path) -> bool:
 
 
 def lock(path: Path) -> int:
-    """Keep other starts out of a run directory for as long as the returned handle is open.
-
-    Raises:
-        ConfigError: A run is in it.
-    """
-    who = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "job": os.environ.get("SLURM_JOB_ID"),
-        "launches": launch_names(),
-    }
+    """Keep other starts out of a run directory as long as the returned handle is open; ConfigError: a run is in it."""
+    who = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
     try:
-        return take_lock(path / LOCK, who)
+        return take_lock(path / LOCK, who | {"launches": launch_names()})
     except Locked as error:
         raise ConfigError(f"hydra.run.dir={path}: a run is in it ({error}). Stop it, or choose another.") from error

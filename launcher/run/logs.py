@@ -16,16 +16,9 @@ from launcher.core.errors import ConfigError
 
 
 class Log:
-    """The log of a process, from its start.
+    """The log of a process, from its start; ConfigError: Python's logging cannot be set up so.
 
     What comes before there is a run directory, as from a person's data source, is shown at once and kept for the file.
-
-    Args:
-        composed: The config.
-        rank: Of this process.
-
-    Raises:
-        ConfigError: Python's logging cannot be set up so.
     """
 
     def __init__(self, composed: Composed, rank: int) -> None:
@@ -62,6 +55,5 @@ class Log:
                 }
             configure_log(OmegaConf.create(wanted), verbose)
         except (HydraException, OmegaConfBaseException, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"hydra.job_logging: {error}{f' ({error.__cause__})' if error.__cause__ else ''}"
-            ) from error
+            cause = f" ({error.__cause__})" if error.__cause__ else ""
+            raise ConfigError(f"hydra.job_logging: {error}{cause}") from error

@@ -44,10 +44,9 @@ SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
 def summary() -> dict[str, Any]:
-    """The commit of the working directory (with `+` where files differ from it) and the versions of what matters."""
-    packages = ("torch", "accelerate", "hydra-core", "numpy", "wandb")
+    """The commit of the working directory (see `git_commit`) and the versions of what matters."""
     versions = {"python": platform.python_version(), "launcher": launcher.__version__}
-    for package in packages:
+    for package in ("torch", "accelerate", "hydra-core", "numpy", "wandb"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return {"git_commit": git_commit(), "versions": versions}
@@ -78,13 +77,7 @@ def _git(place: Path, *words: str) -> str | None:
 
 
 def collect(settings: Mapping[str, Any], world_size: int, device: "torch.device") -> dict[str, Any]:
-    """Everything that a start of a run depends on beside its settings and its data.
-
-    Args:
-        settings: The composed config, for the files of a person's own classes.
-        world_size: Processes of the run.
-        device: Of this process; the others are taken to have the same kind.
-    """
+    """Everything that a start of a run depends on beside its settings and its data; devices are taken to be alike."""
     import torch
 
     gpu = device.type == "cuda"
@@ -111,8 +104,8 @@ def code() -> dict[str, dict[str, Any]]:
     """Commit and uncommitted changes of the working directory, and of this package where that is in another repository.
 
     Returns:
-        Per place `commit`, and of what `git diff HEAD` gives there `changes`: its SHA-256, and None where it is empty.
-        Files that git does not track are in neither.
+        Per place `commit` and `changes`: the SHA-256 of what `git diff HEAD` gives, None where it gives nothing. Files
+        that git does not track are in neither.
     """
     if commit := os.environ.get("LAUNCHER_COMMIT"):
         return {"working directory": {"commit": commit, "changes": None}}
@@ -150,7 +143,7 @@ def sources(settings: Any) -> dict[str, str]:
             if file is None:
                 continue
             path = Path(file).resolve()
-            if PACKAGE not in path.parents and not {"site-packages", "dist-packages"} & set(path.parts):
+            if PACKAGE not in path.parents and not _is_installed(path):
                 with contextlib.suppress(OSError):
                     found[os.path.relpath(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
             break
@@ -158,30 +151,26 @@ def sources(settings: Any) -> dict[str, str]:
 
 
 def own_files() -> dict[str, str]:
-    """The code that this process has imported and nobody installed: this package, and a person's own modules.
-
-    Returns:
-        Names, relative to the working directory or to the package's place, to absolute paths.
-    """
+    """The code that this process has imported and nobody installed, by names relative to where it was found."""
     here, found = Path.cwd(), {}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if file is None or not str(file).endswith(".py"):
+        if not str(file).endswith(".py"):
             continue
-        path = Path(file).resolve()
-        installed = {"site-packages", "dist-packages"} & set(path.parts)
+        path = Path(str(file)).resolve()
         if PACKAGE in path.parents:
             found[f"launcher/{path.relative_to(PACKAGE)}"] = str(path)
-        elif not installed and here in path.parents:
+        elif here in path.parents and not _is_installed(path):
             found[str(path.relative_to(here))] = str(path)
     return found
 
 
-def packages() -> dict[str, str]:
-    """Name and version of everything installed, as the directories of the metadata are called.
+def _is_installed(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
-    Reading the metadata itself would take 0.1 s of each start.
-    """
+
+def packages() -> dict[str, str]:
+    """Name and version of everything installed, by its directories: reading the metadata would take 0.1 s."""
     found: dict[str, str] = {}
     for place in sys.path:
         with contextlib.suppress(OSError):
@@ -228,15 +217,8 @@ def write(path: Path, settings: Mapping[str, Any], data: "Data", world_size: int
 
     A resumed run keeps what its first start wrote, and notes of each later one what differs from that.
 
-    Args:
-        path: Run directory.
-        settings: The composed config.
-        data: That the run learns from.
-        world_size: Processes of the run.
-        device: Of this process.
-
     Returns:
-        What is no longer as it was at the first start, as far as the data is concerned.
+        What of the data is no longer as it was at the first start, in words.
     """
     now = collect(settings, world_size, device)
     _keep_changes(path, now["code"])
@@ -255,7 +237,7 @@ def write(path: Path, settings: Mapping[str, Any], data: "Data", world_size: int
 
 
 def record_of(data: "Data") -> dict[str, Any]:
-    """What there is to know of the data, as data.json gives it back: two of them can be compared."""
+    """What there is to know of the data, as data.json gives it back, so that two can be compared."""
     found: dict[str, Any] = json.loads(json.dumps(plain(data.record()), default=str))
     for name, part in found["parts"].items():
         if files := getattr(getattr(getattr(data, name), "dataset", None), "samples", None):
@@ -289,7 +271,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_data(path: Path) -> dict[str, Any]:
-    """What a run wrote of its data: see `Data.record`."""
+    """What a run wrote of its data: see `record_of`."""
     return _read(path / DATA, "facts")
 
 
@@ -307,12 +289,7 @@ def _read(file: Path, key: str) -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What may make a run come out otherwise now, one line for each kind.
-
-    Args:
-        then: What a start of it wrote.
-        now: What `collect` gives.
-    """
+    """What may make a run come out otherwise now, in words, from what `collect` gave then and gives now."""
     lines = []
     for name in dict.fromkeys((*then["code"], *now["code"])):
         before, after = then["code"].get(name), now["code"].get(name)
@@ -348,11 +325,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def unlike(then: Mapping[str, Any], now: Mapping[str, Any], strictly: bool) -> list[str]:
-    """What keeps a run from going on with the data that is there now, one line for each difference.
+    """What keeps a run from going on with the data that is there now, in words.
 
     Args:
-        then: What the run wrote, from data.json.
-        now: What `record_of` gives.
+        then: What `record_of` gave when the run began.
+        now: What it gives.
         strictly: Whether all that is known must be the same, as where it was read from another place: else the kind
             and the number of the samples, since checksums of prepared numbers may be others on another machine.
     """
@@ -376,12 +353,7 @@ def short(value: Any) -> str:
 
 
 def data_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is no longer the data that a run learned from, one line for each part.
-
-    Args:
-        then: What the run wrote, from data.json.
-        now: `Data.record()`, as JSON gives it back.
-    """
+    """What is no longer the data that a run learned from, in words, from what `record_of` gave then and gives now."""
     lines = []
     for part, before in then["parts"].items():
         after = now["parts"].get(part)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from launcher.config.composed import Composed
@@ -74,24 +73,14 @@ class RankZero:
     def __enter__(self) -> "RankZero":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._end()
 
     def open_directory(self, composed: Composed, parts: "Parts") -> Path:
-        """Make the run directory, or take up the one that is there; on every rank.
-
-        Args:
-            composed: The config that all ranks have agreed on.
-            parts: What the run is made of.
-
-        Raises:
-            ConfigError: As for `run_directory.open_for_all`.
-        """
+        """Make the run directory, or take up the one that is there, on every rank; see `run_directory.open_for_all`."""
         self.composed, self._class_names = composed, parts.data.class_names
-        opened, self.path, self.complete = run_directory.open_for_all(composed, parts.total_steps, parts, self.ranks)
+        opened, self.path, self.complete = run_directory.open_for_all(composed, parts, self.ranks)
         if opened is not None:
             self.directory = opened
         return self.path
@@ -101,7 +90,7 @@ class RankZero:
         """Begin the log file, say what the run is made of, and keep where it came from."""
         data, model, path = parts.data, parts.model, self.path
         self._log.begin_file(path)
-        log.info("run        %s%s", path, ", resumed" if self.directory.resumed else "")
+        log.info("run        %s%s", path, ", resumed" if self.directory.found.resumed else "")
         if self.composed.adopted:
             log.info("adopted    %s, as accelerate launch was asked to", " ".join(self.composed.adopted))
         log.info("data       %s", data)
@@ -124,13 +113,9 @@ class RankZero:
         from launcher.training.saver import Saver
         from launcher.training.staging import Staging
 
-        settings = self.composed.used()
-        how = settings.checkpoint
+        how = self.composed.settings.checkpoint
         self.saver = Saver(self.path / "checkpoints", how.keep, how.max_failures, Staging.for_device(device))
-        self.reporter = Reporter(
-            self.directory, progress.step, progress.recorded, total_steps, steps_per_epoch, self.composed.plain(),
-            list(settings.trackers), settings.wandb,
-        )  # fmt: skip
+        self.reporter = Reporter(self.directory, self.composed, progress, total_steps, steps_per_epoch)
 
     def profiler(self) -> "Profiler | None":
         """A profiler of rank 0, where the settings ask for it."""
@@ -173,7 +158,7 @@ class RankZero:
 
     @_on_rank_0
     def finish_saving(self) -> None:
-        """Wait for the last checkpoint; see `Saver.close`."""
+        """See `Saver.close`."""
         self.saver.close()
 
     @_on_rank_0
@@ -240,8 +225,7 @@ class RankZero:
         if self.complete:
             from launcher.run.reporter import show_again
 
-            settings = self.composed.used()
-            show_again(self.directory, self.composed.plain(), list(settings.trackers), settings.wandb)
+            show_again(self.directory, self.composed)
             log.info("finished already: nothing is left to do in %s", self.path)
         else:
             self.reporter.show()

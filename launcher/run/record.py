@@ -12,31 +12,25 @@ from launcher.core.files import numbers, plain, replacing
 
 log = logging.getLogger("launcher")
 
-HISTOGRAMS = "histograms.jsonl"  # in a run directory: rows whose values are lists, an end, an end, counts of bins
+# In a run directory: rows whose values are lists, an end, an end, counts of bins; and a table of predictions.
+HISTOGRAMS, TABLE = "histograms.jsonl", "wandb/predictions.npz"
 
 
 class Record:
-    """A file of JSON lines, one row per step, in order.
-
-    Args:
-        path: The file; its directory exists.
-    """
+    """A file of JSON lines, one row per step, in order; its directory exists."""
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+        self.path = path
         self._file: BinaryIO | None = None
         self._last = -1
         self._left = b""  # what a full disk has not taken yet
         self._bytes = self._checksum = 0  # of all rows
 
     def open(self, resume_step: int | None) -> None:
-        """Open for writing, with the rows up to `resume_step` and nothing else.
+        """Open for writing, with the rows up to `resume_step`, that included, and nothing else; None starts over.
 
         What was written after the checkpoint that a run resumes from is written again, and a line torn by a
         kill has no end: both are cut off, atomically, so that a kill in here loses nothing either.
-
-        Args:
-            resume_step: Last step to keep (inclusive); None starts over.
         """
         self.close()
         old = self.path.read_bytes() if self.path.exists() else b""
@@ -71,8 +65,7 @@ class Record:
         step = row["step"]
         if step <= self._last:
             raise ValueError(f"{self.path.name}: a row for step {step} after the row for step {self._last}")
-        ordered = {"step": step} | plain(row)
-        line = json.dumps(ordered, allow_nan=False).encode() + b"\n"
+        line = json.dumps({"step": step} | plain(row), allow_nan=False).encode() + b"\n"
         waited, self._left = bool(self._left), self._left + line
         self._bytes, self._checksum = self._bytes + len(line), zlib.crc32(line, self._checksum)
         self._last = step
@@ -112,15 +105,12 @@ class Record:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows so far, non-finite numbers as floats again. A torn last line is left out."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            for line in file:
-                if (row := _parse(line)) is not None:
-                    yield numbers(row)
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                yield from (numbers(row) for line in file if (row := _parse(line)) is not None)
 
     def close(self) -> None:
-        """Close the file. The record can be opened again."""
+        """Close the file; it can be opened again."""
         if self._file is not None:
             try:
                 self._hand_over()
@@ -133,6 +123,15 @@ class Record:
 def of_time(timing: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a row of timings.jsonl by the names that trackers show them under."""
     return {f"time/{name}": value for name, value in timing.items() if name not in ("step", "time")}
+
+
+def measured_at_the_end(summary: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Of summary.json: steps, and the metrics of the test split there, by the best model and by the last one."""
+    for group, at, prefix in (("best", "best_step", "best/"), ("final", "step", "")):
+        found = numbers(summary.get(group))
+        measured = {f"{prefix}{name}": value for name, value in found.items() if name.startswith("test/")}
+        if measured:
+            yield summary.get(at) or 0, measured
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

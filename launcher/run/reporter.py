@@ -1,17 +1,19 @@
 """What a run shows and leaves behind: the record, the terminal, the trackers, the pages. Rank 0 alone has one."""
 
-import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.config.composed import Composed
 from launcher.core.files import ends, numbers, read_json, write_json, write_text
 from launcher.distributed.threads import takes_all_cores
 from launcher.run import gallery, histograms, provenance
-from launcher.run.record import HISTOGRAMS, Record, of_time
+from launcher.run.record import HISTOGRAMS, TABLE, Record, of_time
 from launcher.run.run_directory import UNSHOWN, RunDirectory
+from launcher.run.terminal import Progress as Bar
+from launcher.run.terminal import final_table
 from launcher.run.trackers import views
 from launcher.run.trackers.views import MADE_ANEW, Views
 from launcher.run.trackers.wandb import WandbTracker
@@ -25,68 +27,51 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("launcher")
 
-TABLE = "wandb/predictions.npz"
 LATE = 20.0  # seconds of training before W&B's process, which takes 2 of a core to start, takes a core that trains
 # How a whole one ends.
 PICTURES = {"curves.png": b"IEND\xaeB`\x82", "report.html": b"</html>\n"}
 
 
 class Reporter:
-    """Takes every figure of a run once, and shows it where it belongs.
+    """Takes every metric of a run once, and shows it where it belongs.
 
     Args:
         directory: Of the run.
-        step: Updates done before; histograms up to there stay.
-        recorded: The last step whose row stays in the record; those after it come again.
+        composed: Its config.
+        progress: What is done: rows after its last recorded step come again, histograms after its last step.
         total_steps: Updates of the whole run.
         steps_per_epoch: Updates of an epoch.
-        settings: The config as plain values, for the trackers.
-        trackers: Where the figures are shown: wandb, tensorboard, csv, or what Accelerate knows.
-        wandb: The settings of conf's wandb node.
     """
 
     def __init__(
-        self,
-        directory: RunDirectory,
-        step: int,
-        recorded: int,
-        total_steps: int,
-        steps_per_epoch: int,
-        settings: Mapping[str, Any],
-        trackers: list[str],
-        wandb: Mapping[str, Any],
+        self, directory: RunDirectory, composed: Composed, progress: Progress, total_steps: int, steps_per_epoch: int
     ) -> None:
-        from launcher.run.terminal import Progress as Bar
-
-        self.directory, self.path, self.steps_per_epoch = directory, directory.path, steps_per_epoch
+        settings = composed.used()
+        self.path, self.steps_per_epoch = directory.path, steps_per_epoch
         self.record = Record(self.path / "metrics.jsonl")
-        self.record.open(recorded or None)
         self.timings = Record(self.path / "timings.jsonl")
-        self.timings.open(recorded or None)
-        self.tracker = tracker_of(directory, settings, trackers, wandb)
-        self._artifacts = wandb["artifacts"]
-        self._watched: str | None = wandb["watch"] or None if self.tracker is not None else None
         self.histograms = Record(self.path / HISTOGRAMS)
+        for record in (self.record, self.timings):
+            record.open(progress.recorded or None)
+        self.tracker = tracker_of(directory, composed, settings)
+        self._artifacts = settings.wandb.artifacts
+        self._watched: str | None = settings.wandb.watch or None if self.tracker is not None else None
         if self._watched or self.histograms.path.exists():
-            self.histograms.open(step or None)
+            self.histograms.open(progress.step or None)
         for stale in ("stopped.json", "summary.json", "evaluation.json", TABLE, UNSHOWN):
-            with contextlib.suppress(FileNotFoundError):
-                (self.path / stale).unlink()
-        self._viewed = [name for name in trackers if name != "wandb"]
+            (self.path / stale).unlink(missing_ok=True)
+        self._viewed = [name for name in settings.trackers if name != "wandb"]
         self.views = views.start(self.path, self._viewed)
-        self.bar = Bar(total_steps, step, steps_per_epoch)
+        self.bar = Bar(total_steps, progress.step, steps_per_epoch)
 
     def row(self, step: int, figures: Mapping[str, float], timing: Mapping[str, float]) -> None:
         """Take the figures of a step, and the rates since the last row."""
         row = {"step": step, "epoch": step / self.steps_per_epoch, **figures}
         self.record.write(row)
         self.timings.write(timing)
-        shown = row | of_time(timing)
         self.bar.update(row | dict(timing))
         if self.tracker is not None:
-            self.tracker.log(shown)
-        for view in self.views:
-            view.look()
+            self.tracker.log(row | of_time(timing))
 
     def watch(self, step: int, model: "nn.Module") -> None:
         """Keep histograms of the gradients and weights after a step, and show them in W&B, where that is on."""
@@ -115,12 +100,7 @@ class Reporter:
     ) -> None:
         """Write the summary and end the record: from here on the run is done, whatever becomes of its pictures.
 
-        Args:
-            summary: What summary.json holds beside the figures.
-            progress: For the best figures.
-            tested: Step to evaluation of the test part, the best first; empty where the run was stopped before its end.
-            names: Of the classes.
-            predictions: Columns of a table for W&B.
+        Arguments as for `RankZero.conclude`; to `summary` the metrics are added.
         """
         final: dict[str, Any] = {}
         for row in self.record.rows():
@@ -142,61 +122,40 @@ class Reporter:
         write_text(self.path / UNSHOWN, "")
         write_json(self.path / "summary.json", summary, durable=True)
         self.record.sync()
-        self.record.close()
-        self.timings.close()
-        self.histograms.close()
+        for record in (self.record, self.timings, self.histograms):
+            record.close()
         self.bar.close()
-        self.bar.final_table(summary)
+        final_table(summary)
 
     def show(self) -> None:
         """Draw the pictures and the page, and end the trackers, which may take their time."""
         show(self.path, self.tracker, self.views, self._artifacts)
 
 
-def show_again(
-    directory: RunDirectory, settings: Mapping[str, Any], trackers: list[str], wandb: Mapping[str, Any]
-) -> None:
-    """What the end of a finished run had no time for, and pictures that are missing or broken since.
-
-    Args:
-        directory: Of the run.
-        settings: The config as plain values, for the trackers.
-        trackers: Where the figures are shown.
-        wandb: The settings of conf's wandb node.
-    """
-    path = directory.path
+def show_again(directory: RunDirectory, composed: Composed) -> None:
+    """What the end of a finished run had no time for, and pictures that are missing or broken since."""
+    path, settings = directory.path, composed.used()
     cut_short = (path / UNSHOWN).exists()
-    viewed = [
-        name
-        for name in trackers
-        if name != "wandb" and (cut_short or (name in MADE_ANEW and not (path / MADE_ANEW[name]).exists()))
-    ]
+    missing = {name for name, file in MADE_ANEW.items() if not (path / file).exists()}
+    viewed = [name for name in settings.trackers if name != "wandb" and (cut_short or name in missing)]
     if cut_short or viewed or not all(ends(path / name, mark) for name, mark in PICTURES.items()):
-        tracker = tracker_of(directory, settings, trackers, wandb) if cut_short else None
-        show(path, tracker, views.start(path, viewed), wandb["artifacts"])
+        tracker = tracker_of(directory, composed, settings) if cut_short else None
+        show(path, tracker, views.start(path, viewed), settings.wandb.artifacts)
 
 
-def tracker_of(
-    directory: RunDirectory, settings: Mapping[str, Any], trackers: list[str], wandb: Mapping[str, Any]
-) -> WandbTracker | None:
-    """W&B where it is wanted."""
-    if "wandb" not in trackers or wandb["mode"] == "disabled":
+def tracker_of(directory: RunDirectory, composed: Composed, settings: Any) -> WandbTracker | None:
+    """W&B where it is wanted, by the settings that the config has in this directory."""
+    wandb = settings.wandb
+    if "wandb" not in settings.trackers or wandb.mode == "disabled":
         return None
-    code = provenance.own_files() if wandb["code"] else None
-    run_id = directory.run_id(wandb["id"] or os.environ.get("WANDB_RUN_ID") or None)
+    code = provenance.own_files() if wandb.code else None
+    run_id = directory.run_id(wandb.id or os.environ.get("WANDB_RUN_ID") or None)
     wait = LATE if takes_all_cores() else 0.0
-    return WandbTracker(directory.path, settings, wandb, run_id, code, wait)
+    return WandbTracker(directory.path, composed.plain(), wandb, run_id, code, wait)
 
 
 def show(path: Path, tracker: WandbTracker | None, shown: Sequence[Views], artifacts: str | bool) -> None:
-    """Draw the pictures and the page from the files of a run, and end its trackers.
-
-    Args:
-        path: Run directory.
-        tracker: W&B, which has been told all rows, or reads them.
-        shown: The other trackers, which follow the record.
-        artifacts: Which checkpoints W&B is to have.
-    """
+    """Draw the pictures and the page from the files of a run, and end its trackers: W&B and those of the record."""
     from launcher.run import curves, report
 
     if tracker is not None:
@@ -210,9 +169,7 @@ def show(path: Path, tracker: WandbTracker | None, shown: Sequence[Views], artif
     if tracker is not None:
         summary = read_json(path / "summary.json")
         summary |= {name: numbers(summary.get(name)) for name in ("final", "best")}
-        table = path / TABLE if (path / TABLE).exists() else None
-        chosen = _chosen(path, artifacts, summary.get("best_step"))
-        ended = tracker.finish(summary, {"curves": path / "curves.png"}, chosen, table) and ended
+        ended = tracker.finish(summary, _chosen(path, artifacts, summary.get("best_step"))) and ended
     if ended:
         (path / UNSHOWN).unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ from launcher.config.composed import Composed
 from launcher.config.resume import differences
 from launcher.core.errors import ConfigError
 from launcher.core.files import last_step, read_json
+from launcher.run import provenance
 from launcher.run.config_file import CONFIG, read_config
 from launcher.run.lock import LOCK, is_held
 from launcher.run.record import Record
@@ -22,32 +23,16 @@ RECORDS = ("train.log", "metrics.jsonl", "timings.jsonl", "histograms.jsonl")  #
 
 
 class Found(NamedTuple):
-    """What is in the directory that a start was given.
+    """What is in the directory that a start was given."""
 
-    Attributes:
-        resumed: A run.
-        complete: One that has ended, with everything measured and written.
-        other: One of other settings or other data that has saved nothing: its files make room.
-        notes: Lines for the log.
-    """
-
-    resumed: bool = False
-    complete: bool = False
-    other: bool = False
-    notes: tuple[str, ...] = ()
+    resumed: bool = False  # a run
+    complete: bool = False  # one that has ended, with everything measured and written
+    other: bool = False  # one of other settings or other data that has saved nothing: its files make room
+    notes: tuple[str, ...] = ()  # lines for the log
 
 
-def look_into(
-    path: Path, composed: Composed, total_steps: int, parts: "Parts | None" = None, ours: bool = False
-) -> Found:
-    """What a start finds in a directory, which stays as it is.
-
-    Args:
-        path: The directory; need not exist.
-        composed: The config of the run.
-        total_steps: Updates that it is to have.
-        parts: As for `open_run_directory`.
-        ours: Whether this process holds its lock.
+def look_into(path: Path, composed: Composed, parts: "Parts", ours: bool = False) -> Found:
+    """What a start finds in a directory, which stays as it is and need not exist; `ours`: this process holds its lock.
 
     Raises:
         ConfigError: As for `open_run_directory`.
@@ -73,11 +58,11 @@ def look_into(
         if something or (not ours and is_held(path)):
             raise
         return Found(other=True)
-    if done > total_steps:
-        raise ConfigError(f"epochs, max_steps: {total_steps} updates, but this run has done {done} already.")
+    if done > parts.total_steps:
+        raise ConfigError(f"epochs, max_steps: {parts.total_steps} updates, but this run has done {done} already.")
     as_before = filled(old)["early_stopping"] == composed.plain()["early_stopping"]
     finished = is_finished(path)
-    ended = done == total_steps or ("reason" in summary and as_before)
+    ended = done == parts.total_steps or ("reason" in summary and as_before)
     if not saved and something and not (finished and ended):
         raise ConfigError(
             f"hydra.run.dir={path}: this run has done {done} updates, and its checkpoints are not there any more. Put "
@@ -85,19 +70,16 @@ def look_into(
         )
     if not saved:
         notes.append("its checkpoints have been removed" if done else "nothing was saved before: it begins again")
-    elif parts is not None and (glanced := _check_state(path, composed, total_steps, parts)) is not None:
-        ended, notes = glanced[0] or done == total_steps, notes + glanced[1]
+    elif (glanced := _check_state(path, composed, parts)) is not None:
+        ended, notes = glanced[0] or done == parts.total_steps, notes + glanced[1]
     return Found(True, finished and ended, notes=tuple(notes))
 
 
-def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts") -> tuple[bool, list[str]] | None:
+def _check_state(path: Path, composed: Composed, parts: "Parts") -> tuple[bool, list[str]] | None:
     """Check that the newest checkpoint fits, before it is read as a whole.
 
     Returns:
         Whether early stopping has ended its run, and lines for the log; None where it is damaged.
-
-    Raises:
-        ConfigError: It does not.
     """
     from launcher.training import checkpoint
     from launcher.training.progress import rules_of
@@ -114,7 +96,7 @@ def _check_state(path: Path, composed: Composed, total_steps: int, parts: "Parts
             )
     rules, record = rules_of(composed.settings), Record(path / "metrics.jsonl")
     every = parts.plan.interval(composed.settings.eval_every)
-    ended = adapt_state(state, total_steps, rules, record, every)["progress"]["ended"] is not None
+    ended = adapt_state(state, parts.total_steps, rules, record, every)["progress"]["ended"] is not None
     if "record" in state and not record.holds(state["record"]):
         return ended, ["metrics.jsonl has been changed or removed: it goes on without the rows that are not there"]
     return ended, []
@@ -148,8 +130,6 @@ def check_same(
     Raises:
         ConfigError: It belongs to a run with another config, or has learned from other data.
     """
-    from launcher.run import provenance
-
     old = filled(old)
     new = composed.as_begun(old).plain()
     lines = [line for line in differences(old, new) if not line.startswith("early_stopping.")]  # see adapt_state

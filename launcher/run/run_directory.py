@@ -41,46 +41,36 @@ LEFT = (
 
 
 class RunDirectory:
-    """A run directory that this process holds the lock of.
-
-    Attributes:
-        path: Absolute.
-        resumed: True where a run was in it before.
-        complete: True where that has ended and nothing is left to do: what is in it stays as it is.
-        notes: Lines for the log about what was found in it.
-    """
+    """A run directory that this process holds the lock of: what was in it before, and lines for the log about that."""
 
     def __init__(self, path: Path, lock: int, found: Found) -> None:
-        self.path, self._lock = path, lock
-        self.resumed, self.complete, self.notes = found.resumed, found.complete, found.notes
+        self.path, self.found, self.notes, self._lock = path, found, found.notes, lock
 
     def run_id(self, wanted: str | None) -> str:
-        """A name that the run keeps over every resume, for trackers that know runs by an id.
-
-        Args:
-            wanted: What a person calls it; None: as before, or a new name.
-        """
+        """A name that the run keeps over every resume, for trackers that know runs by an id: as wanted, or made up."""
         file = self.path / ".hydra" / "run_id"
         if wanted is not None or not file.exists():
             write_text(file, wanted or uuid.uuid4().hex[:12])
         return file.read_text().strip()
 
-    def resume_command(self, overrides: list[str]) -> str:
-        """The command that goes on with this run: the one that started it, with the directory named."""
-        kept = [o for o in overrides if not o.startswith("hydra.run.dir=")]
-        words = [*launch_words(), *config_options(sys.argv[1:]), *kept]
-        here = os.path.relpath(self.path)
-        return shlex.join([*words, directory_override(self.path if here.startswith("..") else here)])
-
     def stopped(self, step: int, reason: str | None, overrides: list[str]) -> None:
-        """Note and say that a run ended before its last step, why, and how it goes on."""
-        command = self.resume_command(overrides)
+        """Note and say that a run ended before its last step, why, and by which command it goes on."""
+        here = os.path.relpath(self.path)
+        kept = [o for o in overrides if not o.startswith("hydra.run.dir=")]
+        named = directory_override(self.path if here.startswith("..") else here)
+        command = shlex.join([*launch_words(), *config_options(sys.argv[1:]), *kept, named])
         write_json(self.path / "stopped.json", {"step": step, "reason": reason, "resume": command})
         log.info("stopped    at step %d (%s), everything is saved. To go on:\n  %s", step, reason, command)
 
     def close(self) -> None:
         """Let go of the lock; the kernel does it for a process that is killed."""
         os.close(self._lock)
+
+
+def _places(composed: Composed) -> tuple[Path, Path | None]:
+    """The directory that the config names, and that of the run to go on with: the one named by a person, or none."""
+    path = Path(str(composed.hydra.run.dir)).resolve()
+    return path, path if composed.chose_directory else _of_this_launch(path, composed)
 
 
 @contextlib.contextmanager
@@ -96,8 +86,7 @@ def settled(composed: Composed, ranks: Ranks) -> Iterator[Composed]:
     made: list[Path] = []
 
     def settle() -> tuple[dict[str, Any], str]:
-        path = Path(str(composed.hydra.run.dir)).resolve()
-        before = path if composed.chose_directory else _of_this_launch(path, composed)
+        path, before = _places(composed)
         found = composed
         if before is not None and (before / CONFIG).is_file():
             found = composed.as_begun(read_config(before, "hydra.run.dir"))
@@ -123,36 +112,30 @@ def settled(composed: Composed, ranks: Ranks) -> Iterator[Composed]:
         raise
 
 
-def open_run_directory(composed: Composed, total_steps: int, parts: "Parts | None" = None) -> RunDirectory:
+def open_run_directory(composed: Composed, parts: "Parts") -> RunDirectory:
     """Make a new run directory, or take up one that a run was in before. For rank 0 alone.
 
     A directory that the person named is resumed where a run was in it. So is the unfinished one of the same launch,
     where torchrun restarts a group or SLURM requeues a job. A name made from the clock is never shared: two runs that
     start in the same second get two directories.
 
-    Args:
-        composed: The config of the run.
-        total_steps: Updates that it is to have.
-        parts: What the run is made of, which must fit what is there.
-
     Raises:
         ConfigError: Another run is in it, it belongs to another config or has gone further, or it cannot be written.
     """
-    path = Path(str(composed.hydra.run.dir)).resolve()
+    path, before = _places(composed)
     check_writable(path)
     existing = next(place for place in (path, *path.parents) if place.is_dir())
     if (free := shutil.disk_usage(existing).free) < LEAST:
         raise ConfigError(f"hydra.run.dir={path}: {existing} has {free:,} bytes free. Make room, or choose another.")
-    before = path if composed.chose_directory else _of_this_launch(path, composed)
     if before is None:
         path, found = _make_new(path), Found()
         handle = lock(path)
     else:
         path = before
-        look_into(path, composed, total_steps, parts)
+        look_into(path, composed, parts)
         make_directory(path, "hydra.run.dir")
         handle = lock(path)
-        found = look_into(path, composed, total_steps, parts, ours=True)  # another start may have been in it meanwhile
+        found = look_into(path, composed, parts, ours=True)  # another start may have been in it meanwhile
     if found.other:
         aside = _make_room(path)
         found = Found(notes=(f"begun anew: what was begun here by other settings had saved nothing, see {aside}",))
@@ -161,33 +144,22 @@ def open_run_directory(composed: Composed, total_steps: int, parts: "Parts | Non
     return RunDirectory(path, handle, found)
 
 
-def open_for_all(
-    composed: Composed, total_steps: int, parts: "Parts", ranks: Ranks
-) -> tuple[RunDirectory | None, Path, bool]:
-    """The run directory, opened by rank 0; what is wrong with it ends every rank.
+def open_for_all(composed: Composed, parts: "Parts", ranks: Ranks) -> tuple[RunDirectory | None, Path, bool]:
+    """The run directory, opened by rank 0; what is wrong with it (see `open_run_directory`) ends every rank.
 
     Where a node does not see it, a run that begins can be trained, and says so; one that goes on cannot: every rank
     reads its checkpoint.
 
-    Args:
-        composed: The config of the run.
-        total_steps: Updates that it is to have.
-        parts: As for `open_run_directory`.
-        ranks: What find_ranks found.
-
     Returns:
         The directory on rank 0 and None elsewhere; where it is, and whether its run is complete.
-
-    Raises:
-        ConfigError: As for `open_run_directory`; or a rank does not see the checkpoint to go on from.
     """
     opened: list[RunDirectory] = []
     timeout = float(composed.settings.timeout)
     with contextlib.ExitStack() as stack:
 
         def make() -> tuple[Path, bool, str | None]:
-            opened.append(open_run_directory(composed, total_steps, parts))
-            path, complete = opened[0].path, opened[0].complete
+            opened.append(open_run_directory(composed, parts))
+            path, complete = opened[0].path, opened[0].found.complete
             alone = ranks.world_size == 1 or complete
             return path, complete, None if alone else stack.enter_context(shared.mark(path))
 
@@ -195,8 +167,7 @@ def open_for_all(
         if mark is not None:
             fact = socket.gethostname(), shared.sees(path / mark, shared.SECONDS)
             resumes = bool(opened) and has_checkpoint(path)
-            judge = partial(shared.judge, path, resumes)
-            notes = judged_by_rank_0(fact, judge, ranks, timeout)
+            notes = judged_by_rank_0(fact, partial(shared.judge, path, resumes), ranks, timeout)
             if opened:
                 opened[0].notes += notes
     return (opened[0] if opened else None), path, complete
@@ -204,19 +175,16 @@ def open_for_all(
 
 def holds_checkpoint(composed: Composed) -> bool:
     """Whether this start will go on from a checkpoint, as any rank can see it, before anything is made."""
-    path = Path(str(composed.hydra.run.dir)).resolve()
-    before = path if composed.chose_directory else _of_this_launch(path, composed)
+    _, before = _places(composed)
     return before is not None and has_checkpoint(before)
 
 
 def _make_new(path: Path) -> Path:
     for number in range(1000):
-        attempt = path if number == 0 else path.with_name(f"{path.name}_{number}")
-        try:
+        attempt = path.with_name(f"{path.name}_{number}") if number else path
+        with contextlib.suppress(FileExistsError):
             make_directory(attempt, "hydra.run.dir", exist_ok=False)
             return attempt
-        except FileExistsError:
-            continue
     raise ConfigError(f"hydra.run.dir={path}: taken a thousand times over. Name a directory of your own.")
 
 

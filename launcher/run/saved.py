@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from launcher.config import trust
 from launcher.config.checks import filled
 from launcher.config.schema import FOUNDING
-from launcher.config.tree import at
+from launcher.config.tree import UNSTATED, at, get
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.files import number
 from launcher.distributed import devices
@@ -38,26 +38,17 @@ def open_run(run_dir: str) -> tuple[Path, dict[str, Any]]:
         why = f"it has no {CONFIG}" if path.is_dir() else "there is no such directory"
         raise ConfigError(f"run_dir={run_dir}: no run is there ({why}). Name a directory that launcher/train.py made.")
     settings = filled(read_config(path, "run_dir"))
-    if absent := [key for key in FOUNDING if not _holds(settings, key)]:
+    if absent := [key for key in FOUNDING if get(settings, key) is UNSTATED]:
         raise ConfigError(f"run_dir={run_dir}: {CONFIG} has no {absent[0]}, which every run has; the run wrote it.")
     trust.check_names(settings, path)
     return path, at(settings, path.resolve())
 
 
-def _holds(settings: Mapping[str, Any], key: str) -> bool:
-    group, _, leaf = key.partition(".")
-    return group in settings and (not leaf or (isinstance(settings[group], dict) and leaf in settings[group]))
-
-
 def read_record(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run wrote of its data, where that and its settings name nothing that a run is not made of.
-
-    Args:
-        path: Run directory.
-        run: Its settings.
+    """What a run wrote of its data (see `provenance.record_of`).
 
     Raises:
-        ConfigError: They do, or it cannot be read.
+        ConfigError: That or the run's settings name what no run is made of, or it cannot be read.
     """
     record = provenance.read_data(path)
     trust.check_targets({**run, "reader": record.get("reader")}, path)
@@ -79,15 +70,10 @@ def choose_device(run: Mapping[str, Any], device: str, ranks: Ranks) -> tuple[bo
 
 
 class Chosen(NamedTuple):
-    """A checkpoint that a command takes.
-
-    Attributes:
-        path: Its directory.
-        which: `best`, `last`, `best and last`, or nothing where it is neither.
-    """
+    """A checkpoint that a command takes."""
 
     path: Path
-    which: str
+    which: str  # `best`, `last`, `best and last`, or nothing where it is neither
 
     def __str__(self) -> str:
         return f"{self.path.name} ({self.which})" if self.which else self.path.name
@@ -99,10 +85,6 @@ class Chosen(NamedTuple):
 
 def choose_checkpoint(path: Path, wanted: str | int) -> Chosen:
     """The checkpoint that `auto` (the best where one is kept, else the last), `best`, `last` or a step names, verified.
-
-    Args:
-        path: Run directory.
-        wanted: Which.
 
     Raises:
         ConfigError: There is no such checkpoint, or its files are not what was written.
@@ -168,11 +150,7 @@ def without_file(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_others(record: Mapping[str, Any], path: Any) -> "Others":
-    """Samples from elsewhere, read and prepared as those that a run learned from.
-
-    Args:
-        record: data.json of the run.
-        path: What the setting `input` names.
+    """Samples from where `input` names, read and prepared as those that a run learned from, by its data.json.
 
     Raises:
         ConfigError: The run's data source reads nothing else, or there is nothing fit to read.
@@ -189,11 +167,7 @@ def read_others(record: Mapping[str, Any], path: Any) -> "Others":
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Read samples one by one; a broken file among them is wrong input.
-
-    Raises:
-        ConfigError: It names the file.
-    """
+    """Read samples one by one; a broken file among them is a ConfigError."""
     try:
         yield
     except BrokenFile as error:
@@ -243,12 +217,7 @@ def _same(then: Any, now: Any) -> bool:
 
 
 def data_of_others(record: Mapping[str, Any], others: "Others") -> "Data":
-    """Samples from elsewhere as a data source whose test part they are: what a loss asks for is that of the run.
-
-    Args:
-        record: data.json of the run.
-        others: With labels.
-    """
+    """Labelled samples from elsewhere as a data source whose test split they are; for a loss it is the run's own."""
     import torch
 
     from launcher.batching.splits import DatasetSplit
@@ -267,13 +236,12 @@ def data_of_others(record: Mapping[str, Any], others: "Others") -> "Data":
         validation=train,
         test=others.split,
         class_names=record["class_names"],
-        target_mean=tensor(record["target_mean"]),
-        target_std=tensor(record["target_std"]),
+        target_mean=_tensor(record["target_mean"]),
+        target_std=_tensor(record["target_std"]),
     )
 
 
-def tensor(numbers: list[float] | None) -> "Tensor | None":
-    """Numbers of a record as float64."""
+def _tensor(numbers: list[float] | None) -> "Tensor | None":
     import torch
 
     return None if numbers is None else torch.tensor([number(one) for one in numbers], dtype=torch.float64)

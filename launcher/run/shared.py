@@ -29,11 +29,8 @@ def sees(file: Path, seconds: float) -> bool:
     """Whether a file that another node has just made is there.
 
     That its directory was not, a moment ago, NFS may believe for up to a minute. It asks the server again for a
-    directory that is opened (Linux, fs/nfs/dir.c, `nfs_lookup_verify_inode`): so all on the way to the file are.
-
-    Args:
-        file: Whose name this node has not asked for before.
-        seconds: How long to look for it.
+    directory that is opened (Linux, fs/nfs/dir.c, `nfs_lookup_verify_inode`): so all on the way to the file are. For
+    the file's own name, this node must not have asked before.
     """
     deadline = time.monotonic() + seconds
     while not os.path.exists(file):
@@ -47,27 +44,21 @@ def sees(file: Path, seconds: float) -> bool:
 
 
 def judge(path: Path, resumes: bool, facts: Sequence[tuple[str, bool]]) -> tuple[str, ...]:
-    """What to say of ranks that do not see a run directory.
+    """What to say of ranks that do not see a run directory; ConfigError where the run is to go on from a checkpoint.
 
     Args:
         path: The directory.
-        resumes: Whether there is a checkpoint in it to go on from.
+        resumes: Whether there is a checkpoint in it.
         facts: Host of each rank, and whether it sees what rank 0 has made there.
-
-    Raises:
-        ConfigError: The run is to go on, and they cannot.
     """
     blind = [(rank, host) for rank, (host, seen) in enumerate(facts) if not seen]
     if not blind:
         return ()
     (rank, host), more = blind[0], f" and {len(blind) - 1} more" if len(blind) > 1 else ""
-    what = f"rank {rank} on {host}{more} cannot see"
+    what = f"hydra.run.dir={path}: rank {rank} on {host}{more} cannot see this directory of rank 0 on {facts[0][0]}"
     if resumes:
         raise ConfigError(
-            f"hydra.run.dir={path}: {what} this directory of rank 0 on {facts[0][0]}, and every rank reads the "
-            "checkpoint to go on from. Move it to a file system that all nodes share, and name it there."
+            f"{what}, and every rank reads the checkpoint to go on from. Move it to a file system that all nodes "
+            "share, and name it there."
         )
-    return (
-        f"hydra.run.dir={path}: {what} this directory of rank 0 on {facts[0][0]}. To be resumed, or to go back to a "
-        "checkpoint, the run needs one that all nodes share",
-    )
+    return (f"{what}. To be resumed, or to go back to a checkpoint, the run needs one that all nodes share",)

@@ -14,10 +14,9 @@ QUIET = 10.0  # seconds between two plain lines: a SLURM log is read later, by p
 
 
 class Progress:
-    """The progress of one run on standard output. Rank 0 alone builds one.
+    """The progress of one run on standard output: on a terminal a bar, with log messages above it.
 
-    On a terminal a bar, with log messages above it; on a pipe, in a file and with TERM=dumb plain lines without
-    control characters: the first row, one every 10 s, each evaluation, and the last.
+    On a pipe, in a file and with TERM=dumb plain lines: the first row, one every 10 s, each evaluation, and the last.
 
     Args:
         total_steps: Optimizer updates of the whole run.
@@ -26,8 +25,7 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, start_step: int, steps_per_epoch: int) -> None:
-        self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.row: dict[str, Any] = {"step": start_step}
         self._evaluated: dict[str, Any] = {}
         self._since: tuple[float, int] | None = None  # the first update: what came before was no steady state
@@ -38,12 +36,7 @@ class Progress:
             self._start_bar()
 
     def update(self, row: Mapping[str, Any]) -> None:
-        """Show a row of the record, and what is known of the clock: 1 microsecond between two pictures (measured).
-
-        Args:
-            row: `step`, and what there is of `train/loss`, `lr`, `samples_per_second`, `tokens_per_second` and figures
-                under `eval/` and `test/`.
-        """
+        """Show a row of metrics.jsonl with that of timings.jsonl; between two pictures in 1 microsecond (measured)."""
         now = time.monotonic()
         self.row = dict(row)
         self._since = self._since or (now, row["step"])
@@ -66,21 +59,6 @@ class Progress:
         if self._live:
             self._live.stop()
             self._live = None
-
-    def final_table(self, summary: Mapping[str, Any]) -> None:
-        """Close, and print the end of the run as a table.
-
-        Args:
-            summary: The content of summary.json.
-        """
-        self.close()
-        final_table(summary)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _start_bar(self) -> None:
         from rich.console import Console
@@ -149,30 +127,26 @@ class _Above(io.TextIOBase):
 
 
 def headings_of(summary: Mapping[str, Any]) -> tuple[str, str]:
-    """Of the figures of the last model and of the best one: which steps they are of."""
+    """What stands above the metrics of the last model and those of the best one: their steps."""
     steps = (("final", summary.get("step")), ("best", summary.get("best_step")))
     last, best = (name if step is None else f"{name} (step {step})" for name, step in steps)
     return last, best
 
 
 def final_table(summary: Mapping[str, Any]) -> None:
-    """Print the end of a run: final and best figures, and what it took.
-
-    Args:
-        summary: The content of summary.json.
-    """
+    """Print the end of a run, as summary.json has it: final and best metrics, and what it took."""
     final, best = summary.get("final") or {}, summary.get("best") or {}
     headings = ("metric", *headings_of(summary))
     rows = [(name, _figure(final.get(name)), _figure(best.get(name))) for name in {**final, **best}]
     notes = [str(summary.get("status", "ended")), f"step {summary.get('step', '?')}"]
-    if isinstance(epoch := summary.get("epoch"), int | float):
-        notes.append(f"epoch {epoch:.4g}")
+    if "epoch" in summary:
+        notes.append(f"epoch {summary['epoch']:.4g}")
     if rate := _rate(summary):
         notes.append(rate)
-    if isinstance(memory := summary.get("peak_memory_mb"), int | float):
-        notes.append(f"{memory:,.0f} MB at most")
-    if isinstance(world := summary.get("world_size"), int):
-        notes.append(f"{world} process{'es' if world > 1 else ''}")
+    if summary.get("peak_memory_mb") is not None:
+        notes.append(f"{summary['peak_memory_mb']:,.0f} MB at most")
+    if "world_size" in summary:
+        notes.append(f"{summary['world_size']} process{'es' if summary['world_size'] > 1 else ''}")
     caption = ", ".join(notes)
     shares = summary.get("time_shares") or {}
     if parts := [f"{share:.0%} {name.replace('_', ' ')}" for name, share in shares.items() if share >= 0.005]:
@@ -214,7 +188,6 @@ def _figure(value: Any) -> str:
 
 
 def _rate(row: Mapping[str, Any]) -> str | None:
-    """Tokens per second where there are any, else samples per second."""
     for what in ("tokens", "samples"):
         if isinstance(rate := row.get(f"{what}_per_second"), int | float):
             return f"{_short(rate)} {what}/s"

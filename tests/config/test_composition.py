@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -204,9 +205,9 @@ def test_a_launch_that_begins_again_finds_its_run_and_another_does_not(tmp_path,
         composed = compose("epochs=1")
         OmegaConf.set_readonly(composed.hydra, False)
         composed.hydra.run.dir = str(tmp_path / name)
-        found = open_run_directory(composed, 10)
-        found.close()
-        return found.path.name, found.resumed
+        opened = open_run_directory(composed, SimpleNamespace(total_steps=10))
+        opened.close()
+        return opened.path.name, opened.found.resumed
 
     assert begin("first", SLURM_JOB_ID="7") == ("first", False)
     assert begin("second", SLURM_JOB_ID="7") == ("second", False)

@@ -1,5 +1,6 @@
 """What is shown while a run goes on: on real pseudo-terminals of several sizes, and on pipes."""
 
+import contextlib
 import fcntl
 import io
 import json
@@ -35,8 +36,9 @@ SUMMARY = {
 TRAINER = """
 import json, logging, sys, time
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=getattr(sys, sys.argv[2]))
-from launcher.run.terminal import Progress
-with Progress(40, 0, 10) as progress:
+from contextlib import closing
+from launcher.run.terminal import Progress, final_table
+with closing(Progress(40, 0, 10)) as progress:
     for step in range(1, 41):
         row = {"step": step, "epoch": step / 10, "train/loss": 1 / step, "lr": 0.1, "samples_per_second": 12345.6}
         if step % 10 == 0:
@@ -45,7 +47,8 @@ with Progress(40, 0, 10) as progress:
         if step == 15:
             logging.info("checkpoint [bold]15[/bold] saved " + "x" * 100)
         time.sleep(float(sys.argv[3]))
-    progress.final_table(json.loads(sys.argv[1]))
+    progress.close()
+    final_table(json.loads(sys.argv[1]))
 logging.info("after the end")
 """
 
@@ -200,10 +203,10 @@ def test_training_outlives_its_reader():
     # head goes after one line. What anyone prints later must not turn the exit status into 120 either.
     code = (
         "import time\nfrom launcher.core.streams import keep_streams\n"
-        "from launcher.run.terminal import Progress\nkeep_streams()\n"
+        "from launcher.run.terminal import Progress, final_table\nkeep_streams()\n"
         "progress = Progress(30, 0, 10)\n"
         "for step in range(1, 31):\n    progress.update({'step': step, 'eval/loss': 1.0}); time.sleep(0.02)\n"
-        "progress.final_table({}); print('the end')"
+        "progress.close(); final_table({}); print('the end')"
     )
     pipeline = 'set -o pipefail; "$0" -c "$1" | head -n 1'
     done = subprocess.run(["bash", "-c", pipeline, sys.executable, code], capture_output=True, text=True, cwd=ROOT)
@@ -222,7 +225,7 @@ def test_a_handler_gets_its_stream_back(monkeypatch):
     logger = logging.getLogger("launcher.test_terminal")
     logger.addHandler(handler)
     try:
-        with Progress(10, 0, 10):
+        with contextlib.closing(Progress(10, 0, 10)):
             assert handler.stream is not stream
         assert handler.stream is stream and sys.stdout is stream
     finally:
@@ -231,8 +234,8 @@ def test_a_handler_gets_its_stream_back(monkeypatch):
 
 def test_rich_is_imported_for_a_terminal_alone():
     code = (
-        "import sys; from launcher.run.terminal import Progress\n"
-        "with Progress(2, 0, 1) as p:\n    p.update({'step': 2}); p.final_table({})\n"
+        "import sys; from launcher.run.terminal import Progress, final_table\n"
+        "p = Progress(2, 0, 1)\np.update({'step': 2})\np.close()\nfinal_table({})\n"
         "sys.exit('rich' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE).returncode == 0

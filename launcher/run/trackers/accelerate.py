@@ -16,8 +16,7 @@ from omegaconf import OmegaConf
 
 from launcher.config.tree import leaves
 from launcher.core.files import numbers, read_json, write_json
-from launcher.run.record import of_time
-from launcher.run.trackers.view import measured_at_the_end
+from launcher.run.record import measured_at_the_end, of_time
 
 # Variables of a launch with several processes, by which Accelerate would look for the others.
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -32,12 +31,7 @@ NAMED_BY = {"mlflow": "run_name", "trackio": "name", "clearml": "task_name", "sw
 
 
 class AccelerateView:
-    """A run of one tracker, in the project `wandb.project` (or launcher), named `wandb.name` or as its directory.
-
-    Args:
-        run_dir: Run directory.
-        tracker: A name of accelerate.tracking.LOGGER_TYPE_TO_CLASS.
-    """
+    """A run of one of them, in the project `wandb.project` (or launcher), named `wandb.name` or as its directory."""
 
     def __init__(self, run_dir: Path, tracker: str) -> None:
         for variable in [each for each in os.environ if each in RANKS or each.startswith("ACCELERATE_")]:

@@ -10,12 +10,12 @@ from launcher.core.processes import module_command
 def start(
     module: str, *words: str, errors: int, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Run a module of this package with pipes for its input and its output.
+    """Run a module of this package, whose `main` calls `ignore_signals` first, with pipes for its input and output.
 
     In a session of its own: Ctrl-C in the terminal is for the trainer, which then tells its trackers to end.
 
     Args:
-        module: Its full name; its `main` calls `ignore_signals` first.
+        module: Its full name.
         words: What it finds in sys.argv[1:].
         errors: Where its standard error goes: subprocess.STDOUT or subprocess.DEVNULL.
         environment: Its variables; None: those of this process.

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.files import number
-from launcher.run.record import of_time
-from launcher.run.trackers.view import measured_at_the_end
+from launcher.run.record import measured_at_the_end, of_time
 
 
 class TensorBoard:

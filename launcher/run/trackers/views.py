@@ -1,11 +1,10 @@
 """Views of the record, made of it by processes of their own: the trainer's end of the pipe.
 
 TensorBoard and the table hold what metrics.jsonl and timings.jsonl hold and nothing else: they are made anew whenever a
-run starts or goes on, and follow the record from there, so a kill leaves no row twice and none out. Training pays a
-byte in a pipe for a row; TensorBoard's import alone would hold its interpreter lock for half a second.
+run starts or goes on, and follow the record from there, so a kill leaves no row twice and none out. They look once a
+second; in the training process TensorBoard's import alone would hold the interpreter lock for half a second.
 """
 
-import contextlib
 import logging
 import os
 import subprocess
@@ -22,26 +21,13 @@ PATIENCE_FOR_OTHERS = 30.0  # which import torch and may have a server
 
 
 class Views:
-    """Views in one process. Nothing here waits, but `close`.
-
-    Args:
-        run_dir: Run directory, with metrics.jsonl and timings.jsonl in it.
-        names: Of the views, as in the setting `trackers`.
-    """
+    """Views in one process, by their names in the setting `trackers`. Nothing here waits, but `close`."""
 
     def __init__(self, run_dir: Path, names: list[str]) -> None:
         self.names = names
         self._child = process.start(
             "launcher.run.trackers.view_process", str(run_dir), str(os.getpid()), *names, errors=subprocess.STDOUT
         )
-        assert self._child.stdin is not None
-        self._pipe = self._child.stdin.fileno()
-        os.set_blocking(self._pipe, False)
-
-    def look(self) -> None:
-        """There is a new row. Returns at once."""
-        with contextlib.suppress(OSError):  # full: it has been told often enough; broken: close says so
-            os.write(self._pipe, b"\n")
 
     def close(self) -> bool:
         """There is nothing more to come: wait until everything is written; whether it was."""
@@ -59,12 +45,7 @@ class Views:
 
 
 def start(run_dir: Path, names: list[str]) -> list[Views]:
-    """Start views: those that are files together, each other one by itself, so that no server keeps them waiting.
-
-    Args:
-        run_dir: As for `Views`.
-        names: As for `Views`.
-    """
+    """Start views: those that are files together, each other one by itself, so that no server keeps them waiting."""
     files = [name for name in names if name in MADE_ANEW]
     others = [[name] for name in names if name not in MADE_ANEW]
     return [Views(run_dir, each) for each in (files, *others) if each]

@@ -35,14 +35,7 @@ STARTING = 30.0  # that it may take to import W&B on a busy machine
 
 
 def wanted_mode(mode: str) -> str:
-    """The mode to track in: the configured one, or what the environment says where that is `auto`.
-
-    Args:
-        mode: `auto`, `online`, `offline` or `disabled`.
-
-    Returns:
-        One of the same; `auto` where WANDB_MODE leaves it open too.
-    """
+    """The mode to track in: the configured one, or what the environment says where that is `auto`, if it does."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
@@ -68,9 +61,7 @@ class WandbTracker:
     Args:
         run_dir: Run directory: its metrics.jsonl is read, its wandb/ written.
         config: The composed config, shown as the run's config.
-        wandb: The settings of conf's wandb node: `mode` (auto, online, offline or disabled; auto is WANDB_MODE where
-            that is set, else online where W&B finds an API key, and offline without), `project`, `entity`, `name`,
-            `group` and `tags`. None leaves one to W&B's own variables and settings.
+        wandb: The settings of conf's wandb node. Null leaves one to W&B's own variables and settings.
         run_id: Stable name of this run directory's run within the project.
         code: Name to path of source files that W&B is to have, beside the commit of git, its remote and the diff to it;
             None: none of that.
@@ -115,11 +106,7 @@ class WandbTracker:
             self._thread.start()
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Show a row that the record already has. Returns at once.
-
-        Args:
-            row: As for `Record.write`.
-        """
+        """Show a row that the record already has. Returns at once."""
         if self._thread.is_alive():
             self._messages.put(_encode({"row": dict(row)}))
 
@@ -127,32 +114,21 @@ class WandbTracker:
         """Wait no longer with W&B's process: training is over."""
         self._begun.set()
 
-    def finish(
-        self,
-        summary: Mapping[str, Any],
-        pictures: Mapping[str, Path],
-        artifacts: Mapping[Path, list[str]] | None = None,
-        table: Path | None = None,
-    ) -> bool:
+    def finish(self, summary: Mapping[str, Any], artifacts: Mapping[Path, list[str]]) -> bool:
         """End the run, and wait until it is uploaded, or safe on the disk: for seconds if the server is silent.
 
         Args:
             summary: summary.json. Its `final` metrics appear under their own names, `best` ones as
                 `best/<name>`; the `status` "failed" marks the run as failed.
-            pictures: Name to image file; those that do not exist are left out.
             artifacts: Checkpoint to its aliases; each becomes a version of the run's model. They are not copied:
                 an offline run needs them where they are until it is uploaded.
-            table: File of NumPy with the columns of a table; one of more than one dimension has images.
 
         Returns:
             Whether it came to its end.
         """
-        images = {name: str(Path(path).absolute()) for name, path in pictures.items()}
-        models = {str(Path(path).absolute()): aliases for path, aliases in (artifacts or {}).items()}
-        patience = PATIENT + sum(file.stat().st_size for path in models for file in Path(path).iterdir()) / UPLOAD
-        end = {"summary": dict(summary), "pictures": images, "artifacts": models, "patience": patience}
-        end["table"] = None if table is None else str(Path(table).absolute())
-        self._end = _encode({"finish": end})
+        models = {str(path.absolute()): aliases for path, aliases in artifacts.items()}
+        patience = PATIENT + sum(file.stat().st_size for path in artifacts for file in path.iterdir()) / UPLOAD
+        self._end = _encode({"finish": {"summary": dict(summary), "artifacts": models, "patience": patience}})
         self._deadline = time.monotonic() + HARD_LIMIT + (STARTING if self._wait and not self._heard else 0)
         self.begin()
         latest = time.monotonic() + patience

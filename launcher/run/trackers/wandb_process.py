@@ -20,11 +20,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
 from launcher.core import compat
-from launcher.run.record import HISTOGRAMS, Record, of_time
+from launcher.run.record import HISTOGRAMS, TABLE, Record, of_time
 from launcher.run.trackers.process import ignore_signals
 from launcher.run.trackers.wandb import HARD_LIMIT, PATIENT
 
@@ -52,9 +53,7 @@ class View:
         self.events = events
         self.rows: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         # Unless told otherwise
-        self.end: dict[str, Any] = {
-            "summary": {"status": "failed"}, "pictures": {}, "artifacts": {}, "patience": PATIENT, "table": None,
-        }  # fmt: skip
+        self.end: dict[str, Any] = {"summary": {"status": "failed"}, "artifacts": {}, "patience": PATIENT}
         self.ending = threading.Event()
         self.first, self.last = 0, -1  # the first step that the server does not have, and the last one shown
         self.mode: Literal["online", "offline"] = "offline"
@@ -132,11 +131,8 @@ class View:
         self.tell(warning=f"W&B cannot be used online: {trouble}. Recording offline")
 
     def _service_died(self) -> bool:
-        for service in self.services:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                service.wait(0.2)
-                return True
-        return False
+        time.sleep(0.2)  # one that is about to die has died then
+        return any(service.poll() is not None for service in self.services)
 
     def _set_older_segments_aside(self) -> None:
         # W&B ignores `resume` offline, and a kill takes the last seconds of a segment. So each start replays the
@@ -150,64 +146,49 @@ class View:
 
     def _can_go_online(self) -> bool:
         """Whether to try. Raises where a key is there, or was demanded, and online cannot be."""
-        mode = self.settings["mode"]
+        mode, has_key = self.settings["mode"], False
         if mode == "offline":
             return False
-        try:
+        with contextlib.suppress(self.wandb.errors.UsageError):
             has_key = self.wandb.login(verify=False)  # environment, netrc, settings; cannot ask here
-        except self.wandb.errors.UsageError:
-            has_key = False
         if has_key and (trouble := self._trouble()):
             raise ConnectionError(trouble)
         if not has_key and mode == "online":
             raise PermissionError("wandb.mode=online, but no API key is configured (see `wandb login`)")
-        return bool(has_key)
+        return has_key
 
     def _trouble(self) -> str | None:
         """What is wrong with the server; None where it answers. Returns within seconds."""
         settings = self.wandb.setup().settings
         proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
         handler = urllib.request.ProxyHandler({k: v for k, v in proxies.items() if v} or None)
-        answers: list[str | None] = []
 
-        def ask() -> None:
-            trouble = None
+        def ask() -> str | None:
             try:
                 urllib.request.build_opener(handler).open(settings.base_url, timeout=PROBE).close()
             except urllib.error.HTTPError as error:  # 404 is an answer, 401 is explained by init
-                trouble = f"answers {error.code}" if error.code >= 500 else None
+                return f"answers {error.code}" if error.code >= 500 else None
             except OSError as error:
                 reason = getattr(error, "reason", error)
-                if not isinstance(reason, ssl.SSLError):  # wandb-core has its own certificates
-                    trouble = f"cannot be reached ({reason})"
+                # wandb-core has its own certificates
+                return None if isinstance(reason, ssl.SSLError) else f"cannot be reached ({reason})"
             except Exception as error:  # what came is not HTTP
-                trouble = f"does not speak HTTP ({type(error).__name__})"
-            answers.append(trouble)
+                return f"does not speak HTTP ({type(error).__name__})"
+            return None
 
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
+        answer = ThreadPoolExecutor(1).submit(ask)
         start = time.monotonic()
-        while asking.is_alive() and time.monotonic() - start < (PROBE / 2 if self.ending.is_set() else PROBE):
-            asking.join(0.05)
-        trouble = answers[0] if answers else "does not answer"
+        while not answer.done() and time.monotonic() - start < (PROBE / 2 if self.ending.is_set() else PROBE):
+            wait([answer], 0.05)
+        trouble = answer.result() if answer.done() else "does not answer"
         return f"the server at {settings.base_url} {trouble}" if trouble else None
 
     def _within(self, limit: float, action: Callable[[], None]) -> None:
         """Do what may hang for `limit` seconds: less when training waits for it and the server is silent."""
-        failures: list[BaseException] = []
-
-        def act() -> None:
-            try:
-                action()
-            except BaseException as error:
-                failures.append(error)
-
-        acting = threading.Thread(target=act, daemon=True)
-        acting.start()
-        start = time.monotonic()
-        waiting_since = math.inf
-        while acting.is_alive():
-            acting.join(0.05)
+        done = ThreadPoolExecutor(1).submit(action)
+        start, waiting_since = time.monotonic(), math.inf
+        while not done.done():
+            wait([done], 0.05)
             now = time.monotonic()
             if self.ending.is_set():
                 waiting_since = min(waiting_since, now)
@@ -218,8 +199,7 @@ class View:
                     raise TimeoutError(trouble)
                 waiting_since = time.monotonic()
                 self.tell(wait=HARD_LIMIT)
-        if failures:
-            raise failures[0]
+        done.result()
 
     def kill_services(self) -> None:
         """Leave nothing of W&B running."""
@@ -296,33 +276,34 @@ class View:
         low, high, *counts = row
         return self.wandb.Histogram(np_histogram=(np.array(counts), np.linspace(low, high, len(counts) + 1)))
 
-    def _table(self, file: str) -> Any:
+    def _table(self) -> Any:
         import numpy as np
 
-        with np.load(file) as columns:
+        with np.load(self.run_dir / TABLE) as columns:
             named = {name: columns[name] for name in columns.files}
         lists = [[self.wandb.Image(one) for one in v] if v.ndim > 1 else v.tolist() for v in named.values()]
         return self.wandb.Table(columns=list(named), data=[list(row) for row in zip(*lists, strict=True)])
 
     def _finish(self) -> None:
-        summary, pictures = self.end["summary"], self.end["pictures"]
-        # At the last step, not one after it: a run that is trained further has a row of its own there.
-        shown = {name: self.wandb.Image(path) for name, path in pictures.items() if os.path.exists(path)}
-        if self.end["table"] is not None:
-            shown["predictions"] = self._table(self.end["table"])
-        if shown:
+        summary = self.end["summary"]
+        failed = summary.get("status") == "failed"
+        shown = {}
+        if not failed and (picture := self.run_dir / "curves.png").exists():
+            shown["curves"] = self.wandb.Image(str(picture))
+        if not failed and (self.run_dir / TABLE).exists():
+            shown["predictions"] = self._table()
+        if shown:  # at the last step, not one after it: a run that is trained further has a row of its own there
             self.run.log(shown, step=max(self.last, 0))
         for path, aliases in self.end["artifacts"].items():
-            artifact = self.wandb.Artifact(
-                f"checkpoint-{self.run.id}", "model", metadata={"checkpoint": Path(path).name}
-            )
+            about = {"checkpoint": Path(path).name}
+            artifact = self.wandb.Artifact(f"checkpoint-{self.run.id}", "model", metadata=about)
             artifact.add_dir(path, policy="immutable")
             self.run.log_artifact(artifact, aliases=aliases)
         flat = {name: value for name, value in summary.items() if name not in ("final", "best")}
         flat |= summary.get("final") or {}
         flat |= {f"best/{name}": value for name, value in (summary.get("best") or {}).items()}
         self.run.summary.update(flat)
-        self.run.finish(exit_code=int(summary.get("status") == "failed"))
+        self.run.finish(exit_code=int(failed))
         # wandb-core answers before the file is written: killing it here lost rows. Its own end does not.
         with contextlib.suppress(SystemExit):
             self.wandb.teardown()

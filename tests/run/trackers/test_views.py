@@ -103,7 +103,6 @@ def test_what_is_not_finite_and_columns_that_come_late(tmp_path):
     _record(tmp_path, 3)
     views = Views(tmp_path, ["csv", "tensorboard"])
     _record(tmp_path, 6, first=4)
-    views.look()
     views.close()
     found = same(tmp_path)
     assert math.isnan(found["eval/loss"][1][1]) and len(found["late"]) == 2
@@ -123,21 +122,14 @@ def test_a_reader_sees_rows_while_the_run_goes_on(tmp_path):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             _record(tmp_path, 3, first=3) if count == 2 else None
-            views.look()
     finally:
         views.close()
 
 
-def test_telling_costs_microseconds_also_where_nobody_listens(tmp_path, caplog):
+def test_views_that_were_killed_are_a_warning(tmp_path, caplog):
     _record(tmp_path, 2)
     views = Views(tmp_path, ["csv"])
-    views._child.send_signal(signal.SIGSTOP)
-    started = time.perf_counter()
-    for _ in range(100_000):  # more than a pipe holds
-        views.look()
-    assert time.perf_counter() - started < 1.0
     views._child.kill()
-    views.look()
     views.close()
     assert "metrics.jsonl holds every row" in caplog.text
 
