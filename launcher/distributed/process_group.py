@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from launcher.config import accelerate_flags
-from launcher.core import compat
 from launcher.core.errors import ConfigError
 from launcher.distributed.devices import gpu_of
 from launcher.distributed.numerics import choose_numerics
@@ -145,6 +144,8 @@ def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeou
     """
     import torch.distributed as dist
 
+    from launcher.core.compat import set_group_timeout
+
     wait_for_rank_0(ranks)
     wait, store = timedelta(seconds=timeout), None
     if agent_serves_store() and not dist.is_initialized():
@@ -157,4 +158,4 @@ def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeou
         dist.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait, device_id=alone
         )
-    compat.set_group_timeout(timedelta(seconds=timeout + LONGER))  # now that they have met
+    set_group_timeout(timedelta(seconds=timeout + LONGER))  # now that they have met
