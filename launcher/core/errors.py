@@ -35,10 +35,7 @@ class ConfigError(ValueError):
 def explained_kernels(
     way_out: str = "say deterministic=false, with which the bits may change from run to run",
 ) -> Iterator[None]:
-    """Say in a sentence that an operation has no kernel that gives the same bits again.
-
-    torch finds out where it is called (aten/src/ATen/Context.cpp, alertNotDeterministic): most such operations are
-    backwards, and have one on a CPU.
+    """Say in a sentence that an operation has no kernel that gives the same bits again, which torch finds out in it.
 
     Args:
         way_out: What to do, beside taking another layer.

@@ -13,15 +13,7 @@ from typing import Any
 
 
 class Locked(OSError):
-    """Another process holds the lock.
-
-    Args:
-        holder: What that wrote about itself.
-    """
-
-    def __init__(self, holder: str) -> None:
-        super().__init__(holder)
-        self.holder = holder
+    """Another process holds the lock; the message is what that wrote about itself."""
 
 
 def take_lock(file: Path, about: Mapping[str, Any]) -> int:

@@ -17,6 +17,7 @@ from launcher.config.schema import SCHEMA
 from launcher.config.tree import override
 from launcher.core.errors import ConfigError
 from launcher.run.run_directory import read_config
+from launcher.sweep import multirun
 from launcher.sweep.failure import OUTPUT
 
 SHORT = ["max_steps=3", "threads=1", "eval_every=null", "log_every=1"]
@@ -62,7 +63,7 @@ def compose(*words, directory=None):
     arguments = parse_arguments([*(["--config-dir", str(directory)] if directory else []), *words])
     with composition.opened(arguments, "train") as (hydra, name):
         composed = composition.compose_run(hydra, name, arguments)
-        return composition.sweep(hydra, name, arguments.overrides) if composed is None else composed
+        return multirun.sweep(hydra, name, arguments.overrides) if composed is None else composed
 
 
 def said(*words, directory=None):
