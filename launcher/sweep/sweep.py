@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher.config.migrations import stamped
+from launcher.config.migrations import migrated, stamped
 from launcher.config.places import check_writable, make_directory
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
@@ -83,7 +83,8 @@ class Sweep:
             composed = self.task.compose(self._composer.own, {"override_dirname": "base"})  # its directory is not made
         except ConfigError:
             return {}
-        if before := read_json(self.path / "grid.json").get("base"):
+        if kept := read_json(self.path / "grid.json").get("base"):
+            before = migrated(kept, f"hydra.sweep.dir={self.path}")
             composed = composed.as_begun(before)
             refuse_mixing(self.path, before, json.loads(json.dumps(composed.plain())))
         return composed.plain()
