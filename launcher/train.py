@@ -19,9 +19,8 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import check
 from launcher.config import composition
-from launcher.config.command_line import parse_arguments
+from launcher.config.command_line import parse_arguments, show
 from launcher.config.composed import Composed, publish
-from launcher.config.help import show
 from launcher.core.durations import parse_duration
 from launcher.distributed.devices import check_compression, choose_device, compare_devices
 from launcher.distributed.exit_status import guarded

@@ -21,10 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from launcher.config import messages
 from launcher.config.accelerate_flags import adopt, parent_command
 from launcher.config.checks import check_known, check_settings, filled, needed
-from launcher.config.command_line import parse_arguments
+from launcher.config.command_line import parse_arguments, show
 from launcher.config.components import COMPONENTS
 from launcher.config.composed import Composed
-from launcher.config.help import show
 from launcher.config.hydra_api import Hydra, asked_resolvers, detach, opened, read_file
 from launcher.config.migrations import SCHEMA_VERSION, migrated
 from launcher.config.places import CONF, check_length
