@@ -18,12 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config import messages
+from launcher.config import messages, trust
 from launcher.config.accelerate_flags import adopt, parent_command
 from launcher.config.checks import check_known, check_settings, filled, needed
 from launcher.config.command_line import parse_arguments, show
-from launcher.config.components import COMPONENTS
-from launcher.config.composed import Composed
+from launcher.config.components import COMPONENTS, locate, named
+from launcher.config.composed import Composed, node_of
 from launcher.config.hydra_api import Hydra, asked_resolvers, detach, opened, read_file
 from launcher.config.migrations import SCHEMA_VERSION, migrated
 from launcher.config.places import CONF, check_length
@@ -102,8 +102,6 @@ def compose(
     if plain.get("mixed_precision") is False:  # an unquoted `no` in somebody's YAML
         plain["mixed_precision"] = "no"
     for run_dir in _run_directories(own):
-        from launcher.config import trust
-
         trust.check_targets(plain, run_dir)
     plain = filled(plain, program)
     check_settings(plain, program)
@@ -112,8 +110,7 @@ def compose(
         environment = {**environment, "WORLD_SIZE": str(devices)}  # of the trial, which shares its batch among so many
     if "mixed_precision" in plain and (more := adopt(plain, overrides, environment, parent_command())):
         return replace(compose(hydra, config_name, [*overrides, *more], program, trial), adopted=more)
-    made = Composed(OmegaConf.create(), own, list(overrides), told, local)
-    return made.having(plain)
+    return Composed(node_of(plain), own, list(overrides), told, local)
 
 
 def _compose_node(hydra: Hydra, config_name: str, overrides: list[str], trial: Mapping[str, Any] | None) -> DictConfig:
@@ -172,7 +169,7 @@ def _resolved(
         key = word[1:].partition("=")[0] if word.startswith("~") else ""
         if key in schema and (key in COMPONENTS or key.partition(".")[0] not in COMPONENTS):
             raise ConfigError(f"{word}: a run cannot do without {key}; {needed(schema[key])}.")
-    _drop_inherited(hydra, config, config.hydra, overrides)
+    _drop_inherited(hydra, config, overrides)
     raw: Any = OmegaConf.to_container(config)
     text = "\n".join(texts(raw))
     del raw["hydra"]
@@ -238,7 +235,7 @@ def compose_tool(config_name: str, argv: list[str]) -> Composed | None:
         return compose(hydra, name, overrides, config_name)
 
 
-def _drop_inherited(hydra: Hydra, config: DictConfig, own: DictConfig, overrides: list[str]) -> None:
+def _drop_inherited(hydra: Hydra, config: DictConfig, overrides: list[str]) -> None:
     """Where a person's own `_target_` replaced an option's, leave out that option's keys that the class does not name.
 
     `model._target_=my.Net` stands on top of some option (mlp by default), whose `hidden` means nothing to my.Net, not
@@ -246,18 +243,16 @@ def _drop_inherited(hydra: Hydra, config: DictConfig, own: DictConfig, overrides
     of their own: the class will refuse it by name.
     """
     chosen = {key_of(word) for word in overrides}
-    for group, option in own.runtime.choices.items():
+    for group, option in config.hydra.runtime.choices.items():
         node = config.get(group) if "/" not in str(group) and "@" not in str(group) else None
         if not isinstance(node, DictConfig) or not option or "_target_" not in node:
             continue
         found = read_file(hydra, f"{group}/{option}")
         if found is None or found[1].get("_target_") == node.get("_target_"):
             continue
-        from launcher.config.components import locate, named
-
         names = named(locate(str(node["_target_"]), str(group)))
         names |= {"interval", "warmup", "metric", "mode"} if group == "scheduler" else set()
-        names |= _set_by_files(hydra, own, overrides, str(group), f"{group}/{option}")
+        names |= _set_by_files(hydra, config.hydra, overrides, str(group), f"{group}/{option}")
         with read_write(node), open_dict(node):
             for key in list(node):
                 inherited = key in found[1] and f"{group}.{key}" not in chosen and not str(key).startswith("_")

@@ -44,16 +44,6 @@ def of_program(program: str) -> dict[str, Any]:
     return {"$schema": DIALECT, **made, "$defs": {**definitions, "Reference": REFERENCE}}
 
 
-def of_all() -> dict[str, Any]:
-    """That of conf/train.yaml and conf/find_lr.yaml; beneath `$defs`, those of the other programs by their names."""
-    whole = of_program("find_lr")
-    for program in ("evaluate", "predict", "export", "rerun"):
-        one = of_program(program)
-        whole["$defs"] |= one.pop("$defs")
-        whole["$defs"][program] = {key: value for key, value in one.items() if key != "$schema"}
-    return whole
-
-
 def _for_yaml(property: dict[str, Any]) -> dict[str, Any]:
     """A setting of that type, or a `${...}` in its place."""
     plain = _without_marks(property)

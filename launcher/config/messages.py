@@ -48,13 +48,7 @@ def foreign_words() -> dict[str, str]:
 
 
 def hint(key: str, value: str | None, known: Sequence[str]) -> str:
-    """What a person may have meant by a setting that is not there: a sentence with a space before it, or nothing.
-
-    Args:
-        key: As it was typed, perhaps with dashes.
-        value: As well; None where there is none.
-        known: The settings that are there.
-    """
+    """What may have been meant by a setting that is not among the known ones: a space and a sentence, or nothing."""
     word = key.lstrip("+~-").replace("-", "_")
     group, _, last = word.rpartition(".")
     leaves = [name.rpartition(".")[2] for name in known if group and name.rpartition(".")[0] == group]
@@ -124,11 +118,6 @@ def explain(hydra: "Hydra", config_name: str, overrides: list[str], error: Excep
     lines = [line.strip() for line in (f"{text}\n{error.__cause__ or ''}").splitlines() if line.strip()]
     lines = [line for line in lines if not re.match(r"(full_key|object_type|reference_type): ?|object_type=", line)]
     return " ".join(lines[:4])
-
-
-def known_settings(config: Any, hydra: "Hydra") -> list[str]:
-    """Every setting and group that there is, by its dotted name."""
-    return [*_keys(OmegaConf.to_container(config)), *_groups(hydra)]
 
 
 def unread_words(message: str) -> str:
@@ -234,8 +223,10 @@ def _bad_reference(hydra: "Hydra", config_name: str, text: str) -> str | None:
 
 
 def _known(hydra: "Hydra", config_name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Every setting and group that there is, by its dotted name."""
     with suppress(HydraException, OmegaConfBaseException, yaml.YAMLError):
-        return known_settings(hydra.compose_config(config_name, list(overrides), RunMode.RUN, from_shell=False), hydra)
+        config = hydra.compose_config(config_name, list(overrides), RunMode.RUN, from_shell=False)
+        return [*_keys(OmegaConf.to_container(config)), *_groups(hydra)]
     return _known(hydra, config_name) if overrides else []
 
 
