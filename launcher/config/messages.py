@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config.tree import override
+from launcher.config.tree import key_of, override
 
 if TYPE_CHECKING:
     from launcher.config.hydra_api import Hydra
@@ -180,7 +180,7 @@ def _no_such_setting(hydra: "Hydra", config_name: str, overrides: list[str], fou
     if file and file[1] != config_name:
         near = hint(key, None, _groups(hydra))
         return f"{file[1]}.yaml: `override /{key}` finds no group {key!r} to choose from.{near}"
-    given = next((o.partition("=")[2] for o in overrides if o.lstrip("+~").partition("=")[0] == found), None)
+    given = next((word.partition("=")[2] for word in overrides if key_of(word) == found), None)
     if key in _groups(hydra):
         known = ", ".join(hydra.config_loader.get_group_options(key))
         if "@" in found:
@@ -192,7 +192,7 @@ def _no_such_setting(hydra: "Hydra", config_name: str, overrides: list[str], fou
                 "launcher rerun RUN_DIR."
             )
         return f"{key}: choose an option of the group, one of {known}."
-    known_here = _known(hydra, config_name, [o for o in overrides if o.lstrip("+~").partition("=")[0] != found])
+    known_here = _known(hydra, config_name, [word for word in overrides if key_of(word) != found])
     group = key.partition(".")[0]
     if group == "hydra":
         return f"{key}: Hydra has no such setting; --cfg hydra shows what it has."

@@ -12,10 +12,9 @@ from typing import Any
 
 
 def run_exit_functions() -> None:
-    """Run what was registered with atexit, before os._exit, which does not.
+    """Run what was registered with atexit, before os._exit, by which a rank of several ends.
 
-    A rank of several ends by that, as torch's threads at times abort a process that unloads. Without this, temporary
-    directories would stay, and Accelerate's and W&B's own endings would be left out.
+    Without this temporary directories would stay, and Accelerate's and W&B's own endings would be left out.
     """
     atexit._run_exitfuncs()
 
@@ -36,25 +35,19 @@ def stop_fork_server() -> None:
 
 
 def wandb_settings(trainer: int) -> dict[str, Any]:
-    """Settings of W&B that begin with x_, which it may change or drop in any release.
+    """Settings of W&B that begin with x_, which it may change or drop in any release, for the process that trains.
 
     Those that it does not know are to be left out: then system metrics are those of W&B's own process, and a kill takes
     up to 15 s of rows, which the next start shows again.
-
-    Args:
-        trainer: Process id of the process that trains.
     """
     return {"x_stats_pid": trainer, "x_transaction_log_flush_interval": 2.0}
 
 
 def on_wandb_core(started: Callable[[subprocess.Popen[Any]], None]) -> None:
-    """Be told of each wandb-core that W&B starts from now on, by a `subprocess.Popen` in place of Python's own.
+    """Have a function called with each wandb-core that W&B starts, by a `subprocess.Popen` in place of Python's own.
 
     W&B does not tell the process id of its service. Without it nobody could kill one that hangs at a server, nor make
     it nice before it takes a core that trains.
-
-    Args:
-        started: Called with the process.
     """
 
     class Popen(subprocess.Popen):

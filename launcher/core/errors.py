@@ -10,10 +10,7 @@ OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|can't allocate memor
 
 
 class BrokenFile(ValueError):
-    """A file among a user's data cannot be read, which shows when its turn comes.
-
-    Its message names the file and says what is wrong with it, in one line.
-    """
+    """A file among a user's data cannot be read, which shows when its turn comes; the message names it in a line."""
 
     def in_short(self) -> str:
         """The message, without the traceback that a process that loads sends before it, and what to do."""

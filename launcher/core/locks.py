@@ -17,11 +17,7 @@ class Locked(OSError):
 
 
 def take_lock(file: Path, about: Mapping[str, Any]) -> int:
-    """Lock a file, which need not be there, until the returned handle is closed.
-
-    Args:
-        file: Its directory is there.
-        about: What others are told of this process.
+    """Lock a file, which need not be there, until the returned handle is closed; others are told `about` the holder.
 
     Raises:
         Locked: Another process has it.
