@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from launcher.config.json_schema import of_program  # noqa: E402
+from launcher.commands.schema import of_program  # noqa: E402
 from launcher.config.schema import SCHEMAS  # noqa: E402
 from launcher.config.tree import UNSTATED, get, show_value  # noqa: E402
 
