@@ -65,7 +65,7 @@ class Composed:
         return replace(self, settings=node_of(settings))
 
     def as_begun(self, before: Mapping[str, Any]) -> "Composed":
-        """The same, with what the clock and Hydra said when the run began, with the settings `before`."""
+        """The same, with what the clock and Hydra said when the run began with the settings `before`."""
         then = leaves(before)
         return self.having(with_leaves(self.plain(), {key: then[key] for key in self.told & then.keys()}))
 
