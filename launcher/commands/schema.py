@@ -44,11 +44,7 @@ class _ForEditors(GenerateJsonSchema):
 
 
 def of_program(program: str) -> dict[str, Any]:
-    """The JSON Schema of a primary config, or of a part of one: nothing in it is required.
-
-    Args:
-        program: Its name; see schema.MODELS.
-    """
+    """The JSON Schema of a primary config, by its name, or of a part of one: nothing in it is required."""
     made = MODELS[program].model_json_schema(schema_generator=_ForEditors)
     definitions = made.pop("$defs", {})
     for node in (made, *definitions.values()):

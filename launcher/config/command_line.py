@@ -109,11 +109,7 @@ def annotated(text: str, about: dict[str, str]) -> str:
 
 
 def show(arguments: argparse.Namespace, config_name: str) -> bool:
-    """Answer --help, --hydra-help, --cfg, --info and --shell-completion as Hydra does.
-
-    Returns:
-        False where the command line asks for none of them.
-    """
+    """Answer --help, --hydra-help, --cfg, --info and --shell-completion as Hydra does; False where none is asked."""
     if not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion):
         return False
     if arguments.shell_completion:  # Hydra reads the shell's request from its own command line

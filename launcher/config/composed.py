@@ -91,9 +91,7 @@ def hydra_node(plain: Any) -> DictConfig:
 def publish(hydra: DictConfig, directory: Path | str | None) -> None:
     """Have Hydra's own HydraConfig, which a person's code may ask, say what this run was composed with.
 
-    Args:
-        hydra: Hydra's node.
-        directory: Of the run; None where it is not known yet.
+    The directory is None where it is not known yet.
     """
     whole = OmegaConf.create({"hydra": hydra_node(hydra)})
     with read_write(whole):

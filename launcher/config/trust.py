@@ -52,10 +52,6 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def check_names(settings: Any, run_dir: Path) -> None:
     """Refuse by their names what no run is made of, and warn of what a stranger brings; nothing is imported.
 
-    Args:
-        settings: Plain, of the run or its data.
-        run_dir: Whose they are.
-
     Raises:
         ConfigError: A `_target_` is nothing that a run is made of.
     """

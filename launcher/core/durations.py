@@ -37,8 +37,9 @@ def parse_slurm_duration(text: str) -> float | None:
     if match is None:
         raise ValueError(f"{text!r} is no time of SLURM's, such as 90, 1:30:00 or 2-12:00:00")
     days, *fields = match.groups()
-    numbers = [int(field) for field in fields if field is not None]
-    if days is None and len(numbers) < 3:  # minutes come first
-        numbers.insert(0, 0)
-    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    first, second, third = (None if f is None else int(f) for f in fields)
+    if days is not None or third is not None:
+        hours, minutes, seconds = first or 0, second or 0, third or 0
+    else:
+        hours, minutes, seconds = 0, first or 0, second or 0
     return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
