@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from launcher.config.json_schema import of_all  # noqa: E402
+from launcher.commands.schema import of_program  # noqa: E402
 from launcher.config.schema import SCHEMAS  # noqa: E402
 from launcher.config.tree import UNSTATED, get, show_value  # noqa: E402
 
@@ -83,8 +83,13 @@ def page() -> str:
 
 
 def schema() -> str:
-    """conf/schema.json, by which editors complete YAML."""
-    return re.sub(r"\n {5,}", " ", json.dumps(of_all(), indent=1)) + "\n"  # a line for each setting of a section
+    """conf/schema.json: for conf/train.yaml and conf/find_lr.yaml, and beneath `$defs` for the other programs."""
+    whole = of_program("find_lr")
+    for program in ("evaluate", "predict", "export", "rerun"):
+        one = of_program(program)
+        whole["$defs"] |= one.pop("$defs")
+        whole["$defs"][program] = {key: value for key, value in one.items() if key != "$schema"}
+    return re.sub(r"\n {5,}", " ", json.dumps(whole, indent=1)) + "\n"  # a line for each setting of a section
 
 
 if __name__ == "__main__":

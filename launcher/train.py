@@ -19,9 +19,8 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 
 from launcher import check
 from launcher.config import composition
-from launcher.config.command_line import parse_arguments
+from launcher.config.command_line import parse_arguments, show
 from launcher.config.composed import Composed, publish
-from launcher.config.composition import show
 from launcher.core.durations import parse_duration
 from launcher.distributed.devices import check_compression, choose_device, compare_devices
 from launcher.distributed.exit_status import guarded
@@ -30,6 +29,7 @@ from launcher.distributed.ranks import executes_sweep, join
 from launcher.distributed.watchdog import watched
 from launcher.run import run_directory
 from launcher.run.rank_zero import RankZero
+from launcher.sweep import multirun
 
 log = logging.getLogger("launcher")
 
@@ -49,7 +49,7 @@ def command(argv: list[str]) -> int:
         if composed is None:
             if not executes_sweep(join()):
                 return 0
-            return composition.sweep(hydra, name, arguments.overrides)
+            return multirun.sweep(hydra, name, arguments.overrides)
     return train(composed)
 
 

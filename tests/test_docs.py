@@ -24,8 +24,7 @@ from processes import REPOSITORY
 
 from launcher.__main__ import COMMANDS
 from launcher.config import composition
-from launcher.config.command_line import parse_arguments
-from launcher.config.help import show
+from launcher.config.command_line import parse_arguments, show
 from launcher.config.schema import SCHEMA, SCHEMAS
 from launcher.core.errors import ConfigError
 

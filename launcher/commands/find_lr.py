@@ -18,9 +18,8 @@ from typing import Any
 
 import launcher
 from launcher.config import composition
-from launcher.config.command_line import parse_arguments
+from launcher.config.command_line import parse_arguments, show
 from launcher.config.composed import Composed
-from launcher.config.help import show
 from launcher.core.errors import ConfigError
 from launcher.core.files import replacing, write_json
 from launcher.distributed import watchdog

@@ -19,7 +19,7 @@ from yaml import YAMLError
 import launcher
 from launcher.config import composition, trust
 from launcher.config.checks import check_settings, filled
-from launcher.config.composed import Composed, hydra_node
+from launcher.config.composed import Composed, hydra_node, node_of
 from launcher.config.places import check_length
 from launcher.config.tree import directory_override, leaves
 from launcher.core.errors import ConfigError
@@ -100,7 +100,7 @@ def compose_again(path: Path, output: str | None) -> Composed:
     hydra.run.dir = str(place)
     if output is not None:
         overrides.append(directory_override(place))
-    return Composed(OmegaConf.create(), hydra, overrides).having(run)
+    return Composed(node_of(run), hydra, overrides)
 
 
 def beside(path: Path) -> Path:

@@ -1,23 +1,28 @@
 """What `accelerate launch` was asked for, by its flags or a saved config: taken over, or refused in a sentence.
 
 Accelerate hands all of it to the process by environment variables, but for the flags that it reads for DeepSpeed alone,
-which are on its command line. Nothing here imports torch: it is a part of composing the config.
+which are on its command line.
 """
 
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.config.tree import get, key_of
 from launcher.core.errors import ConfigError
 
-INSTEAD = {
+UNSUPPORTED = {  # a variable: the flag that sets it, and what to use
     "ACCELERATE_USE_DEEPSPEED": ("--use_deepspeed", "strategy=fsdp"),
     "ACCELERATE_USE_MEGATRON_LM": ("--use_megatron_lm", "strategy=fsdp"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("--use_parallelism_config", "strategy=fsdp or strategy=ddp"),
 }
+LEFT = (  # what Accelerate would act on by itself, which the run does
+    "ACCELERATE_USE_FSDP", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_GRADIENT_CLIPPING",
+    "ACCELERATE_USE_SAGEMAKER", "ACCELERATE_DOWNCAST_BF16",
+)  # fmt: skip
 
 
 def adopt(
@@ -38,7 +43,25 @@ def adopt(
     Raises:
         ConfigError: It contradicts the config, or there is no such thing here.
     """
-    for variable, (flag, instead) in INSTEAD.items():
+    _refuse_unsupported(environment, settings["strategy"]["name"])
+    if "ACCELERATE_MIXED_PRECISION" not in environment:  # which `accelerate launch` always sets
+        return []
+    named, words = {key_of(override) for override in overrides}, []
+    for key, value, default, flag in _asked(settings, environment, _flags(command)):
+        now = get(settings, key)
+        if now == value:
+            continue
+        if now != default or key in named:
+            raise ConfigError(
+                f"{key}={_text(now)}, and accelerate launch (or a saved accelerate config) says {flag}, which is "
+                f"{key}={_text(value)} here: say it once."
+            )
+        words.append(f"{key}={_text(value)}")
+    return words
+
+
+def _refuse_unsupported(environment: Mapping[str, str], strategy: str) -> None:
+    for variable, (flag, instead) in UNSUPPORTED.items():
         if _is_true(environment.get(variable)):
             raise ConfigError(
                 f"accelerate launch {flag} (or a saved accelerate config, or {variable} in the environment): not "
@@ -49,10 +72,7 @@ def adopt(
             f"ACCELERATE_TORCH_DEVICE={device} in the environment: not supported. Use device=cpu, or choose GPUs by "
             "CUDA_VISIBLE_DEVICES."
         )
-    if "ACCELERATE_MIXED_PRECISION" not in environment:  # which `accelerate launch` always sets
-        return []
-    strategy = settings["strategy"]["name"]
-    if _is_true(environment.get("ACCELERATE_USE_FSDP")):
+    if "ACCELERATE_MIXED_PRECISION" in environment and _is_true(environment.get("ACCELERATE_USE_FSDP")):
         if strategy != "fsdp":
             raise ConfigError(
                 "accelerate launch --use_fsdp (or a saved accelerate config): say strategy=fsdp, whose options are "
@@ -60,10 +80,15 @@ def adopt(
             )
         if _is_true(environment.get("FSDP_OFFLOAD_PARAMS")):
             raise ConfigError("accelerate launch --fsdp_offload_params: strategy=fsdp keeps parameters on the device.")
-    flags, found = _flags(command), _Adopted(settings, overrides)
+
+
+def _asked(
+    settings: Mapping[str, Any], environment: Mapping[str, str], flags: Mapping[str, str]
+) -> Iterator[tuple[str, Any, Any, str]]:
+    """Each setting that a flag is about, the value that it asks for, the setting's default, and the flag."""
     precision = environment["ACCELERATE_MIXED_PRECISION"].lower()
     if precision != "no" or "mixed_precision" in flags:
-        found.take("mixed_precision", precision, "no", "--mixed_precision")
+        yield "mixed_precision", precision, "no", "--mixed_precision"
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper()
     if backend != "NO":
         options = ("MODE", "USE_FULLGRAPH", "USE_DYNAMIC", "USE_REGIONAL_COMPILATION")
@@ -73,40 +98,43 @@ def adopt(
                 f"accelerate launch --dynamo_backend {backend.lower()}: compile=true is torch.compile with inductor "
                 "and its default options; no others are supported."
             )
-        found.take("compile", True, False, "--dynamo_backend inductor")
-    clipping = environment.get("ACCELERATE_GRADIENT_CLIPPING") or flags.get("gradient_clipping")
-    clipping = None if clipping in ("none", "None") else clipping
-    pieces = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or flags.get("gradient_accumulation_steps")
-    for name, text, kind in (("GRADIENT_CLIPPING", clipping, float), ("GRADIENT_ACCUMULATION_STEPS", pieces, int)):
-        try:
-            kind(text or 1)
-        except ValueError:
-            raise ConfigError(f"ACCELERATE_{name}={text} in the environment: not a number.") from None
-    if clipping is not None:
-        found.take("clip_grad_norm", float(clipping), None, "--gradient_clipping")
-    if pieces is not None and (count := int(pieces)) != 1:
+        yield "compile", True, False, "--dynamo_backend inductor"
+    if (clipping := _number("gradient_clipping", float, environment, flags)) is not None:
+        yield "clip_grad_norm", clipping, None, "--gradient_clipping"
+    if (count := _number("gradient_accumulation_steps", int, environment, flags)) not in (None, 1):
         size, world = settings["batch"]["global_size"], int(environment.get("WORLD_SIZE") or 1)
         share = math.ceil(size / world)
         most = math.ceil(share / max(count, 1))
         if count < 1 or math.ceil(share / most) != count:
             raise ConfigError(
-                f"accelerate launch --gradient_accumulation_steps {pieces}: a device's share of {size} samples "
+                f"accelerate launch --gradient_accumulation_steps {count}: a device's share of {size} samples "
                 f"(batch.global_size) is {share}, which cannot be cut so. Set batch.max_per_device in its place."
             )
-        found.take("batch.max_per_device", most, None, f"--gradient_accumulation_steps {pieces}")
-    return found.words
+        yield "batch.max_per_device", most, None, f"--gradient_accumulation_steps {count}"
 
 
-def asked_processes(command: Sequence[str]) -> int | None:
-    """The number behind --num_processes in the command line of `accelerate launch`; None where there is none."""
-    number = _flags(command).get("num_processes", "")
+def _number(name: str, kind: type, environment: Mapping[str, str], flags: Mapping[str, str]) -> Any:
+    """The number that a flag gives; None where there is none."""
+    variable = f"ACCELERATE_{name.upper()}"
+    text = environment.get(variable) or flags.get(name)
+    if text in (None, "", "none", "None"):
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"{variable}={text} in the environment: not a number.") from None
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def asked_number(command: Sequence[str], option: str) -> int | None:
+    """The number behind an option of `accelerate launch`, such as num_processes; None where there is none."""
+    number = _flags(command).get(option, "")
     return int(number) if number.isdigit() else None
-
-
-def asked_threads(command: Sequence[str]) -> int | None:
-    """The number behind --num_cpu_threads_per_process; None where there is none."""
-    number = _flags(command).get("num_cpu_threads_per_process", "")
-    return int(number) if number.isdigit() and int(number) else None
 
 
 def asks_for_cpu(environment: Mapping[str, str]) -> bool:
@@ -117,11 +145,7 @@ def asks_for_cpu(environment: Mapping[str, str]) -> bool:
 def leave_nothing() -> None:
     """Take from the environment what Accelerate would act on by itself, now that the run does."""
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = "NO"
-    names = (
-        "ACCELERATE_USE_FSDP", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_GRADIENT_CLIPPING",
-        "ACCELERATE_USE_SAGEMAKER", "ACCELERATE_DOWNCAST_BF16",
-    )  # fmt: skip
-    for name in names:
+    for name in LEFT:
         os.environ.pop(name, None)
 
 
@@ -131,40 +155,6 @@ def parent_command() -> list[str]:
         return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:
         return []
-
-
-class _Adopted:
-    """Collects overrides.
-
-    Args:
-        settings: The composed config.
-        overrides: Of the command line.
-    """
-
-    def __init__(self, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
-        self.settings = settings
-        self.words: list[str] = []
-        self.named = {override.lstrip("+~").partition("=")[0] for override in overrides}
-
-    def take(self, key: str, value: Any, default: Any, flag: str) -> None:
-        """Set a setting that is at its default.
-
-        Raises:
-            ConfigError: It is set to something else.
-        """
-        now: Any = self.settings
-        for part in key.split("."):
-            now = now[part]
-        if now == value:
-            return
-        text = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
-        if now != default or key in self.named:
-            shown = "null" if now is None else str(now).lower() if isinstance(now, bool) else now
-            raise ConfigError(
-                f"{key}={shown}, and accelerate launch (or a saved accelerate config) says {flag}, which is "
-                f"{key}={text} here: say it once."
-            )
-        self.words.append(f"{key}={text}")
 
 
 def _is_true(text: str | None) -> bool:

@@ -63,7 +63,7 @@ def check_settings(settings: Mapping[str, Any], program: str = "train") -> None:
 
     Args:
         settings: The composed and resolved config as plain dicts and lists.
-        program: Whose they are: the name of its primary config.
+        program: The name of its primary config.
 
     Raises:
         ConfigError: The first one that does not fit.
@@ -78,12 +78,7 @@ def check_settings(settings: Mapping[str, Any], program: str = "train") -> None:
 
 
 def check_options(options: Mapping[str, Any], name: str, prefix: str = "hydra.launcher") -> None:
-    """Check the settings of a sweep's launcher, or of another plugin of Hydra.
-
-    Args:
-        options: By their names.
-        name: Of their model in schema.py.
-        prefix: Where they are in the config.
+    """Check the settings of a plugin of Hydra, which are at `prefix` in the config, by their model in schema.py.
 
     Raises:
         ConfigError: The first one that does not fit.
@@ -159,18 +154,9 @@ def _check_sharded(settings: Mapping[str, Any]) -> None:
 
 
 def check_known(plain: Mapping[str, Any], hydra: DictConfig, schema: "Mapping[str, Setting]", text: str) -> None:
-    """Refuse settings that nobody reads: neither the launcher, nor a `${...}` elsewhere in the config.
+    """Refuse settings that nobody reads: neither the launcher, nor a `${...}` in `text`, all texts of the config.
 
     A component takes what its class takes, and says so itself.
-
-    Args:
-        plain: The settings before `${...}` are resolved.
-        hydra: Hydra's node.
-        schema: Of what the launcher reads.
-        text: All texts of the config, Hydra's node included.
-
-    Raises:
-        ConfigError: The first of them, and what may have been meant.
     """
     tops = {key.partition(".")[0] for key in schema}
     sections = {key.partition(".")[0] for key in schema if "." in key} - set(COMPONENTS)

@@ -85,10 +85,10 @@ def required_names(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
-def default_of(function: Callable[..., Any], name: str, absent: Any) -> Any:
-    """The default of an argument that a callable names; `absent` where it has none."""
-    found = [p.default for p in _parameters(function) or () if p.name == name and p.default is not p.empty]
-    return found[0] if found else absent
+def default_of(function: Callable[..., Any], name: str) -> Any:
+    """The default of an argument that a callable names; UNSTATED where it has none."""
+    found = (p.default for p in _parameters(function) or () if p.name == name and p.default is not p.empty)
+    return next(found, UNSTATED)
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:

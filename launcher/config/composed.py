@@ -62,18 +62,19 @@ class Composed:
 
     def having(self, settings: Mapping[str, Any]) -> "Composed":
         """The same with other settings."""
-        made = OmegaConf.create(dict(settings))
-        OmegaConf.set_struct(made, True)
-        return replace(self, settings=made)
+        return replace(self, settings=node_of(settings))
 
     def as_begun(self, before: Mapping[str, Any]) -> "Composed":
-        """The same, with what the clock and Hydra said when the run began.
-
-        Args:
-            before: The settings that it began with.
-        """
+        """The same, with what the clock and Hydra said when the run began with the settings `before`."""
         then = leaves(before)
         return self.having(with_leaves(self.plain(), {key: then[key] for key in self.told & then.keys()}))
+
+
+def node_of(settings: Mapping[str, Any]) -> DictConfig:
+    """Plain settings as a config that has these and no others."""
+    node = OmegaConf.create(dict(settings))
+    OmegaConf.set_struct(node, True)
+    return node
 
 
 def hydra_node(plain: Any) -> DictConfig:
@@ -90,9 +91,7 @@ def hydra_node(plain: Any) -> DictConfig:
 def publish(hydra: DictConfig, directory: Path | str | None) -> None:
     """Have Hydra's own HydraConfig, which a person's code may ask, say what this run was composed with.
 
-    Args:
-        hydra: Hydra's node.
-        directory: Of the run; None where it is not known yet.
+    The directory is None where it is not known yet.
     """
     whole = OmegaConf.create({"hydra": hydra_node(hydra)})
     with read_write(whole):

@@ -18,13 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config import messages
+from launcher.config import messages, trust
 from launcher.config.accelerate_flags import adopt, parent_command
 from launcher.config.checks import check_known, check_settings, filled, needed
-from launcher.config.command_line import parse_arguments
-from launcher.config.components import COMPONENTS
-from launcher.config.composed import Composed
-from launcher.config.help import show
+from launcher.config.command_line import parse_arguments, show
+from launcher.config.components import COMPONENTS, locate, named
+from launcher.config.composed import Composed, node_of
 from launcher.config.hydra_api import Hydra, asked_resolvers, detach, opened, read_file
 from launcher.config.migrations import SCHEMA_VERSION, migrated
 from launcher.config.places import CONF, check_length
@@ -103,8 +102,6 @@ def compose(
     if plain.get("mixed_precision") is False:  # an unquoted `no` in somebody's YAML
         plain["mixed_precision"] = "no"
     for run_dir in _run_directories(own):
-        from launcher.config import trust
-
         trust.check_targets(plain, run_dir)
     plain = filled(plain, program)
     check_settings(plain, program)
@@ -113,8 +110,7 @@ def compose(
         environment = {**environment, "WORLD_SIZE": str(devices)}  # of the trial, which shares its batch among so many
     if "mixed_precision" in plain and (more := adopt(plain, overrides, environment, parent_command())):
         return replace(compose(hydra, config_name, [*overrides, *more], program, trial), adopted=more)
-    made = Composed(OmegaConf.create(), own, list(overrides), told, local)
-    return made.having(plain)
+    return Composed(node_of(plain), own, list(overrides), told, local)
 
 
 def _compose_node(hydra: Hydra, config_name: str, overrides: list[str], trial: Mapping[str, Any] | None) -> DictConfig:
@@ -173,7 +169,7 @@ def _resolved(
         key = word[1:].partition("=")[0] if word.startswith("~") else ""
         if key in schema and (key in COMPONENTS or key.partition(".")[0] not in COMPONENTS):
             raise ConfigError(f"{word}: a run cannot do without {key}; {needed(schema[key])}.")
-    _drop_inherited(hydra, config, config.hydra, overrides)
+    _drop_inherited(hydra, config, overrides)
     raw: Any = OmegaConf.to_container(config)
     text = "\n".join(texts(raw))
     del raw["hydra"]
@@ -239,84 +235,7 @@ def compose_tool(config_name: str, argv: list[str]) -> Composed | None:
         return compose(hydra, name, overrides, config_name)
 
 
-class Task:
-    """What Hydra's launchers get for a task function: not the training itself, but how to compose a trial of the sweep.
-
-    Attributes:
-        failed: Points that a launcher saw fail.
-        stop: Its request to stop, which lasts over all that a sweeper hands it.
-        swept: Settings that have several values in all of the sweep, of which a launcher may see one at a time.
-    """
-
-    def __init__(self, hydra: Hydra, config_name: str) -> None:
-        self._hydra, self._config_name, self._said = hydra, config_name, False
-        self.failed: list[str] = []
-        self.stop: Any = None
-        self.swept: frozenset[str] = frozenset()
-
-    def compose(self, overrides: list[str], job: Mapping[str, Any]) -> Composed:
-        """Compose and check a trial of the sweep.
-
-        Args:
-            overrides: The command line's.
-            job: What Hydra says of it in hydra.job.
-        """
-        point = compose(self._hydra, self._config_name, overrides, trial=job)
-        if point.adopted and not self._said:
-            self._said = True
-            print(f"adopted    {' '.join(point.adopted)}, as accelerate launch was asked to", flush=True)
-        if point.settings.get("check"):
-            raise ConfigError(f"check={show_value(point.settings.check)}: checks one run; leave out -m.")
-        return point
-
-
-def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
-    """Run a sweep (-m): Hydra's sweeper makes the trials, its launcher runs each in processes of its own.
-
-    Returns:
-        0 where every point went well, else 1.
-
-    Raises:
-        ConfigError: A setting is wrong, or the launcher is one that would train nothing.
-    """
-    task: Any = Task(hydra, config_name)
-    overrides = [*overrides, "hydra.mode=MULTIRUN"]
-    try:
-        master = hydra.compose_config(config_name, overrides, RunMode.MULTIRUN, from_shell=False)
-        target, option = str(master.hydra.launcher._target_), master.hydra.runtime.choices.get("hydra/launcher")
-        if not _trains(target):
-            raise ConfigError(
-                f"hydra/launcher={option} ({target}): would train each trial in its own process, without devices "
-                "and without going on. Use hydra/launcher=local (hydra.launcher.max_parallel=1 for one trial at a "
-                "time), or slurm"
-                + ("." if f"hydra/launcher={option}" in overrides else
-                   f"; the defaults of {config_name!r} do with `- override hydra/launcher: local`.")
-            )  # fmt: skip
-        hydra.multirun(config_name=config_name, overrides=overrides, task_function=task, with_log_configuration=False)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(messages.explain(hydra, config_name, overrides, error)) from error
-    except RuntimeError as error:
-        if "Invalid plugin" in str(error):
-            raise ConfigError(f"hydra/sweeper: {error}.") from error
-        if not task.failed:  # else a sweeper gave up because of a point that failed, and the launcher said so
-            raise
-    return int(bool(task.failed))
-
-
-def _trains(target: str) -> bool:
-    """Whether a launcher is one of ours, which take what `Task` composes."""
-    from hydra.utils import get_object
-
-    from hydra_plugins.local_launcher import LocalLauncher
-
-    try:
-        found = get_object(target)
-    except Exception:  # whatever the import of a person's own raises
-        return False
-    return isinstance(found, type) and issubclass(found, LocalLauncher)
-
-
-def _drop_inherited(hydra: Hydra, config: DictConfig, own: DictConfig, overrides: list[str]) -> None:
+def _drop_inherited(hydra: Hydra, config: DictConfig, overrides: list[str]) -> None:
     """Where a person's own `_target_` replaced an option's, leave out that option's keys that the class does not name.
 
     `model._target_=my.Net` stands on top of some option (mlp by default), whose `hidden` means nothing to my.Net, not
@@ -324,18 +243,16 @@ def _drop_inherited(hydra: Hydra, config: DictConfig, own: DictConfig, overrides
     of their own: the class will refuse it by name.
     """
     chosen = {key_of(word) for word in overrides}
-    for group, option in own.runtime.choices.items():
+    for group, option in config.hydra.runtime.choices.items():
         node = config.get(group) if "/" not in str(group) and "@" not in str(group) else None
         if not isinstance(node, DictConfig) or not option or "_target_" not in node:
             continue
         found = read_file(hydra, f"{group}/{option}")
         if found is None or found[1].get("_target_") == node.get("_target_"):
             continue
-        from launcher.config.components import locate, named
-
         names = named(locate(str(node["_target_"]), str(group)))
         names |= {"interval", "warmup", "metric", "mode"} if group == "scheduler" else set()
-        names |= _set_by_files(hydra, own, overrides, str(group), f"{group}/{option}")
+        names |= _set_by_files(hydra, config.hydra, overrides, str(group), f"{group}/{option}")
         with read_write(node), open_dict(node):
             for key in list(node):
                 inherited = key in found[1] and f"{group}.{key}" not in chosen and not str(key).startswith("_")

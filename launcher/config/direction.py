@@ -2,19 +2,8 @@
 
 LESS = ("loss", "error", "mae", "mse", "perplexity", "distance", "divergence")
 MORE = (
-    "accuracy",
-    "f1",
-    "top5",
-    "r2",
-    "auc",
-    "auroc",
-    "precision",
-    "recall",
-    "specificity",
-    "jaccard",
-    "kappa",
-    "corrcoef",
-)
+    "accuracy", "f1", "top5", "r2", "auc", "auroc", "precision", "recall", "specificity", "jaccard", "kappa", "corrcoef"
+)  # fmt: skip
 
 
 def direction(metric: str) -> str | None:

@@ -73,11 +73,7 @@ def basic_sweeper() -> Any:
 
 
 def read_file(hydra: Hydra, name: str) -> tuple[str, DictConfig] | None:
-    """An option as it is written, over the files that its own defaults name, before overrides.
-
-    Returns:
-        Where it is from, and its settings; None where there is none.
-    """
+    """Where an option is from, and what it says over the files that its own defaults name; None where there is none."""
     found = ConfigRepository(hydra.config_loader.get_search_path()).load_config(name)
     if found is None or not isinstance(found.config, DictConfig):
         return None

@@ -5,6 +5,8 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -15,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config.tree import override
+from launcher.config.tree import key_of, override
 
 if TYPE_CHECKING:
     from launcher.config.hydra_api import Hydra
@@ -24,117 +26,6 @@ FP16_ON_CPU = (
     "mixed_precision=fp16: a CPU has no fp16 training (Accelerate would run fp32 in silence). "
     "Use mixed_precision=bf16 or no, or a GPU."
 )
-
-# What users of Lightning, the HF Trainer, timm, Composer and Keras type, by what it is called here: a setting that
-# takes the same value, or a sentence where something else takes its place.
-WORDS: dict[str, str] = {
-    name: advice
-    for advice, names in {
-        "batch.global_size": "batch_size batchsize bs bsz train_batch_size global_batch_size total_batch_size",
-        "optimizer": "opt optim optimizer_name",
-        "optimizer.lr": "lr learning_rate base_lr init_lr",
-        "optimizer.weight_decay": "weight_decay wd",
-        "optimizer.momentum": "momentum",
-        "optimizer.betas": "betas opt_betas",
-        "optimizer.eps": "eps opt_eps adam_epsilon epsilon",
-        "scheduler": "sched lr_scheduler lr_scheduler_type lr_schedule scheduler_name",
-        "scheduler.warmup": "warmup warmup_steps num_warmup_steps warmup_ratio",
-        "scheduler.eta_min": "min_lr lr_min",
-        "epochs": "max_epochs num_epochs n_epochs nb_epochs num_train_epochs max_epoch",
-        "max_steps": "num_steps n_steps total_steps iterations num_iterations max_iterations max_iters iters "
-        "num_training_steps max_train_steps",
-        "max_time": "max_duration",
-        "clip_grad_norm": "max_grad_norm gradient_clip_val gradient_clipping grad_clip clip_grad grad_clip_norm "
-        "gradient_clip_norm clipnorm",
-        "clip_grad_value": "clipvalue grad_clip_value",
-        "num_workers": "workers dataloader_num_workers data_workers n_workers",
-        "log_every": "logging_steps log_interval log_every_n_steps log_steps log_freq",
-        "eval_every": "eval_steps val_interval eval_interval eval_freq",
-        "checkpoint.every": "save_steps save_interval checkpoint_interval save_every save_freq",
-        "checkpoint.keep": "save_total_limit checkpoint_hist save_top_k keep_last",
-        "hydra.run.dir": "output_dir output save_dir save_folder log_dir logdir default_root_dir work_dir exp_dir",
-        "wandb.project": "project project_name wandb_project",
-        "wandb.entity": "entity wandb_entity",
-        "wandb.name": "run_name exp_name experiment_name",
-        "wandb.group": "group",
-        "ema_decay": "model_ema_decay ema",
-        "loss": "criterion loss_fn loss_name",
-        "loss.label_smoothing": "smoothing label_smoothing label_smoothing_factor",
-        "loss.weight": "class_weight class_weights",
-        "mixup.alpha": "mixup_alpha",
-        "mixup.cutmix_alpha": "cutmix cutmix_alpha",
-        "mixup.prob": "mixup_prob",
-        "mixup.switch_prob": "mixup_switch_prob",
-        "model.dropout": "drop dropout drop_rate dropout_rate",
-        "model.name": "model_name model_name_or_path arch architecture backbone",
-        "data": "dataset dataset_name",
-        "data.root": "data_dir root data_root dataset_dir",
-        "data.path": "data_path train_file",
-        "data.image_size": "img_size image_size input_size resolution",
-        "data.validation": "validation_split val_split val_size valid_size",
-        "data.random_erasing": "reprob random_erase",
-        "seed": "random_seed random_state manual_seed seed_everything data_seed",
-        "early_stopping.patience": "patience early_stopping_patience",
-        "timeout": "ddp_timeout",
-        "compile": "torch_compile torchcompile",
-        "strategy.find_unused_parameters": "ddp_find_unused_parameters find_unused_parameters",
-        "init_from": "load_path finetune_from weights load_weights",
-        "test_time_flip": "tta",
-        "Use mixed_precision=bf16, fp16 or no.": "precision amp amp_dtype fp16 bf16 use_amp half fp32",
-        "Use float32_matmul_precision=high.": "tf32",
-        "Use tags in a list, such as wandb.tags=[baseline].": "tags",
-        "Use a list, such as trackers=[wandb,tensorboard].": "report_to logger loggers log_with tracker",
-        "Use eval_every=epoch, or a number of steps.":
-            "val_check_interval check_val_every_n_epoch validation_freq eval_strategy evaluation_strategy",
-        "Use checkpoint.every=epoch, or a number of steps.": "save_strategy",
-        "checkpoint.best names the metric of the best checkpoint, such as eval/loss; early_stopping.metric the one "
-        "that ends a run.": "metric_for_best_model eval_metric monitor load_best_model_at_end greater_is_better",
-        "early_stopping.metric=eval/loss ends a run that has stopped improving.": "early_stop",
-        "Use patterns of module names, such as activation_checkpointing=[layers.*].":
-            "gradient_checkpointing grad_checkpointing",
-        "Use a list of widths, such as model.hidden=[256].": "hidden hidden_size hidden_dim hidden_sizes hidden_dims",
-        "model.checkpoint=FILE begins with the weights in a file; none are downloaded.":
-            "pretrained initial_checkpoint pretrained_path",
-        "Of data=image_folder: data.augment=light, randaugment or trivial.": "aa auto_augment augment augmentation",
-        "Use data.flip=true.": "hflip horizontal_flip",
-        "batch.global_size is the number of samples per update on all devices together; batch.max_per_device limits "
-        "what one of them sees at once.": "per_device_train_batch_size per_gpu_batch_size micro_batch_size "
-        "per_device_batch_size train_micro_batch_size_per_gpu device_train_microbatch_size samples_per_gpu",
-        "It follows from batch.global_size and batch.max_per_device, whatever the number of devices.":
-            "gradient_accumulation_steps accumulate_grad_batches grad_accum_steps grad_accum accumulation_steps "
-            "accum_iter update_freq",
-        "An evaluation takes as many samples at once as batch.max_per_device lets a device see.":
-            "per_device_eval_batch_size eval_batch_size val_batch_size validation_batch_size test_batch_size",
-        "Use scheduler.warmup, such as scheduler.warmup=5epochs.": "warmup_epochs warmup_lr warmup_lr_init",
-        "How many devices a run has is said where it is started: torchrun --nproc_per_node N launcher/train.py, or "
-        "accelerate launch; device=cpu keeps to the CPU.": "devices gpus num_gpus n_gpus ngpus num_nodes nnodes "
-        "accelerator num_processes nproc_per_node nproc world_size local_rank rank gpu gpu_ids gpu_id device_ids "
-        "cuda no_cuda use_cuda use_cpu cpu num_machines distributed ddp multi_gpu tpu_cores",
-        "A run goes on where its directory is named: hydra.run.dir=RUN_DIR with the settings it was made with; to "
-        "begin with the weights of another run use init_from=RUN_DIR.": "resume resume_from resume_from_checkpoint "
-        "ckpt_path ckpt checkpoint_path auto_resume load_checkpoint start_epoch initial_epoch resume_path",
-        "limit_batches": "limit_train_batches limit_val_batches limit_test_batches limit_eval_batches",
-        "limit_batches=10 keeps so many global batches of each split, max_steps shortens a run.":
-            "steps_per_epoch max_train_samples max_eval_samples eval_samples",
-        "debug=fdr does one step of everything, debug=overfit trains on one batch, debug=limit on some.":
-            "fast_dev_run overfit_batches dry_run num_sanity_val_steps",
-        "Use ema_decay=0.999.": "model_ema use_ema swa stochastic_weight_avg",
-        "Use deterministic=false.": "benchmark cudnn_benchmark",
-        "Each epoch has an order of its own; sampling=balanced draws each class equally often.":
-            "shuffle group_by_length",
-        "Use strategy=fsdp.": "fsdp deepspeed zero_stage zero",
-        "A BatchNorm takes its statistics from one device; model.norm=group makes the result independent of them.":
-            "sync_bn sync_batchnorm dist_bn split_bn",
-        "Use batch.max_per_device=auto.": "auto_scale_batch_size auto_find_batch_size",
-        "`launcher find-lr` looks for one.": "auto_lr_find lr_finder find_lr",
-        "The data says how many there are.": "num_classes n_classes num_labels",
-        "Memory is pinned where the device is a GPU.": "pin_memory pin_mem dataloader_pin_memory",
-        "`launcher evaluate` and `launcher predict` do that after a run.": "do_eval do_predict do_test evaluate "
-        "eval_only evaluate_only inference",
-        "`launcher export` writes the model and its card.": "push_to_hub hub_model_id export",
-    }.items()
-    for name in names.split()
-}  # fmt: skip
 
 # What switches off or replaces what somebody sets to null, to a word or deletes.
 GROUP_HINTS: dict[str, str] = {
@@ -148,18 +39,20 @@ GROUP_HINTS: dict[str, str] = {
 }
 
 
-def hint(key: str, value: str | None, known: Sequence[str]) -> str:
-    """What a person may have meant by a setting that is not there: a sentence with a space before it, or nothing.
+@cache
+def foreign_words() -> dict[str, str]:
+    """What users of other trainers type: the setting that takes the same value here, or a sentence."""
+    read = yaml.safe_load(Path(__file__).with_name("foreign_words.yaml").read_text(encoding="utf-8"))
+    said = [*read["settings"].items(), *((one["say"], one["to"]) for one in read["sentences"])]
+    return {name: advice for advice, names in said for name in names.split()}
 
-    Args:
-        key: As it was typed, perhaps with dashes.
-        value: As well; None where there is none.
-        known: The settings that are there.
-    """
+
+def hint(key: str, value: str | None, known: Sequence[str]) -> str:
+    """What may have been meant by a setting that is not among the known ones: a space and a sentence, or nothing."""
     word = key.lstrip("+~-").replace("-", "_")
     group, _, last = word.rpartition(".")
     leaves = [name.rpartition(".")[2] for name in known if group and name.rpartition(".")[0] == group]
-    advice = WORDS.get(last.lower())
+    advice = foreign_words().get(last.lower())
     if near := difflib.get_close_matches(last, leaves, n=1, cutoff=0.75):
         return f" Did you mean {group}.{near[0]}?"
     if advice is not None and not (leaves and " " in advice):
@@ -227,18 +120,13 @@ def explain(hydra: "Hydra", config_name: str, overrides: list[str], error: Excep
     return " ".join(lines[:4])
 
 
-def known_settings(config: Any, hydra: "Hydra") -> list[str]:
-    """Every setting and group that there is, by its dotted name."""
-    return [*_keys(OmegaConf.to_container(config)), *_groups(hydra)]
-
-
 def unread_words(message: str) -> str:
     """What argparse says of options that nobody knows, as the settings that they may have been meant for."""
     found = re.search(r"unrecognized arguments: -*([\w.-]+)(?:=(\S*))?", message)
     if found is None:
         return f"{message[0].upper()}{message[1:]}. --help shows what there is."
     key, value = found[1].replace("-", "_"), found[2] or "VALUE"
-    advice = WORDS.get(key.lower(), key)
+    advice = foreign_words().get(key.lower(), key)
     told = f", as {advice}={value}." if " " not in advice else f". {advice}"
     agent = " In a sweep of W&B: ${args_no_hyphens} in its command." if "WANDB_SWEEP_ID" in os.environ else ""
     return f"{message.split()[2]}: no such option. Settings are written without dashes{told}{agent}"
@@ -252,7 +140,7 @@ def short(text: str) -> str:
 def _unreadable(hydra: "Hydra", word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals or " " in key:
-        name = WORDS.get(word.lower(), word)
+        name = foreign_words().get(word.lower(), word)
         example = f"{name}=VALUE" if re.fullmatch(r"[A-Za-z_][\w.]*", name) else "optimizer.lr=0.1"
         for group in _groups(hydra):
             if word in hydra.config_loader.get_group_options(group):
@@ -292,7 +180,7 @@ def _no_such_setting(hydra: "Hydra", config_name: str, overrides: list[str], fou
     if file and file[1] != config_name:
         near = hint(key, None, _groups(hydra))
         return f"{file[1]}.yaml: `override /{key}` finds no group {key!r} to choose from.{near}"
-    given = next((o.partition("=")[2] for o in overrides if o.lstrip("+~").partition("=")[0] == found), None)
+    given = next((word.partition("=")[2] for word in overrides if key_of(word) == found), None)
     if key in _groups(hydra):
         known = ", ".join(hydra.config_loader.get_group_options(key))
         if "@" in found:
@@ -304,7 +192,7 @@ def _no_such_setting(hydra: "Hydra", config_name: str, overrides: list[str], fou
                 "launcher rerun RUN_DIR."
             )
         return f"{key}: choose an option of the group, one of {known}."
-    known_here = _known(hydra, config_name, [o for o in overrides if o.lstrip("+~").partition("=")[0] != found])
+    known_here = _known(hydra, config_name, [word for word in overrides if key_of(word) != found])
     group = key.partition(".")[0]
     if group == "hydra":
         return f"{key}: Hydra has no such setting; --cfg hydra shows what it has."
@@ -335,8 +223,10 @@ def _bad_reference(hydra: "Hydra", config_name: str, text: str) -> str | None:
 
 
 def _known(hydra: "Hydra", config_name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Every setting and group that there is, by its dotted name."""
     with suppress(HydraException, OmegaConfBaseException, yaml.YAMLError):
-        return known_settings(hydra.compose_config(config_name, list(overrides), RunMode.RUN, from_shell=False), hydra)
+        config = hydra.compose_config(config_name, list(overrides), RunMode.RUN, from_shell=False)
+        return [*_keys(OmegaConf.to_container(config)), *_groups(hydra)]
     return _known(hydra, config_name) if overrides else []
 
 

@@ -7,6 +7,8 @@ import launcher
 from launcher.config import messages
 from launcher.core.errors import ConfigError
 
+PACKAGE = Path(launcher.PACKAGE)
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 LONGEST_NAME, LONGEST_PATH = 255, 4096 - 256  # bytes; with room for the files in a directory
 
 
@@ -37,16 +39,12 @@ def check_length(path: Path, setting: str) -> None:
         what = f"a name of {longest} bytes, and file systems take {LONGEST_NAME}"
         if longest <= LONGEST_NAME:
             what = f"{whole_length:,} bytes, and file systems take {LONGEST_PATH:,} with the files in it"
-        shown = f"{setting}={messages.short(str(path))}" if setting else messages.short(str(path))
-        raise ConfigError(f"{shown}: {what}. Choose a shorter one.")
+        named = f"{setting}=" if setting else ""
+        raise ConfigError(f"{named}{messages.short(str(path))}: {what}. Choose a shorter one.")
 
 
 def check_writable(directory: Path, setting: str = "hydra.run.dir") -> None:
     """Check that a directory could be made, without making it.
-
-    Args:
-        directory: The one.
-        setting: That names it, for messages.
 
     Raises:
         ConfigError: A file stands in the way, or the permission is missing.
@@ -71,7 +69,3 @@ def check_file(file: Path, setting: str) -> None:
     if file.is_dir() or not parent.is_dir():
         raise ConfigError(f"{setting}={file}: name a file in a directory that is there.")
     check_writable(parent, setting)
-
-
-PACKAGE = Path(launcher.PACKAGE)
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"

@@ -41,6 +41,6 @@ def _unsaid(given: Mapping[str, Any], key: str) -> Any:
     if group not in COMPONENTS or not of_class or "." in name:
         return UNSTATED
     try:
-        return default_of(locate(str(given[f"{group}._target_"]), group), name, UNSTATED)
+        return default_of(locate(str(given[f"{group}._target_"]), group), name)
     except ConfigError:
         return UNSTATED

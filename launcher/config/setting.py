@@ -114,14 +114,8 @@ class Component(Section):
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting, or a section of them, by its dotted name.
+    """A setting, or a section of them, as the field of a model."""
 
-    Attributes:
-        key: The name.
-        field: Of the model.
-    """
-
-    key: str
     field: FieldInfo
 
     @cached_property
@@ -208,7 +202,7 @@ def _range_in_words(schema: Mapping[str, Any]) -> str:
 def flat(model: type[Section], prefix: str = "") -> Iterator[tuple[str, Setting]]:
     """Every section and setting of a model by its dotted name, a section before what is in it."""
     for name, field in model.model_fields.items():
-        found = Setting(f"{prefix}{name}", field)
-        yield found.key, found
+        found = Setting(field)
+        yield f"{prefix}{name}", found
         if found.section:
-            yield from flat(found.section, f"{found.key}.")
+            yield from flat(found.section, f"{prefix}{name}.")

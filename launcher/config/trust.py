@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,13 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def check_names(settings: Any, run_dir: Path) -> None:
     """Refuse by their names what no run is made of, and warn of what a stranger brings; nothing is imported.
 
-    Args:
-        settings: Plain, of the run or its data.
-        run_dir: Whose they are.
-
     Raises:
         ConfigError: A `_target_` is nothing that a run is made of.
     """
     foreign = is_foreign(run_dir) and os.environ.get("RANK", "0") == "0"
     for key, target in targets(settings):
         root = target.partition(".")[0]
-        if (root in GENERAL and target not in VALUES) or (root == "launcher" and not target.startswith(OURS)):
+        if not _is_fit(target):
             raise _refused(run_dir, key, target)
         if foreign and root not in (*GENERAL, *LIBRARIES, "launcher") and not _is_here(root):
             log.warning(
@@ -74,10 +71,6 @@ def check_names(settings: Any, run_dir: Path) -> None:
 def check_targets(settings: Any, run_dir: Path) -> None:
     """The same for what the names lead to, which may be another thing (`launcher.data.csv.os.system`): it is imported.
 
-    Args:
-        settings: Plain, of the run or its data.
-        run_dir: Whose they are.
-
     Raises:
         ConfigError: A `_target_` is nothing that a run is made of, or cannot be imported.
     """
@@ -86,13 +79,15 @@ def check_targets(settings: Any, run_dir: Path) -> None:
         found = locate(target, key.removesuffix("._target_"))
         module = getattr(found, "__module__", None) or type(found).__module__
         identity = f"{module}.{getattr(found, '__qualname__', type(found).__qualname__)}"
-        root = identity.partition(".")[0]
-        if root in LIBRARIES:
-            fit = _is_part(found, identity)
-        else:
-            fit = identity in VALUES if root in GENERAL else root != "launcher" or identity.startswith(OURS)
-        if not fit:
+        of_library = identity.partition(".")[0] in LIBRARIES
+        if not (_is_part(found, identity) if of_library else _is_fit(identity)):
             raise _refused(run_dir, key, target)
+
+
+def _is_fit(name: str) -> bool:
+    """Whether something of the launcher or a general package may be called, by its dotted name."""
+    root = name.partition(".")[0]
+    return name in VALUES if root in GENERAL else root != "launcher" or name.startswith(OURS)
 
 
 def _is_part(found: Any, identity: str) -> bool:
@@ -132,9 +127,8 @@ def _owner(run_dir: Path) -> int:
 
 def _is_here(root: str) -> bool:
     """Whether a package or module is found in the working directory."""
-    try:
-        spec = importlib.util.find_spec(root)
-    except (ImportError, ValueError):
-        return True  # what is not there will be said when it is built
-    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec is not None else []
-    return spec is None or any(place and Path.cwd() in Path(place).resolve().parents for place in places)
+    with suppress(ImportError, ValueError):
+        if spec := importlib.util.find_spec(root):
+            places = [spec.origin, *(spec.submodule_search_locations or ())]
+            return any(place and Path.cwd() in Path(place).resolve().parents for place in places)
+    return True  # what is not there will be said when it is built

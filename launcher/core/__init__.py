@@ -1,1 +1,1 @@
-"""Errors, files and kernels: used everywhere, and knowing nothing of the rooms above."""
+"""Errors, files and processes: used everywhere, and knowing nothing of the rooms above."""

@@ -10,10 +10,7 @@ OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|can't allocate memor
 
 
 class BrokenFile(ValueError):
-    """A file among a user's data cannot be read, which shows when its turn comes.
-
-    Its message names the file and says what is wrong with it, in one line.
-    """
+    """A file among a user's data cannot be read, which shows when its turn comes; the message names it in a line."""
 
     def in_short(self) -> str:
         """The message, without the traceback that a process that loads sends before it, and what to do."""
@@ -35,10 +32,7 @@ class ConfigError(ValueError):
 def explained_kernels(
     way_out: str = "say deterministic=false, with which the bits may change from run to run",
 ) -> Iterator[None]:
-    """Say in a sentence that an operation has no kernel that gives the same bits again.
-
-    torch finds out where it is called (aten/src/ATen/Context.cpp, alertNotDeterministic): most such operations are
-    backwards, and have one on a CPU.
+    """Say in a sentence that an operation has no kernel that gives the same bits again, which torch finds out in it.
 
     Args:
         way_out: What to do, beside taking another layer.

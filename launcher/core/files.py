@@ -21,7 +21,7 @@ def replacing(path: Path, mode: str = "w", durable: bool = False, newline: str |
     Args:
         path: Of the file; its directory is there.
         mode: `w` for text, in UTF-8, or `wb`.
-        durable: Wait until it is on the disk, where a later step counts on it.
+        durable: Wait until it is on the disk.
         newline: As `open` takes it.
 
     Raises:

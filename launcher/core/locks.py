@@ -13,23 +13,11 @@ from typing import Any
 
 
 class Locked(OSError):
-    """Another process holds the lock.
-
-    Args:
-        holder: What that wrote about itself.
-    """
-
-    def __init__(self, holder: str) -> None:
-        super().__init__(holder)
-        self.holder = holder
+    """Another process holds the lock; the message is what that wrote about itself."""
 
 
 def take_lock(file: Path, about: Mapping[str, Any]) -> int:
-    """Lock a file, which need not be there, until the returned handle is closed.
-
-    Args:
-        file: Its directory is there.
-        about: What others are told of this process.
+    """Lock a file, which need not be there, until the returned handle is closed; others are told `about` the holder.
 
     Raises:
         Locked: Another process has it.

@@ -50,10 +50,7 @@ def module_command(module: str, *words: str) -> list[str]:
 
     The place of the package is put last on the path, where it hides nothing, after the package itself was found there.
     Neither the working directory nor the module's own directory, whose csv.py would be the one of everybody, is on it.
-
-    Args:
-        module: Full name, such as `launcher.run.trackers.view_process`.
-        words: What it finds in sys.argv[1:].
+    It finds the words in sys.argv[1:].
     """
     code = (
         f"import sys; sys.path.insert(0, {ROOT!r}); import launcher; sys.path.append(sys.path.pop(0)); "

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 import launcher
-from launcher.core import compat
+from launcher.core import compat_python
 from launcher.core.errors import BrokenFile, ConfigError, Explained
 from launcher.core.streams import keep_streams
 from launcher.distributed import watchdog
@@ -36,7 +36,7 @@ def guarded(run: Callable[[], int]) -> int:
         status = run()
         if watchdog.current is None:
             return status
-        compat.run_exit_functions()
+        compat_python.run_exit_functions()
     except KeyboardInterrupt:
         status = 130
     except Exception as error:

@@ -1,7 +1,8 @@
 """Which kernels and which workspace torch computes with: how exact, and whether always the same bits."""
 
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 
 from launcher.core.errors import ConfigError
 
@@ -51,3 +52,21 @@ def choose_numerics(deterministic: bool, float32_matmul_precision: str) -> None:
         warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
         torch.set_float32_matmul_precision(float32_matmul_precision)
         torch.backends.cudnn.allow_tf32 = float32_matmul_precision != "highest"
+
+
+@contextmanager
+def in_any_order() -> Iterator[None]:
+    """Lift the deterministic mode, for sums that are the same in any order: of ones, or on the host in one thread.
+
+    On CUDA the mode refuses histc, which adds up ones by atomic operations. And where it is on, torchmetrics counts n
+    samples into m bins by a table of n times m on any device (utilities/data.py, _bincount): 33 GB for 4,096 samples of
+    1,001 classes.
+    """
+    import torch
+
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from launcher.config import accelerate_flags
-from launcher.core import compat
 from launcher.core.errors import ConfigError
 from launcher.distributed.devices import gpu_of
 from launcher.distributed.numerics import choose_numerics
@@ -107,6 +106,8 @@ def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeou
     """
     import torch.distributed as dist
 
+    from launcher.core.compat import set_group_timeout
+
     wait_for_rank_0(ranks)
     if not dist.is_initialized():  # by a module of a person's own
         wait, store = timedelta(seconds=timeout), None
@@ -119,4 +120,4 @@ def join_group(ranks: Ranks, backend: str, device: "torch.device | None", timeou
         dist.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait, device_id=alone
         )
-    compat.set_group_timeout(timedelta(seconds=timeout + LONGER))  # now that they have met
+    set_group_timeout(timedelta(seconds=timeout + LONGER))  # now that they have met

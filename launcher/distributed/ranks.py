@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.config.accelerate_flags import asked_processes, parent_command
+from launcher.config.accelerate_flags import asked_number, parent_command
 from launcher.core.errors import ConfigError
 from launcher.distributed import slurm
 
@@ -45,7 +45,7 @@ def find_ranks(environment: Mapping[str, str], command: Sequence[str] = ()) -> R
         ConfigError: Fewer or more processes came up than were asked for, or the variables contradict each other, or
             are left over from another launch.
     """
-    asked = asked_processes(command)
+    asked = asked_number(command, "num_processes")
     numbers = {}
     for name in (*ALONE, *OF_MPI):
         text = environment.get(name, "").strip()

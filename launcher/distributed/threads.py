@@ -46,7 +46,7 @@ def takes_all_cores() -> bool:
 def exported_threads() -> int | None:
     """OMP_NUM_THREADS, unless it was a launcher that set it: torchrun and `accelerate launch` do where nobody has."""
     if is_launcher(command := accelerate_flags.parent_command()):
-        if flag := accelerate_flags.asked_threads(command):
+        if flag := accelerate_flags.asked_number(command, "num_cpu_threads_per_process"):
             return flag
         try:
             before = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")  # as it was started with

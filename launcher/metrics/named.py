@@ -12,7 +12,7 @@ from torch import Tensor
 from launcher.config.components import locate
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
-from launcher.core.kernels import in_any_order
+from launcher.distributed.numerics import in_any_order
 
 if TYPE_CHECKING:
     from launcher.training.outputs import Outputs

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from launcher.core.kernels import in_any_order
+from launcher.distributed.numerics import in_any_order
 
 BINS = 64  # as wandb.watch has them
 EXACT = 1 << 24  # ones that float32, in which histc counts, adds up exactly

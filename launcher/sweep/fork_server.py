@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from launcher.core import compat
+from launcher.core import compat_python
 from launcher.distributed import children
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -20,7 +20,7 @@ def warm_up() -> None:
 
 def cool_down() -> None:
     """End it, where it was started."""
-    compat.stop_fork_server()
+    compat_python.stop_fork_server()
 
 
 def start_process(target: Callable[..., None], *args: Any) -> Any:

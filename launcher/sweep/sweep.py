@@ -12,14 +12,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher.config import composition
-from launcher.config.migrations import stamped
+from launcher.config.migrations import migrated, stamped
 from launcher.config.places import check_writable, make_directory
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text
 from launcher.distributed.stop_request import StopRequest
 from launcher.run.command_line import config_options, started_words
+from launcher.sweep.multirun import Task
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial, TrialComposer, refuse_mixing
@@ -52,7 +52,7 @@ class Sweep:
         ConfigError: An option is wrong, another start is in the directory, or it cannot be made.
     """
 
-    def __init__(self, task: composition.Task, master: Any, options: LauncherOptions) -> None:
+    def __init__(self, task: Task, master: Any, options: LauncherOptions) -> None:
         options.check()
         self.task, self.master, self.options = task, master, options
         self.path = directory_of(master)
@@ -83,7 +83,8 @@ class Sweep:
             composed = self.task.compose(self._composer.own, {"override_dirname": "base"})  # its directory is not made
         except ConfigError:
             return {}
-        if before := read_json(self.path / "grid.json").get("base"):
+        if kept := read_json(self.path / "grid.json").get("base"):
+            before = migrated(kept, f"hydra.sweep.dir={self.path}")
             composed = composed.as_begun(before)
             refuse_mixing(self.path, before, json.loads(json.dumps(composed.plain())))
         return composed.plain()

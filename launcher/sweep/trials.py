@@ -11,7 +11,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher.config import composition
 from launcher.config.checks import filled
 from launcher.config.composed import Composed
 from launcher.config.migrations import migrated
@@ -23,6 +22,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.files import numbers, read_json
 from launcher.run.config_file import CONFIG, read_config
 from launcher.sweep.failure import FAILED
+from launcher.sweep.multirun import Task
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.trial_state import State, TrialState
 
@@ -145,7 +145,7 @@ class TrialComposer:
         path: Directory of the sweep.
     """
 
-    task: composition.Task
+    task: Task
     master: Any
     options: LauncherOptions
     path: Path

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from processes import REPOSITORY
 
 from launcher.config import composition
-from launcher.config.accelerate_flags import adopt, asked_processes
+from launcher.config.accelerate_flags import adopt, asked_number
 from launcher.config.command_line import parse_arguments
 from launcher.core.errors import ConfigError
 
@@ -149,7 +149,7 @@ def test_a_saved_config_counts_as_flags_do(composed, saved, adopted, tmp_path):
     ],
 )
 def test_how_many_processes_were_asked_for(command, count):
-    assert asked_processes(command.split()) == count
+    assert asked_number(command.split(), "num_processes") == count
 
 
 @pytest.mark.soak

@@ -17,6 +17,7 @@ from launcher.config.schema import SCHEMA
 from launcher.config.tree import override
 from launcher.core.errors import ConfigError
 from launcher.run.run_directory import read_config
+from launcher.sweep import multirun
 from launcher.sweep.failure import OUTPUT
 
 SHORT = ["max_steps=3", "threads=1", "eval_every=null", "log_every=1"]
@@ -62,7 +63,7 @@ def compose(*words, directory=None):
     arguments = parse_arguments([*(["--config-dir", str(directory)] if directory else []), *words])
     with composition.opened(arguments, "train") as (hydra, name):
         composed = composition.compose_run(hydra, name, arguments)
-        return composition.sweep(hydra, name, arguments.overrides) if composed is None else composed
+        return multirun.sweep(hydra, name, arguments.overrides) if composed is None else composed
 
 
 def said(*words, directory=None):
@@ -428,7 +429,7 @@ def test_a_composed_config_has_no_groups_to_choose_from(tmp_path):
 def test_every_advice_names_a_setting_that_there_is():
     known = {*SCHEMA, *("hydra.run.dir", "data.root", "data.path", "data.image_size"), *(
         "scheduler.warmup", "scheduler.eta_min", "optimizer.betas", "loss.weight", "model.name")}  # fmt: skip
-    for name, advice in messages.WORDS.items():
+    for name, advice in messages.foreign_words().items():
         assert " " in advice or advice in known, f"{name}: {advice}"
         assert name not in SCHEMA or "." in name, f"{name} is a setting itself"
 

@@ -10,9 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 from processes import REPOSITORY
 
+from launcher.commands.schema import of_program
 from launcher.config.checks import check_options
-from launcher.config.help import annotated, documentation
-from launcher.config.json_schema import of_program
+from launcher.config.command_line import annotated, documentation
 from launcher.config.schema import FREE_ON_RESUME, SCHEMA, SCHEMAS
 from launcher.config.tree import UNSTATED
 from launcher.core.errors import ConfigError

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from launcher.core.errors import ConfigError
-from launcher.distributed.numerics import choose_numerics, choose_workspace
+from launcher.distributed.numerics import choose_numerics, choose_workspace, in_any_order
 from launcher.metrics.classification import ClassificationSums
 from launcher.metrics.language import LanguageSums
 from launcher.metrics.multilabel import LabelSums
@@ -248,3 +248,14 @@ def test_a_gpu_gives_the_same_bits_again_and_refuses_the_list(tmp_path):
     assert all(torch.equal(one[key], other[key]) for key in one)
     refused = train([*WORDS, "device=auto"], tmp_path).wait(120)
     assert refused.status == [1] and "adaptive_avg_pool2d_backward_cuda has no kernel" in refused.err()
+
+
+@pytest.mark.parametrize("mode", ["default", "warn", "error"])
+def test_the_mode_is_lifted_and_comes_back(mode):
+    torch.set_deterministic_debug_mode(mode)
+    before = torch.get_deterministic_debug_mode()
+    with pytest.raises(KeyError), in_any_order():
+        assert torch.get_deterministic_debug_mode() == 0
+        raise KeyError
+    assert torch.get_deterministic_debug_mode() == before
+    torch.set_deterministic_debug_mode("default")

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
-from launcher.core import compat
+from launcher.core import compat_python
 from launcher.run.record import HISTOGRAMS, TABLE, Record, of_time
 from launcher.run.trackers.process import ignore_signals
 from launcher.run.trackers.wandb import HARD_LIMIT, PATIENT
@@ -100,7 +100,7 @@ class View:
             self.services.append(service)
             self.tell(service=service.pid)
 
-        compat.on_wandb_core(begun)
+        compat_python.on_wandb_core(begun)
         import wandb
 
         self.wandb = wandb
@@ -224,7 +224,7 @@ class View:
             "disable_code": self.settings["code"] is None,
             "save_code": self.settings["code"] is not None,
             "git_commit": os.environ.get("LAUNCHER_COMMIT"),  # of a job whose code is a copy without its repository
-        } | compat.wandb_settings(self.settings["trainer"])
+        } | compat_python.wandb_settings(self.settings["trainer"])
         known = self.wandb.Settings.model_fields
         chosen = {name: value for name, value in wanted.items() if name in known and not _is_in_environment(name)}
         named = self.settings["init"]["project"] or self.wandb.setup().settings.project or "launcher"

@@ -1,4 +1,4 @@
-"""Hydra's sweeper and launcher for `-m`. Hydra imports this at every start, so it imports nothing heavy itself."""
+"""Hydra's sweeper and launchers for `-m`. Hydra imports this at every start, so it imports nothing heavy itself."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -81,20 +81,17 @@ class LocalLauncher(Launcher):
         """
         from launcher.sweep.sweep import Sweep
 
-        start, options = self.how()
+        plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
+        start, options = self.how(plain)
         sweep = Sweep(self.task, self.config, options)
         return [self.result(trial) for trial in start(sweep, job_overrides, initial_job_idx, options)]
 
-    def how(self) -> tuple[Callable[..., Sequence[Any]], Any]:
-        """The function that starts a sweep and returns its trials, and its options."""
+    def how(self, options: dict[str, Any]) -> tuple[Callable[..., Sequence[Any]], Any]:
+        """The function that starts a sweep and returns its trials, and what it takes the YAML file's settings as."""
         from launcher.sweep.local import run_sweep
         from launcher.sweep.options import LocalOptions
 
-        return run_sweep, LocalOptions(**self.plain_options())
-
-    def plain_options(self) -> dict[str, Any]:
-        """The settings of the launcher's YAML file."""
-        return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
+        return run_sweep, LocalOptions(**options)
 
     def result(self, trial: Any) -> JobReturn:
         """What Hydra's sweepers get to know of a trial; without `wait` most are not known yet where SLURM runs them."""
@@ -111,3 +108,21 @@ class LocalLauncher(Launcher):
             result.status = JobStatus.UNKNOWN
         result.return_value = metric_of(trial.path, trial.metric[0])
         return result
+
+
+class SlurmLauncher(LocalLauncher):
+    """Submits the trials of a sweep as one job array; the settings are those of its YAML file."""
+
+    def how(self, options: dict[str, Any]) -> tuple[Callable[..., Sequence[Any]], Any]:
+        """See LocalLauncher.
+
+        Raises:
+            ConfigError: There is no `cluster` in the config.
+        """
+        from launcher.core.errors import ConfigError
+        from launcher.slurm.job_array import ArrayOptions, submit_sweep
+
+        if self.config is None or "cluster" not in self.config:
+            raise ConfigError("cluster: your train.yaml has none; add `- cluster: default` to its defaults.")
+        cluster: Any = OmegaConf.to_container(self.config.cluster, resolve=True)
+        return submit_sweep, ArrayOptions(**options, cluster=cluster)

@@ -1,0 +1,72 @@
+"""Private names of Python and W&B: that each is there, and does what it is taken for."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launcher.core import compat_python
+
+
+def test_exit_functions_run():
+    code = (
+        "import atexit, os; from launcher.core import compat_python\natexit.register(print, 'goodbye', flush=True)\n"
+        "compat_python.run_exit_functions(); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "goodbye\n", done.stderr
+
+
+SERVER = """
+import multiprocessing, os
+from multiprocessing import forkserver, resource_tracker
+from launcher.core import compat_python
+compat_python.stop_fork_server()  # where there is none
+if __name__ == "__main__":
+    process = multiprocessing.get_context("forkserver").Process(target=os.getpid)
+    process.start()
+    process.join()
+    pids = forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid
+    compat_python.stop_fork_server()
+    print(*pids)
+"""
+
+
+def test_the_fork_server_and_its_tracker_end(tmp_path):
+    (tmp_path / "own.py").write_text(SERVER)
+    done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for pid in map(int, done.stdout.split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+STARTED = """
+import json, os, signal, sys
+from launcher.core import compat_python
+pids = []
+compat_python.on_wandb_core(lambda service: pids.append(service.pid))
+import wandb
+run = wandb.init(mode="offline", dir=sys.argv[1], settings=wandb.Settings(silent=True))
+commands = [open(f"/proc/{pid}/cmdline").read() for pid in pids]
+run.finish()
+assert len(pids) == 1 and "wandb-core" in commands[0], (pids, commands)
+"""
+
+
+def test_wandb_starts_its_service_by_subprocess(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, str(tmp_path)],
+        env=os.environ | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_wandb_has_the_settings_that_it_may_drop():
+    import wandb
+
+    assert set(compat_python.wandb_settings(1)) <= set(wandb.Settings.model_fields)
