@@ -1,6 +1,5 @@
 """A sweep as its start handles it, on this machine or by SLURM: its directory, its lock, its trials, what it says."""
 
-import fcntl
 import json
 import os
 import shlex
@@ -18,6 +17,7 @@ from launcher.config.places import check_writable, make_directory
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text
+from launcher.core.locks import Locked, take_lock
 from launcher.distributed.stop_request import StopRequest
 from launcher.run.command_line import config_options, started_words
 from launcher.sweep.options import LauncherOptions
@@ -44,10 +44,6 @@ class Sweep:
         master: The sweep's own config, as Hydra composed it.
         options: Of the launcher.
 
-    Attributes:
-        path: Its directory; not made before `begin`.
-        trials: Those that have been composed.
-
     Raises:
         ConfigError: An option is wrong, another start is in the directory, or it cannot be made.
     """
@@ -55,18 +51,14 @@ class Sweep:
     def __init__(self, task: composition.Task, master: Any, options: LauncherOptions) -> None:
         options.check()
         self.task, self.master, self.options = task, master, options
-        self.path = directory_of(master)
-        self.trials: list[Trial] = []
+        self.path = directory_of(master)  # not made before `begin`
+        self.trials: list[Trial] = []  # those that have been composed
         self._composer = TrialComposer(task, master, options, self.path)
         self._base: dict[str, Any] = {}
         self._lock = lock(self.path) if (self.path / LOCK).exists() else None
 
     def compose(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[Trial]:
-        """Compose and check the trials, one after the other.
-
-        Args:
-            job_overrides: Of each trial.
-            first: Number of the first.
+        """Compose and check the trials, one after the other; the number of the first is `first`.
 
         Raises:
             ConfigError: A trial is wrong, there are too many, or the sweep was begun with another config under them.
@@ -89,11 +81,7 @@ class Sweep:
         return composed.plain()
 
     def begin(self) -> None:
-        """Make the directory where it is not there, and lock it.
-
-        Raises:
-            ConfigError: It cannot be made, or another start was first.
-        """
+        """Make the directory where it is not there, and lock it; a ConfigError where another start was first."""
         make_directory(self.path, "hydra.sweep.dir")
         self._lock = lock(self.path) if self._lock is None else self._lock
 
@@ -151,11 +139,7 @@ class Sweep:
 
 
 def directory_of(master: Any) -> Path:
-    """The directory of a sweep, by its own config.
-
-    Raises:
-        ConfigError: It is none, or cannot be made.
-    """
+    """The directory that a sweep's own config names; a ConfigError where it cannot be made."""
     if not (name := str(master.hydra.sweep.dir)):
         raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
     path = Path(name).resolve()
@@ -164,11 +148,7 @@ def directory_of(master: Any) -> Path:
 
 
 def check_count(count: int, most: int) -> None:
-    """Ask for consent where a sweep is large.
-
-    Raises:
-        ConfigError: It has no trial, or more than `most`.
-    """
+    """Refuse a sweep without a trial, and ask for consent where it has more than `most`."""
     if count == 0:
         raise ConfigError("The sweep has no trial: a list or range that is swept is empty.")
     if count > most:
@@ -184,14 +164,9 @@ def lock(path: Path) -> int:
     Raises:
         ConfigError: Another one is in it.
     """
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(handle, 1000).decode(errors="replace").strip() or "an unknown process"
+        return take_lock(path / LOCK, {"host": socket.gethostname(), "pid": os.getpid()})
+    except Locked as error:
         raise ConfigError(
-            f"hydra.sweep.dir={path}: a sweep runs in it ({holder}). Stop it, or choose another."
+            f"hydra.sweep.dir={path}: a sweep runs in it ({error}). Stop it, or choose another."
         ) from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
-    return handle
