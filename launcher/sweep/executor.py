@@ -1,6 +1,7 @@
 """The trials of a sweep on this machine: each in processes and on devices of its own, once, whatever is killed."""
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ class Executor:
         trials: All of them, checked.
         pools: Devices by kind.
         limit: Most trials at once; None: as many as there are devices for.
-        max_time: Seconds that a trial may take; None: any.
+        max_time: Seconds that a trial may take.
         display: Shows what happens.
     """
 
@@ -156,12 +157,7 @@ class Executor:
             time.sleep(POLL)
 
     def _supervise(self, run: TrialProcesses, stopping: str | None) -> None:
-        """Look after a trial: take it off the list where it has ended, end it where it should and does not.
-
-        Args:
-            run: Its processes.
-            stopping: Why the whole sweep is to stop; None where it is not.
-        """
+        """Look after a trial: take it off the list where it has ended, end it where it should and does not."""
         now, timeout = time.monotonic(), run.trial.timeout
         if run.note_ended(now):
             self.running.remove(run)
@@ -173,7 +169,7 @@ class Executor:
         elif run.asked is not None and now - run.asked > run.patience:
             run.kill(f"did not stop within {run.patience:.0f} s of being asked to")
         elif run.first_failure is not None and now - run.first_failure > PEERS:
-            run.end_peers()
+            run.send(signal.SIGKILL)  # why the first rank failed stays the reason
         elif self.max_time is not None and run.asked is None and now - run.started > self.max_time:
             run.killed = f"took longer than hydra.launcher.max_time_per_run ({self.max_time:g} s)"
             run.ask_to_stop(now)

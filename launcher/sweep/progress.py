@@ -60,8 +60,8 @@ class ProgressDisplay:
             self.say(trial, f"{count} FAILED after {seconds:.1f} s ({trial.reason}; see {near}/output.log)")
             return
         metric = ""
-        if trial.state == State.FINISHED and (value := metric_of(trial.path, trial.metric[0])) is not None:
-            metric = f", {trial.metric[0]} {value:.4g}"
+        if trial.state == State.FINISHED and (value := metric_of(trial.path, trial.metric)) is not None:
+            metric = f", {trial.metric} {value:.4g}"
         self.say(trial, f"{count} {trial.state} in {seconds:.1f} s{metric}")
 
     def update(self, running: Sequence[tuple[Trial, float]]) -> None:

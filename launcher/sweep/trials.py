@@ -21,45 +21,32 @@ from launcher.config.schema import FREE_ON_RESUME
 from launcher.config.tree import directory_override, key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import numbers, read_json
+from launcher.distributed import slurm_commands
 from launcher.run.config_file import CONFIG, read_config
 from launcher.sweep.failure import FAILED
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.trial_state import State, TrialState
 
 LONGEST = 150  # characters of a trial's directory name; file systems take 255 bytes
+SUBMISSIONS = "submissions"  # in the directory of a sweep; a directory for each job array that it was submitted as
 
 
 @dataclass
 class Trial:
-    """One trial of a sweep.
+    """One trial of a sweep."""
 
-    Attributes:
-        index: Its place in the sweep.
-        overrides: Those of the command line that make it.
-        label: What varies, for people.
-        path: Its run directory.
-        world: Its processes, one per device.
-        kind: gpu, cpu, or slurm.
-        threads: CPU threads of each process.
-        timeout: Seconds without a sign of life after which it counts as hung.
-        metric: Name of the metric that counts, and min or max.
-        epochs: Of the whole run.
-        packed: The composed config, pickled: a few KB, where an open one takes a hundred times that.
-        lifecycle: Where it stands; only its transitions change that.
-    """
-
-    index: int
-    overrides: list[str]
-    label: str
-    path: Path
-    world: int
-    kind: str
-    threads: int
-    timeout: float
-    metric: tuple[str | None, str]
-    epochs: int
-    packed: bytes
-    lifecycle: TrialState
+    index: int  # its place in the sweep
+    overrides: list[str]  # those of the command line that make it
+    label: str  # what varies, for people
+    path: Path  # its run directory
+    world: int  # its processes, one per device
+    kind: str  # gpu, cpu, or slurm
+    threads: int  # CPU threads of each process
+    timeout: float  # seconds without a sign of life after which it counts as hung
+    metric: str | None  # name of the one that counts
+    epochs: int  # of the whole run
+    packed: bytes  # settings, Hydra's node and overrides, pickled: open ones take a hundred times those few KB
+    lifecycle: TrialState  # where it stands; only its transitions change that
 
     @property
     def state(self) -> State:
@@ -70,11 +57,6 @@ class Trial:
     def reason(self) -> str:
         """Why it failed."""
         return self.lifecycle.reason
-
-    def unpacked(self) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-        """The settings, Hydra's node and the overrides of its run."""
-        unpacked: tuple[dict[str, Any], dict[str, Any], list[str]] = pickle.loads(self.packed)
-        return unpacked
 
 
 # --- What its files tell ---------------------------------------------------------------------------------------------
@@ -99,20 +81,29 @@ def metric_of(path: Path, metric: str | None) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def in_queue(path: Path) -> dict[str, State]:
+    """The trials of a sweep that a job array of it still has: name to `queued` or `running`.
+
+    Raises:
+        RuntimeError: SLURM does not answer.
+    """
+    tasks: dict[str, str] = {}
+    for file in sorted(path.glob(f"{SUBMISSIONS}/*/job.json")):
+        known = read_json(file)
+        tasks |= {f"{known['job']}_{index}": name for index, name in enumerate(known["points"])}
+    active = slurm_commands.active_tasks(sorted({task.partition("_")[0] for task in tasks}))
+    return {tasks[task]: State.QUEUED if state == "PENDING" else State.RUNNING for task, state in active.items()}
+
+
 # --- Names -----------------------------------------------------------------------------------------------------------
 
 
 def name_of(overrides: Sequence[str], varying: frozenset[str], form: Any = None) -> str:
-    """The directory name of a trial: made from what it is.
+    """The directory name of a trial, of letters, digits and `.,_=+-`: made from the overrides that it consists of.
 
-    Args:
-        overrides: `key=value` each. Those that do not change the result are left out, unless they vary in the sweep.
-        varying: Keys with more than one value in the sweep.
-        form: hydra.job.config.override_dirname: its exclude_keys are left out, kv_sep and item_sep stand in between.
-
-    Returns:
-        A name of letters, digits and `.,_=+-`. Where characters had to go, or the name would be too long, it ends in
-        eight letters of a hash of the full text: different trials never share a name.
+    Those that do not change the result are left out, unless their keys are `varying` in the sweep. Where characters had
+    to go, or the name would be too long, it ends in eight letters of a hash of the full text: different trials never
+    share a name. `form` is hydra.job.config.override_dirname, which leaves out keys and says what stands in between.
     """
     left_out = set(form.exclude_keys) if form is not None else set()
     kept = [o for o in overrides if (key_of(o) in varying or not _is_free(key_of(o))) and key_of(o) not in left_out]
@@ -136,19 +127,12 @@ def _is_free(key: str) -> bool:
 
 @dataclass(frozen=True)
 class TrialComposer:
-    """Composes and checks the trials of a sweep.
-
-    Attributes:
-        task: Composes a config.
-        master: The sweep's own config, as Hydra composed it.
-        options: Of the launcher.
-        path: Directory of the sweep.
-    """
+    """Composes and checks the trials of a sweep."""
 
     task: composition.Task
-    master: Any
+    master: Any  # the sweep's own config, as Hydra composed it
     options: LauncherOptions
-    path: Path
+    path: Path  # directory of the sweep
 
     @property
     def own(self) -> list[str]:
@@ -157,11 +141,7 @@ class TrialComposer:
         return [word for word in given if not word.startswith("hydra.mode=")]
 
     def compose(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[Trial]:
-        """Compose and check each trial.
-
-        Args:
-            job_overrides: Of each trial.
-            first: Number of the first.
+        """Compose and check each trial; the number of the first is `first`.
 
         Raises:
             ConfigError: A trial is wrong, or there twice.
@@ -200,17 +180,15 @@ class TrialComposer:
         composed = self.task.compose([*self.own, *overrides], job)
         label = " ".join(o for o in overrides if key_of(o) in varying) or " ".join(overrides) or "defaults"
         directory = self._directory(composed)
-        state = state_of(directory)
-        if state != State.NEW and (directory / CONFIG).is_file():
+        if (directory / CONFIG).is_file():
             before = migrated(read_config(directory, "hydra.sweep.dir"), f"hydra.sweep.dir={self.path}")
             composed = composed.as_begun(before)
             refuse_mixing(self.path, before, composed.plain())
         settings, plain = composed.settings, composed.plain()
         words = [*overrides, directory_override(directory)]
-        kind, threads = self.options.place(settings)
-        if threads != settings.threads:
-            words.append(f"threads={threads}")
-        plain["threads"] = threads
+        kind, plain["threads"] = self.options.place(settings)
+        if plain["threads"] != settings.threads:
+            words.append(f"threads={plain['threads']}")
         self._name_for_wandb(plain["wandb"], label, varying)
         hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
         hydra["run"]["dir"] = str(directory)
@@ -221,12 +199,12 @@ class TrialComposer:
             path=directory,
             world=self.options.world,
             kind=kind,
-            threads=1 if isinstance(threads, str) else threads,
+            threads=1 if plain["threads"] == "auto" else plain["threads"],
             timeout=float(settings.timeout),
-            metric=(settings.checkpoint.best, settings.checkpoint.best_mode),
+            metric=settings.checkpoint.best,
             epochs=settings.epochs,
             packed=pickle.dumps((plain, hydra, words)),
-            lifecycle=TrialState(state),
+            lifecycle=TrialState(state_of(directory)),
         )
 
     def _directory(self, composed: Composed) -> Path:
@@ -252,11 +230,7 @@ class TrialComposer:
 
 
 def refuse_mixing(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a sweep by other settings than those that it was begun with.
-
-    Raises:
-        ConfigError: They differ in what changes a result, or in how long a run is.
-    """
+    """Refuse to go on with a sweep by settings that differ in what changes a result, or in how long a run is."""
     lines = differences(before, now)
     old, new = filled(before), filled(now)
     lines += [f"{k}: {old.get(k)} -> {new.get(k)}" for k in ("epochs", "max_steps") if old.get(k) != new.get(k)]

@@ -1,9 +1,13 @@
 import json
+import os
 import re
+import sys
+
+import pytest
 
 from launcher.sweep.failure import FAILED
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import metric_of, name_of, state_of
+from launcher.sweep.trials import in_queue, metric_of, name_of, state_of
 
 
 def test_a_name_says_what_the_trial_is():
@@ -43,3 +47,12 @@ def test_the_metric_of_a_run_is_that_of_its_best_evaluation(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     found = [metric_of(tmp_path, name) for name in ("eval/loss", "lr", "word", "none", None)]
     assert found == [1.0, 0.1, None, None, None]
+
+
+def test_a_sweep_that_was_never_submitted_asks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable))  # without SLURM
+    assert in_queue(tmp_path) == {}
+    (tmp_path / "submissions/1").mkdir(parents=True)
+    (tmp_path / "submissions/1/job.json").write_text('{"job": "7", "points": ["a"]}')
+    with pytest.raises(RuntimeError, match=r"squeue .*--jobs 7 "):
+        in_queue(tmp_path)
