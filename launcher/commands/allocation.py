@@ -56,11 +56,7 @@ def look_here(ranks: Ranks, device: str) -> dict[str, Any]:
 
 
 def find_problems(facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the ranks as they are, in words.
-
-    Args:
-        facts: What `look_here` found on each rank.
-    """
+    """What is wrong with the ranks, in words, by what `look_here` found on each."""
     problems = []
     for name in facts[0]["versions"]:
         found: dict[str, list[int]] = {}

@@ -21,14 +21,7 @@ from launcher.run import saved
 
 @of_settings("evaluate")
 def command(settings: dict[str, Any]) -> int:
-    """Measure a checkpoint: print the figures, and write them beside the run as evaluation_PART.json.
-
-    Args:
-        settings: Those of conf/evaluate.yaml.
-
-    Returns:
-        Exit status.
-    """
+    """Measure a checkpoint: print the figures, and write them beside the run as evaluation_PART.json."""
     path, run = saved.open_run(settings["run_dir"])
     output = None if settings["output"] is None else Path(settings["output"]).expanduser()
     if output is not None:
@@ -40,9 +33,7 @@ def command(settings: dict[str, Any]) -> int:
     from launcher.batching.generators import seed_generators
     from launcher.losses.loss import build_loss
     from launcher.models.mirrored import Mirrored, check_mirror
-    from launcher.training import tryout
     from launcher.training.evaluation import EvaluationSettings, Evaluator
-    from launcher.training.outputs import Outputs
 
     seed_generators(run["seed"])
     subject = open_subject(path, run, settings)
@@ -50,9 +41,9 @@ def command(settings: dict[str, Any]) -> int:
         raise ConfigError(
             f"input={settings['input']}: has no true targets to measure by; `launcher predict` needs none."
         )
-    model = subject.load_model(run)
+    model = subject.load_model()
     loss = build_loss(run["loss"], subject.data)
-    meaning = tryout.read_outputs(model, subject.split, Outputs.of(subject.data, run["loss"]))
+    meaning = subject.read_outputs(model)
     flip = settings["test_time_flip"]
     if run["test_time_flip"] if flip is None else flip:
         check_mirror(subject.data)
@@ -68,19 +59,19 @@ def command(settings: dict[str, Any]) -> int:
         found = Evaluator(loss, meaning, accelerator, ranks, how).evaluate(model, subject.split)
     assert found is not None
     if ranks.rank == 0:
-        _tell(found, subject, settings["input"], path, output)
+        _tell(found, subject, settings["input"], output)
     finish(watchdog)
     return 0
 
 
-def _tell(found: Any, subject: Subject, others: str | None, path: Path, output: Path | None) -> None:
+def _tell(found: Any, subject: Subject, others: str | None, output: Path | None) -> None:
     """Print what was measured, and write it."""
     print(f"{f'{subject.part} part' if others is None else others}, {found.samples} samples, {subject.chosen}")
     for name, value in found.metrics.items():
         print(f"  {name:<16} {value:.4g}")
     content = found.as_dict(subject.part, subject.data.class_names) | subject.chosen.record()
     content |= {} if others is None else {"input": others}
-    file = path / f"evaluation_{subject.part}.json" if output is None else output
+    file = subject.path / f"evaluation_{subject.part}.json" if output is None else output
     try:
         write_json(file, content)
     except OSError as error:

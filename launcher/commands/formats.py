@@ -78,11 +78,7 @@ def _cannot(name: str, what: str, model: "nn.Module", error: Exception) -> Confi
 
 
 def need_onnx() -> None:
-    """Check that what writes ONNX is there.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Check that what writes ONNX is there; a ConfigError where it is not."""
     from importlib import import_module
 
     for name in ("onnx", "onnxscript", "onnxruntime"):
