@@ -15,7 +15,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import launcher
-from launcher.config.tree import key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import write_json
 from launcher.distributed import slurm_commands
@@ -30,7 +29,7 @@ from launcher.sweep.options import LauncherOptions
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import SUBMISSIONS, Trial, in_queue, state_of
+from launcher.sweep.trials import SUBMISSIONS, Trial, in_queue, state_of, varying_keys
 
 TEMPLATE = next(file for file in (PACKAGE / "train.sbatch", PACKAGE.parent / "slurm/train.sbatch") if file.exists())
 SUBMITTED = "submitted.json"  # in the directory of a run: the job and the code
@@ -83,7 +82,9 @@ def submit_sweep(
     Raises:
         ConfigError: Something is wrong, or SLURM refuses; nothing has been submitted, and no directory made.
     """
-    _check_that_options_are_shared(job_overrides)
+    for key in sorted(varying_keys(job_overrides)):
+        if key == "cluster" or key.startswith("cluster."):
+            raise ConfigError(f"{key}: cannot be swept, since all trials of a job array have the same options.")
     list(sweep.compose(job_overrides, first))
     to_submit = _left_to_do(sweep)
     sweep.print_counts()
@@ -107,16 +108,6 @@ def submit_sweep(
         _say(f"results    launcher compare {quote([os.path.relpath(sweep.path)])}")
         _say(f"again      submits what has failed or is left by then:\n  {sweep.command()}")
     return sweep.trials
-
-
-def _check_that_options_are_shared(job_overrides: Sequence[Sequence[str]]) -> None:
-    values: dict[str, set[str]] = {}
-    for override in (override for overrides in job_overrides for override in overrides):
-        if (key := key_of(override)) == "cluster" or key.startswith("cluster."):
-            values.setdefault(key, set()).add(override)
-    for key in sorted(values):
-        if len(values[key]) > 1:
-            raise ConfigError(f"{key}: cannot be swept, since all trials of a job array have the same options.")
 
 
 def _left_to_do(sweep: Sweep) -> list[Trial]:

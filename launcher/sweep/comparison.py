@@ -181,18 +181,16 @@ def _find_varied(entries: Sequence[Entry]) -> None:
     chosen = [
         {key_of(o): o.partition("=")[2] for o in entry.overrides if not o.startswith("hydra.")} for entry in entries
     ]
-    keys = dict.fromkeys(key for own in chosen for key in own)
-    for entry, own in zip(entries, chosen, strict=True):
-        missing = "(default)" if entry.config else ""  # not known before it has started
-        entry.varied = {
-            key: own[key] if key in own else _plain(entry.config[key]) if key in entry.config else missing
-            for key in keys
-        }
-    same = [key for key in keys if len({entry.varied[key] for entry in entries} - {""}) <= 1]
-    for entry in entries:
-        for key in same:
-            del entry.varied[key]
+    for key in dict.fromkeys(key for own in chosen for key in own):
+        values = [own.get(key, _unnamed(entry, key)) for entry, own in zip(entries, chosen, strict=True)]
+        if len(set(values) - {""}) > 1:
+            for entry, value in zip(entries, values, strict=True):
+                entry.varied[key] = value
 
 
-def _plain(value: Any) -> str:
+def _unnamed(entry: Entry, key: str) -> str:
+    """The value of a setting that no override names; empty where it is not known before the trial has started."""
+    if key not in entry.config:
+        return "(default)" if entry.config else ""
+    value = entry.config[key]
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
