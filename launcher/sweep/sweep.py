@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from launcher.config import composition
 from launcher.config.checks import filled
 from launcher.config.composed import Composed
-from launcher.config.migrations import stamped
+from launcher.config.migrations import migrated, stamped
 from launcher.config.places import check_length, check_writable, make_directory
 from launcher.config.resume import differences
 from launcher.config.tree import directory_override, key_of
@@ -57,7 +57,10 @@ class Sweep:
     def __init__(self, task: composition.Task, master: Any, options: LauncherOptions) -> None:
         options.check()
         self.task, self.master, self.options = task, master, options
-        self.path = directory_of(master)  # not made before `begin`
+        if not (name := str(master.hydra.sweep.dir)):
+            raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
+        self.path = Path(name).resolve()  # not made before `begin`
+        check_writable(self.path, "hydra.sweep.dir")
         self.trials: list[Trial] = []  # those that have been composed
         self._base: dict[str, Any] = {}
         self._lock = lock(self.path) if (self.path / LOCK).exists() else None
@@ -66,8 +69,7 @@ class Sweep:
         """Compose and check the trials, one after the other; the number of the first is `first`.
 
         Raises:
-            ConfigError: A trial is wrong, or there twice, there are too many, or the sweep was begun with another
-                config.
+            ConfigError: A trial is wrong, or there twice, or the sweep was begun with another config.
         """
         check_count(len(job_overrides), self.options.max_points)
         self._base = self._base_config()
@@ -92,12 +94,11 @@ class Sweep:
     def _base_config(self) -> dict[str, Any]:
         """The config under the trials' overrides; empty where it is not complete without them."""
         try:
-            composed = self.task.compose(
-                self._own_overrides(), {"override_dirname": "base"}
-            )  # its directory is not made
+            composed = self.task.compose(self._own_overrides(), {"override_dirname": "base"})  # which is not made
         except ConfigError:
             return {}
-        if before := read_json(self.path / "grid.json").get("base"):
+        if kept := read_json(self.path / "grid.json").get("base"):
+            before = migrated(kept, f"hydra.sweep.dir={self.path}")
             composed = composed.as_begun(before)
             self._refuse_mixing(before, json.loads(json.dumps(composed.plain())))
         return composed.plain()
@@ -229,15 +230,6 @@ class Sweep:
         for trial in self.trials:
             if trial.state == State.FAILED:
                 print(f"FAILED     trial {trial.index} ({trial.label}): {trial.reason}", file=sys.stderr, flush=True)
-
-
-def directory_of(master: Any) -> Path:
-    """The directory that a sweep's own config names; a ConfigError where it cannot be made."""
-    if not (name := str(master.hydra.sweep.dir)):
-        raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
-    path = Path(name).resolve()
-    check_writable(path, "hydra.sweep.dir")
-    return path
 
 
 def check_count(count: int, most: int) -> None:
