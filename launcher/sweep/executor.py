@@ -33,22 +33,14 @@ PREFIXES_OF_THE_LAUNCH = (
 
 
 class Executor:
-    """Runs trials until each is finished, failed, or the sweep was asked to stop.
-
-    Args:
-        trials: All of them, checked.
-        pools: Devices by kind.
-        limit: Most trials at once; None: as many as there are devices for.
-        max_time: Seconds that a trial may take.
-        display: Shows what happens.
-    """
+    """Runs trials until each is finished, failed, or the sweep was asked to stop."""
 
     def __init__(
         self,
         trials: Sequence[Trial],
-        pools: Mapping[str, Pool],
-        limit: int | None,
-        max_time: float | None,
+        pools: Mapping[str, Pool],  # devices by kind
+        limit: int | None,  # most trials at once; None: as many as there are devices for
+        max_time: float | None,  # seconds that a trial may take
         display: ProgressDisplay,
     ) -> None:
         self.pools, self.display = pools, display
@@ -77,9 +69,9 @@ class Executor:
                 return
             if trial.kind in blocked or not self._is_ours(trial):
                 continue
-            pool = self.pools[trial.kind]
-            leases = pool.take(_count_devices(trial, len(pool)))
-            if leases is None:
+            pool = self.pools[trial.kind]  # of a CPU it takes a core for each thread, as far as there are cores
+            wanted = trial.world if trial.kind == "gpu" else min(trial.world * trial.threads, len(pool))
+            if (leases := pool.take(wanted)) is None:
                 blocked.add(trial.kind)
                 self._say_who_has_them(pool)
                 continue
@@ -218,8 +210,3 @@ def _free_port(used: set[int]) -> int:
         if number not in used:
             used.add(number)
             return number
-
-
-def _count_devices(trial: Trial, there: int) -> int:
-    """Devices that a trial takes: on a CPU a core for each thread, as far as there are cores."""
-    return trial.world if trial.kind == "gpu" else min(trial.world * trial.threads, there)

@@ -43,13 +43,10 @@ def _receive(device: str, duplicate: Any) -> Lease:
 
 
 class Pool:
-    """Devices of one kind, gpu or cpu, and who has them.
+    """Devices of one kind, gpu or cpu, and who has them; `locks` is the name of each to the name of its lock.
 
-    Args:
-        kind: Of the devices.
-        locks: Name of each device to the name of its lock.
-        computing: Tells which locks are those of devices that processes compute on, and which processes. A device
-            that is not lent and is computed on is another's, and not taken. None: whatever computes there, it is.
+    `computing` tells which locks are those of devices that processes compute on, and which processes. A device that is
+    not lent and is computed on is another's, and not taken; without `computing` it is.
     """
 
     def __init__(
@@ -174,12 +171,7 @@ def open_pool(
 ) -> tuple[Pool, list[str]]:
     """The devices of a kind that a sweep may use; what others compute on is left to them, unless a person names it.
 
-    Args:
-        kind: gpu or cpu.
-        there: As `asked`, see `choose`.
-        asked: What hydra.launcher.devices says.
-        world: Processes of a trial.
-        listed: What `gpus.look` found.
+    See `choose` for `there` and `asked`; `world` is the number of a trial's processes, `listed` what `gpus.look` found.
 
     Returns:
         Those, and lines on what a person should know of them.

@@ -19,11 +19,7 @@ SHOWN = 20  # running trials on a terminal; more only as a number
 
 
 class ProgressDisplay:
-    """The progress of a sweep on standard output.
-
-    Args:
-        trials: Of the sweep, all of them.
-    """
+    """The progress of all trials of a sweep on standard output."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self.trials, self._started = trials, time.monotonic()
@@ -65,11 +61,7 @@ class ProgressDisplay:
         self.say(trial, f"{count} {trial.state} in {seconds:.1f} s{metric}")
 
     def update(self, running: Sequence[tuple[Trial, float]]) -> None:
-        """Show what is running, now and then.
-
-        Args:
-            running: Each trial, and when it was started in seconds of time.monotonic.
-        """
+        """Show now and then what is running, and since when, in seconds of time.monotonic."""
         self._running, now = running, time.monotonic()
         if now - self._shown < (REFRESH if self._live else QUIET):
             return

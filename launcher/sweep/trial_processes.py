@@ -34,14 +34,9 @@ def run_rank(
 ) -> None:
     """Be one process of a trial, forked from the server.
 
-    Args:
-        packed: Of the trial.
-        command: That the sweep was started as; see launcher.command.
-        environment: The whole environment.
-        cores: CPU cores to stay on; empty: anywhere.
-        output: File that takes what it prints.
-        leases: Of the trial's devices: they are free when the last process of the trial is gone.
-        pulse: [3] in shared memory, by which it tells that it moves on; see pulse.share.
+    It has `environment` as a whole, stays on `cores` (any, where that is empty), and prints into the file `output`.
+    The devices of `leases` are free when the last process of the trial is gone. By `pulse`, [3] in shared memory, it
+    tells that it moves on; see pulse.share.
     """
     os.setsid()
     _end_with_parent(os.getppid())
