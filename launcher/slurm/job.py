@@ -32,18 +32,12 @@ OF_A_PROCESS = re.compile(
 KEPT = {"SLURM_CONF", "SLURM_CLUSTERS"}  # say which SLURM, not which job
 
 
-def quote(arguments: Sequence[str]) -> str:
-    """A line of bash that is these arguments and nothing else, whatever is in them; a ValueError for a NUL character.
+def quote(argument: str) -> str:
+    """An argument for bash, in one line, that is itself and nothing else, whatever is in it.
 
-    As shlex.join, but with line ends and other control characters escaped: sbatch refuses scripts with a carriage
+    As shlex.quote, but with line ends and other control characters escaped: sbatch refuses scripts with a carriage
     return at the end of a line, and looks for #SBATCH at the beginning of each.
     """
-    return " ".join(_quote(argument) for argument in arguments)
-
-
-def _quote(argument: str) -> str:
-    if "\0" in argument:
-        raise ValueError(f"the argument {argument!r} has a NUL character, which no command line can hold")
     if not any(ord(c) < 32 or ord(c) == 127 for c in argument):
         return shlex.quote(argument)
     escaped = argument.replace("\\", "\\\\").replace("'", "\\'")
@@ -81,10 +75,8 @@ def run_directory(arguments: Sequence[str], environment: Mapping[str, str]) -> s
             "-m (--multirun): one batch job holds one run. For a sweep as a job array, call "
             "`python launcher/train.py -m hydra/launcher=slurm ...` on the login node."
         )
-    chosen = None
-    for argument in arguments:
-        key, _, value = argument.lstrip("+").partition("=")
-        chosen = value if key == "hydra.run.dir" else chosen
+    given = [argument.partition("=") for argument in arguments]
+    chosen = next((value for key, _, value in reversed(given) if key.lstrip("+") == "hydra.run.dir"), None)
     if chosen is None:
         return f"outputs/slurm/{job_name(environment) or 'unknown'}"
     if len(chosen) > 1 and chosen[0] == chosen[-1] and chosen[0] in "'\"":

@@ -105,7 +105,7 @@ def submit_sweep(
     if options.wait or not to_submit:
         conclude(sweep.path, options.metric, options.metric_mode)
     else:
-        _say(f"results    launcher compare {quote([os.path.relpath(sweep.path)])}")
+        _say(f"results    launcher compare {quote(os.path.relpath(sweep.path))}")
         _say(f"again      submits what has failed or is left by then:\n  {sweep.command()}")
     return sweep.trials
 
@@ -162,14 +162,14 @@ class Submission:
         head = [
             "#!/bin/bash",
             "# Trials of a sweep, one for each task of the array; the rest is slurm/train.sbatch. Submitted as",
-            f"# {quote([*self.command, str(file)])}",
+            "# " + " ".join(map(quote, [*self.command, str(file)])),
             "",
-            f"LAUNCHER_CODE={quote([self.code.code])}",
+            f"LAUNCHER_CODE={quote(self.code.code)}",
             'ENTRY="$LAUNCHER_CODE/launcher/trial.py"',
             f"LAUNCHER_LOG={failure.OUTPUT}",
             f"MAX_REQUEUES={self.options.max_requeues}",
-            f"SITE={quote([str(self.directory / 'site.sh')])}",
-            f'set -- --task {quote([str(self.directory / "tasks")])}/"$SLURM_ARRAY_TASK_ID".json',
+            f"SITE={quote(str(self.directory / 'site.sh'))}",
+            f'set -- --task {quote(str(self.directory / "tasks"))}/"$SLURM_ARRAY_TASK_ID".json',
         ]
         return "\n".join([*head, *lines[last + 1 :]]) + "\n"
 

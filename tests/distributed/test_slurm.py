@@ -216,7 +216,7 @@ def test_two_steps_and_two_jobs_at_once_have_ports_of_their_own(slurm, tmp_path)
 
 def test_time_left(slurm, tmp_path):
     code = "import os; from launcher.distributed.slurm import time_left; print('LEFT', time_left(os.environ))"
-    script = f"{sys.executable} -c {quote([code])}"
+    script = f"{sys.executable} -c {quote(code)}"
     environment = {"PYTHONPATH": str(REPOSITORY)}
     limited = slurm.sbatch(script, options=("--time=5",), env=environment)
     free = slurm.sbatch(script, env=environment)
