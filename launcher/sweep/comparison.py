@@ -110,10 +110,8 @@ class Comparison:
 def read_sweep(path: Path, metric: str | None, mode: str | None) -> Comparison:
     """Read the run directories of a sweep.
 
-    Args:
-        path: Of the sweep.
-        metric: The one that counts; None: the checkpoint.best of its trials.
-        mode: min or max; None: checkpoint.best_mode, for another metric as its name tells.
+    The metric that counts is by default the checkpoint.best of its trials, and its mode (min or max) their
+    checkpoint.best_mode; that of another metric is as its name tells.
 
     Raises:
         ConfigError: It is no sweep, or no trial has the metric.

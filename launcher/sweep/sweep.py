@@ -43,12 +43,7 @@ SUMMARY = {  # how a start calls the trials that it finds, in this order
 
 
 class Sweep:
-    """A sweep that is about to start, or to go on.
-
-    Args:
-        task: Composes a trial.
-        master: The sweep's own config, as Hydra composed it.
-        options: Of the launcher.
+    """A sweep that is about to start, or to go on; `master` is its own config, as Hydra composed it.
 
     Raises:
         ConfigError: An option is wrong, another start is in the directory, or it cannot be made.
