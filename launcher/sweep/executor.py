@@ -1,6 +1,7 @@
 """The trials of a sweep on this machine: each in processes and on devices of its own, once, whatever is killed."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -23,13 +24,11 @@ POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs,
 PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (watchdog.py), or a minute to save
 RETRIES = 3  # starts again of a trial that ended by no fault of its own
 # Of the sweep's own launch, and the threads that its launcher chose: nothing for the trials.
-OF_THE_LAUNCH = {
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK",
-    "ROLE_NAME", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS", "KMP_AFFINITY",
-}  # fmt: skip
-PREFIXES_OF_THE_LAUNCH = (
-    "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "PET_",
-)  # fmt: skip
+OF_THE_LAUNCH = re.compile(
+    r"(TORCHELASTIC|ACCELERATE|FSDP|PET)_|SLURM_(STEP|PROCID|LOCALID)"
+    r"|(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_RANK|ROLE_WORLD_SIZE|ROLE_NAME"
+    r"|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|KMP_AFFINITY)$"
+)
 
 
 class Executor:
@@ -193,11 +192,7 @@ class Executor:
 
 def environment_of_trials() -> dict[str, str]:
     """The environment without the ranks of the sweep's own launch, and without the threads that its launcher chose."""
-    found = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in OF_THE_LAUNCH and not key.startswith(PREFIXES_OF_THE_LAUNCH)
-    }
+    found = {key: value for key, value in os.environ.items() if not OF_THE_LAUNCH.match(key)}
     threads = exported_threads()
     return found if threads is None else found | {"OMP_NUM_THREADS": str(threads)}
 
