@@ -62,13 +62,13 @@ def write_csv(sweep: Comparison) -> None:
     metrics = sweep.metrics
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    kept = [name for name in metrics if name.startswith(("eval/", "test/"))]
+    evaluated = [name for name in metrics if name.startswith(("eval/", "test/"))]
     heading = ["trial", "state", *sweep.varied, sweep.metric + " (compared)", *metrics]
-    table.writerow([*heading, *(f"best/{name}" for name in kept), *FACTS, "reason"])
+    table.writerow([*heading, *(f"best/{name}" for name in evaluated), *FACTS, "reason"])
     for entry in sweep.entries:
         at_best = entry.summary.get("best") or {}
         row = [entry.name, entry.state, *entry.varied.values(), entry.value, *map(entry.final.get, metrics)]
-        table.writerow([*row, *map(at_best.get, kept), *map(entry.summary.get, FACTS), entry.reason])
+        table.writerow([*row, *map(at_best.get, evaluated), *map(entry.summary.get, FACTS), entry.reason])
     write_text(sweep.path / "grid.csv", text.getvalue())
 
 
