@@ -44,8 +44,7 @@ def alone(name: str) -> Ranks:
 class Subject(NamedTuple):
     """What a command looks at: a checkpoint of a run, and samples."""
 
-    path: Path  # run directory
-    run: dict[str, Any]  # its settings
+    run: dict[str, Any]  # settings of the run
     chosen: saved.Chosen
     record: dict[str, Any]  # data.json of the run
     data: "Data"  # the source of the samples, as the run learned from it or prepared like that
@@ -77,7 +76,7 @@ def open_subject(path: Path, run: dict[str, Any], settings: Mapping[str, Any]) -
     if settings["input"] is not None:
         others = saved.read_others(record, settings["input"])
         data = saved.data_of_others(record, others)
-        return Subject(path, run, chosen, record, data, others.split, "input", others.names, others.labelled)
+        return Subject(run, chosen, record, data, others.split, "input", others.names, others.labelled)
     data = saved.own_data(run, settings["data"], record)
     split = getattr(data, settings["part"])
-    return Subject(path, run, chosen, record, data, split, settings["part"], range(len(split)), True)
+    return Subject(run, chosen, record, data, split, settings["part"], range(len(split)), True)

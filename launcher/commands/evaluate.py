@@ -59,19 +59,19 @@ def command(settings: dict[str, Any]) -> int:
         found = Evaluator(loss, meaning, accelerator, ranks, how).evaluate(model, subject.split)
     assert found is not None
     if ranks.rank == 0:
-        _tell(found, subject, settings["input"], output)
+        _tell(found, subject, settings["input"], path, output)
     finish(watchdog)
     return 0
 
 
-def _tell(found: Any, subject: Subject, others: str | None, output: Path | None) -> None:
+def _tell(found: Any, subject: Subject, others: str | None, path: Path, output: Path | None) -> None:
     """Print what was measured, and write it."""
     print(f"{f'{subject.part} part' if others is None else others}, {found.samples} samples, {subject.chosen}")
     for name, value in found.metrics.items():
         print(f"  {name:<16} {value:.4g}")
     content = found.as_dict(subject.part, subject.data.class_names) | subject.chosen.record()
     content |= {} if others is None else {"input": others}
-    file = subject.path / f"evaluation_{subject.part}.json" if output is None else output
+    file = path / f"evaluation_{subject.part}.json" if output is None else output
     try:
         write_json(file, content)
     except OSError as error:

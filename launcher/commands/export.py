@@ -68,7 +68,7 @@ def command(settings: dict[str, Any]) -> int:
         figures = measure(model, subject.read_outputs(model), batches) if subject.labelled else {}
         whole = run | {"model": saved.without_file(run["model"])}  # what is exported has its weights with it
         OmegaConf.save(OmegaConf.create(whole), making / "config.yaml")
-        metadata = describe(subject, model) | {
+        metadata = describe(path, subject, model) | {
             "input_dtype": str(example.dtype).removeprefix("torch."),
             "files": files,
             "compared_on": {"part": subject.part, "input": settings["input"], "samples": samples},
@@ -168,7 +168,7 @@ def measure(model: "nn.Module", meaning: "Outputs", batches: Batches) -> dict[st
     return sums.figures()
 
 
-def describe(subject: Subject, model: "nn.Module") -> dict[str, Any]:
+def describe(path: Path, subject: Subject, model: "nn.Module") -> dict[str, Any]:
     """What one must know to use the model, for metadata.json."""
     record, run = subject.record, subject.run
     normalisation: dict[str, Any] = {}
@@ -177,7 +177,7 @@ def describe(subject: Subject, model: "nn.Module") -> dict[str, Any]:
     elif record["prepare"] is not None:
         normalisation = dict(record["prepare"])
     return {
-        "run": subject.path.resolve().name,
+        "run": path.resolve().name,
         **subject.chosen.record(),
         "moving_average": run["ema_decay"] is not None,
         "task": record["task"],
