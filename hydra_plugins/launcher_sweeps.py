@@ -106,7 +106,7 @@ class LocalLauncher(Launcher):
             return result
         if trial.kind == "slurm" and trial.state != State.FINISHED:
             result.status = JobStatus.UNKNOWN
-        result.return_value = metric_of(trial.path, trial.metric[0])
+        result.return_value = metric_of(trial.path, trial.metric)
         return result
 
 

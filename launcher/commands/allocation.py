@@ -3,8 +3,10 @@
 import contextlib
 import os
 import platform
+import shutil
 import socket
 import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -56,11 +58,7 @@ def look_here(ranks: Ranks, device: str) -> dict[str, Any]:
 
 
 def find_problems(facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the ranks as they are, in words.
-
-    Args:
-        facts: What `look_here` found on each rank.
-    """
+    """What is wrong with the ranks, in words, by what `look_here` found on each."""
     problems = []
     for name in facts[0]["versions"]:
         found: dict[str, list[int]] = {}
@@ -131,55 +129,45 @@ def all_reduce(store: Any, ranks: Ranks, on_cpu: bool, timeout: float) -> dict[s
 
 
 def check_directory(directory: Path, ranks: Ranks) -> dict[str, Any]:
-    """Whether every rank can write in a directory, sees what the others write, and is kept out by their locks.
+    """Whether every rank can write in a directory, sees what rank 0 writes there, and is kept out by its lock.
 
     Returns:
         On rank 0 `problems`, `seconds` that MEGABYTES take to be written safely, and `free` bytes.
     """
-    import uuid
-
     made = [place for place in (directory, *directory.parents) if not place.exists()]  # before others make them
     name = from_rank_0(f".doctor-{uuid.uuid4().hex[:8]}", ranks.world_size)
-    own = f"{name}-{ranks.rank}"
-    result: dict[str, Any] = {"host": host_name(), "rank": ranks.rank, "trouble": None, "unseen": [], "locked": True}
+    own, first = directory / f"{name}-{ranks.rank}", directory / f"{name}-0"
+    found: dict[str, Any] = {"host": host_name(), "rank": ranks.rank, "trouble": None, "seen": True, "locked": True}
+    found |= {"seconds": None, "free": None}
     held = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        with open(directory / own, "wb") as file:
+        with own.open("wb") as file:
             file.write(bytes(MEGABYTES << 20) if ranks.rank == 0 else b"1")
             file.flush()
             os.fsync(file.fileno())
-        result["seconds"] = time.monotonic() - started
-        usage = os.statvfs(directory)
-        result["free"] = usage.f_bavail * usage.f_frsize
+        found |= {"seconds": time.monotonic() - started, "free": shutil.disk_usage(directory).free}
         if ranks.rank == 0:
-            held = take_lock(directory / own, {})
+            held = take_lock(own, {})
     except OSError as error:
-        result["trouble"] = error.strerror or str(error)
-    wrote = at_every_rank(result["trouble"] is None, ranks.world_size)
-    if result["trouble"] is None:
-        others = {f"{name}-{rank}" for rank in ([0] if ranks.rank else range(ranks.world_size)) if wrote[rank]}
+        found["trouble"] = error.strerror or str(error)
+    is_there = from_rank_0(found["trouble"] is None, ranks.world_size)
+    if ranks.rank and is_there and found["trouble"] is None:
         end = time.monotonic() + VISIBLE
-        while (unseen := others - set(os.listdir(directory))) and time.monotonic() < end:
+        while not (seen := first.name in os.listdir(directory)) and time.monotonic() < end:
             time.sleep(0.1)
-        result["unseen"] = sorted(int(one.rpartition("-")[2]) for one in unseen)
-        if ranks.rank and wrote[0] and not unseen:
-            result["locked"] = is_locked(directory / f"{name}-0")
-    every = at_every_rank(result, ranks.world_size)
+        found |= {"seen": seen, "locked": not seen or is_locked(first)}
+    every = at_every_rank(found, ranks.world_size)
     if held is not None:
         os.close(held)
     with contextlib.suppress(OSError):
-        (directory / own).unlink()
+        own.unlink()
     at_every_rank(None, ranks.world_size)
     for place in made if ranks.rank == 0 else ():
         with contextlib.suppress(OSError):
             place.rmdir()
-    return {
-        "problems": directory_problems(directory, every),
-        "seconds": result.get("seconds"),
-        "free": result.get("free"),
-    }
+    return found | {"problems": directory_problems(directory, every)}
 
 
 def directory_problems(directory: Path, every: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -189,7 +177,7 @@ def directory_problems(directory: Path, every: Sequence[Mapping[str, Any]]) -> l
         host = result["host"]
         if result["trouble"] is not None:
             problems[host, "write"] = f"{host} cannot write in {directory}: {result['trouble']}."
-        if result["rank"] and result["unseen"]:
+        if not result["seen"]:
             problems[host, "see"] = (
                 f"{host} does not see what rank 0 on {every[0]['host']} writes in {directory}: it is not the same file "
                 "system. Use a shared one."
@@ -213,10 +201,8 @@ def clock_skews(ranks: Ranks) -> list[tuple[str, float]]:
 
 def least_skews(rounds: Sequence[Sequence[tuple[str, float]]]) -> list[tuple[str, float]]:
     """The skew of each host against the first, from several rounds of looks at the clocks that belong together."""
-    found: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     for looks in rounds:
         for host, clock in looks:
-            skew = clock - looks[0][1]
-            if host not in found or abs(skew) < abs(found[host]):
-                found[host] = skew
-    return list(found.items())
+            found.setdefault(host, []).append(clock - looks[0][1])
+    return [(host, min(skews, key=abs)) for host, skews in found.items()]

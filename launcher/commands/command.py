@@ -14,18 +14,13 @@ if TYPE_CHECKING:
 
     from launcher.batching.splits import Split
     from launcher.data.source import Data
+    from launcher.training.outputs import Outputs
 
 Use = Callable[[dict[str, Any]], int]
 
 
 def of_settings(name: str) -> Callable[[Use], Callable[[list[str]], int]]:
-    """Make a command of what takes the settings of conf/NAME.yaml: it reads them from a command line.
-
-    A broken file among the samples is wrong input then.
-
-    Args:
-        name: Of the command.
-    """
+    """Make a command of what takes the settings of conf/NAME.yaml; a broken file among the samples is wrong input."""
 
     def decorate(use: Use) -> Callable[[list[str]], int]:
         def command(argv: list[str]) -> int:
@@ -39,11 +34,7 @@ def of_settings(name: str) -> Callable[[Use], Callable[[list[str]], int]]:
 
 
 def alone(name: str) -> Ranks:
-    """This process, which has no others beside it.
-
-    Raises:
-        ConfigError: It has.
-    """
+    """This process; a ConfigError where there are others beside it."""
     ranks = join()
     if ranks.world_size > 1:
         raise ConfigError(f"launcher {name} is one process, and {ranks.world_size} were started: call it alone.")
@@ -51,38 +42,31 @@ def alone(name: str) -> Ranks:
 
 
 class Subject(NamedTuple):
-    """What a command looks at: a checkpoint of a run, and samples.
+    """What a command looks at: a checkpoint of a run, and samples."""
 
-    Attributes:
-        chosen: The checkpoint.
-        record: data.json of the run.
-        data: The source of the samples, as the run learned from it or prepared like that.
-        split: The samples.
-        part: Which they are: train, validation or test; or input.
-        names: One for each sample.
-        labelled: Whether their true targets are known.
-    """
-
+    run: dict[str, Any]  # settings of the run
     chosen: saved.Chosen
-    record: dict[str, Any]
-    data: "Data"
-    split: "Split"
-    part: str
-    names: list[str] | range
-    labelled: bool
+    record: dict[str, Any]  # data.json of the run
+    data: "Data"  # the source of the samples, as the run learned from it or prepared like that
+    split: "Split"  # the samples
+    part: str  # which they are: train, validation or test; or input
+    names: list[str] | range  # one for each sample
+    labelled: bool  # whether their true targets are known
 
-    def load_model(self, run: Mapping[str, Any]) -> "nn.Module":
+    def load_model(self) -> "nn.Module":
         """The model with the weights of the checkpoint; see saved.load_model."""
-        return saved.load_model(run, self.record["facts"], self.chosen.path)
+        return saved.load_model(self.run, self.record["facts"], self.chosen.path)
+
+    def read_outputs(self, model: "nn.Module") -> "Outputs":
+        """What the outputs of the model mean, from a try on the samples."""
+        from launcher.training import tryout
+        from launcher.training.outputs import Outputs
+
+        return tryout.read_outputs(model, self.split, Outputs.of(self.data, self.run["loss"]))
 
 
-def open_subject(path: Path, run: Mapping[str, Any], settings: Mapping[str, Any]) -> Subject:
-    """What the settings `checkpoint`, `data`, `part` and `input` name.
-
-    Args:
-        path: Run directory.
-        run: Its settings.
-        settings: Of the command.
+def open_subject(path: Path, run: dict[str, Any], settings: Mapping[str, Any]) -> Subject:
+    """What the settings `checkpoint`, `data`, `part` and `input` of a command name.
 
     Raises:
         ConfigError: Something of it is not there, or does not fit the run.
@@ -92,7 +76,7 @@ def open_subject(path: Path, run: Mapping[str, Any], settings: Mapping[str, Any]
     if settings["input"] is not None:
         others = saved.read_others(record, settings["input"])
         data = saved.data_of_others(record, others)
-        return Subject(chosen, record, data, others.split, "input", others.names, others.labelled)
+        return Subject(run, chosen, record, data, others.split, "input", others.names, others.labelled)
     data = saved.own_data(run, settings["data"], record)
     split = getattr(data, settings["part"])
-    return Subject(chosen, record, data, split, settings["part"], range(len(split)), True)
+    return Subject(run, chosen, record, data, split, settings["part"], range(len(split)), True)

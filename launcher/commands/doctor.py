@@ -38,11 +38,7 @@ SLOW = 0.2  # GB/s between nodes below which the wrong network is likely
 
 
 def command(argv: Sequence[str]) -> int:
-    """Check everything, and let rank 0 say what was found.
-
-    Returns:
-        Exit status.
-    """
+    """Check everything, and let rank 0 say what was found."""
     parser = argparse.ArgumentParser(description="Check the ranks, devices, network, directory and clocks of a launch.")
     parser.add_argument("directory", nargs="?", type=Path, default=Path("outputs"), help="where runs write")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds until what is silent counts as missing")
@@ -101,11 +97,7 @@ def _bounded(ranks: Ranks, what: str, hint: str, seconds: float) -> Iterator[Non
 
 
 def _meet(ranks: Ranks, timeout: float) -> Any:
-    """The store of the rendezvous.
-
-    Raises:
-        SystemExit: It cannot be reached.
-    """
+    """The store of the rendezvous; where it cannot be reached, the process ends."""
     import torch.distributed as dist
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -21,14 +21,7 @@ from launcher.run import saved
 
 @of_settings("evaluate")
 def command(settings: dict[str, Any]) -> int:
-    """Measure a checkpoint: print the figures, and write them beside the run as evaluation_PART.json.
-
-    Args:
-        settings: Those of conf/evaluate.yaml.
-
-    Returns:
-        Exit status.
-    """
+    """Measure a checkpoint: print the figures, and write them beside the run as evaluation_PART.json."""
     path, run = saved.open_run(settings["run_dir"])
     output = None if settings["output"] is None else Path(settings["output"]).expanduser()
     if output is not None:
@@ -40,9 +33,7 @@ def command(settings: dict[str, Any]) -> int:
     from launcher.batching.generators import seed_generators
     from launcher.losses.loss import build_loss
     from launcher.models.mirrored import Mirrored, check_mirror
-    from launcher.training import tryout
     from launcher.training.evaluation import EvaluationSettings, Evaluator
-    from launcher.training.outputs import Outputs
 
     seed_generators(run["seed"])
     subject = open_subject(path, run, settings)
@@ -50,9 +41,9 @@ def command(settings: dict[str, Any]) -> int:
         raise ConfigError(
             f"input={settings['input']}: has no true targets to measure by; `launcher predict` needs none."
         )
-    model = subject.load_model(run)
+    model = subject.load_model()
     loss = build_loss(run["loss"], subject.data)
-    meaning = tryout.read_outputs(model, subject.split, Outputs.of(subject.data, run["loss"]))
+    meaning = subject.read_outputs(model)
     flip = settings["test_time_flip"]
     if run["test_time_flip"] if flip is None else flip:
         check_mirror(subject.data)

@@ -35,17 +35,7 @@ Batches = Callable[[], Iterable[tuple[Any, "Tensor"]]]  # all samples, in batche
 
 @of_settings("export")
 def command(settings: dict[str, Any]) -> int:
-    """Write a model and its card.
-
-    Args:
-        settings: Those of conf/export.yaml.
-
-    Returns:
-        Exit status.
-
-    Raises:
-        ConfigError: Wrong input, or a model that cannot be exported.
-    """
+    """Write a model and its card; a ConfigError for a model that cannot be exported."""
     path, run = saved.open_run(settings["run_dir"])
     formats = [settings["format"]] if isinstance(settings["format"], str) else list(dict.fromkeys(settings["format"]))
     output = Path(settings["output"]).expanduser().absolute()
@@ -58,7 +48,7 @@ def command(settings: dict[str, Any]) -> int:
     if "onnx" in formats:
         need_onnx()
     subject = open_subject(path, run, settings)
-    model = subject.load_model(run).eval()
+    model = subject.load_model().eval()
 
     import torch
 
@@ -66,8 +56,6 @@ def command(settings: dict[str, Any]) -> int:
     from launcher.batching.stream import in_order
     from launcher.batching.workers import choose_workers
     from launcher.run import card
-    from launcher.training.outputs import Outputs
-    from launcher.training.tryout import read_outputs
 
     suit(model, subject.split)
     torch.set_num_threads(choose_threads(settings["threads"], ranks))
@@ -76,15 +64,11 @@ def command(settings: dict[str, Any]) -> int:
     batches = partial(in_order, subject.split, 0, 1, size, cpu, workers)
     example = _example(in_order(subject.split, 0, 1, 2, cpu, min(workers, 1)))
     with _whole(output) as making:
-        files, samples = _write_files(making, formats, model, partial(subject.load_model, run), example, batches,
-                                      settings["tolerance"])  # fmt: skip
-        figures = {}
-        if subject.labelled:
-            meaning = read_outputs(model, subject.split, Outputs.of(subject.data, run["loss"]))
-            figures = measure(model, meaning, batches)
+        files, samples = _write_files(making, formats, subject, model, example, batches, settings["tolerance"])
+        figures = measure(model, subject.read_outputs(model), batches) if subject.labelled else {}
         whole = run | {"model": saved.without_file(run["model"])}  # what is exported has its weights with it
         OmegaConf.save(OmegaConf.create(whole), making / "config.yaml")
-        metadata = describe(path, run, subject, model) | {
+        metadata = describe(path, subject, model) | {
             "input_dtype": str(example.dtype).removeprefix("torch."),
             "files": files,
             "compared_on": {"part": subject.part, "input": settings["input"], "samples": samples},
@@ -118,8 +102,8 @@ def _whole(output: Path) -> Iterator[Path]:
 def _write_files(
     making: Path,
     formats: list[str],
+    subject: Subject,
     model: "nn.Module",
-    rebuild: Callable[[], "nn.Module"],
     example: "Tensor",
     batches: Batches,
     tolerance: float,
@@ -128,7 +112,7 @@ def _write_files(
     files, samples = {}, 0
     for name in formats:
         file, write = WRITERS[name]
-        loaded = write(model, example, making / file, lambda: rebuild().eval())
+        loaded = write(model, example, making / file, lambda: subject.load_model().eval())
         difference, scale, samples = compare(model, loaded, batches)
         if not difference <= tolerance:
             raise ConfigError(
@@ -153,17 +137,13 @@ def _example(pairs: Iterable[tuple[Any, "Tensor"]]) -> "Tensor":
 
 
 def compare(model: "nn.Module", loaded: Loaded, batches: Batches) -> tuple[float, float, int]:
-    """Compare what was loaded with the model, on all samples and on the first alone.
-
-    Returns:
-        The largest absolute difference of an output, the largest absolute output, and the number of samples.
-    """
+    """The largest difference of an output from the model's, the largest output, and the number of samples."""
     import torch
 
     difference, scale, samples = 0.0, 0.0, 0
     with torch.no_grad():
         for inputs, _ in batches():
-            pieces = [inputs] if samples else [inputs[:1], inputs]
+            pieces = [inputs] if samples else [inputs[:1], inputs]  # the first one also alone
             samples += len(inputs)
             for piece in pieces:
                 wanted, found = model(piece), loaded(piece)
@@ -188,9 +168,9 @@ def measure(model: "nn.Module", meaning: "Outputs", batches: Batches) -> dict[st
     return sums.figures()
 
 
-def describe(path: Path, run: dict[str, Any], subject: Subject, model: "nn.Module") -> dict[str, Any]:
+def describe(path: Path, subject: Subject, model: "nn.Module") -> dict[str, Any]:
     """What one must know to use the model, for metadata.json."""
-    record = subject.record
+    record, run = subject.record, subject.run
     normalisation: dict[str, Any] = {}
     if record["input_mean"] is not None:
         normalisation = {"inputs": "(raw - mean) / std", "mean": record["input_mean"], "std": record["input_std"]}

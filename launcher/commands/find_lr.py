@@ -37,25 +37,15 @@ class Enough(Exception):
 
 
 class Sweep:
-    """Watches the losses of a sweep, the same on every rank, and ends it.
-
-    Args:
-        steps: Updates after which it ends anyway.
-
-    Attributes:
-        directory: Of the run, once it has a loss.
-    """
+    """Watches the losses of a sweep, the same on every rank, and ends it, at the latest after some steps."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.directory = steps, Path()
+        self.steps = steps
+        self.directory = Path()  # of the run, once it has a loss
         self._losses: list[float] = []
 
     def __call__(self, directory: Path, step: int, figures: Mapping[str, float]) -> None:
-        """Take a row of the record.
-
-        Raises:
-            Enough: The sweep is over.
-        """
+        """Take a row of the record; raises Enough where the sweep is over."""
         self.directory = directory
         if "train/loss" in figures:  # not where a gradient scaler left the step out
             self._losses.append(figures["train/loss"])
@@ -65,7 +55,7 @@ class Sweep:
 
 
 def command(argv: list[str]) -> int:
-    """Read a command line and sweep."""
+    """Sweep once, as a training run of its own, and write lr_range.json, .csv and .png into its run directory."""
     arguments = parse_arguments(argv)
     if show(arguments, "find_lr"):
         return 0
@@ -73,18 +63,6 @@ def command(argv: list[str]) -> int:
         raise ConfigError("-m: a range test is one run. Name one value for each setting.")
     with composition.opened(arguments, "find_lr") as (hydra, name):
         composed = composition.compose(hydra, name, arguments.overrides, "find_lr")
-    return find_lr(composed)
-
-
-def find_lr(composed: Composed) -> int:
-    """Sweep once, as a training run of its own, and write lr_range.json, .csv and .png into its run directory.
-
-    Args:
-        composed: The config of the training run, and the sweep's own settings.
-
-    Returns:
-        Exit status.
-    """
     settings = composed.plain()
     wanted = settings.pop("find_lr")
     low, high, steps = wanted["min"], wanted["max"], wanted["steps"]
@@ -133,14 +111,9 @@ def smooth(losses: Sequence[float]) -> list[float]:
 
 
 def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
-    """The rate at which the smoothed loss falls most steeply over the logarithm of the rate.
+    """The rate at which the smoothed loss falls most steeply over the logarithm of the rate; None where it does not.
 
-    Args:
-        rates: [n] ascending.
-        smoothed: [n] losses; the first tenth of them, an average over little, does not count.
-
-    Returns:
-        One of the rates; None where the loss does not fall.
+    The first tenth of the losses, an average over little, does not count.
     """
     import numpy as np
 

@@ -1,5 +1,6 @@
 """The forms in which a trained model can be written: each writes a file, and loads it again to be compared."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,16 +79,10 @@ def _cannot(name: str, what: str, model: "nn.Module", error: Exception) -> Confi
 
 
 def need_onnx() -> None:
-    """Check that what writes ONNX is there.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    from importlib import import_module
-
+    """Check that what writes ONNX is there; a ConfigError where it is not."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
-            import_module(name)
+            importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(
                 f"format=onnx: {name} does not import ({error}): pip install '{DISTRIBUTION}[export]'"

@@ -21,14 +21,7 @@ from launcher.run import saved
 
 @of_settings("predict")
 def command(settings: dict[str, Any]) -> int:
-    """Write a model's predictions.
-
-    Args:
-        settings: Those of conf/predict.yaml.
-
-    Returns:
-        Exit status.
-    """
+    """Write a model's predictions."""
     path, run = saved.open_run(settings["run_dir"])
     output = Path(settings["output"]).expanduser()
     check_file(output, "output")
@@ -39,16 +32,14 @@ def command(settings: dict[str, Any]) -> int:
     subject = open_subject(path, run, settings)
     if subject.data.task == "language":
         raise ConfigError(f"run_dir={path}: predictions of the task {subject.data.task} have no table.")
-    model = subject.load_model(run)
+    model = subject.load_model()
 
     import torch
 
     from launcher.batching.stream import in_order
     from launcher.models.mirrored import Mirrored
-    from launcher.training.outputs import Outputs
-    from launcher.training.tryout import read_outputs
 
-    meaning = read_outputs(model, subject.split, Outputs.of(subject.data, run["loss"]))
+    meaning = subject.read_outputs(model)
     if run["test_time_flip"]:  # as its test part was measured
         model = Mirrored(model)
     here = {name: settings[name] for name in ("threads", "device")} | {"mixed_precision": precision}

@@ -75,10 +75,6 @@ def config_words(path: Path) -> list[str]:
 def compose_again(path: Path, output: str | None) -> Composed:
     """The config of a run, for a directory of its own; settings that it was made without have their neutral values.
 
-    Args:
-        path: Run directory.
-        output: The new directory, resumed where a run is in it; None: as `beside` says.
-
     Raises:
         ConfigError: A setting is wrong by now, or what Hydra wrote of the run cannot be read.
     """
@@ -113,11 +109,6 @@ def beside(path: Path) -> Path:
 
 def say_differences(path: Path, run: dict[str, Any], ranks: Ranks) -> list[str]:
     """What is not as it was when a run began, in words; for rank 0.
-
-    Args:
-        path: Run directory.
-        run: Its settings.
-        ranks: The processes there are now.
 
     Raises:
         ConfigError: The run has no record, or its data is not there.

@@ -21,11 +21,9 @@ PATIENCE = 600  # seconds for the upload of one run
 
 
 def find(root: Path, also_unfinished: bool) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The offline segments below a directory that are to be uploaded, and those that are not yet.
+    """The offline segments at any depth below a directory that are to be uploaded, and those that are not yet.
 
-    Args:
-        root: Searched at any depth, links not followed.
-        also_unfinished: Take runs that have failed or were stopped, too; not those that are running.
+    Of runs that have failed or were stopped, where `also_unfinished`; never of those that are running.
 
     Returns:
         Segments, and for each of the others its run directory and why. A segment that is uploaded is in neither.
@@ -46,11 +44,7 @@ def find(root: Path, also_unfinished: bool) -> tuple[list[Path], list[tuple[Path
 
 
 def upload(segment: Path) -> str | None:
-    """Upload one segment.
-
-    Returns:
-        What went wrong; None where nothing did.
-    """
+    """Upload one segment, and say what went wrong, if anything."""
     # -P: this file's directory holds modules that would hide packages.
     command = [sys.executable, "-P", "-m", "wandb", "sync", str(segment)]
     try:
@@ -64,11 +58,7 @@ def upload(segment: Path) -> str | None:
 
 
 def command(argv: list[str]) -> int:
-    """Read a command line and upload.
-
-    Raises:
-        ConfigError: There is no such directory.
-    """
+    """Read a command line and upload."""
     parser = argparse.ArgumentParser(description="Upload W&B runs that were recorded offline, and have finished.")
     parser.add_argument("directory", type=Path, nargs="?", default=Path("outputs"), help="such as outputs")
     parser.add_argument("--all", action="store_true", help="also runs that have failed or were stopped")

@@ -50,14 +50,18 @@ def svg_curves(run_dir: Path) -> list[str]:
         with rc_context(style(INK) | {"svg.hashsalt": f"panel {number}"}):
             figure = Figure(figsize=(5.4, 3.0))
             _lay_out(_draw(figure, panels, title), 0, 0, 5.4, 3.0)
-            figure.patch.set_alpha(0)
-            for axes in figure.axes:
-                axes.patch.set_alpha(0)
-            text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None})
-        picture = text.getvalue()
-        pictures.append(picture[picture.index("<svg") :].replace(INK, "currentColor"))
+            pictures.append(as_svg(figure))
     return pictures
+
+
+def as_svg(figure: Any) -> str:
+    """A figure as an SVG element without a ground, what is drawn in INK in the colour of the text around it."""
+    for drawn in (figure, *figure.axes):
+        drawn.patch.set_alpha(0)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    picture = text.getvalue()
+    return picture[picture.index("<svg") :].replace(INK, "currentColor")
 
 
 def _panels(run_dir: Path) -> dict[str, list[Line]]:

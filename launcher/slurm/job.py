@@ -32,22 +32,12 @@ OF_A_PROCESS = re.compile(
 KEPT = {"SLURM_CONF", "SLURM_CLUSTERS"}  # say which SLURM, not which job
 
 
-def quote(arguments: Sequence[str]) -> str:
-    """A line of bash that is these arguments and nothing else, whatever is in them.
+def quote(argument: str) -> str:
+    """An argument for bash, in one line, that is itself and nothing else, whatever is in it.
 
-    As shlex.join, but with line ends and other control characters escaped, so that it stays one line: sbatch
-    refuses scripts with a carriage return at the end of a line, and looks for #SBATCH at the beginning of
-    each.
-
-    Raises:
-        ValueError: A NUL character, which no argument can hold.
+    As shlex.quote, but with line ends and other control characters escaped: sbatch refuses scripts with a carriage
+    return at the end of a line, and looks for #SBATCH at the beginning of each.
     """
-    return " ".join(_quote(argument) for argument in arguments)
-
-
-def _quote(argument: str) -> str:
-    if "\0" in argument:
-        raise ValueError(f"the argument {argument!r} has a NUL character, which no command line can hold")
     if not any(ord(c) < 32 or ord(c) == 127 for c in argument):
         return shlex.quote(argument)
     escaped = argument.replace("\\", "\\\\").replace("'", "\\'")
@@ -57,19 +47,16 @@ def _quote(argument: str) -> str:
 def submission_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment to call sbatch in, without the ranks, devices and job of the process that calls it.
 
-    sbatch hands its environment on to the job. Called in a task of another job, or under torchrun, the new job
-    would take RANK, MASTER_PORT, SLURM_STEP_ID or CUDA_VISIBLE_DEVICES of that one for its own.
+    sbatch hands it on to the new job, which would take RANK or CUDA_VISIBLE_DEVICES for its own.
     """
     return {k: v for k, v in environment.items() if k in KEPT or not OF_A_PROCESS.match(k)}
 
 
 def sbatch_options(settings: Mapping[str, object]) -> list[str]:
-    """Options of sbatch from settings (conf/cluster/) that are called as they are, with _ for -.
+    """Options of sbatch from settings (conf/cluster/): `{"gpus_per_node": 8, "exclusive": True, "account": None}`.
 
-    Args:
-        settings: `{"gpus_per_node": 8, "exclusive": True, "account": None}` is --gpus-per-node=8 --exclusive.
-            None and False leave an option out; but `requeue: False` is --no-requeue, since sites may have
-            requeueing as their default.
+    That is --gpus-per-node=8 --exclusive. None and False leave an option out; but `requeue: False` is --no-requeue,
+    since sites may have requeueing as their default.
     """
     if settings.get("requeue") is False:
         settings = {**settings, "requeue": None, "no_requeue": True}
@@ -78,11 +65,7 @@ def sbatch_options(settings: Mapping[str, object]) -> list[str]:
 
 
 def run_directory(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Where the run of a batch job keeps its files: what the user says, or a directory by the job's own name.
-
-    Args:
-        arguments: Overrides of the command line; the last `hydra.run.dir=` counts.
-        environment: Of the batch script.
+    """Where the run of a batch job keeps its files: the last `hydra.run.dir=`, or a directory by the job's own name.
 
     Raises:
         ConfigError: It is a sweep, or the directory would be another one after a requeue.
@@ -92,10 +75,8 @@ def run_directory(arguments: Sequence[str], environment: Mapping[str, str]) -> s
             "-m (--multirun): one batch job holds one run. For a sweep as a job array, call "
             "`python launcher/train.py -m hydra/launcher=slurm ...` on the login node."
         )
-    chosen = None
-    for argument in arguments:
-        key, _, value = argument.lstrip("+").partition("=")
-        chosen = value if key == "hydra.run.dir" else chosen
+    given = [argument.partition("=") for argument in arguments]
+    chosen = next((value for key, _, value in reversed(given) if key.lstrip("+") == "hydra.run.dir"), None)
     if chosen is None:
         return f"outputs/slurm/{job_name(environment) or 'unknown'}"
     if len(chosen) > 1 and chosen[0] == chosen[-1] and chosen[0] in "'\"":
@@ -111,17 +92,11 @@ def run_directory(arguments: Sequence[str], environment: Mapping[str, str]) -> s
 def begin(run_dir: Path, max_requeues: int, environment: Mapping[str, str]) -> None:
     """Note that a batch job starts (again), and refuse it where it keeps coming back and never gets further.
 
-    Counts every way back: requeues by `end`, by SLURM after a preemption or a node failure, by hand. The
-    notes are in restarts.jsonl of the run directory. An old stopped.json and failed.json go away, so that `end`
-    finds only a new one.
-
-    Args:
-        run_dir: The run's directory; need not exist, and is made only where a job comes back.
-        max_requeues: How often in a row the job may come back without a new checkpoint.
-        environment: Of the batch script.
+    Every way back counts: requeues by `end`, by SLURM after a preemption or a node failure, by hand; restarts.jsonl of
+    the run directory has them. An old stopped.json and failed.json go away, so that `end` finds only a new one.
 
     Raises:
-        ConfigError: It came back more often than that.
+        ConfigError: It came back without a new checkpoint more than `max_requeues` times in a row.
     """
     for stale in ("stopped.json", failure.FAILED):
         (run_dir / stale).unlink(missing_ok=True)
@@ -151,11 +126,6 @@ def end(run_dir: Path, status: int, environment: Mapping[str, str]) -> bool:
     Stopped is who ended with 0 and left a stopped.json, and who was asked to leave so early that the signal just
     ended it. Not requeued is what a person stopped: with Ctrl-C, max_time, or scancel, which a requeue would undo
     (tried: SLURM lets a cancelled job requeue itself, so that it never ends).
-
-    Args:
-        run_dir: The run's directory; its stopped.json says that and why it was stopped.
-        status: That srun ended with.
-        environment: Of the batch script.
 
     Returns:
         Whether the job goes back into the queue; SLURM then ends the batch script at any moment.

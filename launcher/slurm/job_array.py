@@ -1,6 +1,7 @@
 """A sweep as one SLURM job array: submitted and left alone. Each task trains one trial, and comes back if preempted."""
 
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -14,23 +15,22 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import launcher
-from launcher.config.tree import key_of
 from launcher.core.errors import ConfigError
-from launcher.core.files import read_json, write_json
+from launcher.core.files import write_json
 from launcher.distributed import slurm_commands
 from launcher.run.command_line import config_options
 from launcher.run.lock import is_held
 from launcher.slurm import snapshot
 from launcher.slurm.job import quote, sbatch_options, submission_environment
-from launcher.sweep.failure import FAILED, OUTPUT
+from launcher.slurm.snapshot import PACKAGE
+from launcher.sweep import failure
+from launcher.sweep.conclusion import conclude
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.progress import ProgressDisplay
-from launcher.sweep.submissions import SUBMISSIONS, in_queue
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import Trial, state_of
+from launcher.sweep.trials import SUBMISSIONS, Trial, in_queue, state_of, varying_keys
 
-PACKAGE = Path(launcher.PACKAGE)
 TEMPLATE = next(file for file in (PACKAGE / "train.sbatch", PACKAGE.parent / "slurm/train.sbatch") if file.exists())
 SUBMITTED = "submitted.json"  # in the directory of a run: the job and the code
 POLL = 5.0  # seconds between two questions to SLURM while waiting
@@ -51,11 +51,7 @@ class ArrayOptions(LauncherOptions):
     SCHEMA = "SlurmSweep"
 
     def check(self) -> None:
-        """Check what SLURM does not.
-
-        Raises:
-            ConfigError: A setting is wrong.
-        """
+        """Check what SLURM does not; see LauncherOptions."""
         super().check()
         for name, value in self.cluster.items():
             if name in OURS:
@@ -65,7 +61,7 @@ class ArrayOptions(LauncherOptions):
 
     @property
     def world(self) -> int:
-        """Processes of a trial, as far as that is known before it runs."""
+        """See LauncherOptions."""
         per_node = self.cluster.get("ntasks_per_node") or self.cluster.get("gpus_per_node") or 1
         found = re.search(r"\d+$", str(per_node))
         return int(self.cluster.get("nodes") or 1) * (int(found[0]) if found else 1)
@@ -78,13 +74,7 @@ class ArrayOptions(LauncherOptions):
 def submit_sweep(
     sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: ArrayOptions
 ) -> list[Trial]:
-    """Check all trials, and submit those that are neither done nor under way.
-
-    Args:
-        sweep: The sweep.
-        job_overrides: Of each trial.
-        first: Number of the first.
-        options: Of the launcher.
+    """Check all trials, the number of the first being `first`, and submit those that are neither done nor under way.
 
     Returns:
         The trials; as they ended where `wait` is set, none with `dry_run`.
@@ -92,7 +82,9 @@ def submit_sweep(
     Raises:
         ConfigError: Something is wrong, or SLURM refuses; nothing has been submitted, and no directory made.
     """
-    _check_that_options_are_shared(job_overrides)
+    for key in sorted(varying_keys(job_overrides)):
+        if key == "cluster" or key.startswith("cluster."):
+            raise ConfigError(f"{key}: cannot be swept, since all trials of a job array have the same options.")
     list(sweep.compose(job_overrides, first))
     to_submit = _left_to_do(sweep)
     sweep.print_counts()
@@ -111,23 +103,11 @@ def submit_sweep(
     if options.wait:
         _wait(sweep)
     if options.wait or not to_submit:
-        from launcher.sweep.conclusion import conclude
-
         conclude(sweep.path, options.metric, options.metric_mode)
     else:
-        _say(f"results    launcher compare {quote([os.path.relpath(sweep.path)])}")
+        _say(f"results    launcher compare {quote(os.path.relpath(sweep.path))}")
         _say(f"again      submits what has failed or is left by then:\n  {sweep.command()}")
     return sweep.trials
-
-
-def _check_that_options_are_shared(job_overrides: Sequence[Sequence[str]]) -> None:
-    values: dict[str, set[str]] = {}
-    for override in (override for overrides in job_overrides for override in overrides):
-        if (key := key_of(override)) == "cluster" or key.startswith("cluster."):
-            values.setdefault(key, set()).add(override)
-    for key in sorted(values):
-        if len(values[key]) > 1:
-            raise ConfigError(f"{key}: cannot be swept, since all trials of a job array have the same options.")
 
 
 def _left_to_do(sweep: Sweep) -> list[Trial]:
@@ -136,10 +116,10 @@ def _left_to_do(sweep: Sweep) -> list[Trial]:
         active = in_queue(sweep.path)
     except RuntimeError as error:
         raise ConfigError(f"hydra/launcher=slurm: SLURM does not say which trials are queued ({error}).") from error
-    for trial in sweep.trials:
-        if trial.state != State.FINISHED:
-            _note(trial, active.get(sweep.name_of(trial)))
-    return [trial for trial in sweep.trials if trial.state not in (State.FINISHED, *UNDER_WAY)]
+    unfinished = [trial for trial in sweep.trials if trial.state != State.FINISHED]
+    for trial in unfinished:
+        _note(trial, active.get(sweep.name_of(trial)))
+    return [trial for trial in unfinished if trial.state not in UNDER_WAY]
 
 
 def _note(trial: Trial, in_queue: State | None) -> None:
@@ -156,13 +136,7 @@ def _note(trial: Trial, in_queue: State | None) -> None:
 
 
 class Submission:
-    """Trials of a sweep that become one job array.
-
-    Args:
-        sweep: The sweep.
-        options: Of the launcher.
-        trials: Those to submit.
-    """
+    """Trials of a sweep that become one job array."""
 
     def __init__(self, sweep: Sweep, options: ArrayOptions, trials: Sequence[Trial]) -> None:
         self.sweep, self.options, self.trials = sweep, options, trials
@@ -172,10 +146,7 @@ class Submission:
 
     @cached_property
     def command(self) -> list[str]:
-        """How the script is submitted, without its name.
-
-        Options here count more than SBATCH_PARTITION and the like in the environment.
-        """
+        """How the script is submitted, without its name; SBATCH_PARTITION and the like count less than options."""
         limit = f"%{self.options.max_parallel}" if self.options.max_parallel else ""
         log = str(self.directory / "%a.log").replace("%", "%%").replace("%%a.log", "%a.log")
         settings = {"job_name": self.sweep.path.name, **self.options.cluster}
@@ -191,23 +162,19 @@ class Submission:
         head = [
             "#!/bin/bash",
             "# Trials of a sweep, one for each task of the array; the rest is slurm/train.sbatch. Submitted as",
-            f"# {quote([*self.command, str(file)])}",
+            "# " + " ".join(map(quote, [*self.command, str(file)])),
             "",
-            f"LAUNCHER_CODE={quote([self.code.code])}",
+            f"LAUNCHER_CODE={quote(self.code.code)}",
             'ENTRY="$LAUNCHER_CODE/launcher/trial.py"',
-            f"LAUNCHER_LOG={OUTPUT}",
+            f"LAUNCHER_LOG={failure.OUTPUT}",
             f"MAX_REQUEUES={self.options.max_requeues}",
-            f"SITE={quote([str(self.directory / 'site.sh')])}",
-            f'set -- --task {quote([str(self.directory / "tasks")])}/"$SLURM_ARRAY_TASK_ID".json',
+            f"SITE={quote(str(self.directory / 'site.sh'))}",
+            f'set -- --task {quote(str(self.directory / "tasks"))}/"$SLURM_ARRAY_TASK_ID".json',
         ]
         return "\n".join([*head, *lines[last + 1 :]]) + "\n"
 
     def check(self) -> str:
-        """Ask SLURM whether it would take the script, and what it says to it.
-
-        Raises:
-            ConfigError: It would not, or there is no SLURM here.
-        """
+        """What SLURM says to the script, which it only looks at; a ConfigError where it would not take it."""
         count = len(self.trials)
         try:
             most = slurm_commands.largest_array()
@@ -255,7 +222,7 @@ class Submission:
         (self.directory / "tasks").mkdir()
         for number, trial in enumerate(self.trials):
             trial.path.mkdir(parents=True, exist_ok=True)
-            settings, hydra, overrides = trial.unpacked()
+            settings, hydra, overrides = pickle.loads(trial.packed)
             content = {
                 "run_dir": str(trial.path),
                 "overrides": overrides,
@@ -300,7 +267,7 @@ def _follow(trial: Trial, in_queue: State | None, started: dict[int, float], dis
             display.say(trial, "runs")
     elif trial.state != State.QUEUED:
         if trial.state != State.FINISHED:  # cancelled, or out of time without a requeue, where nothing says why
-            why = str(read_json(trial.path / FAILED).get("reason", "")) if trial.state == State.FAILED else ""
+            why = failure.reason_of(trial.path) if trial.state == State.FAILED else ""
             trial.lifecycle.fail(why or f"{trial.state}: its job ended")
         display.ended(trial, time.monotonic() - started.get(trial.index, time.monotonic()))
 

@@ -17,17 +17,11 @@ MOST = 20_000  # files
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where copies of the code are to be.
+    """Where copies of the code are to be."""
 
-    Attributes:
-        trees: Each directory that is copied, to its copy.
-        code: Directory that has the package launcher, in the copy.
-        commit: Of the working directory's repository, with `+` where files differ from it; None without one.
-    """
-
-    trees: dict[str, str]
-    code: str
-    commit: str | None
+    trees: dict[str, str]  # each directory that is copied, to its copy
+    code: str  # the directory that has the package launcher, in the copy
+    commit: str | None  # of the working directory's repository, with `+` where files differ from it
 
 
 def none() -> Snapshot:
@@ -36,12 +30,9 @@ def none() -> Snapshot:
 
 
 def plan(target: Path) -> Snapshot:
-    """What to copy where: the repository of the working directory, and that of this package where it is another one.
+    """What to copy into a directory: the repository of the working directory, and that of this package.
 
     Of a package without a repository (installed) only itself.
-
-    Args:
-        target: Directory for the copies.
     """
     here, own = _repository(Path.cwd()), _repository(PACKAGE)
     trees = {}
@@ -56,14 +47,10 @@ def plan(target: Path) -> Snapshot:
 
 
 def take(snapshot: Snapshot, outputs: Path) -> list[str]:
-    """Copy what was planned.
+    """Copy what was planned, but for what is in `outputs`.
 
     Of a repository: the files that git tracks, as they are now, and those that it neither tracks nor ignores; so no
     data, outputs or virtual environment.
-
-    Args:
-        snapshot: The plan.
-        outputs: Directory that is no code, even if it is in one of the trees and not ignored.
 
     Returns:
         The files that were left out, since they are larger than 20 MB.

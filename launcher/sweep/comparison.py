@@ -18,40 +18,26 @@ from launcher.config.tree import key_of, leaves
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json
 from launcher.run.record import Record
-from launcher.sweep import statistics
-from launcher.sweep.failure import FAILED
+from launcher.sweep import failure, statistics
 from launcher.sweep.statistics import Sample
-from launcher.sweep.submissions import SUBMISSIONS, in_queue
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import metric_of, state_of
+from launcher.sweep.trials import SUBMISSIONS, in_queue, metric_of, state_of
 
 
 @dataclass
 class Entry:
-    """One trial as its files tell.
+    """One trial as its files tell."""
 
-    Attributes:
-        name: Its directory within the sweep's.
-        state: finished, stopped, failed, interrupted (or running now) or new; of a job array also queued and running.
-        overrides: That made it.
-        config: Its settings by dotted name.
-        summary: summary.json.
-        value: The metric that counts; None where it is not known.
-        varied: Value of each setting that differs between the trials.
-        curve: Epochs and values of the metric.
-        reason: Why it failed.
-    """
-
-    name: str
+    name: str  # its directory within the sweep's
     path: Path
-    state: State
+    state: State  # one of AT_REST, interrupted where it runs; of a job array also queued and running
     overrides: list[str]
-    config: dict[str, Any]
+    config: dict[str, Any]  # its settings by dotted name
     summary: dict[str, Any]
-    value: float | None = None
-    varied: dict[str, str] = field(default_factory=dict)
-    curve: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
-    reason: str = ""
+    reason: str  # why it failed
+    value: float | None = None  # the metric that counts, where it is known
+    varied: dict[str, str] = field(default_factory=dict)  # value of each setting that differs between the trials
+    curve: tuple[list[float], list[float]] = ([], [])  # epochs and values of the metric
 
     @property
     def label(self) -> str:
@@ -71,21 +57,14 @@ class Entry:
 
 @dataclass
 class Comparison:
-    """A sweep, its trials from the best to the worst; those without the metric come last.
-
-    Attributes:
-        metric: Name of the metric that counts.
-        mode: min or max.
-        started: The words that started it, such as `launcher train`.
-        options: Of the command line, that say where the config is.
-    """
+    """A sweep, its trials from the best to the worst; those without the metric come last."""
 
     path: Path
-    metric: str
-    mode: str
+    metric: str  # the one that counts
+    mode: str  # min or max
     entries: list[Entry]
-    started: list[str]
-    options: list[str]
+    started: list[str]  # the words that started it, such as `launcher train`
+    options: list[str]  # of the command line, that say where the config is
 
     @property
     def varied(self) -> list[str]:
@@ -104,12 +83,12 @@ class Comparison:
 
     @property
     def seeds(self) -> list[Sample]:
-        """See statistics.by_seed."""
+        """The trials that differ by their seed alone."""
         return statistics.by_seed(self.results, self.mode)
 
     @property
     def effects(self) -> dict[str, list[Sample]]:
-        """See statistics.by_setting."""
+        """The trials that have each value of a setting."""
         return statistics.by_setting(self.results, self.varied)
 
     @property
@@ -131,10 +110,8 @@ class Comparison:
 def read_sweep(path: Path, metric: str | None, mode: str | None) -> Comparison:
     """Read the run directories of a sweep.
 
-    Args:
-        path: Of the sweep.
-        metric: The one that counts; None: the checkpoint.best of its trials.
-        mode: min or max; None: checkpoint.best_mode, for another metric as its name tells.
+    The metric that counts is by default the checkpoint.best of its trials, and its mode (min or max) their
+    checkpoint.best_mode; that of another metric is as its name tells.
 
     Raises:
         ConfigError: It is no sweep, or no trial has the metric.
@@ -173,9 +150,8 @@ def _read_entries(path: Path, planned: Mapping[str, list[str]]) -> list[Entry]:
             overrides = list(_yaml(place / ".hydra/overrides.yaml") or overrides)
         state = state_of(place)
         state = active.get(name, state) if state != State.FINISHED else state
-        entry = Entry(name, place, state, overrides, config, read_json(place / "summary.json"))
-        entry.reason = str(read_json(place / FAILED).get("reason", "")) if entry.state == State.FAILED else ""
-        entries.append(entry)
+        reason = failure.reason_of(place) if state == State.FAILED else ""
+        entries.append(Entry(name, place, state, overrides, config, read_json(place / "summary.json"), reason))
     return entries
 
 
@@ -203,18 +179,16 @@ def _find_varied(entries: Sequence[Entry]) -> None:
     chosen = [
         {key_of(o): o.partition("=")[2] for o in entry.overrides if not o.startswith("hydra.")} for entry in entries
     ]
-    keys = dict.fromkeys(key for own in chosen for key in own)
-    for entry, own in zip(entries, chosen, strict=True):
-        missing = "(default)" if entry.config else ""  # not known before it has started
-        entry.varied = {
-            key: own[key] if key in own else _plain(entry.config[key]) if key in entry.config else missing
-            for key in keys
-        }
-    same = [key for key in keys if len({entry.varied[key] for entry in entries} - {""}) <= 1]
-    for entry in entries:
-        for key in same:
-            del entry.varied[key]
+    for key in dict.fromkeys(key for own in chosen for key in own):
+        values = [own.get(key, _unnamed(entry, key)) for entry, own in zip(entries, chosen, strict=True)]
+        if len(set(values) - {""}) > 1:
+            for entry, value in zip(entries, values, strict=True):
+                entry.varied[key] = value
 
 
-def _plain(value: Any) -> str:
+def _unnamed(entry: Entry, key: str) -> str:
+    """The value of a setting that no override names; empty where it is not known before the trial has started."""
+    if key not in entry.config:
+        return "(default)" if entry.config else ""
+    value = entry.config[key]
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

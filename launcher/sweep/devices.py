@@ -15,10 +15,9 @@ def may_have_gpus() -> bool:
 
 
 def visible_gpus(listed: Sequence[gpus.Gpu] | None) -> dict[str, str]:
-    """The GPUs and MIG slices that runs can have. It asks torch, and may start the driver: for a process that ends.
+    """The GPUs and MIG slices that runs can have, of those that `gpus.look` found.
 
-    Args:
-        listed: What `gpus.look` found.
+    It asks torch, and may start the driver: for a process that ends.
 
     Returns:
         What CUDA_VISIBLE_DEVICES calls each, to the name of its lock: the same whatever it was called by.
@@ -63,13 +62,10 @@ def _asked_of_torch() -> dict[str, str]:
 
 
 def count_gpus(listed: Sequence[gpus.Gpu] | None) -> int:
-    """How many GPUs and MIG slices runs can have, at least 1, as far as that is known without torch and its driver.
-
-    Args:
-        listed: What `gpus.look` found; None: their device files count, of which CUDA_VISIBLE_DEVICES may leave fewer.
-    """
+    """How many GPUs and MIG slices runs can have, at least 1, as far as that is known without torch and its driver."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return max(1, len(gpus.visible(listed, given).devices))
+    # Without nvidia-smi device files count, of which CUDA_VISIBLE_DEVICES may leave fewer.
     files = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev/dri").glob("renderD*")]
     return max(1, len(files) if given is None else min(len(files), len(given.split(","))))

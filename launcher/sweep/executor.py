@@ -1,6 +1,8 @@
 """The trials of a sweep on this machine: each in processes and on devices of its own, once, whatever is killed."""
 
 import os
+import re
+import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -22,32 +24,22 @@ POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs,
 PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (watchdog.py), or a minute to save
 RETRIES = 3  # starts again of a trial that ended by no fault of its own
 # Of the sweep's own launch, and the threads that its launcher chose: nothing for the trials.
-OF_THE_LAUNCH = {
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK",
-    "ROLE_NAME", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS", "KMP_AFFINITY",
-}  # fmt: skip
-PREFIXES_OF_THE_LAUNCH = (
-    "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "PET_",
-)  # fmt: skip
+OF_THE_LAUNCH = re.compile(
+    r"(TORCHELASTIC|ACCELERATE|FSDP|PET)_|SLURM_(STEP|PROCID|LOCALID)"
+    r"|(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_RANK|ROLE_WORLD_SIZE|ROLE_NAME"
+    r"|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|KMP_AFFINITY)$"
+)
 
 
 class Executor:
-    """Runs trials until each is finished, failed, or the sweep was asked to stop.
-
-    Args:
-        trials: All of them, checked.
-        pools: Devices by kind.
-        limit: Most trials at once; None: as many as there are devices for.
-        max_time: Seconds that a trial may take; None: any.
-        display: Shows what happens.
-    """
+    """Runs trials until each is finished, failed, or the sweep was asked to stop."""
 
     def __init__(
         self,
         trials: Sequence[Trial],
-        pools: Mapping[str, Pool],
-        limit: int | None,
-        max_time: float | None,
+        pools: Mapping[str, Pool],  # devices by kind
+        limit: int | None,  # most trials at once; None: as many as there are devices for
+        max_time: float | None,  # seconds that a trial may take
         display: ProgressDisplay,
     ) -> None:
         self.pools, self.display = pools, display
@@ -76,9 +68,9 @@ class Executor:
                 return
             if trial.kind in blocked or not self._is_ours(trial):
                 continue
-            pool = self.pools[trial.kind]
-            leases = pool.take(_count_devices(trial, len(pool)))
-            if leases is None:
+            pool = self.pools[trial.kind]  # of a CPU it takes a core for each thread, as far as there are cores
+            wanted = trial.world if trial.kind == "gpu" else min(trial.world * trial.threads, len(pool))
+            if (leases := pool.take(wanted)) is None:
                 blocked.add(trial.kind)
                 self._say_who_has_them(pool)
                 continue
@@ -156,12 +148,7 @@ class Executor:
             time.sleep(POLL)
 
     def _supervise(self, run: TrialProcesses, stopping: str | None) -> None:
-        """Look after a trial: take it off the list where it has ended, end it where it should and does not.
-
-        Args:
-            run: Its processes.
-            stopping: Why the whole sweep is to stop; None where it is not.
-        """
+        """Look after a trial: take it off the list where it has ended, end it where it should and does not."""
         now, timeout = time.monotonic(), run.trial.timeout
         if run.note_ended(now):
             self.running.remove(run)
@@ -173,7 +160,7 @@ class Executor:
         elif run.asked is not None and now - run.asked > run.patience:
             run.kill(f"did not stop within {run.patience:.0f} s of being asked to")
         elif run.first_failure is not None and now - run.first_failure > PEERS:
-            run.end_peers()
+            run.send(signal.SIGKILL)  # why the first rank failed stays the reason
         elif self.max_time is not None and run.asked is None and now - run.started > self.max_time:
             run.killed = f"took longer than hydra.launcher.max_time_per_run ({self.max_time:g} s)"
             run.ask_to_stop(now)
@@ -205,11 +192,7 @@ class Executor:
 
 def environment_of_trials() -> dict[str, str]:
     """The environment without the ranks of the sweep's own launch, and without the threads that its launcher chose."""
-    found = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in OF_THE_LAUNCH and not key.startswith(PREFIXES_OF_THE_LAUNCH)
-    }
+    found = {key: value for key, value in os.environ.items() if not OF_THE_LAUNCH.match(key)}
     threads = exported_threads()
     return found if threads is None else found | {"OMP_NUM_THREADS": str(threads)}
 
@@ -222,8 +205,3 @@ def _free_port(used: set[int]) -> int:
         if number not in used:
             used.add(number)
             return number
-
-
-def _count_devices(trial: Trial, there: int) -> int:
-    """Devices that a trial takes: on a CPU a core for each thread, as far as there are cores."""
-    return trial.world if trial.kind == "gpu" else min(trial.world * trial.threads, there)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.core.files import write_json
+from launcher.core.files import read_json, write_json
 
 FAILED, OUTPUT = "failed.json", "output.log"
 
@@ -28,14 +28,11 @@ def first_error(text: str) -> str:
 
 
 def write(path: Path, reason: str, statuses: Sequence[int | None], text: str, **more: Any) -> None:
-    """Write failed.json into a run directory, in one go.
-
-    Args:
-        path: The run directory.
-        reason: In one line.
-        statuses: Exit status of each process that is known.
-        text: What the attempt has printed; its end is kept.
-        **more: Anything else.
-    """
+    """Write failed.json into a run directory: the exit statuses that are known, and the end of what was printed."""
     content = {"reason": reason, "exit_status": list(statuses), "time": time.time(), **more, "output": text[-8000:]}
     write_json(path / FAILED, content)
+
+
+def reason_of(path: Path) -> str:
+    """Why the trial of a run directory failed; empty where nothing says it."""
+    return str(read_json(path / FAILED).get("reason", ""))

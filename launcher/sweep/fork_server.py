@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from launcher.core import compat_python
 from launcher.distributed import children
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -16,11 +15,6 @@ ATTEMPTS = 6
 def warm_up() -> None:
     """Start it, unless it is there; it imports torch while this process goes on."""
     children.start_fork_server([PRELOAD])
-
-
-def cool_down() -> None:
-    """End it, where it was started."""
-    compat_python.stop_fork_server()
 
 
 def start_process(target: Callable[..., None], *args: Any) -> Any:

@@ -1,24 +1,24 @@
 """Devices of this machine, lent to one trial at a time: a lock file for each, which every sweep of a user respects."""
 
-import contextlib
 import fcntl
 import os
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ConfigError
+from launcher.core.files import read_json
+from launcher.core.locks import Locked, take_lock
 from launcher.distributed import gpus
 
 LOOK = 30.0  # seconds between two looks at what computes on GPUs that are not lent
 
 
-@dataclass(eq=False)
+@dataclass
 class Lease:
     """A device that this process holds the lock of.
 
@@ -28,40 +28,25 @@ class Lease:
 
     device: str
     handle: int
-    _close: Any = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        self._close = weakref.finalize(self, _close, self.handle)
 
     def give_back(self) -> None:
-        """Free the device, whoever else holds the lease."""
-        with contextlib.suppress(OSError):
-            fcntl.flock(self.handle, fcntl.LOCK_UN)
-        self._close()
+        """Free the device, whoever else holds the lease; to be called once."""
+        fcntl.flock(self.handle, fcntl.LOCK_UN)
+        os.close(self.handle)
 
     def __reduce__(self) -> Any:
         return _receive, (self.device, reduction.DupFd(self.handle))
 
 
 def _receive(device: str, duplicate: Any) -> Lease:
-    lease = Lease(device, duplicate.detach())
-    lease._close.detach()  # for as long as this process lives, and those forked from it
-    return lease
-
-
-def _close(handle: int) -> None:
-    with contextlib.suppress(OSError):
-        os.close(handle)
+    return Lease(device, duplicate.detach())
 
 
 class Pool:
-    """Devices of one kind, and who has them.
+    """Devices of one kind, gpu or cpu, and who has them; `locks` is the name of each to the name of its lock.
 
-    Args:
-        kind: gpu or cpu.
-        locks: Name of each device to the name of its lock.
-        computing: Tells which locks are those of devices that processes compute on, and which processes. A device
-            that is not lent and is computed on is another's, and not taken. None: whatever computes there, it is.
+    `computing` tells which locks are those of devices that processes compute on, and which processes. A device that is
+    not lent and is computed on is another's, and not taken; without `computing` it is.
     """
 
     def __init__(
@@ -101,15 +86,15 @@ class Pool:
         """Processes of others that hold devices of this pool: `device: pid`."""
         found = []
         for device in self.locks:
-            if device not in self.lent:
-                lease = self._lock(device)
-                if lease is None:
-                    pid = self._file(device).read_text().strip() or "unknown"
-                    found.append(f"{device}: pid {pid}")
-                    continue
-                lease.give_back()
-                if device in self.foreign():
-                    found.append(f"{device}: {self.foreign()[device]}")
+            if device in self.lent:
+                continue
+            lease = self._lock(device)
+            if lease is None:
+                found.append(f"{device}: pid {read_json(self._file(device)).get('pid', 'unknown')}")
+                continue
+            lease.give_back()
+            if device in self.foreign():
+                found.append(f"{device}: {self.foreign()[device]}")
         return found
 
     def foreign(self) -> dict[str, str]:
@@ -132,29 +117,20 @@ class Pool:
     def _lock(self, device: str) -> Lease | None:
         try:
             self.directory.mkdir(mode=0o700, exist_ok=True)
-            handle = os.open(self._file(device), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return Lease(device, take_lock(self._file(device), {"pid": os.getpid()}))
+        except Locked:
+            return None
         except OSError as error:
             raise ConfigError(
                 f"The lock of device {device} cannot be made: {self.directory}: {error.strerror}. Set TMPDIR to a "
                 "directory that you can write in."
             ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            return None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
-        return Lease(device, handle)
 
 
 def choose(asked: str | int | list[Any], there: dict[str, str], kind: str) -> dict[str, str]:
-    """The devices that a sweep may use.
+    """The devices that a sweep may use, of those that are `there` (name to lock).
 
-    Args:
-        asked: auto (all there are), how many, or their names.
-        there: Name to lock of those that are there.
-        kind: gpu or cpu; slots beyond the cores of a CPU machine share them.
+    `asked` is auto (all there are), how many, or their names. Slots beyond the cores of a CPU machine share them.
 
     Raises:
         ConfigError: It asks for devices that are not there.
@@ -195,12 +171,7 @@ def open_pool(
 ) -> tuple[Pool, list[str]]:
     """The devices of a kind that a sweep may use; what others compute on is left to them, unless a person names it.
 
-    Args:
-        kind: gpu or cpu.
-        there: Name to lock of those that are there.
-        asked: As for `choose`.
-        world: Processes of a trial.
-        listed: What `gpus.look` found.
+    See `choose` for `there` and `asked`; `world` is the number of a trial's processes, `listed` what `gpus.look` found.
 
     Returns:
         Those, and lines on what a person should know of them.

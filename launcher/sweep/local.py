@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from launcher.core.compat_python import stop_fork_server
 from launcher.core.durations import parse_duration
 from launcher.core.errors import ConfigError
 from launcher.core.processes import cores
 from launcher.distributed import gpus
 from launcher.distributed.ranks import join
 from launcher.sweep import devices
+from launcher.sweep.conclusion import conclude
 from launcher.sweep.executor import Executor
-from launcher.sweep.fork_server import CONTEXT, cool_down, start_process, warm_up
+from launcher.sweep.fork_server import CONTEXT, start_process, warm_up
 from launcher.sweep.leases import Pool, open_pool
 from launcher.sweep.options import LocalOptions
 from launcher.sweep.progress import ProgressDisplay
@@ -22,13 +23,7 @@ from launcher.sweep.trials import Trial
 
 
 def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: LocalOptions) -> list[Trial]:
-    """Check all trials, then run those that are not done yet.
-
-    Args:
-        sweep: The sweep.
-        job_overrides: Of each trial.
-        first: Number of the first.
-        options: Of the launcher.
+    """Check all trials, the number of the first being `first`, then run those that are not done yet.
 
     Returns:
         The trials as they ended.
@@ -52,7 +47,7 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
         sweep.begin()
         sweep.remember()
     except BaseException:
-        cool_down()
+        stop_fork_server()
         raise
 
     sweep.print_counts()
@@ -64,30 +59,20 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     with ProgressDisplay(sweep.trials) as display:
         Executor(sweep.trials, pools, options.limit, max_time, display).run(stop)
     if all_done:
-        _compare(sweep.path, options.metric, options.metric_mode)
+        conclude(sweep.path, options.metric, options.metric_mode)
     else:
-        start_process(_compare, sweep.path, options.metric, options.metric_mode).join()  # which has matplotlib
+        start_process(conclude, sweep.path, options.metric, options.metric_mode).join()  # which has matplotlib
     if stop:
         command = sweep.command(options.world)
         print(f"stopped    ({stop.reason}), everything is saved. To go on:\n  {command}", flush=True)
     sweep.print_failures()
-    cool_down()
+    stop_fork_server()
     sweep.release()
     return sweep.trials
 
 
-def _compare(path: Path, metric: str | None, mode: str | None) -> None:
-    from launcher.sweep.conclusion import conclude
-
-    conclude(path, metric, mode)
-
-
 def open_pools(trials: Sequence[Trial], options: LocalOptions) -> dict[str, Pool]:
-    """The devices that the sweep may use, by kind.
-
-    Raises:
-        ConfigError: There are fewer than a trial needs, or not those that were asked for.
-    """
+    """The devices that the sweep may use, by kind; a ConfigError where they are not those that it needs."""
     found = _find_gpus(options.listed) if any(trial.kind == "gpu" for trial in trials) else {}
     for trial in trials:
         if not found:

@@ -26,11 +26,7 @@ class LauncherOptions:
     SCHEMA: ClassVar[str]  # name of their model in config/schema.py
 
     def check(self) -> None:
-        """Check what needs neither a device nor SLURM.
-
-        Raises:
-            ConfigError: A setting is wrong.
-        """
+        """Check what needs neither a device nor SLURM; a ConfigError where a setting is wrong."""
         check_options(vars(self), self.SCHEMA)
 
     @property
@@ -39,11 +35,7 @@ class LauncherOptions:
         raise NotImplementedError
 
     def place(self, settings: Any) -> tuple[str, int | str]:
-        """Where a trial will run, and on how many CPU threads: as far as that is known before it does.
-
-        Raises:
-            ConfigError: It cannot run there.
-        """
+        """What a trial will run on (gpu, cpu or slurm) and its CPU threads; a ConfigError where it cannot run there."""
         raise NotImplementedError
 
 
@@ -60,7 +52,7 @@ class LocalOptions(LauncherOptions):
 
     @property
     def world(self) -> int:
-        """Processes of a trial."""
+        """See LauncherOptions."""
         if self.devices_per_run != "auto":
             return int(self.devices_per_run)
         return int(os.environ.get("WORLD_SIZE", "1"))
@@ -93,5 +85,4 @@ class LocalOptions(LauncherOptions):
     @property
     def limit(self) -> int | None:
         """Most trials at once."""
-        limits = [int(limit) for limit in (self.parallel, self.max_parallel) if isinstance(limit, int)]
-        return min(limits) if limits else None
+        return min((limit for limit in (self.parallel, self.max_parallel) if isinstance(limit, int)), default=None)

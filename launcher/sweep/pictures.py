@@ -1,11 +1,9 @@
 """The pictures of a comparison: the curves of the trials, and the effect of each setting."""
 
-import io
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from launcher.core.files import replacing
@@ -19,24 +17,22 @@ COLOURS = ("#3987e5", "#d95926", "#2b9d74", "#a465c4", "#c79a13", "#4fb3c9")
 Panel = Callable[[Any], None]  # draws into matplotlib's axes
 
 
-def draw(sweep: Comparison) -> Path | None:
-    """Draw grid.png, all pictures in one; None where there is nothing to draw yet."""
+def draw(sweep: Comparison) -> None:
+    """Draw grid.png, all pictures in one, where there is something to draw yet."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     panels = panels_of(sweep)
     if not panels:
-        return None
+        return
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with rc_context(curves.style("#24292f")):
         figure = Figure(figsize=(6.2 * columns, 3.8 * rows), layout="constrained", facecolor="white")
         for place, panel in enumerate(panels, start=1):
             panel(figure.add_subplot(rows, columns, place))
-        path = sweep.path / "grid.png"
-        with replacing(path, "wb") as file:
+        with replacing(sweep.path / "grid.png", "wb") as file:
             figure.savefig(file, dpi=130)
-    return path
 
 
 def svg_pictures(sweep: Comparison) -> list[str]:
@@ -49,14 +45,8 @@ def svg_pictures(sweep: Comparison) -> list[str]:
         # A salt of its own: the ids of all pictures share one page.
         with rc_context(curves.style(curves.INK) | {"svg.hashsalt": f"grid {number}"}):
             figure = Figure(figsize=(5.4, 3.4), layout="constrained")
-            axes = figure.add_subplot()
-            panel(axes)
-            figure.patch.set_alpha(0)
-            axes.patch.set_alpha(0)
-            text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None})
-        picture = text.getvalue()
-        pictures.append(picture[picture.index("<svg") :].replace(curves.INK, "currentColor"))
+            panel(figure.add_subplot())
+            pictures.append(curves.as_svg(figure))
     return pictures
 
 

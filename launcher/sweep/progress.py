@@ -19,11 +19,7 @@ SHOWN = 20  # running trials on a terminal; more only as a number
 
 
 class ProgressDisplay:
-    """The progress of a sweep on standard output.
-
-    Args:
-        trials: Of the sweep, all of them.
-    """
+    """The progress of all trials of a sweep on standard output."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self.trials, self._started = trials, time.monotonic()
@@ -60,16 +56,12 @@ class ProgressDisplay:
             self.say(trial, f"{count} FAILED after {seconds:.1f} s ({trial.reason}; see {near}/output.log)")
             return
         metric = ""
-        if trial.state == State.FINISHED and (value := metric_of(trial.path, trial.metric[0])) is not None:
-            metric = f", {trial.metric[0]} {value:.4g}"
+        if trial.state == State.FINISHED and (value := metric_of(trial.path, trial.metric)) is not None:
+            metric = f", {trial.metric} {value:.4g}"
         self.say(trial, f"{count} {trial.state} in {seconds:.1f} s{metric}")
 
     def update(self, running: Sequence[tuple[Trial, float]]) -> None:
-        """Show what is running, now and then.
-
-        Args:
-            running: Each trial, and when it was started in seconds of time.monotonic.
-        """
+        """Show now and then what is running, and since when, in seconds of time.monotonic."""
         self._running, now = running, time.monotonic()
         if now - self._shown < (REFRESH if self._live else QUIET):
             return

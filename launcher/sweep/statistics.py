@@ -15,12 +15,7 @@ Result = tuple[Mapping[str, str], float]
 
 @dataclass(frozen=True)
 class Sample:
-    """The metric of the trials that have something in common.
-
-    Attributes:
-        label: What that is.
-        values: One a trial.
-    """
+    """The metric of each of the trials that have something in common, and what that is."""
 
     label: str
     values: Sequence[float]
@@ -70,12 +65,7 @@ def without_seed(settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def by_setting(results: Sequence[Result], names: Iterable[str]) -> dict[str, list[Sample]]:
-    """For each setting with several values, the trials that have each, whatever their other settings.
-
-    Args:
-        results: Of all trials.
-        names: The settings that vary.
-    """
+    """For each setting with several values, the trials that have each, whatever their other settings."""
     found: dict[str, list[Sample]] = {}
     for name in names:
         groups: dict[str, list[float]] = {}

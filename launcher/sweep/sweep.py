@@ -1,28 +1,34 @@
-"""A sweep as its start handles it, on this machine or by SLURM: its directory, its lock, its trials, what it says."""
+"""A sweep as its start handles it, on this machine or by SLURM: its directory and lock, its trials, what it says."""
 
-import fcntl
 import json
 import os
+import pickle
+import re
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from launcher.config.checks import filled
+from launcher.config.composed import Composed
 from launcher.config.migrations import migrated, stamped
-from launcher.config.places import check_writable, make_directory
-from launcher.config.tree import directory_override
+from launcher.config.places import check_length, check_writable, make_directory
+from launcher.config.resume import differences
+from launcher.config.tree import directory_override, key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text
+from launcher.core.locks import Locked, take_lock
 from launcher.distributed.stop_request import StopRequest
 from launcher.run.command_line import config_options, started_words
+from launcher.run.config_file import CONFIG, read_config
 from launcher.sweep.multirun import Task
 from launcher.sweep.options import LauncherOptions
-from launcher.sweep.trial_state import State
-from launcher.sweep.trials import Trial, TrialComposer, refuse_mixing
+from launcher.sweep.trial_state import State, TrialState
+from launcher.sweep.trials import Trial, directory_name, state_of, varying_keys
 
 LOCK = "grid.lock"
 SUMMARY = {  # how a start calls the trials that it finds, in this order
@@ -37,16 +43,7 @@ SUMMARY = {  # how a start calls the trials that it finds, in this order
 
 
 class Sweep:
-    """A sweep that is about to start, or to go on.
-
-    Args:
-        task: Composes a trial.
-        master: The sweep's own config, as Hydra composed it.
-        options: Of the launcher.
-
-    Attributes:
-        path: Its directory; not made before `begin`.
-        trials: Those that have been composed.
+    """A sweep that is about to start, or to go on; `master` is its own config, as Hydra composed it.
 
     Raises:
         ConfigError: An option is wrong, another start is in the directory, or it cannot be made.
@@ -55,46 +52,125 @@ class Sweep:
     def __init__(self, task: Task, master: Any, options: LauncherOptions) -> None:
         options.check()
         self.task, self.master, self.options = task, master, options
-        self.path = directory_of(master)
-        self.trials: list[Trial] = []
-        self._composer = TrialComposer(task, master, options, self.path)
+        if not (name := str(master.hydra.sweep.dir)):
+            raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
+        self.path = Path(name).resolve()  # not made before `begin`
+        check_writable(self.path, "hydra.sweep.dir")
+        self.trials: list[Trial] = []  # those that have been composed
         self._base: dict[str, Any] = {}
         self._lock = lock(self.path) if (self.path / LOCK).exists() else None
 
     def compose(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[Trial]:
-        """Compose and check the trials, one after the other.
-
-        Args:
-            job_overrides: Of each trial.
-            first: Number of the first.
+        """Compose and check the trials, one after the other; the number of the first is `first`.
 
         Raises:
-            ConfigError: A trial is wrong, there are too many, or the sweep was begun with another config under them.
+            ConfigError: A trial is wrong, or there twice, or the sweep was begun with another config.
         """
         check_count(len(job_overrides), self.options.max_points)
         self._base = self._base_config()
-        for trial in self._composer.compose(job_overrides, first):
+        varying = varying_keys(job_overrides) | self.task.swept
+        numbers: dict[str, int] = {}
+        for index, overrides in enumerate(job_overrides, first):
+            try:
+                trial = self._compose_trial(index, list(overrides), varying)
+                if (twin := numbers.get(name := self.name_of(trial))) is not None:
+                    if sorted(job_overrides[twin - first]) == sorted(overrides):
+                        raise ConfigError(f"it is the same as trial {twin}.")
+                    raise ConfigError(
+                        f"hydra.sweep.subdir gives it the directory of trial {twin}, {name}. Let it name what varies, "
+                        "as ${hydra.job.override_dirname} and ${hydra.job.num} do."
+                    )
+            except ConfigError as error:
+                raise ConfigError(f"trial {index} ({' '.join(overrides) or 'defaults'}): {error}") from error
+            numbers[name] = index
             self.trials.append(trial)
             yield trial
 
     def _base_config(self) -> dict[str, Any]:
         """The config under the trials' overrides; empty where it is not complete without them."""
         try:
-            composed = self.task.compose(self._composer.own, {"override_dirname": "base"})  # its directory is not made
+            composed = self.task.compose(self._own_overrides(), {"override_dirname": "base"})  # which is not made
         except ConfigError:
             return {}
         if kept := read_json(self.path / "grid.json").get("base"):
             before = migrated(kept, f"hydra.sweep.dir={self.path}")
             composed = composed.as_begun(before)
-            refuse_mixing(self.path, before, json.loads(json.dumps(composed.plain())))
+            self._refuse_mixing(before, json.loads(json.dumps(composed.plain())))
         return composed.plain()
 
-    def begin(self) -> None:
-        """Make the directory where it is not there, and lock it.
+    def _own_overrides(self) -> list[str]:
+        """The overrides of Hydra's node that the sweep was started with."""
+        given: Any = OmegaConf.to_container(self.master.hydra.overrides.hydra, resolve=False)
+        return [word for word in given if not word.startswith("hydra.mode=")]
 
-        Raises:
-            ConfigError: It cannot be made, or another start was first.
-        """
+    def _compose_trial(self, index: int, overrides: list[str], varying: frozenset[str]) -> Trial:
+        name = directory_name(overrides, varying, self.master.hydra.job.config.override_dirname)
+        job = {"num": index, "id": str(index), "override_dirname": name}
+        composed = self.task.compose([*self._own_overrides(), *overrides], job)
+        label = " ".join(o for o in overrides if key_of(o) in varying) or " ".join(overrides) or "defaults"
+        directory = self._directory(composed)
+        if (directory / CONFIG).is_file():
+            before = read_config(directory, "hydra.sweep.dir")
+            composed = composed.as_begun(before)
+            self._refuse_mixing(before, composed.plain())
+        settings, plain = composed.settings, composed.plain()
+        words = [*overrides, directory_override(directory)]
+        kind, plain["threads"] = self.options.place(settings)
+        if plain["threads"] != settings.threads:
+            words.append(f"threads={plain['threads']}")
+        self._name_for_wandb(plain["wandb"], label, varying)
+        hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
+        hydra["run"]["dir"] = str(directory)
+        return Trial(
+            index=index,
+            overrides=overrides,
+            label=label,
+            path=directory,
+            world=self.options.world,
+            kind=kind,
+            threads=1 if plain["threads"] == "auto" else plain["threads"],
+            timeout=float(settings.timeout),
+            metric=settings.checkpoint.best,
+            epochs=settings.epochs,
+            packed=pickle.dumps((plain, hydra, words)),
+            lifecycle=TrialState(state_of(directory)),
+        )
+
+    def _directory(self, composed: Composed) -> Path:
+        """The run directory of a trial."""
+        subdirectory = str(composed.hydra.sweep.subdir)
+        directory = self.path / subdirectory
+        if directory == self.path or self.path not in directory.resolve().parents:
+            raise ConfigError(f"hydra.sweep.subdir={subdirectory}: must name a directory inside of the sweep's.")
+        check_length(directory, "hydra.sweep.subdir")
+        return directory
+
+    def _name_for_wandb(self, wandb: dict[str, Any], label: str, varying: frozenset[str]) -> None:
+        """Give a trial a group and a name at W&B, where a person did not."""
+        if wandb["mode"] == "disabled":
+            return
+        is_clock = re.fullmatch(r"\d\d-\d\d-\d\d", self.path.name) is not None
+        group = "/".join(self.path.parts[-3:] if is_clock else self.path.parts[-1:])
+        for key, variable, name in (("group", "WANDB_RUN_GROUP", group), ("name", "WANDB_NAME", label[:120])):
+            wandb[key] = wandb[key] or (None if os.environ.get(variable) else name)
+        if (wandb["id"] and "wandb.id" not in varying) or os.environ.get("WANDB_RUN_ID"):
+            given = "wandb.id" if wandb["id"] else "WANDB_RUN_ID"
+            raise ConfigError(f"{given}: every trial of a sweep is a W&B run of its own. Leave it out.")
+
+    def _refuse_mixing(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse to go on with settings that differ in what changes a result, or in how long a run is."""
+        lines = differences(before, now)
+        old, new = filled(before), filled(now)
+        lines += [f"{k}: {old.get(k)} -> {new.get(k)}" for k in ("epochs", "max_steps") if old.get(k) != new.get(k)]
+        if lines:
+            raise ConfigError(
+                f"hydra.sweep.dir={self.path} was made with another config:\n  "
+                + "\n  ".join(lines)
+                + "\nUse the settings it was made with, or another hydra.sweep.dir."
+            )
+
+    def begin(self) -> None:
+        """Make the directory where it is not there, and lock it; a ConfigError where another start was first."""
         make_directory(self.path, "hydra.sweep.dir")
         self._lock = lock(self.path) if self._lock is None else self._lock
 
@@ -151,25 +227,8 @@ class Sweep:
                 print(f"FAILED     trial {trial.index} ({trial.label}): {trial.reason}", file=sys.stderr, flush=True)
 
 
-def directory_of(master: Any) -> Path:
-    """The directory of a sweep, by its own config.
-
-    Raises:
-        ConfigError: It is none, or cannot be made.
-    """
-    if not (name := str(master.hydra.sweep.dir)):
-        raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
-    path = Path(name).resolve()
-    check_writable(path, "hydra.sweep.dir")
-    return path
-
-
 def check_count(count: int, most: int) -> None:
-    """Ask for consent where a sweep is large.
-
-    Raises:
-        ConfigError: It has no trial, or more than `most`.
-    """
+    """Refuse a sweep without a trial, and ask for consent where it has more than `most`."""
     if count == 0:
         raise ConfigError("The sweep has no trial: a list or range that is swept is empty.")
     if count > most:
@@ -185,14 +244,9 @@ def lock(path: Path) -> int:
     Raises:
         ConfigError: Another one is in it.
     """
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(handle, 1000).decode(errors="replace").strip() or "an unknown process"
+        return take_lock(path / LOCK, {"host": socket.gethostname(), "pid": os.getpid()})
+    except Locked as error:
         raise ConfigError(
-            f"hydra.sweep.dir={path}: a sweep runs in it ({holder}). Stop it, or choose another."
+            f"hydra.sweep.dir={path}: a sweep runs in it ({error}). Stop it, or choose another."
         ) from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
-    return handle

@@ -34,14 +34,9 @@ def run_rank(
 ) -> None:
     """Be one process of a trial, forked from the server.
 
-    Args:
-        packed: Pickled (settings, Hydra's node, overrides).
-        command: That the sweep was started as; see launcher.command.
-        environment: The whole environment.
-        cores: CPU cores to stay on; empty: anywhere.
-        output: File that takes what it prints.
-        leases: Of the trial's devices: they are free when the last process of the trial is gone.
-        pulse: [3] in shared memory, by which it tells that it moves on; see pulse.share.
+    It has `environment` as a whole, stays on `cores` (any, where that is empty), and prints into the file `output`.
+    The devices of `leases` are free when the last process of the trial is gone. By `pulse`, [3] in shared memory, it
+    tells that it moves on; see pulse.share.
     """
     os.setsid()
     _end_with_parent(os.getppid())
@@ -82,42 +77,24 @@ def _end_with_parent(parent: int) -> None:
 
 @dataclass
 class TrialProcesses:
-    """The processes of a trial that runs.
-
-    Attributes:
-        trial: The trial.
-        leases: Its devices.
-        offset: Where this attempt begins in its output.
-        ranks: The processes.
-        pulses: What each rank tells of its main thread; see pulse.share.
-        started: When the last of them was started; as all times here in seconds of time.monotonic.
-        first_failure: When the first rank that failed was seen to have ended.
-        asked: When it was asked to stop.
-        killed: Why it was.
-        ended: The ranks that have ended, in that order.
-    """
+    """The processes of a trial that runs; all times are seconds of time.monotonic."""
 
     trial: Trial
-    leases: list[Lease]
-    offset: int = 0
-    ranks: list[Any] = field(default_factory=list)
-    pulses: list[Any] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-    first_failure: float | None = None
-    asked: float | None = None
-    killed: str = ""
-    ended: list[int] = field(default_factory=list)
+    leases: list[Lease]  # of its devices
+    offset: int = 0  # where this attempt begins in its output
+    ranks: list[Any] = field(default_factory=list)  # the processes
+    pulses: list[Any] = field(default_factory=list)  # what each rank tells of its main thread; see pulse.share
+    started: float = field(default_factory=time.monotonic)  # when the last of them was
+    first_failure: float | None = None  # when the first rank that failed was seen to have ended
+    asked: float | None = None  # when it was asked to stop
+    killed: str = ""  # why it was
+    ended: list[int] = field(default_factory=list)  # the ranks that have, in that order
     _sign: Any = None  # the last one of life
     _seen: float = field(default_factory=time.monotonic)  # when that was
     _used: float = 0.0  # CPU seconds by then
 
     def start(self, environment: Mapping[str, str], cores: Sequence[int]) -> None:
-        """Start all ranks.
-
-        Args:
-            environment: Of each, but for its rank.
-            cores: CPU cores to stay on; empty: anywhere.
-        """
+        """Start all ranks in an environment, to which each adds its number, and on some cores; see `run_rank`."""
         packed, output = self.trial.packed, self.trial.path / OUTPUT
         self.offset = output.stat().st_size if output.exists() else 0
         for rank in range(self.trial.world):
@@ -185,10 +162,6 @@ class TrialProcesses:
     def kill(self, why: str) -> None:
         """End all ranks at once."""
         self.killed = self.killed or why
-        self.send(signal.SIGKILL)
-
-    def end_peers(self) -> None:
-        """End the ranks that did not end by themselves after one failed; why that failed stays the reason."""
         self.send(signal.SIGKILL)
 
     def ended_by_accident(self) -> bool:

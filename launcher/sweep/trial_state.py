@@ -28,19 +28,12 @@ class IllegalTransitionError(RuntimeError):
 class TrialState:
     """The state of one trial: it changes by the transitions below, and by nothing else.
 
-    Args:
-        found: What the files of its run directory tell, one of AT_REST.
-
-    Attributes:
-        current: Where it stands.
-        reason: Why it failed; empty in every other state.
-
-    Raises:
-        IllegalTransitionError: `found` is nothing that files tell.
+    It begins with what the files of the run directory tell, one of AT_REST.
     """
 
     def __init__(self, found: State) -> None:
-        self.current, self.reason = found, ""
+        self.current = found
+        self.reason = ""  # why it failed; empty in every other state
         self._go("be found", AT_REST, found)
 
     def wait(self) -> None:

@@ -13,7 +13,7 @@ def test_a_gpu_that_is_hidden_has_not_been_given(monkeypatch):
 
 
 def test_a_file_system_without_locks_is_named(tmp_path):
-    one = {"host": "n2", "rank": 1, "trouble": None, "unseen": [], "locked": False}
+    one = {"host": "n2", "rank": 1, "trouble": None, "seen": True, "locked": False}
     (said,) = allocation.directory_problems(tmp_path, [{**one, "host": "n1", "rank": 0, "locked": True}, one, one])
     assert "n2 is not kept out by a lock (flock) of n1" in said
 

@@ -118,13 +118,11 @@ def test_options_of_sbatch():
 
 
 def test_quoting_by_bash():
-    line = quote(HOSTILE)
+    line = " ".join(map(quote, HOSTILE))
     assert "\n" not in line and "\r" not in line
-    script = f"{sys.executable} -c {quote([DUMP])} {line}"
+    script = f"{sys.executable} -c {quote(DUMP)} {line}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert found(done.stdout, "ARGV") == [HOSTILE]
-    with pytest.raises(ValueError, match="NUL"):
-        quote(["a\0b"])
 
 
 def test_what_the_batch_script_refuses(tmp_path, capsys):
@@ -149,7 +147,7 @@ def test_hostile_overrides_reach_python_unharmed(slurm, tmp_path):
     dump = tmp_path / "dump.py"
     dump.write_text(DUMP)
     by_argument = slurm.sbatch(f'srun {sys.executable} {dump} "$@"', *HOSTILE)
-    in_script = slurm.sbatch(f"srun {sys.executable} {dump} {quote(HOSTILE)}")
+    in_script = slurm.sbatch(f"srun {sys.executable} {dump} {' '.join(map(quote, HOSTILE))}")
     for job in (by_argument, in_script):
         record = slurm.wait(job)
         assert record["JobState"] == "COMPLETED" and record["Partition"] == "main", slurm.output(job)

@@ -12,7 +12,7 @@ from launcher.sweep.trials import Trial
 
 @pytest.fixture
 def trial(tmp_path):
-    return Trial(3, [], "lr=0.1", tmp_path, 1, "cpu", 1, 60.0, ("eval/loss", "min"), 4, b"", TrialState(State.NEW))
+    return Trial(3, [], "lr=0.1", tmp_path, 1, "cpu", 1, 60.0, "eval/loss", 4, b"", TrialState(State.NEW))
 
 
 def test_a_row_that_is_being_written_is_not_read(tmp_path):

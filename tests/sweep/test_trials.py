@@ -1,21 +1,25 @@
 import json
+import os
 import re
+import sys
+
+import pytest
 
 from launcher.sweep.failure import FAILED
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import metric_of, name_of, state_of
+from launcher.sweep.trials import directory_name, in_queue, metric_of, state_of
 
 
 def test_a_name_says_what_the_trial_is():
-    name = name_of(["optimizer=adam", "epochs=3", "wandb.mode=disabled", "threads=2"], frozenset())
+    name = directory_name(["optimizer=adam", "epochs=3", "wandb.mode=disabled", "threads=2"], frozenset())
     assert name == "epochs=3,optimizer=adam"
-    assert name_of(["threads=2", "seed=1"], frozenset({"threads"})) == "seed=1,threads=2"
-    assert name_of([], frozenset()) == "defaults"
+    assert directory_name(["threads=2", "seed=1"], frozenset({"threads"})) == "seed=1,threads=2"
+    assert directory_name([], frozenset()) == "defaults"
 
 
 def test_names_are_safe_short_and_different():
     hard = ["a=[8,16]", "a=8,16", "a=../../etc", "a=x/y", "a='x y'", "a=é", "a=" + "x" * 300, "a=" + "x" * 301, ".a=1"]
-    names = [name_of([text], frozenset()) for text in hard]
+    names = [directory_name([text], frozenset()) for text in hard]
     assert len(set(names)) == len(hard)
     for name in names:
         assert re.fullmatch(r"[A-Za-z0-9_+][A-Za-z0-9_.,=+-]{0,149}", name), name
@@ -43,3 +47,12 @@ def test_the_metric_of_a_run_is_that_of_its_best_evaluation(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     found = [metric_of(tmp_path, name) for name in ("eval/loss", "lr", "word", "none", None)]
     assert found == [1.0, 0.1, None, None, None]
+
+
+def test_a_sweep_that_was_never_submitted_asks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable))  # without SLURM
+    assert in_queue(tmp_path) == {}
+    (tmp_path / "submissions/1").mkdir(parents=True)
+    (tmp_path / "submissions/1/job.json").write_text('{"job": "7", "points": ["a"]}')
+    with pytest.raises(RuntimeError, match=r"squeue .*--jobs 7 "):
+        in_queue(tmp_path)
