@@ -21,14 +21,11 @@ class BinaryCrossEntropy(nn.Module):
         )
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each sample.
+        """Loss [n] of each sample, float32 (float64 for float64 logits).
 
         Args:
-            outputs: Logits, [n, k], any floating dtype; or [n], one for each sample.
+            outputs: Logits [n, k], or [n], of any floating dtype.
             targets: As `as_shares` takes them.
-
-        Returns:
-            [n], float32 (float64 for float64 logits).
         """
         if outputs.dtype in (torch.float16, torch.bfloat16):
             outputs = outputs.float()
@@ -39,15 +36,9 @@ class BinaryCrossEntropy(nn.Module):
 
 
 def as_shares(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Targets as a loss of one sigmoid for each output takes them.
+    """Targets in the shape and type of outputs [n, k] or [n], as a loss of one sigmoid for each output takes them.
 
-    Args:
-        outputs: [n, k], or [n].
-        targets: Classes [n]: the second of two where each sample has one output, else one-hot; or anything of the shape
-            of outputs, as it is.
-
-    Returns:
-        Of the shape and type of outputs.
+    Classes [n] become one-hot, or where each sample has one output, whether it is the second of two.
     """
     if targets.dim() == 1 and outputs.numel() == len(targets):
         targets = targets.view_as(outputs)

@@ -35,14 +35,13 @@ class PerSample(nn.Module):
 
     The mean over any set of samples is sum(values) / sum(weights), which is what the loss's own
     reduction="mean" gives on all of them at once. A module that returns a scalar (a user's own mean) counts
-    by samples.
+    by samples. Of a language the loss is given the tokens of all sequences, [b * t, v] and [b * t], as samples of a
+    classification; the value of a sequence is the mean over its tokens.
 
     Args:
         loss: A torch loss (its `reduction` becomes "none"), or any module (outputs, targets) -> [n], [n, ...]
             or a scalar; it may have a method `weights(targets) -> [n] | None`.
         task: Of the data, which says what its targets are; None leaves them as they are.
-            Of a language samples are sequences: the loss is given their tokens, [b * t, v] and [b * t], as so many
-            samples of a classification; the value of a sequence is the mean over its tokens.
     """
 
     def __init__(self, loss: nn.Module, task: str | None = None):
@@ -58,14 +57,7 @@ class PerSample(nn.Module):
             self.weigh = self._torch_weights
 
     def forward(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Loss and weight of each sample.
-
-        Args:
-            outputs: What the model gives, samples first. Half precision is computed in float32.
-            targets: What it should give, samples first.
-
-        Returns:
-            Values [n], already weighted, and weights [n] (None: each sample weighs 1), float32.
+        """Values [n], already weighted, and weights [n] (None: each sample weighs 1) of outputs and targets, float32.
 
         Raises:
             ConfigError: Outputs and targets of an elementwise loss differ in shape (they would broadcast).

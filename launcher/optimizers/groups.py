@@ -15,9 +15,6 @@ def layers_of(model: nn.Module) -> dict[str, int]:
     cut into its children in the order in which they were made, a Sequential or ModuleList among them into its own; a
     child that is all there is is looked into. A child with vectors alone (a normalisation) belongs to the layer before
     it, and parameters of the model itself (a position embedding) to the first.
-
-    Raises:
-        ConfigError: The model has a group_matcher and timm is not installed.
     """
     names = [name for name, _ in model.named_parameters()]
     if callable(matcher := getattr(model, "group_matcher", None)):

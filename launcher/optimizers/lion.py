@@ -35,11 +35,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters once.
-
-        Args:
-            closure: Computes the loss again and returns it, where given.
-        """
+        """Update the parameters once; `closure` computes the loss again and returns it, where given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

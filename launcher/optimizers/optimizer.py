@@ -27,8 +27,7 @@ def build_optimizer(
     Args:
         settings: `_target_` and the constructor's arguments. Both `fused` and `foreach` null: fused where
             torch has it (1.6 to 6 times as fast as torch's default on a CPU, measured), else torch's default.
-        model: Its parameters that require a gradient are optimized; also passed as `model` to a constructor
-            that takes one.
+        model: Its parameters that require a gradient are optimized; it goes to a constructor that takes a `model`, too.
         lr_scale: The learning rate of every group is multiplied by it, > 0.
         decay_bias_and_norm: Whether weight decay applies to parameters of at most one dimension.
         layer_decay: The learning rate of each layer over that of the next deeper one, in (0, 1], the last layer's
