@@ -31,7 +31,7 @@ def derive_each(keys: np.ndarray, *numbers: np.ndarray | int) -> np.ndarray:
 
 
 def uniforms(samples: np.ndarray, draws: int, key: int) -> np.ndarray:
-    """Uniform numbers that belong to the samples: the same whatever batch, rank or worker a sample is in.
+    """Uniform numbers of samples [n]: the same whatever batch, rank or worker a sample is in.
 
     Args:
         samples: [n] sample numbers.

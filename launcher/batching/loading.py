@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from launcher.batching.seeded_dataset import SeededDataset, WholeDataset
 from launcher.batching.splits import DatasetSplit, as_numbers
-from launcher.batching.transfer import CopyQueue, collate_to_send, copied_aside
+from launcher.batching.transfer import collate_to_send, copied_aside
 from launcher.batching.workers import choose_workers
 from launcher.distributed import children
 
@@ -31,13 +32,13 @@ def drawn(
         split: What to read.
         numbered: The epoch and the sample numbers of each batch.
         key: As for SeededDataset.
-        workers: Processes that load samples; 0 loads them in this one, auto starts as many as help.
+        workers: As for choose_workers.
         device: Where the batches are put.
         size: Of a batch that is cut nowhere.
     """
     workers = choose_workers(workers, split, size)
     dataset = WholeDataset(split.dataset) if split.batched else SeededDataset(split.dataset, key)
-    return prepared(split, open_loader(split, dataset, numbered, workers, device), device, CopyQueue.of(device))
+    return prepared(split, open_loader(split, dataset, numbered, workers, device), device)
 
 
 def in_order(
@@ -45,20 +46,15 @@ def in_order(
 ) -> Iterator[tuple[Any, Any]]:
     """Prepared inputs and targets of batches in the order of the data and without augmentation, on the device.
 
-    Workers stay for the next time that the split is read: to start them takes longer than many an evaluation.
-
-    Args:
-        split: What to read.
-        cuts: First (inclusive) and last (exclusive) sample of each batch.
-        workers: Processes that load samples; 0 loads them in this one, auto starts as many as help.
-        device: Where the batches are put.
+    A batch is the samples from the first (inclusive) to the last (exclusive) of a cut. Workers stay for the next time
+    that the split is read: to start them takes longer than many an evaluation.
     """
     batches = [list(range(*cut)) for cut in cuts]
     workers = min(choose_workers(workers, split, len(batches[0])), len(cuts)) if cuts else 0
     if split.loader is None or (split.loader.num_workers > 0) != (workers > 0):
         split.loader = open_loader(split, split.plain or split.dataset, [], workers, device, stay=workers > 0)
     split.loader.batch_sampler[:] = batches
-    return prepared(split, split.loader, device, CopyQueue.of(device))
+    return prepared(split, split.loader, device)
 
 
 def open_loader(
@@ -87,18 +83,14 @@ def open_loader(
     )
 
 
+@dataclass
 class InProcessLoader:
-    """A DataLoader without workers, and without what one does for each batch of 64 beside reading it: 30 us.
+    """A DataLoader without workers, and without what one does for each batch of 64 beside reading it: 30 us."""
 
-    Args:
-        dataset: What to read.
-        batch_sampler: What to ask it for.
-    """
+    dataset: Any
+    batch_sampler: Iterable[Any]
 
-    num_workers = 0
-
-    def __init__(self, dataset: Any, batch_sampler: Iterable[Any]) -> None:
-        self.dataset, self.batch_sampler = dataset, batch_sampler
+    num_workers: ClassVar[int] = 0
 
     def __iter__(self) -> Iterator[Any]:
         whole = getattr(self.dataset, "__getitems__", None)
@@ -116,11 +108,9 @@ def _collated(samples: Any) -> Any:
     return default_collate(samples)
 
 
-def prepared(
-    split: DatasetSplit, loader: Any, device: torch.device, queue: CopyQueue | None
-) -> Iterator[tuple[Any, Any]]:
-    """Inputs and targets of the batches that a loader gives, on the device; copied there in a queue of its own."""
+def prepared(split: DatasetSplit, loader: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """Inputs and targets of the batches that a loader gives, on the device."""
     as_it_is = device.type == "cpu" and not loader.num_workers
     for batch in children.loaded(loader):
-        inputs, targets = batch if as_it_is else copied_aside(batch, device, queue)
+        inputs, targets = batch if as_it_is else copied_aside(batch, device)
         yield as_numbers(inputs if split.prepare is None else split.prepare(inputs), split), targets

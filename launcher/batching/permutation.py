@@ -1,5 +1,7 @@
 """The order of samples: permutations in which any position is found in constant time and memory."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from launcher.batching.keys import ORDER, derive, derive_each, mix
@@ -7,16 +9,12 @@ from launcher.batching.keys import ORDER, derive, derive_each, mix
 ROUNDS = 8
 
 
+@dataclass
 class EpochPermutation:
-    """Which sample stands at a position of an epoch: each sample once, every epoch in an order of its own.
+    """Which of `size` samples stands at a position of an epoch: each once, every epoch in an order of its own."""
 
-    Args:
-        size: Number of samples.
-        seed: Of the run.
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed = size, seed
+    size: int
+    seed: int
 
     def draw(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """[n] int64 sample numbers at positions [n] in 0..size-1 of an epoch."""
