@@ -1,6 +1,7 @@
 """Checks of the settings of data sources; each error names the setting."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ConfigError
@@ -32,6 +33,13 @@ def check_whole(setting: str, number: Any, what: str, least: int = 1) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise ConfigError(f"{setting}: {number!r} is no {what}.")
     return number
+
+
+def check_folder(root: Any, holding: str) -> Path:
+    """The directory that `data.root` names, else a ConfigError that says what it should hold."""
+    if not root or not isinstance(root, str):
+        raise ConfigError(f"data.root: {root!r} is no directory; name the one {holding}.")
+    return Path(root).expanduser()
 
 
 def check_names(setting: str, names: Any, example: str) -> list[str]:

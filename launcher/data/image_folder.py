@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,14 @@ from torch.utils.data import Dataset
 
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
-from launcher.data.arguments import check_flag, check_fraction, check_names, check_seed, check_whole
+from launcher.data.arguments import (
+    check_flag,
+    check_folder,
+    check_fraction,
+    check_names,
+    check_seed,
+    check_whole,
+)
 from launcher.data.augmentation import check_erasing
 from launcher.data.folders import ENDINGS, Folders, find
 from launcher.data.images import StandardiseChannels
@@ -26,24 +33,13 @@ Samples = list[tuple[str, int]]  # (file, class) of each image
 AUGMENTS = ("none", "light", "randaugment", "trivial")
 
 
+@dataclass(eq=False)
 class FolderImages(Dataset):
-    """Images read from files, one at a time.
+    """Images read from files, one at a time."""
 
-    Args:
-        samples: (file, class) of each image.
-        loader: File to image.
-        transform: Image to the raw input [3, image_size, image_size] uint8.
-    """
-
-    def __init__(
-        self,
-        samples: Samples,
-        loader: Callable[[str], Any],
-        transform: Callable[[Any], Tensor],
-    ) -> None:
-        self.samples = samples
-        self.loader = loader
-        self.transform = transform
+    samples: Samples
+    transform: Callable[[Any], Tensor]  # image to the raw input [3, image_size, image_size] uint8
+    bits: int | None = None  # that images of 16 bits use
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -51,7 +47,7 @@ class FolderImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
         try:
-            image = self.loader(path)
+            image = read_image(path, self.bits)
         except Exception as error:  # Pillow raises a dozen kinds, of which some tell of a valid but huge image
             raise BrokenFile(f"{path} is no image that can be read: {error}") from error
         return self.transform(image), label
@@ -78,29 +74,14 @@ def load(
 
     A split without a folder of its own is split off the training images; without a folder `train` the folders of the
     classes lie in root itself, and all three splits are split. Names of splits are taken in upper and lower case.
-    Validation and test images are resized and cropped at the centre. Training images are cropped at random, mirrored
-    and changed further by `augment` and `random_erasing`; the random numbers come from the global generator of torch.
+    Validation and test images are resized and cropped at the centre. Training images are cropped at random (Szegedy et
+    al. 2015; not at all with min_scale=1), mirrored and changed further by `augment` and `random_erasing`; the random
+    numbers come from the global generator of torch.
 
-    Args:
-        root: Directory with the folder `train`, or with a folder for each class.
-        image_size: Side of the square that the model gets, in pixels.
-        crop: Side of the centre crop over the shorter side of the image, in (0, 1].
-        min_scale: Smallest share of the area that a random crop keeps (Szegedy et al. 2015), in (0, 1]; 1 for
-            the centre crop in training too.
-        flip: Mirror half of the training images.
-        augment: `none`; `light`: brightness, contrast and saturation up to 0.2 up or down; `randaugment`: two of 14
-            changes at strength 9 of 31 (Cubuk et al. 2019, arXiv:1909.13719); `trivial`: one of them at any
-            strength (Mueller and Hutter 2021, arXiv:2103.10158).
-        random_erasing: Share of the training images in which a rectangle is painted over in the mean colour
-            (Zhong et al. 2017, arXiv:1708.04896), in [0, 1].
-        mean: Mean of red, green and blue, which run from 0 to 1.
-        std: Standard deviation of red, green and blue.
-        validation_folders: Names of the validation split's folder under root; the first that is there is taken.
-        test_folders: The same for the test split.
-        test: Share of the training images for the test split, in (0, 1), where there is no folder for it.
-        validation: Share of the rest for the validation split, in (0, 1), where there is no folder for it.
-        split_seed: Seed of the split.
-        bits: That images of 16 bits use; None: those that the file names, else 16.
+    The settings are those of conf/data/image_folder.yaml. `augment` is `none`; `light`: brightness, contrast and
+    saturation up to 0.2 up or down; `randaugment`: two of 14 changes at strength 9 of 31 (Cubuk et al. 2019,
+    arXiv:1909.13719); or `trivial`: one of them at any strength (Mueller and Hutter 2021, arXiv:2103.10158).
+    `random_erasing` paints over a rectangle in the mean colour (Zhong et al. 2017, arXiv:1708.04896).
 
     Raises:
         ConfigError: A folder is missing or empty, a split has a class that training does not have, a setting
@@ -115,9 +96,8 @@ def load(
         raise ConfigError(f"data.augment: {augment!r} is unknown; pick one of {', '.join(AUGMENTS)}.")
     for setting, names in (("data.validation_folders", validation_folders), ("data.test_folders", test_folders)):
         check_names(setting, names, f"; give names such as {setting}=[val].")
-    if not root or not isinstance(root, str):
-        raise ConfigError(f"data.root: {root!r} is no directory; name the one that holds the folder train.")
-    classes, samples, notes = find(Path(root).expanduser(), validation_folders, test_folders)
+    place = check_folder(root, "that holds the folder train")
+    classes, samples, notes = find(place, validation_folders, test_folders)
     for name, share in (("test", test), ("validation", validation)):
         if name not in samples:
             samples["train"], samples[name] = _held_out(name, samples["train"], share, split_seed)
@@ -194,7 +174,7 @@ def _labels(samples: Samples) -> Tensor:
 
 
 def _images(samples: Samples, steps: list[Any], bits: int | None) -> FolderImages:
-    return FolderImages(samples, partial(read_image, bits=bits), torchvision_transforms().Compose(steps))
+    return FolderImages(samples, torchvision_transforms().Compose(steps), bits)
 
 
 def read_alike(
@@ -206,16 +186,16 @@ def read_alike(
     std: list[float],
     bits: int | None = None,
 ) -> Others:
-    """Find other images, to be prepared as the validation images of a run.
+    """Find other images, to be prepared as the validation images of a run, by its settings.
 
     Args:
         path: An image, a directory (searched at any depth), a text file (.txt) with the path of an image on each
             line, or a list of images. They count as labelled where each lies in a directory named as its class.
         classes: Names of the classes, in their order.
-        image_size: Side of the square that the model gets, in pixels.
-        crop: Side of the centre crop over the shorter side of the image.
-        mean: Of red, green and blue, which run from 0 to 1.
-        std: Of red, green and blue.
+        image_size: As the run's setting.
+        crop: As the run's setting.
+        mean: As the run's setting.
+        std: As the run's setting.
         bits: As the run's setting.
 
     Raises:

@@ -22,9 +22,6 @@ class CNN(nn.Module):
         channels: Channels of each stage, first to last; at least one.
         dense: Width of the dense layer.
         dropout: Share of units dropped before and after the dense layer in training, in [0, 1).
-
-    Raises:
-        ConfigError: The data are no images, or a width or the dropout is outside its range.
     """
 
     def __init__(

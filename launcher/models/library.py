@@ -15,16 +15,13 @@ NORMS = ("batch", "group")
 
 
 def check_name(library: str, name: Any, known: Iterable[str], how: str) -> None:
-    """Check that a library has a model of a name.
+    """Check that a library has a model of a name, else a ConfigError with the nearest names.
 
     Args:
         library: Its name, for the message.
         name: What the user asked for.
         known: The names that it has.
         how: Code that lists them.
-
-    Raises:
-        ConfigError: It has none; the message holds the nearest names.
     """
     names = list(known)
     if name not in names:
@@ -36,11 +33,11 @@ def check_name(library: str, name: Any, known: Iterable[str], how: str) -> None:
 
 
 def adapt(model: nn.Module, norm: Any, input_shape: Sequence[int], num_outputs: int) -> nn.Module:
-    """Do what the settings ask for, then show the model one image.
+    """Replace each BatchNorm by GroupNorm where `norm` is `group` and not `batch`, then show the model one image.
 
     Args:
         model: As the library made it.
-        norm: `batch`: leave it as it is; `group`: GroupNorm in the place of each BatchNorm.
+        norm: The setting.
         input_shape: (channels, height, width) of one image.
         num_outputs: Classes, or numbers to predict.
 

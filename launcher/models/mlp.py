@@ -20,9 +20,6 @@ class MLP(nn.Module):
         hidden: Widths of the hidden layers, first to last; empty for a linear model.
         activation: `relu`, `gelu`, `silu` or `tanh`.
         dropout: Share of hidden units dropped in training, in [0, 1).
-
-    Raises:
-        ConfigError: A width below 1, an unknown activation, or a dropout outside its range.
     """
 
     def __init__(

@@ -25,13 +25,7 @@ class StandardisedConv2d(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes.
-
-    Args:
-        before: Channels that come in.
-        after: Channels that go out.
-        stride: Stride of the first convolution and of the shortcut.
-    """
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -62,9 +56,6 @@ class ResNet(nn.Module):
         num_outputs: Classes, or numbers to predict.
         depth: Layers with weights, 6 n + 2 for n blocks a stage: 8, 14, 20, 32, 44, 56, ...
         width: Channels of the first stage.
-
-    Raises:
-        ConfigError: The data are no images, or depth or width is outside its range.
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, depth: int, width: int) -> None:
