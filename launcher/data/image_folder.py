@@ -12,14 +12,7 @@ from torch.utils.data import Dataset
 
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
-from launcher.data.arguments import (
-    check_flag,
-    check_folder,
-    check_fraction,
-    check_names,
-    check_seed,
-    check_whole,
-)
+from launcher.data.arguments import check_flag, check_folder, check_fraction, check_names, check_seed, check_whole
 from launcher.data.augmentation import check_erasing
 from launcher.data.folders import ENDINGS, Folders, find
 from launcher.data.images import StandardiseChannels

@@ -85,11 +85,7 @@ def hold_out_images(
 
 
 def images_in_memory(
-    name: str,
-    splits: Iterable[tuple[Tensor, Tensor]],
-    prepare: Any,
-    augment: Any,
-    class_names: list[str],
+    name: str, splits: Iterable[tuple[Tensor, Tensor]], prepare: Any, augment: Any, class_names: list[str]
 ) -> Data:
     """A data source of images in memory, of which those to train on are augmented.
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from launcher.config.components import build, locate
 from launcher.core.errors import ConfigError
-from launcher.losses.binary_cross_entropy import BinaryCrossEntropy
 from launcher.losses.per_sample import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
         "classification": REGRESSING,
         "multilabel": (*CLASSIFYING, *REGRESSING),
         "regression": CLASSIFYING,
-        "language": (*REGRESSING, BinaryCrossEntropy),
+        "language": (*REGRESSING, nn.BCEWithLogitsLoss),
     }
     if issubclass(kind, unfit.get(data.task, ())):
         other = {"classification": "regression", "regression": "classification"}.get(data.task)
@@ -81,7 +80,7 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
             raise ConfigError(f"loss.{key} is {given!r}: the tokens of a language all weigh the same; leave it null.")
         if given == "balanced" and key != "pos_weight":
             facts[key] = balanced_weights(key, data)
-        elif given is not None and issubclass(kind, (*CLASSIFYING, BinaryCrossEntropy)):
+        elif given is not None and issubclass(kind, (*CLASSIFYING, nn.BCEWithLogitsLoss)):
             # A single logit for two classes has a single weight.
             alone = key == "pos_weight" and data.num_outputs == 2 and hasattr(given, "__len__") and len(given) == 1
             facts[key] = _listed_weights(key, given, 1 if alone else data.num_outputs)
@@ -91,7 +90,7 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
     if not isinstance(loss, nn.Module):
         target = settings["_target_"]
         raise ConfigError(f"loss._target_: {target!r} gives a {type(loss).__name__}, not a torch.nn.Module.")
-    if isinstance(loss, (*CLASSIFYING, *REGRESSING, BinaryCrossEntropy)):
+    if isinstance(loss, (*CLASSIFYING, *REGRESSING)):
         _try_out(loss, settings, data)
     return PerSample(loss, data.task)
 
@@ -130,7 +129,7 @@ def _listed_weights(key: str, given: Any, num_outputs: int) -> Tensor:
 def _try_out(loss: nn.Module, settings: Mapping[str, Any], data: "Data") -> None:
     """Compute the loss once: torch checks delta or label_smoothing only then."""
     outputs = torch.zeros(2, data.num_outputs)
-    targets = outputs if data.task in ("regression", "multilabel") else torch.zeros(2, dtype=torch.int64)
+    targets = outputs if data.task == "regression" else torch.zeros(2, dtype=torch.int64)
     try:
         loss(outputs, targets)
     except (RuntimeError, ValueError) as error:

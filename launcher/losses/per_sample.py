@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from launcher.core.errors import BrokenFile, ConfigError
-from launcher.losses.binary_cross_entropy import BinaryCrossEntropy, as_shares
 from launcher.losses.focal import FocalLoss
 
 HALF = (torch.float16, torch.bfloat16)
@@ -27,7 +26,7 @@ def _explained(error: Exception, outputs: Any, targets: Tensor) -> Exception:
 CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, FocalLoss)
 REGRESSING = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 MARGINS = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
-LOGISTIC = (BinaryCrossEntropy, nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)  # a sigmoid per output
+LOGISTIC = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)  # a sigmoid per output
 
 
 class PerSample(nn.Module):
@@ -70,7 +69,7 @@ class PerSample(nn.Module):
                 f"{list(targets.shape)}: the model must give one number for each target."
             )
         if self.logistic:
-            targets = as_shares(outputs, targets)
+            targets = _as_shares(outputs, targets)
         elif self.task in ("regression", "multilabel"):
             targets = targets.to(outputs.dtype)
         elif self.task is not None and not targets.is_floating_point():
@@ -110,3 +109,15 @@ class PerSample(nn.Module):
             return None if weight is None else weight[targets]
         valid = targets != ignored
         return valid.float() if weight is None else weight[targets.where(valid, 0)] * valid
+
+
+def _as_shares(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets in the shape and type of outputs [n, k] or [n], as a loss of one sigmoid for each output takes them.
+
+    Classes [n] become one-hot, or where each sample has one output, whether it is the second of two.
+    """
+    if targets.dim() == 1 and outputs.numel() == len(targets):
+        targets = targets.view_as(outputs)
+    elif targets.dim() < outputs.dim():
+        targets = torch.zeros_like(outputs).scatter_(1, targets.unsqueeze(1), 1.0)
+    return targets.to(outputs.dtype)

@@ -25,12 +25,7 @@ class CNN(nn.Module):
     """
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_outputs: int,
-        channels: Sequence[int],
-        dense: int,
-        dropout: float,
+        self, input_shape: Sequence[int], num_outputs: int, channels: Sequence[int], dense: int, dropout: float
     ) -> None:
         super().__init__()
         before, height, width = check_image("cnn", input_shape)

@@ -23,12 +23,7 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_outputs: int,
-        hidden: Sequence[int],
-        activation: str,
-        dropout: float,
+        self, input_shape: Sequence[int], num_outputs: int, hidden: Sequence[int], activation: str, dropout: float
     ) -> None:
         super().__init__()
         widths = check_widths("model.hidden", hidden)

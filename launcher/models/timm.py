@@ -11,12 +11,7 @@ from launcher.models.widths import check_image
 
 
 def create(
-    input_shape: Sequence[int],
-    num_outputs: int,
-    name: str,
-    drop_rate: float,
-    norm: str,
-    options: Mapping[str, Any],
+    input_shape: Sequence[int], num_outputs: int, name: str, drop_rate: float, norm: str, options: Mapping[str, Any]
 ) -> nn.Module:
     """Build a model that maps images [n, *input_shape] to outputs [n, num_outputs]. Nothing is downloaded.
 

@@ -11,13 +11,7 @@ from launcher.models.library import adapt, check_name
 from launcher.models.widths import check_image
 
 
-def create(
-    input_shape: Sequence[int],
-    num_outputs: int,
-    name: str,
-    norm: str,
-    options: Mapping[str, Any],
-) -> nn.Module:
+def create(input_shape: Sequence[int], num_outputs: int, name: str, norm: str, options: Mapping[str, Any]) -> nn.Module:
     """Build a model that maps images [n, *input_shape] to outputs [n, num_outputs]. Nothing is downloaded.
 
     The settings are those of conf/model/torchvision.yaml; images have three channels, or one: grey is shown as red,
