@@ -120,11 +120,11 @@ class Stream:
     def _number(self, epoch: int, first: int, steps: int) -> tuple[np.ndarray, list[list[int]]]:
         """Number this rank's samples of some steps of an epoch at once, since a call costs as much for one as for many.
 
-        The epoch may end before that many. A sample that comes again in it is a multiple of the number of samples
-        higher.
+        The epoch may end before that many.
 
         Returns:
-            The sample numbers of all steps one after the other, and the sizes of the micro-batches of each step.
+            The sample numbers of all steps one after the other (one that comes again in the epoch is a multiple of the
+            number of samples higher), and the sizes of the micro-batches of each step.
         """
         last = min(first + steps, self.plan.steps_per_epoch)
         positions, sizes = zip(*(self.positions_of(at) for at in range(first, last)), strict=True)

@@ -32,9 +32,8 @@ def load(
 ) -> Data:
     """Read CIFAR by torchvision, which checks MD5 sums: inputs [n, 3, 32, 32] uint8; it has its own test split.
 
-    The settings are those of conf/data/cifar10.yaml; `root` holds `cifar-10-batches-py` or `cifar-100-python`, the
-    Python
-    version of the data.
+    The settings are those of conf/data/cifar10.yaml; `root` holds the Python version of the data, `cifar-10-batches-py`
+    or `cifar-100-python`.
     """
     if classes not in COLOURS or isinstance(classes, bool):
         raise ConfigError(f"data.classes: {classes!r} is neither 10 nor 100.")

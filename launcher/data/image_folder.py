@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
+from launcher.core.extras import import_extra
 from launcher.data.arguments import check_flag, check_folder, check_fraction, check_names, check_seed, check_whole
 from launcher.data.augmentation import check_erasing
 from launcher.data.folders import ENDINGS, Folders, find
@@ -19,7 +20,6 @@ from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, check_bits, converted, look
 from launcher.data.source import Data, Others
 from launcher.data.splitting import hold_out
-from launcher.data.transforms import centre_crop, random_crop, torchvision_transforms
 
 Samples = list[tuple[str, int]]  # (file, class) of each image
 
@@ -80,7 +80,7 @@ def load(
         ConfigError: A folder is missing or empty, a split has a class that training does not have, a setting
             is outside its range, or torchvision is missing.
     """
-    torchvision_transforms()  # without torchvision nothing here can be read
+    _torchvision()  # without it nothing here can be read
     _check_pictures(image_size, crop, min_scale, mean, std)
     check_flag("data.flip", flip)
     check_bits(bits)
@@ -96,15 +96,15 @@ def load(
             samples["train"], samples[name] = _held_out(name, samples["train"], share, split_seed)
     shown = samples["train"][:: -(-len(samples["train"]) // LOOK)]
     notes += look(_openable(path for path, _ in shown), bits)[1]
-    centre = centre_crop(image_size, crop)
-    random = random_crop(image_size, centre, min_scale, flip, augment)
+    centre = _centre_crop(image_size, crop)
+    random = _random_crop(image_size, centre, min_scale, flip, augment)
     if random_erasing:
-        random.append(torchvision_transforms().RandomErasing(random_erasing, value=[255 * m for m in mean]))
+        random.append(_torchvision().RandomErasing(random_erasing, value=[255 * m for m in mean]))
     # A whole batch is standardised at once, where the model is: per image it takes longer than reading a small one.
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
 
     def split(name: str, steps: list[Any]) -> DatasetSplit:
-        dataset, plain = (_images(samples[name], some, bits) for some in (steps, centre))
+        dataset, plain = (FolderImages(samples[name], _torchvision().Compose(some), bits) for some in (steps, centre))
         return DatasetSplit(dataset, _labels(samples[name]), standardise, plain=plain)
 
     return Data(
@@ -151,6 +151,33 @@ def _check_pictures(image_size: Any, crop: Any, min_scale: Any, mean: Sequence[f
         raise ConfigError(f"data.std: {list(std)} has a value that is not above 0.")
 
 
+def _torchvision() -> Any:
+    return import_extra("torchvision.transforms.v2", "data=image_folder reads images with torchvision", "vision")
+
+
+def _centre_crop(image_size: int, crop: float) -> list[Any]:
+    """Steps to the centre of an image, as a tensor."""
+    steps = _torchvision()
+    return [steps.Resize(round(image_size / crop)), steps.CenterCrop(image_size), steps.PILToTensor()]
+
+
+def _random_crop(image_size: int, centre: list[Any], min_scale: float, flip: bool, augment: str) -> list[Any]:
+    """Steps to a random piece of an image, changed at random, as a tensor."""
+    transforms = _torchvision()
+    *steps, to_tensor = centre
+    if min_scale < 1:
+        steps = [transforms.RandomResizedCrop(image_size, scale=(min_scale, 1.0))]
+    if flip:
+        steps.append(transforms.RandomHorizontalFlip())
+    if augment == "light":
+        steps.append(transforms.ColorJitter(0.2, 0.2, 0.2))
+    elif augment == "randaugment":
+        steps.append(transforms.RandAugment())
+    elif augment == "trivial":
+        steps.append(transforms.TrivialAugmentWide())
+    return [*steps, to_tensor]
+
+
 def _held_out(name: str, samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
     """Images that stay to train on, and those of a split that has no folder."""
     check_fraction(f"data.{name}", share)
@@ -166,10 +193,6 @@ def _labels(samples: Samples) -> Tensor:
     return torch.tensor([label for _, label in samples])
 
 
-def _images(samples: Samples, steps: list[Any], bits: int | None) -> FolderImages:
-    return FolderImages(samples, torchvision_transforms().Compose(steps), bits)
-
-
 def read_alike(
     path: str | Sequence[str],
     classes: list[str],
@@ -179,17 +202,10 @@ def read_alike(
     std: list[float],
     bits: int | None = None,
 ) -> Others:
-    """Find other images, to be prepared as the validation images of a run, by its settings.
+    """Find other images, to be prepared as the validation images of a run, by its classes and settings.
 
-    Args:
-        path: An image, a directory (searched at any depth), a text file (.txt) with the path of an image on each
-            line, or a list of images. They count as labelled where each lies in a directory named as its class.
-        classes: Names of the classes, in their order.
-        image_size: As the run's setting.
-        crop: As the run's setting.
-        mean: As the run's setting.
-        std: As the run's setting.
-        bits: As the run's setting.
+    `path` is an image, a directory (searched at any depth), a text file (.txt) with the path of an image on each line,
+    or a list of images. They count as labelled where each lies in a directory named as its class.
 
     Raises:
         ConfigError: There is no such file, or no image.
@@ -210,7 +226,7 @@ def read_alike(
         raise ConfigError(f"input: there is no file {absent[0]}; name an image, a directory or a list (.txt) of them.")
     labelled = all(file.parent.name in classes for file in files)
     samples = [(str(file), classes.index(file.parent.name) if labelled else 0) for file in files]
-    dataset = _images(samples, centre_crop(image_size, crop), bits)
+    dataset = FolderImages(samples, _torchvision().Compose(_centre_crop(image_size, crop)), bits)
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
     return Others(DatasetSplit(dataset, _labels(samples), standardise), [str(file) for file in files], labelled)
 

@@ -29,9 +29,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
 
     Sample i is tokens [i * block, (i + 1) * block), its targets are those one further; what is left at the end is not
     used. The last samples are the test split, those before them the validation split. The file is mapped, not read:
-    neither the time to start nor the memory depend on its length. The settings are those of conf/data/text.yaml;
-    without
-    a tokenizer the bytes are a vocabulary of 256.
+    neither the time to start nor the memory depend on its length. The settings are those of conf/data/text.yaml.
     """
     check_whole("data.block", block, "number of tokens; it must be an integer >= 1, such as 128")
     test, validation = check_fraction("data.test", test), check_fraction("data.validation", validation)

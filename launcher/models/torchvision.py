@@ -14,9 +14,8 @@ from launcher.models.widths import check_image
 def create(input_shape: Sequence[int], num_outputs: int, name: str, norm: str, options: Mapping[str, Any]) -> nn.Module:
     """Build a model that maps images [n, *input_shape] to outputs [n, num_outputs]. Nothing is downloaded.
 
-    The settings are those of conf/model/torchvision.yaml; images have three channels, or one: grey is shown as red,
-    green
-    and blue.
+    The settings are those of conf/model/torchvision.yaml. Images have three channels, or one: grey is shown as red,
+    green and blue.
     """
     channels, _, _ = check_image("torchvision", input_shape)
     if channels not in (1, 3):
