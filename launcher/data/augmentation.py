@@ -103,14 +103,6 @@ def augmentation(flip: Any, shift: Any, random_erasing: Any, side: int, colour: 
     check_flag("data.flip", flip)
     if isinstance(shift, bool) or not isinstance(shift, int) or not 0 <= shift < side:
         raise ConfigError(f"data.shift: {shift!r} is no number of pixels in [0, {side - 1}]; 0 is for none.")
-    check_erasing(random_erasing)
     steps: list[Any] = [FlipAndShift(flip, shift)] if flip or shift else []
     steps += [Erase(random_erasing, colour)] if random_erasing else []
     return Together(steps) if steps else None
-
-
-def check_erasing(prob: Any) -> float:
-    """A probability of erasing in [0, 1], else a ConfigError."""
-    if isinstance(prob, bool) or not isinstance(prob, int | float) or not 0 <= prob <= 1:
-        raise ConfigError(f"data.random_erasing: {prob!r} is no share of images; it must be in [0, 1], 0 for none.")
-    return float(prob)

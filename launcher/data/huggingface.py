@@ -158,13 +158,15 @@ def choose(sets: Mapping[str, Any], splits: Any, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     taken: dict[str, str] = {}
     for split, wanted in splits.items():
-        if wanted is not None and wanted not in sets:
+        if wanted is None:
+            continue
+        if wanted not in sets:
             raise ConfigError(f"data.splits.{split}: {path} has no split {wanted!r}; it has: {known}.")
-        if wanted is not None and wanted in taken:
+        if wanted in taken:
             raise ConfigError(
                 f"data.splits.{split}: {wanted!r} is what {taken[wanted]} takes; null splits off a share."
             )
-        taken |= {wanted: split} if wanted is not None else {}
+        taken[wanted] = split
     for split, wanted in splits.items():
         chosen = wanted or next((name for name in NAMES[split] if name in sets and name not in taken), None)
         if chosen is not None:

@@ -14,7 +14,6 @@ from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.extras import import_extra
 from launcher.data.arguments import check_flag, check_folder, check_fraction, check_names, check_seed, check_whole
-from launcher.data.augmentation import check_erasing
 from launcher.data.folders import ENDINGS, Folders, find
 from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, check_bits, converted, look
@@ -84,7 +83,6 @@ def load(
     _check_pictures(image_size, crop, min_scale, mean, std)
     check_flag("data.flip", flip)
     check_bits(bits)
-    check_erasing(random_erasing)
     if augment not in AUGMENTS:
         raise ConfigError(f"data.augment: {augment!r} is unknown; pick one of {', '.join(AUGMENTS)}.")
     for setting, names in (("data.validation_folders", validation_folders), ("data.test_folders", test_folders)):

@@ -6,6 +6,7 @@
 import gzip
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,12 +67,7 @@ def load_digits(
 
 def read(file: str, delimiter: str | None = ",", skip: int = 0) -> np.ndarray:
     """Numbers [rows, columns] float64 of a table in scikit-learn's `datasets/data`; no delimiter is white space."""
-    found = find_spec("sklearn")
-    if found is None or not found.submodule_search_locations:
-        raise ConfigError("data: this source is part of scikit-learn, which is missing: pip install scikit-learn")
-    path = Path(found.submodule_search_locations[0], "datasets", "data", file)
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            return np.loadtxt(lines, delimiter=delimiter, skiprows=skip, ndmin=2)
-    except FileNotFoundError:
-        raise ConfigError(f"data: scikit-learn has no {path}: pip install --force-reinstall scikit-learn") from None
+    package: Any = find_spec("sklearn")
+    path = Path(package.submodule_search_locations[0], "datasets", "data", file)
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+        return np.loadtxt(lines, delimiter=delimiter, skiprows=skip, ndmin=2)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.batching.splits import TensorSplit, as_indices
+from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
 from launcher.core.locks import locked
@@ -51,7 +51,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     inputs, targets = (tokens[first : first + samples * block].view(samples, block) for first in (0, 1))
 
     def split(first: int, last: int) -> TensorSplit:
-        return TensorSplit(inputs[first:last], targets[first:last], prepare=as_indices, mapped=True)
+        return TensorSplit(inputs[first:last], targets[first:last], mapped=True)
 
     return Data(
         name="text",

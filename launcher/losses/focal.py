@@ -1,12 +1,8 @@
 """Focal loss."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from launcher.core.errors import ConfigError
 
 
 class FocalLoss(nn.Module):
@@ -21,8 +17,6 @@ class FocalLoss(nn.Module):
 
     def __init__(self, gamma: float, alpha: Tensor | list[float] | None = None):
         super().__init__()
-        if not (isinstance(gamma, int | float) and 0 <= gamma < math.inf):
-            raise ConfigError(f"loss.gamma is {gamma!r}: give a number >= 0 (0 is cross-entropy, the paper uses 2).")
         self.gamma = float(gamma)
         self.register_buffer("alpha", None if alpha is None else torch.as_tensor(alpha, dtype=torch.float32))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from launcher.core.errors import ConfigError
-from launcher.models.widths import check_dropout, check_image, check_width, check_widths, group_norm
+from launcher.models.widths import check_image, check_width, group_norm
 
 
 class CNN(nn.Module):
@@ -29,11 +29,10 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         before, height, width = check_image("cnn", input_shape)
-        stages = check_widths("model.channels", channels)
-        if not stages:
-            raise ConfigError("model.channels: [] has no stage; give at least one, such as model.channels=[32,64].")
+        if isinstance(channels, str) or not isinstance(channels, Sequence) or not channels:
+            raise ConfigError(f"model.channels: {channels!r} is no list of widths; give one, such as [32,64].")
+        stages = [check_width(f"model.channels[{i}]", width) for i, width in enumerate(channels)]
         check_width("model.dense", dense)
-        dropout = check_dropout("model.dropout", dropout)
         layers: list[nn.Module] = []
         for after in stages:
             window = (min(2, height), min(2, width))

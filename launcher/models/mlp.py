@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from launcher.core.errors import ConfigError
-from launcher.models.widths import check_dropout, check_widths
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -26,13 +25,11 @@ class MLP(nn.Module):
         self, input_shape: Sequence[int], num_outputs: int, hidden: Sequence[int], activation: str, dropout: float
     ) -> None:
         super().__init__()
-        widths = check_widths("model.hidden", hidden)
-        dropout = check_dropout("model.dropout", dropout)
         if activation not in ACTIVATIONS:
             raise ConfigError(f"model.activation: {activation!r} is unknown; pick one of {', '.join(ACTIVATIONS)}.")
         layers: list[nn.Module] = [nn.Flatten()]
         features = math.prod(input_shape)
-        for width in widths:
+        for width in hidden:
             layers += [nn.Linear(features, width), ACTIVATIONS[activation]()]
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))

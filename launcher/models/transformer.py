@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launcher.core.errors import ConfigError
-from launcher.models.widths import check_dropout, check_width
+from launcher.models.widths import check_width
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -99,7 +99,6 @@ class Transformer(nn.Module):
         super().__init__()
         for setting, number in (("width", width), ("layers", layers), ("heads", heads)):
             check_width(f"model.{setting}", number)
-        dropout = check_dropout("model.dropout", dropout)
         hidden = _hidden(width, mlp_ratio, activation)
         if width % heads:
             raise ConfigError(f"model.width: {width} is no multiple of model.heads={heads}.")

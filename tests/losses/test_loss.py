@@ -33,7 +33,6 @@ def test_every_option_builds_and_is_tested_above():
         (option("focal", alpha=0.25), classes(), ["loss.alpha", "0.25", "list of 4"]),
         (option("focal", alpha="inverse"), classes(), ["loss.alpha", "inverse", "balanced"]),
         (option("focal", alpha="balanced"), classes(k=5), ["loss.alpha", "class 4", "[4, 2, 3, 1, 0]"]),
-        (option("focal", gamma=-1), classes(), ["loss.gamma", "-1", ">= 0"]),
         (option("multi_margin", p=3), classes(), ["p=3"]),
         (option("huber", delta=0), numbers(), ["delta"]),
         (option("cross_entropy", label_smoothing=2.0), classes(), ["label_smoothing", "2.0"]),
