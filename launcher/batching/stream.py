@@ -60,32 +60,21 @@ class Chunk:
     draws: Tensor | None  # [n, draws] uniform numbers of each sample; None without augmentation
 
 
+@dataclass(eq=False)
 class Stream:
-    """The global batches of a run, and a rank's share of each.
+    """The global batches of a run, and a rank's share of each."""
 
-    Args:
-        split: The training split.
-        plan: How a global batch is cut.
-        seed: Of the run.
-        rank: Whose share to deliver: a rank's, or that of a canonical shard.
-        device: Where the batches are put.
-        workers: As for choose_workers.
-        sampler: Which samples stand where in an epoch; None for an EpochPermutation.
-    """
+    split: TensorSplit | DatasetSplit  # the training split
+    plan: BatchPlan  # how a global batch is cut
+    seed: int  # of the run
+    rank: int  # whose share to deliver: a rank's, or that of a canonical shard
+    device: torch.device  # where the batches are put
+    workers: int | str  # as for choose_workers
+    sampler: Any = None  # which samples stand where in an epoch: an EpochPermutation, which None makes, or Balanced
 
-    def __init__(
-        self,
-        split: TensorSplit | DatasetSplit,
-        plan: BatchPlan,
-        seed: int,
-        rank: int,
-        device: torch.device,
-        workers: int | str,
-        sampler: "EpochPermutation | Balanced | None" = None,
-    ) -> None:
-        self.split, self.plan, self.seed, self.rank = split, plan, seed, rank
-        self.device, self.workers = device, workers
-        self.sampler = EpochPermutation(plan.samples, seed) if sampler is None else sampler
+    def __post_init__(self) -> None:
+        if self.sampler is None:
+            self.sampler = EpochPermutation(self.plan.samples, self.seed)
 
     def samples(self, step: int) -> np.ndarray:
         """[size] sample numbers of the global batch of a step, in order."""
@@ -209,11 +198,11 @@ class Stream:
             step += len(sizes)
 
 
+@dataclass(eq=False)
 class ShardedStream:
-    """The batches of several canonical shards of a global batch, for one rank: a stream for each, in their order."""
+    """The batches of several canonical shards of a global batch, for one rank."""
 
-    def __init__(self, streams: list[Stream]) -> None:
-        self.streams = streams
+    streams: list[Stream]  # one per shard, in their order
 
     def samples(self, step: int) -> np.ndarray:
         """As Stream.samples."""

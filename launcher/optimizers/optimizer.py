@@ -1,6 +1,5 @@
 """Building the optimizer that the settings name, with its groups of parameters: by weight decay, and by layer."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from launcher.config.components import accepted_names, build, locate
+from launcher.config.components import accepted_names, build, default_of, locate
 from launcher.core.errors import ConfigError
 from launcher.optimizers.lean_step import spare_the_compiler
 from launcher.optimizers.muon import Muon
@@ -44,7 +43,8 @@ def build_optimizer(
     kind = locate(str(settings["_target_"]), "optimizer") if settings.get("_target_") else None
     if kind is not None and not {"fused", "foreach"} & set(fixed) and _takes_fused(kind, model, params):
         fixed["fused"] = True
-    apart = kind is not None and not decay_bias_and_norm and bool(_weight_decay(kind, fixed))
+    decays = kind is not None and fixed.get("weight_decay", default_of(kind, "weight_decay", 0.0))
+    apart = bool(decays) and not decay_bias_and_norm
     groups: Sequence[Any] = params
     if layer_decay is not None:
         groups = _groups_by_layer(model, layer_decay, apart)
@@ -76,17 +76,6 @@ def _takes_fused(kind: Callable[..., Any], model: nn.Module, params: Sequence[Te
     sparse = any(getattr(m, "sparse", False) for m in model.modules())  # sparse gradients have no fused kernel
     devices = {"cpu", "cuda", "xpu", "mps", "meta"}
     return not sparse and all(p.is_floating_point() and p.device.type in devices for p in params)
-
-
-def _weight_decay(kind: Callable[..., Any], settings: Mapping[str, Any]) -> float:
-    """The weight decay that the settings or the constructor's default give; 0 where it takes none."""
-    if "weight_decay" in settings:
-        return settings["weight_decay"] or 0.0
-    try:
-        parameter = inspect.signature(kind).parameters.get("weight_decay")
-    except ValueError:
-        return 0.0
-    return parameter.default if parameter is not None and isinstance(parameter.default, int | float) else 0.0
 
 
 def layers_of(model: nn.Module) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from launcher.config.components import accepted_names, build, locate
@@ -17,6 +18,7 @@ LENGTHS = ("T_max", "total_iters", "total_steps", "step_size")
 WARMUP = re.compile(r"\s*(?:(\d+(?:\.\d*)?)\s*epoch|(\d+(?:\.0*)?)\s*step)s?\s*")
 
 
+@dataclass(eq=False)
 class Schedule:
     """Learning rate of each optimizer update t = 0, 1, ...
 
@@ -24,24 +26,18 @@ class Schedule:
     decides: its clock is t - w by step, (t - w) // steps_per_epoch by epoch, and the evaluations where it
     observes a metric. A step costs 0.2 us, and by step the 2 to 3 us of the torch scheduler's own.
     Build it before the optimizer's state is restored, as torch's schedulers must be.
-
-    Args:
-        optimizer: The learning rates in its groups are set.
-        main: A torch scheduler of that optimizer, freshly built.
-        warmup: Updates, >= 0.
-        period: Updates from one step of `main` to the next; 0 for one that observes a metric.
-        metric: Name of the recorded metric that `observe` is to be given after each evaluation, or None.
     """
 
-    def __init__(self, optimizer: "Optimizer", main: Any, warmup: int, period: int, metric: str | None):
-        self.optimizer = optimizer
-        self.main = main
-        self.warmup = warmup
-        self.period = period
-        self.metric = metric
-        self.updates = 0
-        self._peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
-        if warmup:
+    optimizer: "Optimizer"  # the learning rates in its groups are set
+    main: Any  # a torch scheduler of that optimizer, freshly built
+    warmup: int  # updates, >= 0
+    period: int  # updates from one step of `main` to the next; 0 for one that observes a metric
+    metric: str | None  # name of the recorded metric that `observe` is to be given after each evaluation
+    updates: int = field(default=0, init=False)  # done
+
+    def __post_init__(self) -> None:
+        self._peaks: list[float] = [group["lr"] for group in self.optimizer.param_groups]
+        if self.warmup:
             self._warm_up()
 
     @property
