@@ -28,13 +28,7 @@ def drawn(
 ) -> Iterator[tuple[Any, Any]]:
     """Prepared inputs and targets of batches, augmented, on the device.
 
-    Args:
-        split: What to read.
-        numbered: The epoch and the sample numbers of each batch.
-        key: As for SeededDataset.
-        workers: As for choose_workers.
-        device: Where the batches are put.
-        size: Of a batch that is cut nowhere.
+    A batch is an epoch and sample numbers in it, `size` of them where it is cut nowhere; `key` is as for SeededDataset.
     """
     workers = choose_workers(workers, split, size)
     dataset = WholeDataset(split.dataset) if split.batched else SeededDataset(split.dataset, key)

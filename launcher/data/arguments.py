@@ -28,9 +28,9 @@ def check_flag(setting: str, flag: Any) -> bool:
     return flag
 
 
-def check_whole(setting: str, number: Any, what: str, least: int = 1) -> int:
-    """An integer of at least `least`, else a ConfigError that names the setting and says what it is."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+def check_whole(setting: str, number: Any, what: str) -> int:
+    """An integer of at least 1, else a ConfigError that names the setting and says what it is."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ConfigError(f"{setting}: {number!r} is no {what}.")
     return number
 

@@ -93,12 +93,7 @@ class Together:
 def augmentation(flip: Any, shift: Any, random_erasing: Any, side: int, colour: list[float]) -> Together | None:
     """The augmentation that the settings of these names ask for; None for none.
 
-    Args:
-        flip: Mirror half of the images.
-        shift: Most pixels to shift by, in [0, side).
-        random_erasing: Share of the images in which a rectangle is painted over, in [0, 1].
-        side: Of the images, in pixels.
-        colour: Raw value of each channel that is painted.
+    Images have a side in pixels, which `shift` has to be below; an erased rectangle a raw value for each channel.
     """
     check_flag("data.flip", flip)
     if isinstance(shift, bool) or not isinstance(shift, int) or not 0 <= shift < side:

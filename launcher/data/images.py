@@ -43,18 +43,10 @@ class StandardiseChannels:
 
 
 def long_tail(labels: Tensor, imbalance: Any, seed: int) -> Tensor:
-    """Samples that remain where the classes are to thin out exponentially, first to last.
+    """Indices, ascending, of the samples that remain where the classes are to thin out exponentially, first to last.
 
     Class i of k keeps the share imbalance ** (-i / (k - 1)) of its samples, rounded down and at least one:
     the profile of Cui et al. (2019), "Class-Balanced Loss Based on Effective Number of Samples", section 5.1.
-
-    Args:
-        labels: [n] int64 classes 0 .. k - 1.
-        imbalance: Largest class over the smallest, at least 1, where the classes were of one size.
-        seed: Seed of the choice within each class.
-
-    Returns:
-        Indices that stay, ascending.
     """
     if isinstance(imbalance, bool) or not isinstance(imbalance, int | float) or not 1 <= imbalance < float("inf"):
         raise ConfigError(
@@ -89,12 +81,8 @@ def images_in_memory(
 ) -> Data:
     """A data source of images in memory, of which those to train on are augmented.
 
-    Args:
-        name: Of the source.
-        splits: Images [n, channels, height, width] uint8 and labels [n] to train on, to validate by and to test.
-        prepare: As of TensorSplit.
-        augment: As of TensorSplit, with `draws`; None for none.
-        class_names: In their order.
+    `splits` has images [n, channels, height, width] uint8 and labels [n] to train on, to validate by and to test;
+    `prepare` and `augment` (with its `draws`; None for none) are those of TensorSplit.
     """
     train, validation, test = splits
     return Data(

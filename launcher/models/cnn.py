@@ -9,19 +9,12 @@ from launcher.models.widths import check_image, check_width, group_norm
 
 
 class CNN(nn.Module):
-    """3x3 convolutions, each halved by pooling and normalised, then a dense layer.
+    """3x3 convolutions, each halved by pooling and normalised, then a dense layer with dropout before and after it.
 
     Each stage is convolution, max-pooling, GroupNorm, ReLU. Pooling comes before the normalisation, which
     then sees a quarter of the values: on a CPU GroupNorm costs about as much as the convolution. The windows
     do not overlap, so that the gradient of each value has one source and is the same in every bit also on a
     GPU. A side that has come down to 1 is no longer halved.
-
-    Args:
-        input_shape: (channels, height, width) of one image.
-        num_outputs: Classes, or numbers to predict.
-        channels: Channels of each stage, first to last; at least one.
-        dense: Width of the dense layer.
-        dropout: Share of units dropped before and after the dense layer in training, in [0, 1).
     """
 
     def __init__(

@@ -11,15 +11,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "si
 
 
 class MLP(nn.Module):
-    """Fully connected layers on the flattened input, each followed by an activation and dropout.
-
-    Args:
-        input_shape: Shape of one sample, of any number of dimensions.
-        num_outputs: Classes, or numbers to predict.
-        hidden: Widths of the hidden layers, first to last; empty for a linear model.
-        activation: `relu`, `gelu`, `silu` or `tanh`.
-        dropout: Share of hidden units dropped in training, in [0, 1).
-    """
+    """Fully connected layers on the flattened input, each followed by an activation and, in training, dropout."""
 
     def __init__(
         self, input_shape: Sequence[int], num_outputs: int, hidden: Sequence[int], activation: str, dropout: float
