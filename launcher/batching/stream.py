@@ -6,7 +6,7 @@ Nothing here has a state to save: to continue at any step is to ask for that ste
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,11 @@ from torch import Tensor
 from launcher.batching import loading
 from launcher.batching.generators import generators_kept
 from launcher.batching.keys import AUGMENT, derive, uniforms
-from launcher.batching.permutation import EpochPermutation
 from launcher.batching.plan import BatchPlan
+from launcher.batching.sampling import Balanced, EpochPermutation
 from launcher.batching.splits import DatasetSplit, TensorSplit, as_numbers
 from launcher.batching.transfer import to_device
 from launcher.distributed.ranks import Ranks
-
-if TYPE_CHECKING:
-    from launcher.batching.sampling import Balanced
 
 # In-memory data is gathered this much at a time. Memory of a megabyte is used again at once, where the pages of eight
 # come new from the kernel each time: half the time of a small model's batch. A GPU likes fewer and larger copies.
@@ -222,7 +219,7 @@ def of_rank(
     ranks: Ranks,
     device: torch.device,
     workers: int | str,
-    sampler: "EpochPermutation | Balanced | None" = None,
+    sampler: EpochPermutation | Balanced | None = None,
     kind: Callable[..., Stream] = Stream,
 ) -> Stream | ShardedStream:
     """The batches of one rank; arguments as for Stream, and what to make of them, where it is no plain Stream."""

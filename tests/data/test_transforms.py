@@ -10,7 +10,7 @@ from options import option
 from vision_options import folder, transforms
 
 from launcher.batching.keys import AUGMENT, derive
-from launcher.batching.seeded_dataset import SeededDataset
+from launcher.batching.loading import SeededDataset
 from launcher.batching.stream import in_order
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
