@@ -27,7 +27,7 @@ class BatchPlan:
     def evaluation_size(self, tokens: int | None) -> int:
         """Samples that a device sees at once in an evaluation: more than in a step, since no gradient waits for them.
 
-        But for a language, whose samples have `tokens` and whose scores are most of what an evaluation needs.
+        But for a language, which has a number of `tokens`: its scores are most of what an evaluation needs.
         """
         return self.micro_size * (MORE_TO_EVALUATE if tokens is None else 1)
 
@@ -78,7 +78,8 @@ class BatchPlan:
     def smallest(self, steps: int) -> tuple[int, int]:
         """The fewest samples that a device sees at once in the first `steps` updates; a placeholder is one.
 
-        And at which position of the epoch (0-based).
+        Returns:
+            How many, and at which position of the epoch (0-based).
         """
         positions = {0, min(steps, self.steps_per_epoch) - 1}  # the first batches are as large as each other
         sizes = [
@@ -140,10 +141,10 @@ def plan_batch(
 
 
 def scale_learning_rate(rule: str, global_size: int, base_size: int) -> float:
-    """Factor on the learning rate for a global batch that differs from the one it was tuned at, of `base_size`.
+    """Factor on the learning rate for a global batch that differs from the one, of base_size, that it was tuned at.
 
-    `none`; `linear` (Goyal et al. 2017, arXiv:1706.02677), the usual choice for SGD; or `sqrt` (Krizhevsky 2014,
-    arXiv:1404.5997), for adaptive optimizers.
+    The rule is `none`; `linear` (Goyal et al. 2017, arXiv:1706.02677), the usual choice for SGD; or `sqrt`
+    (Krizhevsky 2014, arXiv:1404.5997), for adaptive optimizers.
     """
     ratio = global_size / base_size
     return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]

@@ -96,7 +96,7 @@ class Balanced:
         self._quota = -(-self.size // len(self._sizes))
 
     def draw(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """What stands at positions [n] in 0..size-1 of an epoch, from 0.
+        """What stands at positions [n], 0..size-1, of an epoch, the first being 0.
 
         Returns:
             [n] int64: the sample number plus `size` times how often its class began anew in this epoch, so that a

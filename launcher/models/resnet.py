@@ -49,9 +49,8 @@ class ResNet(nn.Module):
     """Residual network of three stages after He et al. (2015), section 4.2, with GroupNorm for BatchNorm.
 
     The first stage has `width` channels; each other halves the sides and doubles the channels. Then come the means of
-    2x2 squares and a linear layer: where a thing is in a small image says what it is, which one mean over the whole of
-    it
-    forgets. The `depth`, of layers with weights, is 6 n + 2 for n blocks a stage.
+    2x2 squares and a linear layer: where a thing is in a small image says what it is, which one mean over the whole
+    of it forgets. The `depth`, of layers with weights, is 6 n + 2 for n blocks a stage.
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, depth: int, width: int) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # what is checked before a run must not wait for torch
 
 # Arguments that are a length. Null is filled with what remains after warmup; StepLR's with a third of it.
 LENGTHS = ("T_max", "total_iters", "total_steps", "step_size")
-WARMUP = re.compile(r"\s*(?:(\d+(?:\.\d*)?)\s*epoch|(\d+(?:\.0*)?)\s*step)s?\s*")
+WARMUP = re.compile(r"\s*(?:(\d+(?:\.\d*)?)\s*epoch|(\d+(?:\.0*)?)\s*step)s?\s*")  # epochs, or whole steps
 
 
 @dataclass(eq=False)
