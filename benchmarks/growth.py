@@ -71,7 +71,7 @@ def data(work):
             f"{summary['peak_memory_mb']:.0f} MB at most"
         )
     sys.path.insert(0, str(ROOT))
-    from launcher.batching.permutation import permute
+    from launcher.batching.sampling import permute
 
     for samples in (10_000, 1_000_000, 100_000_000, 10**12):
         took = []

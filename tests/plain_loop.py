@@ -87,7 +87,7 @@ def mean_loss(settings, outputs, targets, counts):
         return (values if weight is None else values * weight[targets]).sum() / by_class, by_class
     if kind == "MultiMarginLoss":
         return F.multi_margin_loss(outputs, targets, settings["p"], settings["margin"], weight), len(targets)
-    if kind == "BinaryCrossEntropy":
+    if kind == "BCEWithLogitsLoss":
         positive = torch.tensor(settings["pos_weight"])
         hot = F.one_hot(targets, classes).float()
         return F.binary_cross_entropy_with_logits(outputs, hot, pos_weight=positive), len(targets)

@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,27 +50,17 @@ class TorchGenerator:
         return not torch.equal(self.before, torch.default_generator.get_state())
 
 
+@dataclass(eq=False)
 class TwinnedGenerator:
-    """A generator whose state takes longer to compare than a number drawn from a twin, which moves as it does.
+    """A generator whose state takes longer to compare than a number drawn from a twin, which moves as it does."""
 
-    Args:
-        module: Name of the module that samples draw from, which has `seed` and `random`. A worker gets this object by
-            pickle, which takes no modules, and has a module of its own.
-        twin: A generator of the same kind.
-        mask: Bits of a key that it takes as its seed.
-    """
-
-    def __init__(self, module: str, twin: Any, mask: int) -> None:
-        self.module, self.twin, self.mask = module, twin, mask
-
-    @property
-    def generator(self) -> Any:
-        """The module."""
-        return sys.modules[self.module]
+    module: str  # that samples draw from: a worker gets this object by pickle, and has a module of its own
+    twin: Any  # a generator of the same kind
+    mask: int  # bits of a key that it takes as its seed
 
     def seed(self, key: int) -> None:
         """As TorchGenerator.seed."""
-        self.generator.seed(key & self.mask)
+        sys.modules[self.module].seed(key & self.mask)
 
     def begin(self, key: int) -> None:
         """As TorchGenerator.begin."""
@@ -79,7 +70,7 @@ class TwinnedGenerator:
 
     def has_moved(self) -> bool:
         """As TorchGenerator.has_moved."""
-        return self.generator.random() != self.twin.random()
+        return sys.modules[self.module].random() != self.twin.random()
 
 
 def process_generators() -> list[TorchGenerator | TwinnedGenerator]:

@@ -31,15 +31,10 @@ def derive_each(keys: np.ndarray, *numbers: np.ndarray | int) -> np.ndarray:
 
 
 def uniforms(samples: np.ndarray, draws: int, key: int) -> np.ndarray:
-    """Uniform numbers that belong to the samples: the same whatever batch, rank or worker a sample is in.
+    """[n, draws] uniform numbers of samples [n], the same whatever batch, rank or worker a sample is in.
 
-    Args:
-        samples: [n] sample numbers.
-        draws: Numbers per sample.
-        key: Names the series, such as derive(seed, AUGMENT, epoch).
-
-    Returns:
-        [n, draws] float32 in [0, 1), multiples of 2**-24.
+    They are float32 in [0, 1), multiples of 2**-24, of the series that a key names, such as derive(seed, AUGMENT,
+    epoch).
     """
     counters = np.asarray(samples).astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
     bits = mix(mix(counters + np.uint64(key)) + np.uint64(key))

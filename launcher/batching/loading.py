@@ -3,16 +3,19 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from launcher.batching.seeded_dataset import SeededDataset, WholeDataset
+from launcher.batching.generators import TorchGenerator, TwinnedGenerator, process_generators
+from launcher.batching.keys import derive_each
 from launcher.batching.splits import DatasetSplit, as_numbers
-from launcher.batching.transfer import CopyQueue, collate_to_send, copied_aside
+from launcher.batching.transfer import collate_to_send, copied_aside
 from launcher.batching.workers import choose_workers
 from launcher.distributed import children
 
@@ -27,17 +30,11 @@ def drawn(
 ) -> Iterator[tuple[Any, Any]]:
     """Prepared inputs and targets of batches, augmented, on the device.
 
-    Args:
-        split: What to read.
-        numbered: The epoch and the sample numbers of each batch.
-        key: As for SeededDataset.
-        workers: Processes that load samples; 0 loads them in this one, auto starts as many as help.
-        device: Where the batches are put.
-        size: Of a batch that is cut nowhere.
+    A batch is an epoch and sample numbers in it, `size` of them where it is cut nowhere; `key` is as for SeededDataset.
     """
     workers = choose_workers(workers, split, size)
     dataset = WholeDataset(split.dataset) if split.batched else SeededDataset(split.dataset, key)
-    return prepared(split, open_loader(split, dataset, numbered, workers, device), device, CopyQueue.of(device))
+    return prepared(split, open_loader(split, dataset, numbered, workers, device), device)
 
 
 def in_order(
@@ -45,20 +42,15 @@ def in_order(
 ) -> Iterator[tuple[Any, Any]]:
     """Prepared inputs and targets of batches in the order of the data and without augmentation, on the device.
 
-    Workers stay for the next time that the split is read: to start them takes longer than many an evaluation.
-
-    Args:
-        split: What to read.
-        cuts: First (inclusive) and last (exclusive) sample of each batch.
-        workers: Processes that load samples; 0 loads them in this one, auto starts as many as help.
-        device: Where the batches are put.
+    A batch is the samples from the first (inclusive) to the last (exclusive) of a cut. Workers stay for the next time
+    that the split is read: to start them takes longer than many an evaluation.
     """
     batches = [list(range(*cut)) for cut in cuts]
     workers = min(choose_workers(workers, split, len(batches[0])), len(cuts)) if cuts else 0
     if split.loader is None or (split.loader.num_workers > 0) != (workers > 0):
         split.loader = open_loader(split, split.plain or split.dataset, [], workers, device, stay=workers > 0)
     split.loader.batch_sampler[:] = batches
-    return prepared(split, split.loader, device, CopyQueue.of(device))
+    return prepared(split, split.loader, device)
 
 
 def open_loader(
@@ -87,18 +79,14 @@ def open_loader(
     )
 
 
+@dataclass
 class InProcessLoader:
-    """A DataLoader without workers, and without what one does for each batch of 64 beside reading it: 30 us.
+    """A DataLoader without workers, and without what one does for each batch of 64 beside reading it: 30 us."""
 
-    Args:
-        dataset: What to read.
-        batch_sampler: What to ask it for.
-    """
+    dataset: Any
+    batch_sampler: Iterable[Any]
 
-    num_workers = 0
-
-    def __init__(self, dataset: Any, batch_sampler: Iterable[Any]) -> None:
-        self.dataset, self.batch_sampler = dataset, batch_sampler
+    num_workers: ClassVar[int] = 0
 
     def __iter__(self) -> Iterator[Any]:
         whole = getattr(self.dataset, "__getitems__", None)
@@ -116,11 +104,72 @@ def _collated(samples: Any) -> Any:
     return default_collate(samples)
 
 
-def prepared(
-    split: DatasetSplit, loader: Any, device: torch.device, queue: CopyQueue | None
-) -> Iterator[tuple[Any, Any]]:
-    """Inputs and targets of the batches that a loader gives, on the device; copied there in a queue of its own."""
+def prepared(split: DatasetSplit, loader: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """Inputs and targets of the batches that a loader gives, on the device."""
     as_it_is = device.type == "cpu" and not loader.num_workers
     for batch in children.loaded(loader):
-        inputs, targets = batch if as_it_is else copied_aside(batch, device, queue)
+        inputs, targets = batch if as_it_is else copied_aside(batch, device)
         yield as_numbers(inputs if split.prepare is None else split.prepare(inputs), split), targets
+
+
+class SeededDataset(Dataset):
+    """A dataset whose random augmentation is a function of (seed, epoch, sample), asked for a batch at once.
+
+    Most datasets draw from one of the three generators that are one for a whole process, or from none. Seeding all of
+    them for each sample takes 15 to 25 us, more than reading many a sample. So a batch is read first and looked at
+    then: where a generator has moved it is seeded for each sample from there on, beginning with that batch.
+
+    Args:
+        dataset: A map-style dataset.
+        key: (epoch) to the key of an epoch, and (epoch, sample) to that of a sample. One that comes again in an epoch
+            has a number that is a multiple of the dataset's size higher.
+    """
+
+    def __init__(self, dataset: Any, key: Callable[..., int]) -> None:
+        self.dataset, self.key, self.size = dataset, key, len(dataset)
+        self.whole = getattr(dataset, "__getitems__", None)
+        self.still = process_generators()
+        self.drawing: list[TorchGenerator | TwinnedGenerator] = []  # those that a sample has drawn from
+        self.epoch, self.of_epoch = -1, 0
+
+    def __getitems__(self, batch: tuple[int, list[int]]) -> list[Any]:
+        """The samples of an epoch by their numbers."""
+        epoch, numbers = batch
+        if epoch != self.epoch:
+            self.epoch, self.of_epoch = epoch, self.key(epoch)
+        indices = _indices_of(numbers, self.size)
+        while True:
+            for generator in self.still:
+                generator.begin(self.of_epoch)
+            if self.drawing:
+                keys = derive_each(np.full(len(numbers), self.of_epoch, dtype=np.uint64), np.array(numbers)).tolist()
+                samples = [self._drawn(key, i) for key, i in zip(keys, indices, strict=True)]
+            elif self.whole is not None:
+                samples = self.whole(indices)
+            else:
+                samples = [self.dataset[i] for i in indices]
+            moved = [generator for generator in self.still if generator.has_moved()]
+            if not moved:
+                return samples
+            self.drawing += moved
+            self.still = [generator for generator in self.still if generator not in moved]
+
+    def _drawn(self, key: int, index: int) -> Any:
+        for generator in self.drawing:
+            generator.seed(key)
+        return self.dataset[index]
+
+
+class WholeDataset(Dataset):
+    """A dataset that draws nothing at random and gives several samples at once."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, batch: tuple[int, list[int]]) -> Any:
+        return self.dataset.__getitems__(_indices_of(batch[1], len(self.dataset)))
+
+
+def _indices_of(numbers: list[int], size: int) -> list[int]:
+    """Where samples lie in a dataset of a size, by their numbers in an epoch: see SeededDataset."""
+    return numbers if max(numbers) < size else [number % size for number in numbers]

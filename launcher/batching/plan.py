@@ -10,23 +10,14 @@ MORE_TO_EVALUATE = 4  # micro-batches that an evaluation takes at once
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the global batches of an epoch are cut for the devices.
+    """How the global batches of an epoch are cut for the devices."""
 
-    Attributes:
-        samples: Training samples per epoch.
-        global_size: Samples per optimizer update, but for the last update of an epoch.
-        world_size: Number of devices (ranks).
-        shards: Pieces that a global batch is cut into: one per rank, or a fixed number of canonical ones.
-        micro_size: Most samples a device sees in one forward and backward.
-        accumulation_steps: Micro-batches per update of a full global batch.
-    """
-
-    samples: int
-    global_size: int
-    world_size: int
-    shards: int
-    micro_size: int
-    accumulation_steps: int
+    samples: int  # of the training split, per epoch
+    global_size: int  # samples per optimizer update, but for the last update of an epoch
+    world_size: int  # number of devices (ranks)
+    shards: int  # pieces that a global batch is cut into: one per rank, or a fixed number of canonical ones
+    micro_size: int  # most samples that a device sees in one forward and backward
+    accumulation_steps: int  # micro-batches per update of a full global batch
 
     @property
     def per_device_size(self) -> int:
@@ -36,8 +27,7 @@ class BatchPlan:
     def evaluation_size(self, tokens: int | None) -> int:
         """Samples that a device sees at once in an evaluation: more than in a step, since no gradient waits for them.
 
-        Args:
-            tokens: Of a sample; None where the task is no language, whose scores are most of what an evaluation needs.
+        But for a language, which has a number of `tokens`: its scores are most of what an evaluation needs.
         """
         return self.micro_size * (MORE_TO_EVALUATE if tokens is None else 1)
 
@@ -151,13 +141,10 @@ def plan_batch(
 
 
 def scale_learning_rate(rule: str, global_size: int, base_size: int) -> float:
-    """Factor on the learning rate for a global batch that differs from the one it was tuned at.
+    """Factor on the learning rate for a global batch that differs from the one, of base_size, that it was tuned at.
 
-    Args:
-        rule: `none`; `linear` (Goyal et al. 2017, arXiv:1706.02677), the usual choice for SGD; or `sqrt`
-            (Krizhevsky 2014, arXiv:1404.5997), for adaptive optimizers.
-        global_size: Samples per update in this run.
-        base_size: Samples per update that the learning rate was tuned at.
+    The rule is `none`; `linear` (Goyal et al. 2017, arXiv:1706.02677), the usual choice for SGD; or `sqrt`
+    (Krizhevsky 2014, arXiv:1404.5997), for adaptive optimizers.
     """
     ratio = global_size / base_size
     return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]

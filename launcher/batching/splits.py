@@ -136,11 +136,9 @@ def first_infinite(numbers: Any) -> int | None:
         return None
     at_once = max(1, LOOKED // max(1, numbers[0].numel()))
     for first in range(0, len(numbers), at_once):
-        rows = (
-            numbers[first : first + at_once].flatten(1) if numbers.dim() > 1 else numbers[first : first + at_once, None]
-        )
+        rows = numbers[first : first + at_once]
         if not rows.sum().isfinite():  # a sum of finite ones may be infinite
-            found = (~rows.isfinite().all(1)).nonzero()
+            found = (~rows.reshape(len(rows), -1).isfinite().all(1)).nonzero()
             if len(found):
                 return first + int(found[0])
     return None

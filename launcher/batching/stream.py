@@ -6,7 +6,7 @@ Nothing here has a state to save: to continue at any step is to ask for that ste
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,11 @@ from torch import Tensor
 from launcher.batching import loading
 from launcher.batching.generators import generators_kept
 from launcher.batching.keys import AUGMENT, derive, uniforms
-from launcher.batching.permutation import EpochPermutation
 from launcher.batching.plan import BatchPlan
+from launcher.batching.sampling import Balanced, EpochPermutation
 from launcher.batching.splits import DatasetSplit, TensorSplit, as_numbers
 from launcher.batching.transfer import to_device
 from launcher.distributed.ranks import Ranks
-
-if TYPE_CHECKING:
-    from launcher.batching.sampling import Balanced
 
 # In-memory data is gathered this much at a time. Memory of a megabyte is used again at once, where the pages of eight
 # come new from the kernel each time: half the time of a small model's batch. A GPU likes fewer and larger copies.
@@ -33,79 +30,48 @@ NUMBERED = 1 << 14  # samples of a Dataset, which have no uniform numbers
 
 @dataclass(slots=True)
 class MicroBatch:
-    """What a device sees in one forward and backward.
+    """What a device sees in one forward and backward."""
 
-    Attributes:
-        inputs: [max(size, 1), ...] tensor, or a pytree of such tensors.
-        targets: [max(size, 1), ...].
-        size: Samples that count; 0 for a placeholder.
-        shard: The piece of the global batch that it is part of: the rank's number, or that of a canonical shard.
-    """
-
-    inputs: Any
-    targets: Any
-    size: int
-    shard: int = 0
+    inputs: Any  # [max(size, 1), ...] tensor, or a pytree of such tensors
+    targets: Any  # [max(size, 1), ...]
+    size: int  # samples that count; 0 for a placeholder
+    shard: int = 0  # the piece of the global batch that it is part of: the rank's number, or that of a canonical shard
 
 
 @dataclass(slots=True)
 class Batch:
-    """A rank's share of one global batch.
+    """A rank's share of one global batch."""
 
-    Attributes:
-        step: Optimizer updates done before this one.
-        size: Samples in the global batch, over all ranks.
-        micros: The rank's micro-batches.
-    """
-
-    step: int
-    size: int
+    step: int  # optimizer updates done before this one
+    size: int  # samples in the global batch, over all ranks
     micros: list[MicroBatch]
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Consecutive global batches, of which a rank gathers its samples at once.
+    """Consecutive global batches, of which a rank gathers its samples at once."""
 
-    Attributes:
-        step: Of the first one.
-        sizes: Of the micro-batches of each.
-        index: [n] the rank's samples in all of them.
-        draws: [n, draws] uniform numbers of each sample; None without augmentation.
-    """
-
-    step: int
-    sizes: list[list[int]]
-    index: Tensor
-    draws: Tensor | None
+    step: int  # of the first one
+    sizes: list[list[int]]  # of the micro-batches of each
+    index: Tensor  # [n] the rank's samples in all of them
+    draws: Tensor | None  # [n, draws] uniform numbers of each sample; None without augmentation
 
 
+@dataclass(eq=False)
 class Stream:
-    """The global batches of a run, and a rank's share of each.
+    """The global batches of a run, and a rank's share of each."""
 
-    Args:
-        split: The training split.
-        plan: How a global batch is cut.
-        seed: Of the run.
-        rank: Whose share to deliver: a rank's, or that of a canonical shard.
-        device: Where the batches are put.
-        workers: Processes that load samples of a DatasetSplit; see workers.choose_workers.
-        sampler: Which samples stand where in an epoch; None for an EpochPermutation.
-    """
+    split: TensorSplit | DatasetSplit  # the training split
+    plan: BatchPlan  # how a global batch is cut
+    seed: int  # of the run
+    rank: int  # whose share to deliver: a rank's, or that of a canonical shard
+    device: torch.device  # where the batches are put
+    workers: int | str  # as for choose_workers
+    sampler: Any = None  # which samples stand where in an epoch: an EpochPermutation, which None makes, or Balanced
 
-    def __init__(
-        self,
-        split: TensorSplit | DatasetSplit,
-        plan: BatchPlan,
-        seed: int,
-        rank: int,
-        device: torch.device,
-        workers: int | str,
-        sampler: "EpochPermutation | Balanced | None" = None,
-    ) -> None:
-        self.split, self.plan, self.seed, self.rank = split, plan, seed, rank
-        self.device, self.workers = device, workers
-        self.sampler = EpochPermutation(plan.samples, seed) if sampler is None else sampler
+    def __post_init__(self) -> None:
+        if self.sampler is None:
+            self.sampler = EpochPermutation(self.plan.samples, self.seed)
 
     def samples(self, step: int) -> np.ndarray:
         """[size] sample numbers of the global batch of a step, in order."""
@@ -131,19 +97,16 @@ class Stream:
         start = position * self.plan.global_size
         if 0 not in sizes:
             return np.arange(start + first, start + last), sizes
-        ranges, at = [], first
+        ranges, at = [], start + first
         for micro in sizes:
-            ranges.append(np.arange(start + at, start + at + micro) if micro else np.array([start]))
+            ranges.append(np.arange(at, at + micro) if micro else np.array([start]))
             at += micro
         return np.concatenate(ranges), sizes
 
     def _number(self, epoch: int, first: int, steps: int) -> tuple[np.ndarray, list[list[int]]]:
         """Number this rank's samples of some steps of an epoch at once, since a call costs as much for one as for many.
 
-        Args:
-            epoch: From 0.
-            first: Position of the first step in the epoch.
-            steps: How many; the epoch may end before.
+        The epoch may end before that many.
 
         Returns:
             The sample numbers of all steps one after the other (one that comes again in the epoch is a multiple of the
@@ -232,22 +195,18 @@ class Stream:
             step += len(sizes)
 
 
+@dataclass(eq=False)
 class ShardedStream:
-    """The batches of several canonical shards of a global batch, for one rank.
+    """The batches of several canonical shards of a global batch, for one rank."""
 
-    Args:
-        streams: One per shard, in their order.
-    """
-
-    def __init__(self, streams: list[Stream]) -> None:
-        self.streams = streams
+    streams: list[Stream]  # one per shard, in their order
 
     def samples(self, step: int) -> np.ndarray:
-        """[size] sample numbers of the global batch of a step, in order."""
+        """As Stream.samples."""
         return self.streams[0].samples(step)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """This rank's batches of the steps first_step (inclusive) to last_step (exclusive)."""
+        """As Stream.batches."""
         for together in zip(*(stream.batches(first_step, last_step) for stream in self.streams), strict=True):
             micros = [micro for batch in together for micro in batch.micros]
             yield Batch(together[0].step, together[0].size, micros)
@@ -260,7 +219,7 @@ def of_rank(
     ranks: Ranks,
     device: torch.device,
     workers: int | str,
-    sampler: "EpochPermutation | Balanced | None" = None,
+    sampler: EpochPermutation | Balanced | None = None,
     kind: Callable[..., Stream] = Stream,
 ) -> Stream | ShardedStream:
     """The batches of one rank; arguments as for Stream, and what to make of them, where it is no plain Stream."""
@@ -284,13 +243,15 @@ def in_order(
 ) -> Iterator[tuple[Any, Any]]:
     """A rank's contiguous share of a split, each sample once, in order and without augmentation.
 
+    Shares differ by at most one sample, and may be empty.
+
     Args:
         split: What to read.
         rank: Whose share.
-        world_size: Number of shares; they differ by at most one sample, and may be empty.
+        world_size: Number of shares.
         batch_size: Most samples at once.
         device: Where the batches are put.
-        workers: Processes that load samples of a DatasetSplit; see workers.choose_workers.
+        workers: As for choose_workers.
     """
     first, last = len(split) * rank // world_size, len(split) * (rank + 1) // world_size
     cuts = [(at, min(at + batch_size, last)) for at in range(first, last, batch_size)]

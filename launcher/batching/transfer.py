@@ -1,7 +1,6 @@
 """Copies of batches between processes and to a device."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -29,62 +28,35 @@ def _smaller(tensor: Tensor) -> Tensor | np.ndarray:
     return tensor.numpy() if small and tensor.layout is torch.strided and not tensor.requires_grad else tensor
 
 
-class CopyQueue:
+@cache
+def copy_queue(device: torch.device) -> torch.cuda.Stream | None:
     """A second queue of a GPU, in which a batch is copied while the first one still computes the step before.
 
     On the queue of the computation itself a copy waits for all that was asked of it before, pinned memory or not.
-
-    Args:
-        device: A GPU.
+    None on a CPU, whose copies are there when they are made.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
-
-    @staticmethod
-    @cache
-    def of(device: torch.device) -> "CopyQueue | None":
-        """The one of a device; None where nothing is queued, on a CPU, whose copies are there when they are made."""
-        return CopyQueue(device) if device.type == "cuda" else None
-
-    def entered(self) -> AbstractContextManager[Any]:
-        """Let what is asked of the device in here go into this queue."""
-        return torch.cuda.stream(self.stream)
-
-    def computing(self) -> Any:
-        """The queue that computes."""
-        return torch.cuda.current_stream(self.device)
-
-    def lend(self, tensor: Tensor, queue: Any) -> None:
-        """Keep a tensor's memory from being used again here before what `queue` does with it is done."""
-        tensor.record_stream(queue)
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
-def copied_aside(tree: Any, device: torch.device, queue: CopyQueue | None) -> Any:
-    """What `to_device` gives, copied beside the computation, which waits for it in its queue before it goes on.
-
-    Args:
-        tree: As for `to_device`.
-        device: Where to put it.
-        queue: The queue for it; None copies at once.
-    """
+def copied_aside(tree: Any, device: torch.device) -> Any:
+    """What `to_device` gives, copied beside the computation, which waits for it in its queue before it goes on."""
+    queue = copy_queue(device)
     if queue is None:
         return to_device(tree, device)
-    with queue.entered():
+    computing = torch.cuda.current_stream(device)
+    with torch.cuda.stream(queue):
         found = to_device(tree, device)
-        arrived = queue.stream.record_event()
-    computing = queue.computing()
+        arrived = queue.record_event()
     computing.wait_event(arrived)
-    _each(found, Tensor, lambda tensor: queue.lend(tensor, computing))
+    # Else the memory would be used again for the next copy while the computation still reads it.
+    _each(found, Tensor, lambda tensor: tensor.record_stream(computing))
     return found
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """Put every tensor of a pytree on the device; from pinned memory this process does not wait for the copy.
 
-    Args:
-        tree: Of tensors, or of NumPy arrays, of which they are made.
-        device: Where to put them.
+    NumPy arrays become tensors.
     """
 
     def put(one: Tensor | np.ndarray) -> Tensor:

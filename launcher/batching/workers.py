@@ -23,16 +23,11 @@ MOST = 8  # processes that `auto` starts, of each kind of samples
 
 
 def choose_workers(workers: int | str, split: Split, size: int) -> int:
-    """Processes that load samples: a number, or what `auto` means for a split.
+    """Processes that load samples of a split in batches of a size: the number given, or what `auto` means.
 
     None where a batch is read in less time than it takes to send it from one process to another, or where the dataset
     cannot be sent to one; else one per core of this process's share, at most 8. A few samples are timed, in a copy as
     a worker would get it, and once for each split. The result of a run does not depend on the number.
-
-    Args:
-        workers: The setting.
-        split: What to read.
-        size: Samples of a batch.
     """
     if workers != "auto":
         return int(workers)

@@ -14,7 +14,7 @@ SCHEMA_VERSION = "schema_version"
 # Version 1: every algorithm has a file of its own, and scikit-learn's data sets have one.
 MOVED = {
     "launcher.data.digits.load": "launcher.data.sklearn.load_digits",
-    "launcher.losses.BinaryCrossEntropy": "launcher.losses.binary_cross_entropy.BinaryCrossEntropy",
+    "launcher.losses.BinaryCrossEntropy": "torch.nn.BCEWithLogitsLoss",
     "launcher.losses.FocalLoss": "launcher.losses.focal.FocalLoss",
     "launcher.optimizers.Lion": "launcher.optimizers.lion.Lion",
     "launcher.optimizers.Muon": "launcher.optimizers.muon.Muon",

@@ -1,6 +1,7 @@
 """Checks of the settings of data sources; each error names the setting."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ConfigError
@@ -27,11 +28,18 @@ def check_flag(setting: str, flag: Any) -> bool:
     return flag
 
 
-def check_whole(setting: str, number: Any, what: str, least: int = 1) -> int:
-    """An integer of at least `least`, else a ConfigError that names the setting and says what it is."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+def check_whole(setting: str, number: Any, what: str) -> int:
+    """An integer of at least 1, else a ConfigError that names the setting and says what it is."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ConfigError(f"{setting}: {number!r} is no {what}.")
     return number
+
+
+def check_folder(root: Any, holding: str) -> Path:
+    """The directory that `data.root` names, else a ConfigError that says what it should hold."""
+    if not root or not isinstance(root, str):
+        raise ConfigError(f"data.root: {root!r} is no directory; name the one {holding}.")
+    return Path(root).expanduser()
 
 
 def check_names(setting: str, names: Any, example: str) -> list[str]:

@@ -17,14 +17,10 @@ class FlipAndShift:
     """Mirror an image left to right in half of the cases, and shift it by whole pixels; zeros move in.
 
     Both are draws of the sample's own uniform numbers: vertical shift, horizontal shift, flip.
-
-    Args:
-        flip: Mirror at all.
-        shift: Most pixels to shift by, in each of the four directions; every distance is equally likely.
     """
 
-    flip: bool
-    shift: int
+    flip: bool  # mirror at all
+    shift: int  # most pixels to shift by, in each of the four directions; every distance is equally likely
 
     @property
     def draws(self) -> int:
@@ -50,14 +46,10 @@ class Erase:
 
     Its area is 2 to 33 % of the image and its height 0.3 to 3.3 times its width, on a logarithmic scale, as in the
     paper; a side that would be longer than the image's is as long.
-
-    Args:
-        prob: Share of the images, in [0, 1].
-        colour: Raw value of each channel that is painted.
     """
 
-    prob: float
-    colour: list[float]
+    prob: float  # share of the images, in [0, 1]
+    colour: list[float]  # raw value of each channel that is painted
 
     draws = 5  # whether, area, ratio, row, column
 
@@ -82,11 +74,7 @@ class Erase:
 
 @dataclass
 class Together:
-    """One augmentation after the other, each with uniform numbers of its own.
-
-    Args:
-        steps: What is done, first to last; each has `draws`.
-    """
+    """One augmentation after the other, each with uniform numbers of its own, as many as its `draws`."""
 
     steps: list[Any]
 
@@ -103,38 +91,13 @@ class Together:
 
 
 def augmentation(flip: Any, shift: Any, random_erasing: Any, side: int, colour: list[float]) -> Together | None:
-    """The augmentation that `data.flip`, `data.shift` and `data.random_erasing` ask for; None for none.
+    """The augmentation that the settings of these names ask for; None for none.
 
-    Args:
-        flip: Mirror at all.
-        shift: Most pixels to shift by, in [0, side).
-        random_erasing: Share of the images in which a rectangle is painted over, in [0, 1].
-        side: Of the images, in pixels.
-        colour: Raw value of each channel that is painted.
-
-    Raises:
-        ConfigError: One is outside its range.
-    """
-    moved = flip_and_shift(flip, shift, side)
-    check_erasing(random_erasing)
-    steps = [step for step in (moved, Erase(random_erasing, colour) if random_erasing else None) if step is not None]
-    return Together(steps) if steps else None
-
-
-def check_erasing(prob: Any) -> float:
-    """A probability of erasing in [0, 1], else a ConfigError."""
-    if isinstance(prob, bool) or not isinstance(prob, int | float) or not 0 <= prob <= 1:
-        raise ConfigError(f"data.random_erasing: {prob!r} is no share of images; it must be in [0, 1], 0 for none.")
-    return float(prob)
-
-
-def flip_and_shift(flip: Any, shift: Any, side: int) -> FlipAndShift | None:
-    """The augmentation that the settings `data.flip` and `data.shift` ask for; None for none.
-
-    Raises:
-        ConfigError: flip is no boolean, or shift no integer in [0, side).
+    Images have a side in pixels, which `shift` has to be below; an erased rectangle a raw value for each channel.
     """
     check_flag("data.flip", flip)
     if isinstance(shift, bool) or not isinstance(shift, int) or not 0 <= shift < side:
         raise ConfigError(f"data.shift: {shift!r} is no number of pixels in [0, {side - 1}]; 0 is for none.")
-    return FlipAndShift(flip, shift) if flip or shift else None
+    steps: list[Any] = [FlipAndShift(flip, shift)] if flip or shift else []
+    steps += [Erase(random_erasing, colour)] if random_erasing else []
+    return Together(steps) if steps else None

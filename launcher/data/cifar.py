@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100: 60,000 colour images of 32x32 pixels (Krizhevsky 2009)."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
 from launcher.core.locks import locked
-from launcher.data.arguments import check_flag, check_fraction, check_seed
+from launcher.data.arguments import check_flag, check_folder, check_fraction, check_seed
 from launcher.data.augmentation import augmentation
 from launcher.data.images import StandardiseChannels, hold_out_images, images_in_memory
 from launcher.data.source import Data
@@ -33,19 +32,8 @@ def load(
 ) -> Data:
     """Read CIFAR by torchvision, which checks MD5 sums: inputs [n, 3, 32, 32] uint8; it has its own test split.
 
-    Args:
-        root: Directory that holds `cifar-10-batches-py` or `cifar-100-python`, the Python version of the data.
-        download: Have torchvision download it into `root` where it is absent.
-        classes: 10 or 100.
-        validation: Share of the 50,000 training images for the validation split, in (0, 1).
-        split_seed: Seed of the split.
-        flip: Mirror half of the training images.
-        shift: Most pixels to shift a training image by, in [0, 31].
-        random_erasing: Share of the training images in which a rectangle is painted over in the mean colour, in [0, 1].
-        imbalance: Largest over smallest class of the training split (see `long_tail`); None keeps every image.
-
-    Raises:
-        ConfigError: The files are absent or damaged, torchvision is missing, or a setting is outside its range.
+    The settings are those of conf/data/cifar10.yaml; `root` holds the Python version of the data, `cifar-10-batches-py`
+    or `cifar-100-python`.
     """
     if classes not in COLOURS or isinstance(classes, bool):
         raise ConfigError(f"data.classes: {classes!r} is neither 10 nor 100.")
@@ -66,15 +54,10 @@ def read(root: Any, download: bool, classes: int) -> tuple[Any, Any]:
     """The training and the test split as torchvision's data sets, downloaded first where that is asked for.
 
     Ranks that start together wait for the first.
-
-    Raises:
-        ConfigError: They are absent and not to be downloaded, or cannot be.
     """
     datasets = import_extra("torchvision.datasets", f"data=cifar{classes} is read by torchvision", "vision")
     kind = datasets.CIFAR10 if classes == 10 else datasets.CIFAR100
-    if not root or not isinstance(root, str):
-        raise ConfigError(f"data.root: {root!r} is no directory; name the one that holds {kind.base_folder}.")
-    folder = Path(root).expanduser()
+    folder = check_folder(root, f"that holds {kind.base_folder}")
     try:
         if download:
             folder.mkdir(parents=True, exist_ok=True)

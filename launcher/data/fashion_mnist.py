@@ -13,7 +13,7 @@ from torch import Tensor
 from launcher.core.errors import ConfigError
 from launcher.core.extras import DISTRIBUTION, import_extra
 from launcher.core.locks import locked
-from launcher.data.arguments import check_flag, check_fraction, check_seed
+from launcher.data.arguments import check_flag, check_folder, check_fraction, check_seed
 from launcher.data.augmentation import augmentation
 from launcher.data.images import Standardise, hold_out_images, images_in_memory
 from launcher.data.source import Data
@@ -41,18 +41,7 @@ def load(
 ) -> Data:
     """Read Fashion-MNIST: inputs [n, 1, 28, 28] uint8, targets 0 .. 9; it has its own test split.
 
-    Args:
-        root: Directory with the four IDX files, zipped (.gz) or not.
-        download: Have torchvision download them into `root` where they are absent.
-        validation: Share of the 60,000 training images for the validation split, in (0, 1).
-        split_seed: Seed of the split.
-        flip: Mirror half of the training images.
-        shift: Most pixels to shift a training image by, in [0, 27].
-        random_erasing: Share of the training images in which a rectangle is painted over in grey, in [0, 1].
-        imbalance: Largest over smallest class of the training split (see `long_tail`); None keeps every image.
-
-    Raises:
-        ConfigError: The files are absent or damaged, or a setting is outside its range.
+    The settings are those of conf/data/fashion_mnist.yaml; `root` has the four IDX files, zipped (.gz) or not.
     """
     augment = augmentation(flip, shift, random_erasing, 28, [MEAN])
     validation = check_fraction("data.validation", validation)
@@ -66,16 +55,11 @@ def load(
 
 
 def find_files(root: Any, download: bool) -> list[Path]:
-    """The four files under `root`, in the order of SHAPES, downloaded first where that is asked for.
+    """The four files in the order of SHAPES, downloaded first where that is asked for.
 
     They may lie in `root` itself or where torchvision puts them, `root`/FashionMNIST/raw.
-
-    Raises:
-        ConfigError: They are absent and not to be downloaded, or cannot be.
     """
-    if not root or not isinstance(root, str):
-        raise ConfigError(f"data.root: {root!r} is no directory; name the one with the Fashion-MNIST files.")
-    folder = Path(root).expanduser()
+    folder = check_folder(root, "with the Fashion-MNIST files")
     found = present(folder)
     if found is None and download:
         fetch(folder)
@@ -103,9 +87,6 @@ def fetch(folder: Path) -> None:
     """Download the four files into a directory, by torchvision, which checks their MD5 sums.
 
     Ranks that start together wait for the first; a file appears whole or not at all.
-
-    Raises:
-        ConfigError: torchvision is missing, the directory cannot be written, or the download fails.
     """
     why = "data.download: Fashion-MNIST is downloaded by torchvision"
     datasets = import_extra("torchvision.datasets", why, "vision")
@@ -126,15 +107,7 @@ def fetch(folder: Path) -> None:
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """One IDX file of bytes: images [n, 1, height, width] uint8, or labels [n] int64.
-
-    Args:
-        path: The file, unzipped where it ends in `.gz`.
-        shape: What it must hold.
-
-    Raises:
-        ConfigError: The file is damaged or holds something else.
-    """
+    """One IDX file of bytes, unzipped where it is a `.gz`: images [n, 1, height, width] uint8, or labels [n] int64."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":

@@ -13,12 +13,9 @@ LEFT_BY_OTHERS = ("__MACOSX", "@eaDir")  # archives and file servers; notebooks 
 
 
 class Folders:
-    """The images of the classes and splits under a folder.
+    """The images of the classes and splits under a folder, `root`.
 
     Links are followed, but neither back to a folder around them nor to what was found already.
-
-    Args:
-        root: Where all of them are, for messages.
     """
 
     def __init__(self, root: Path) -> None:
@@ -42,11 +39,7 @@ class Folders:
         return None
 
     def classes(self, split: str, place: Path) -> dict[str, list[str]]:
-        """The images of each class of a split, in the order of their paths.
-
-        Raises:
-            ConfigError: As for `images`; or a class has none in training.
-        """
+        """The images of each class of a split, in the order of their paths; of the training split each has one."""
         for entry in _entries(place):
             if _hidden(entry.name):
                 self._left["hidden files and folders"] += 1
@@ -60,11 +53,7 @@ class Folders:
         return found
 
     def images(self, folder: Path, owner: tuple[str, str] = ("", "")) -> list[str]:
-        """The images in a folder, at any depth.
-
-        Args:
-            folder: Where to look.
-            owner: Part and class that they are for.
+        """The images in a folder, at any depth, for a split and a class.
 
         Raises:
             ConfigError: A folder cannot be read; or by a link one is in two classes, or in training and measured on.
@@ -112,11 +101,7 @@ class Folders:
         return free
 
     def _free(self, real: str, around: str | None, owner: tuple[str, str]) -> bool:
-        """Whether nobody has it yet, nor the folder around it; False where this class has.
-
-        Raises:
-            ConfigError: Another class has it, or training and another split.
-        """
+        """Whether nobody has it yet, nor the folder around it; False where this class has, an error where another."""
         other = self._owner.get(real) or (None if around is None else self._owner.get(around))
         if other is None:
             return True
@@ -150,11 +135,6 @@ def find(
     root: Path, validation_folders: Sequence[str], test_folders: Sequence[str]
 ) -> tuple[list[str], dict[str, list[tuple[str, int]]], list[str]]:
     """Find the images of the classes.
-
-    Args:
-        root: As for `load`.
-        validation_folders: As for `load`.
-        test_folders: As for `load`.
 
     Returns:
         The names of the classes; the (file, class) of each image of the splits that have a folder; lines for the log.

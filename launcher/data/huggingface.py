@@ -41,31 +41,11 @@ def load(
     channels: int | None,
     bits: int | None,
 ) -> Data:
-    """Open a dataset, choose two of its columns and split it.
+    """Open a dataset, choose two of its columns and split it; the settings are those of conf/data/huggingface.yaml.
 
     Images are decoded by the workers, as bytes, and standardised a batch at a time. Numbers, and the target of a
-    regression, are standardised by the training split, as those of data=csv.
-
-    Args:
-        path: A directory written by save_to_disk; a parquet, csv or json file, or a directory of such files; or the
-            name of a dataset that is in the library's cache.
-        name: Configuration of a dataset that has more than one.
-        download: Fetch a named dataset that is not in the cache.
-        splits: Split of the dataset for `train`, `validation` and `test`; None for the one that is called so, or
-            where there is none for a share of train.
-        input: Column of images, or of numbers, vectors or tensors of one shape.
-        target: Column of classes (a ClassLabel, integers, truth values or texts), or of numbers or vectors.
-        task: `classification`; `multilabel`: vectors of 0 and 1, each a label that is there or not; `regression`; or
-            `auto`: vectors are labels where they hold nothing but 0 and 1, and else numbers; numbers are taken as
-            data=csv takes them; all else is classes.
-        image_size: Side in pixels of the square that images are scaled and cropped to; None leaves them as they are.
-        mean: Mean of the image channels, which run from 0 to 1; one for all, or one each.
-        std: Their standard deviation, as mean.
-        validation: Share of what remains of train for the validation split, in (0, 1), where there is no split for it.
-        test: Share of train for the test split, in (0, 1), where there is no split for it.
-        split_seed: Seed of that choice.
-        channels: Of images, 1 or 3; None: 3 where one of those looked at first has colours.
-        bits: That images of 16 bits use; None: those that the file names, else 16.
+    regression, are standardised by the training split, as those of data=csv. `task=auto` takes vectors for labels where
+    they hold nothing but 0 and 1 and else for numbers, numbers as data=csv takes them, and all else for classes.
 
     Raises:
         ConfigError: The dataset, a split, a column or a value is missing or unfit, a setting is outside its range, or
@@ -141,11 +121,7 @@ def _held_out(
 
 
 def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
-    """The splits of a dataset by name, mapped into memory.
-
-    Raises:
-        ConfigError: The library is missing, or does not find or read the dataset.
-    """
+    """The splits of a dataset by name, mapped into memory."""
     if not path or not isinstance(path, str):
         raise ConfigError(
             f"data.path: {path!r} is no dataset; name a directory of save_to_disk, a parquet, csv or json file, or a "
@@ -175,24 +151,22 @@ def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
 
 
 def choose(sets: Mapping[str, Any], splits: Any, path: str) -> dict[str, Any]:
-    """The splits that become `train`, `validation` and `test`; the latter two only where they are there and not taken.
-
-    Raises:
-        ConfigError: A split is named that is not there or is empty, or twice, or none is there to train on.
-    """
+    """The splits that become `train`, `validation` and `test`; the latter two only where they are there and free."""
     known = ", ".join(sets)
     if not isinstance(splits, Mapping) or set(splits) != set(NAMES):
         raise ConfigError(f"data.splits: {splits!r} must name a split, or null, for each of {', '.join(NAMES)}.")
     found: dict[str, Any] = {}
     taken: dict[str, str] = {}
     for split, wanted in splits.items():
-        if wanted is not None and wanted not in sets:
+        if wanted is None:
+            continue
+        if wanted not in sets:
             raise ConfigError(f"data.splits.{split}: {path} has no split {wanted!r}; it has: {known}.")
-        if wanted is not None and wanted in taken:
+        if wanted in taken:
             raise ConfigError(
                 f"data.splits.{split}: {wanted!r} is what {taken[wanted]} takes; null splits off a share."
             )
-        taken |= {wanted: split} if wanted is not None else {}
+        taken[wanted] = split
     for split, wanted in splits.items():
         chosen = wanted or next((name for name in NAMES[split] if name in sets and name not in taken), None)
         if chosen is not None:

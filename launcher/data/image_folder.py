@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,26 @@ from torch.utils.data import Dataset
 
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
-from launcher.data.arguments import check_flag, check_fraction, check_names, check_seed, check_whole
-from launcher.data.augmentation import check_erasing
+from launcher.core.extras import import_extra
+from launcher.data.arguments import check_flag, check_folder, check_fraction, check_names, check_seed, check_whole
 from launcher.data.folders import ENDINGS, Folders, find
 from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, check_bits, converted, look
 from launcher.data.source import Data, Others
 from launcher.data.splitting import hold_out
-from launcher.data.transforms import centre_crop, random_crop, torchvision_transforms
 
 Samples = list[tuple[str, int]]  # (file, class) of each image
 
 AUGMENTS = ("none", "light", "randaugment", "trivial")
 
 
+@dataclass(eq=False)
 class FolderImages(Dataset):
-    """Images read from files, one at a time.
+    """Images read from files, one at a time."""
 
-    Args:
-        samples: (file, class) of each image.
-        loader: File to image.
-        transform: Image to the raw input [3, image_size, image_size] uint8.
-    """
-
-    def __init__(
-        self,
-        samples: Samples,
-        loader: Callable[[str], Any],
-        transform: Callable[[Any], Tensor],
-    ) -> None:
-        self.samples = samples
-        self.loader = loader
-        self.transform = transform
+    samples: Samples
+    transform: Callable[[Any], Tensor]  # image to the raw input [3, image_size, image_size] uint8
+    bits: int | None = None  # that images of 16 bits use
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -51,7 +39,7 @@ class FolderImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
         try:
-            image = self.loader(path)
+            image = read_image(path, self.bits)
         except Exception as error:  # Pillow raises a dozen kinds, of which some tell of a valid but huge image
             raise BrokenFile(f"{path} is no image that can be read: {error}") from error
         return self.transform(image), label
@@ -78,60 +66,43 @@ def load(
 
     A split without a folder of its own is split off the training images; without a folder `train` the folders of the
     classes lie in root itself, and all three splits are split. Names of splits are taken in upper and lower case.
-    Validation and test images are resized and cropped at the centre. Training images are cropped at random, mirrored
-    and changed further by `augment` and `random_erasing`; the random numbers come from the global generator of torch.
+    Validation and test images are resized and cropped at the centre. Training images are cropped at random (Szegedy et
+    al. 2015; not at all with min_scale=1), mirrored and changed further by `augment` and `random_erasing`; the random
+    numbers come from the global generator of torch.
 
-    Args:
-        root: Directory with the folder `train`, or with a folder for each class.
-        image_size: Side of the square that the model gets, in pixels.
-        crop: Side of the centre crop over the shorter side of the image, in (0, 1].
-        min_scale: Smallest share of the area that a random crop keeps (Szegedy et al. 2015), in (0, 1]; 1 for
-            the centre crop in training too.
-        flip: Mirror half of the training images.
-        augment: `none`; `light`: brightness, contrast and saturation up to 0.2 up or down; `randaugment`: two of 14
-            changes at strength 9 of 31 (Cubuk et al. 2019, arXiv:1909.13719); `trivial`: one of them at any
-            strength (Mueller and Hutter 2021, arXiv:2103.10158).
-        random_erasing: Share of the training images in which a rectangle is painted over in the mean colour
-            (Zhong et al. 2017, arXiv:1708.04896), in [0, 1].
-        mean: Mean of red, green and blue, which run from 0 to 1.
-        std: Standard deviation of red, green and blue.
-        validation_folders: Names of the validation split's folder under root; the first that is there is taken.
-        test_folders: The same for the test split.
-        test: Share of the training images for the test split, in (0, 1), where there is no folder for it.
-        validation: Share of the rest for the validation split, in (0, 1), where there is no folder for it.
-        split_seed: Seed of the split.
-        bits: That images of 16 bits use; None: those that the file names, else 16.
+    The settings are those of conf/data/image_folder.yaml. `augment` is `none`; `light`: brightness, contrast and
+    saturation up to 0.2 up or down; `randaugment`: two of 14 changes at strength 9 of 31 (Cubuk et al. 2019,
+    arXiv:1909.13719); or `trivial`: one of them at any strength (Mueller and Hutter 2021, arXiv:2103.10158).
+    `random_erasing` paints over a rectangle in the mean colour (Zhong et al. 2017, arXiv:1708.04896).
 
     Raises:
         ConfigError: A folder is missing or empty, a split has a class that training does not have, a setting
             is outside its range, or torchvision is missing.
     """
-    torchvision_transforms()  # without torchvision nothing here can be read
+    _torchvision()  # without it nothing here can be read
     _check_pictures(image_size, crop, min_scale, mean, std)
     check_flag("data.flip", flip)
     check_bits(bits)
-    check_erasing(random_erasing)
     if augment not in AUGMENTS:
         raise ConfigError(f"data.augment: {augment!r} is unknown; pick one of {', '.join(AUGMENTS)}.")
     for setting, names in (("data.validation_folders", validation_folders), ("data.test_folders", test_folders)):
         check_names(setting, names, f"; give names such as {setting}=[val].")
-    if not root or not isinstance(root, str):
-        raise ConfigError(f"data.root: {root!r} is no directory; name the one that holds the folder train.")
-    classes, samples, notes = find(Path(root).expanduser(), validation_folders, test_folders)
+    place = check_folder(root, "that holds the folder train")
+    classes, samples, notes = find(place, validation_folders, test_folders)
     for name, share in (("test", test), ("validation", validation)):
         if name not in samples:
             samples["train"], samples[name] = _held_out(name, samples["train"], share, split_seed)
     shown = samples["train"][:: -(-len(samples["train"]) // LOOK)]
     notes += look(_openable(path for path, _ in shown), bits)[1]
-    centre = centre_crop(image_size, crop)
-    random = random_crop(image_size, centre, min_scale, flip, augment)
+    centre = _centre_crop(image_size, crop)
+    random = _random_crop(image_size, centre, min_scale, flip, augment)
     if random_erasing:
-        random.append(torchvision_transforms().RandomErasing(random_erasing, value=[255 * m for m in mean]))
+        random.append(_torchvision().RandomErasing(random_erasing, value=[255 * m for m in mean]))
     # A whole batch is standardised at once, where the model is: per image it takes longer than reading a small one.
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
 
     def split(name: str, steps: list[Any]) -> DatasetSplit:
-        dataset, plain = (_images(samples[name], some, bits) for some in (steps, centre))
+        dataset, plain = (FolderImages(samples[name], _torchvision().Compose(some), bits) for some in (steps, centre))
         return DatasetSplit(dataset, _labels(samples[name]), standardise, plain=plain)
 
     return Data(
@@ -178,6 +149,33 @@ def _check_pictures(image_size: Any, crop: Any, min_scale: Any, mean: Sequence[f
         raise ConfigError(f"data.std: {list(std)} has a value that is not above 0.")
 
 
+def _torchvision() -> Any:
+    return import_extra("torchvision.transforms.v2", "data=image_folder reads images with torchvision", "vision")
+
+
+def _centre_crop(image_size: int, crop: float) -> list[Any]:
+    """Steps to the centre of an image, as a tensor."""
+    steps = _torchvision()
+    return [steps.Resize(round(image_size / crop)), steps.CenterCrop(image_size), steps.PILToTensor()]
+
+
+def _random_crop(image_size: int, centre: list[Any], min_scale: float, flip: bool, augment: str) -> list[Any]:
+    """Steps to a random piece of an image, changed at random, as a tensor."""
+    transforms = _torchvision()
+    *steps, to_tensor = centre
+    if min_scale < 1:
+        steps = [transforms.RandomResizedCrop(image_size, scale=(min_scale, 1.0))]
+    if flip:
+        steps.append(transforms.RandomHorizontalFlip())
+    if augment == "light":
+        steps.append(transforms.ColorJitter(0.2, 0.2, 0.2))
+    elif augment == "randaugment":
+        steps.append(transforms.RandAugment())
+    elif augment == "trivial":
+        steps.append(transforms.TrivialAugmentWide())
+    return [*steps, to_tensor]
+
+
 def _held_out(name: str, samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
     """Images that stay to train on, and those of a split that has no folder."""
     check_fraction(f"data.{name}", share)
@@ -193,10 +191,6 @@ def _labels(samples: Samples) -> Tensor:
     return torch.tensor([label for _, label in samples])
 
 
-def _images(samples: Samples, steps: list[Any], bits: int | None) -> FolderImages:
-    return FolderImages(samples, partial(read_image, bits=bits), torchvision_transforms().Compose(steps))
-
-
 def read_alike(
     path: str | Sequence[str],
     classes: list[str],
@@ -206,17 +200,10 @@ def read_alike(
     std: list[float],
     bits: int | None = None,
 ) -> Others:
-    """Find other images, to be prepared as the validation images of a run.
+    """Find other images, to be prepared as the validation images of a run, by its classes and settings.
 
-    Args:
-        path: An image, a directory (searched at any depth), a text file (.txt) with the path of an image on each
-            line, or a list of images. They count as labelled where each lies in a directory named as its class.
-        classes: Names of the classes, in their order.
-        image_size: Side of the square that the model gets, in pixels.
-        crop: Side of the centre crop over the shorter side of the image.
-        mean: Of red, green and blue, which run from 0 to 1.
-        std: Of red, green and blue.
-        bits: As the run's setting.
+    `path` is an image, a directory (searched at any depth), a text file (.txt) with the path of an image on each line,
+    or a list of images. They count as labelled where each lies in a directory named as its class.
 
     Raises:
         ConfigError: There is no such file, or no image.
@@ -237,7 +224,7 @@ def read_alike(
         raise ConfigError(f"input: there is no file {absent[0]}; name an image, a directory or a list (.txt) of them.")
     labelled = all(file.parent.name in classes for file in files)
     samples = [(str(file), classes.index(file.parent.name) if labelled else 0) for file in files]
-    dataset = _images(samples, centre_crop(image_size, crop), bits)
+    dataset = FolderImages(samples, _torchvision().Compose(_centre_crop(image_size, crop)), bits)
     standardise = StandardiseChannels([255 * m for m in mean], [255 * s for s in std])
     return Others(DatasetSplit(dataset, _labels(samples), standardise), [str(file) for file in files], labelled)
 

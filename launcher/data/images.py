@@ -16,15 +16,10 @@ from launcher.data.splitting import hold_out
 
 @dataclass
 class Standardise:
-    """Raw images [b, ...], uint8 or float32, to (images - mean) / std in float32.
+    """Raw images [b, ...], uint8 or float32, to (images - mean) / std in float32."""
 
-    Args:
-        mean: Mean of the raw values.
-        std: Standard deviation of the raw values, above 0.
-    """
-
-    mean: float
-    std: float
+    mean: float  # of the raw values
+    std: float  # of the raw values, above 0
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Standardise a batch, elementwise."""
@@ -34,12 +29,7 @@ class Standardise:
 
 @dataclass
 class StandardiseChannels:
-    """Raw images [b, channels, ...], uint8 or float32, to float32, each channel with a mean and deviation of its own.
-
-    Args:
-        mean: Mean of the raw values of each channel.
-        std: Standard deviation of the raw values of each channel, above 0.
-    """
+    """Raw images [b, channels, ...] as Standardise, each channel with a mean and deviation of its own."""
 
     mean: list[float]
     std: list[float]
@@ -53,21 +43,10 @@ class StandardiseChannels:
 
 
 def long_tail(labels: Tensor, imbalance: Any, seed: int) -> Tensor:
-    """Samples that remain where the classes are to thin out exponentially, first to last.
+    """Indices, ascending, of the samples that remain where the classes are to thin out exponentially, first to last.
 
     Class i of k keeps the share imbalance ** (-i / (k - 1)) of its samples, rounded down and at least one:
     the profile of Cui et al. (2019), "Class-Balanced Loss Based on Effective Number of Samples", section 5.1.
-
-    Args:
-        labels: [n] int64 classes 0 .. k - 1.
-        imbalance: Largest class over the smallest, at least 1, where the classes were of one size.
-        seed: Seed of the choice within each class.
-
-    Returns:
-        Indices that stay, ascending.
-
-    Raises:
-        ConfigError: imbalance is below 1.
     """
     if isinstance(imbalance, bool) or not isinstance(imbalance, int | float) or not 1 <= imbalance < float("inf"):
         raise ConfigError(
@@ -89,12 +68,7 @@ def hold_out_images(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Images and labels to train on and to validate by, of a data set that has a test split of its own.
 
-    Args:
-        images: [n, channels, height, width].
-        labels: [n] int64.
-        validation: Share for the validation split, in (0, 1).
-        split_seed: Seed of the split.
-        imbalance: Largest over smallest class of the training split (see `long_tail`); None keeps every image.
+    Images are [n, channels, height, width], labels [n] int64, `imbalance` as of `long_tail`; None keeps every image.
     """
     kept, validated = hold_out(len(labels), validation, split_seed, labels)
     if imbalance is not None:
@@ -103,20 +77,12 @@ def hold_out_images(
 
 
 def images_in_memory(
-    name: str,
-    splits: Iterable[tuple[Tensor, Tensor]],
-    prepare: Any,
-    augment: Any,
-    class_names: list[str],
+    name: str, splits: Iterable[tuple[Tensor, Tensor]], prepare: Any, augment: Any, class_names: list[str]
 ) -> Data:
     """A data source of images in memory, of which those to train on are augmented.
 
-    Args:
-        name: Of the source.
-        splits: Images [n, channels, height, width] uint8 and labels [n] to train on, to validate by and to test.
-        prepare: Raw images to what the model gets.
-        augment: As TensorSplit.augment, with `draws`; None for none.
-        class_names: In their order.
+    `splits` has images [n, channels, height, width] uint8 and labels [n] to train on, to validate by and to test;
+    `prepare` and `augment` (with its `draws`; None for none) are those of TensorSplit.
     """
     train, validation, test = splits
     return Data(

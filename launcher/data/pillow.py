@@ -13,12 +13,7 @@ LOOK = 32  # images of a split that are looked at before it is trained on
 
 
 def converted(image: Any, mode: str, bits: int | None = None) -> Any:
-    """An image of Pillow's, upright, in another mode; where it is deep, its upper 8 bits, which Pillow would not take.
-
-    Args:
-        image: In any mode.
-        mode: `L` or `RGB`.
-        bits: That the values of an image of 16 bits use; None: those that its file names, else 16.
+    """An image of Pillow's, upright, in the mode `L` or `RGB`; of one of 16 bits the upper 8 that its values use.
 
     Raises:
         BrokenFile: Its pixels are 32-bit integers or floats, of which nobody knows the range.
@@ -39,7 +34,7 @@ def converted(image: Any, mode: str, bits: int | None = None) -> Any:
 
 
 def depth_of(image: Any, bits: int | None) -> int | None:
-    """Bits that the values of an image of Pillow's use, where it has more than 8; else None."""
+    """Bits that the values of a deep image use: those given, or that the file names, else 16. None where it is not."""
     if not image.mode.startswith("I;16"):
         return None
     named = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]  # of a TIFF
@@ -55,15 +50,11 @@ def check_bits(bits: Any) -> None:
 def look(images: Iterable[Any], bits: int | None) -> tuple[bool, list[str]]:
     """Look at some images before any is trained on.
 
-    Args:
-        images: Of Pillow's.
-        bits: The setting data.bits.
-
     Returns:
         Whether one has colours; and lines about what looks strange.
 
     Raises:
-        ConfigError: They are deep, and dark as if they used fewer bits.
+        ConfigError: They are deep, and dark as if they used fewer bits than `bits`.
     """
     coloured, highest, deep = False, 0, 0
     notes: list[str] = []

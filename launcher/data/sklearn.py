@@ -6,12 +6,13 @@
 import gzip
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from launcher.core.errors import ConfigError
-from launcher.data.augmentation import flip_and_shift
+from launcher.data.augmentation import augmentation
 from launcher.data.images import Standardise, images_in_memory, long_tail
 from launcher.data.source import Data
 from launcher.data.splitting import split_three
@@ -28,19 +29,11 @@ MEAN, STD = 4.8842, 6.0168  # of all pixels of the digits, which run from 0 to 1
 
 
 def load(name: str, test: float, validation: float, split_seed: int) -> Data:
-    """Read a table, split it, and standardise it by the training split.
+    """Read a table, `iris`, `wine` or `diabetes`, split it, and standardise it by the training split.
 
     The target of `diabetes`, the progress of 442 patients within a year by ten measurements each (Efron et al. 2004),
     is standardised too: errors are in standard deviations of it (about 77 points); `Data.target_std` has the figure.
-
-    Args:
-        name: `iris`, `wine` or `diabetes`.
-        test: Share of all rows for the test split, in (0, 1).
-        validation: Share of the rest for the validation split, in (0, 1).
-        split_seed: Seed of the split.
-
-    Raises:
-        ConfigError: A setting is outside its range, or scikit-learn is missing.
+    The settings are those of conf/data/iris.yaml.
     """
     if name not in TABLES:
         raise ConfigError(f"data.name: {name!r} is none of the tables of scikit-learn: {', '.join(TABLES)}.")
@@ -59,18 +52,9 @@ def load_digits(
 ) -> Data:
     """Read 1,797 handwritten digits: inputs [n, 1, 8, 8] uint8 in 0 .. 16, targets 0 .. 9 (Alpaydin and Kaynak 1998).
 
-    Args:
-        test: Share of all images for the test split, in (0, 1).
-        validation: Share of the rest for the validation split, in (0, 1).
-        split_seed: Seed of the split.
-        flip: Mirror half of the training images.
-        shift: Most pixels to shift a training image by, in [0, 7].
-        imbalance: Largest over smallest class of the training split (see `long_tail`); None keeps every image.
-
-    Raises:
-        ConfigError: A setting is outside its range, or scikit-learn is missing.
+    The settings are those of conf/data/digits.yaml.
     """
-    augment = flip_and_shift(flip, shift, side=8)
+    augment = augmentation(flip, shift, 0, 8, [])
     table = torch.from_numpy(read("digits.csv.gz"))
     images, labels = table[:, :64].to(torch.uint8).view(-1, 1, 8, 8), table[:, 64].long()
     train, validated, tested = split_three(len(labels), test, validation, split_seed, labels)
@@ -82,25 +66,8 @@ def load_digits(
 
 
 def read(file: str, delimiter: str | None = ",", skip: int = 0) -> np.ndarray:
-    """Numbers of a table in scikit-learn's `datasets/data`.
-
-    Args:
-        file: Name of the file; unzipped where it ends in `.gz`.
-        delimiter: What parts the columns; None for white space.
-        skip: Lines of header.
-
-    Returns:
-        [rows, columns] float64.
-
-    Raises:
-        ConfigError: scikit-learn is not installed, or does not have this file.
-    """
-    found = find_spec("sklearn")
-    if found is None or not found.submodule_search_locations:
-        raise ConfigError("data: this source is part of scikit-learn, which is missing: pip install scikit-learn")
-    path = Path(found.submodule_search_locations[0], "datasets", "data", file)
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            return np.loadtxt(lines, delimiter=delimiter, skiprows=skip, ndmin=2)
-    except FileNotFoundError:
-        raise ConfigError(f"data: scikit-learn has no {path}: pip install --force-reinstall scikit-learn") from None
+    """Numbers [rows, columns] float64 of a table in scikit-learn's `datasets/data`; no delimiter is white space."""
+    package: Any = find_spec("sklearn")
+    path = Path(package.submodule_search_locations[0], "datasets", "data", file)
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+        return np.loadtxt(lines, delimiter=delimiter, skiprows=skip, ndmin=2)

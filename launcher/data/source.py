@@ -10,12 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.batching.splits import (
-    Split,
-    TensorSplit,
-    as_indices,
-    first_infinite,
-)
+from launcher.batching.splits import Split, TensorSplit, as_indices, first_infinite
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data.splitting import hold_out
@@ -138,16 +133,7 @@ class Data:
                 self.check_targets(name, split.targets, len(split))
 
     def check_targets(self, name: str, targets: Tensor, samples: int) -> None:
-        """Check that some targets of a split are what the task takes.
-
-        Args:
-            name: Of the split.
-            targets: Some of its targets, or all.
-            samples: How many it should be.
-
-        Raises:
-            ConfigError: They are not.
-        """
+        """Check that the targets of so many samples of a split are what the task takes, else a ConfigError."""
         place = f"data={self.name}: the targets of its {name} split"
         if len(targets) != samples:
             raise ConfigError(f"{place} are {len(targets)}, and its inputs {samples}.")
@@ -185,8 +171,9 @@ class Data:
 
         Batches are then gathered on the device, and no copy is waited for.
         """
-        splits = [p for p in (self.train, self.validation, self.test) if isinstance(p, TensorSplit) and not p.mapped]
-        if device.type != "cuda" or sum(p.inputs.nbytes + p.targets.nbytes for p in splits) > 0.25 * free(device):
+        splits = [p for p in self.splits().values() if isinstance(p, TensorSplit) and not p.mapped]
+        size = sum(p.inputs.nbytes + p.targets.nbytes for p in splits)
+        if device.type != "cuda" or size > 0.25 * torch.cuda.mem_get_info(device)[0]:
             return
         for split in splits:
             split.inputs, split.targets = split.inputs.to(device), split.targets.to(device)
@@ -219,6 +206,7 @@ class Data:
         prepare, labels = getattr(self.test, "prepare", None), getattr(self.train, "targets", None)
         plain = asdict(prepare) if is_dataclass(prepare) and not isinstance(prepare, type) else {}
         counted = self.task == "classification" and labels is not None
+        scales = {key: getattr(self, key) for key in ("target_mean", "target_std", "input_mean", "input_std")}
         return {
             "name": self.name,
             "task": self.task,
@@ -226,7 +214,7 @@ class Data:
             "num_outputs": self.num_outputs,
             "class_names": self.class_names,
             "class_counts": self.class_counts.tolist() if counted else None,
-            **{key: _listed(getattr(self, key)) for key in ("target_mean", "target_std", "input_mean", "input_std")},
+            **{key: None if numbers is None else numbers.tolist() for key, numbers in scales.items()},
             "prepare": {"name": type(prepare).__name__, **plain} if prepare is not None else None,
             "reader": self.reader,
             "facts": {key: list(fact) if isinstance(fact, tuple) else fact for key, fact in self.facts().items()},
@@ -236,21 +224,11 @@ class Data:
 
 @dataclass
 class Others:
-    """Samples from elsewhere, prepared as those of a training run.
+    """Samples from elsewhere, prepared as those of a training run."""
 
-    Attributes:
-        split: What to read; without labels its targets mean nothing.
-        names: One per sample: the file of an image, the number of a row.
-        labelled: Whether the true targets are there.
-    """
-
-    split: Split
-    names: list[str]
-    labelled: bool
-
-
-def _listed(tensor: Tensor | None) -> list[float] | None:
-    return None if tensor is None else tensor.tolist()
+    split: Split  # what to read; without labels its targets mean nothing
+    names: list[str]  # one per sample: the file of an image, the number of a row
+    labelled: bool  # whether the true targets are there
 
 
 def _print_of(split: Split) -> dict[str, Any]:
@@ -265,17 +243,12 @@ def _print_of(split: Split) -> dict[str, Any]:
     return {"samples": len(split), "checksum": checksum}
 
 
-def free(device: torch.device) -> int:
-    """Bytes that are free on a GPU."""
-    return torch.cuda.mem_get_info(device)[0]
-
-
 def build_data(settings: Mapping[str, Any], leaves_out: bool = False, limit: int = 0) -> Data:
     """Build the data source that settings name.
 
     Args:
         settings: The group.
-        leaves_out: Whether batches with NaN are left out of the training.
+        leaves_out: As for `Data.check`.
         limit: Samples that are kept of each split at most; 0: all.
 
     Raises:

@@ -44,7 +44,7 @@ def hold_out(n: int, fraction: float, seed: int, labels: Tensor | None = None) -
 def split_three(
     n: int, test: float, validation: float, seed: int, labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut samples into training, validation and test indices.
+    """Cut n samples into training, validation and test indices.
 
     Args:
         n: Number of samples.
@@ -54,7 +54,7 @@ def split_three(
         labels: [n] classes, to cut each class alike.
 
     Raises:
-        ConfigError: A share or the seed is outside its range, or there are fewer than three samples.
+        ConfigError: A share or the seed is outside its range, or there are too few samples.
     """
     test, validation = check_fraction("data.test", test), check_fraction("data.validation", validation)
     seed = check_seed("data.split_seed", seed)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.batching.splits import TensorSplit, as_indices
+from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
 from launcher.core.locks import locked
@@ -29,19 +29,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
 
     Sample i is tokens [i * block, (i + 1) * block), its targets are those one further; what is left at the end is not
     used. The last samples are the test split, those before them the validation split. The file is mapped, not read:
-    neither the time to start nor the memory depend on its length.
-
-    Args:
-        path: The file.
-        block: Tokens that the model sees at once, at least 1.
-        tokenizer: A `tokenizer.json` of Hugging Face's tokenizers, with which a UTF-8 text is encoded once; None for
-            the bytes themselves, a vocabulary of 256.
-        cache: Directory for the encoded text; None for `launcher` in $XDG_CACHE_HOME or ~/.cache.
-        validation: Share of what comes before the test split for the validation split, in (0, 1).
-        test: Share of the text for the test split, in (0, 1).
-
-    Raises:
-        ConfigError: A file is missing, too short or no text, or a setting is outside its range.
+    neither the time to start nor the memory depend on its length. The settings are those of conf/data/text.yaml.
     """
     check_whole("data.block", block, "number of tokens; it must be an integer >= 1, such as 128")
     test, validation = check_fraction("data.test", test), check_fraction("data.validation", validation)
@@ -63,7 +51,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     inputs, targets = (tokens[first : first + samples * block].view(samples, block) for first in (0, 1))
 
     def split(first: int, last: int) -> TensorSplit:
-        return TensorSplit(inputs[first:last], targets[first:last], prepare=as_indices, mapped=True)
+        return TensorSplit(inputs[first:last], targets[first:last], mapped=True)
 
     return Data(
         name="text",
@@ -105,10 +93,6 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
 
     Returns:
         The file, the size of the vocabulary, and the type of a token.
-
-    Raises:
-        ConfigError: No tokenizers package, no tokenizer in the file, a text that it cannot encode, or a directory that
-            cannot be written.
     """
     tokenizers = import_extra("tokenizers", "data.tokenizer: a text is encoded by the package tokenizers", "text")
     content = tokenizer.read_bytes()
@@ -155,8 +139,7 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
 def made_plain(encoder: Any) -> bool:
     """Undo what a tokenizer.json may say of single sentences: to cut them, to fill them up, to part words at random.
 
-    Returns:
-        Whether it said so.
+    True where it said so.
     """
     said = (encoder.truncation, encoder.padding, getattr(encoder.model, "dropout", None))
     encoder.no_truncation()
@@ -167,11 +150,7 @@ def made_plain(encoder: Any) -> bool:
 
 
 def pieces_of(file: Path) -> Iterator[list[str]]:
-    """The text in pieces of whole lines, some at once.
-
-    Raises:
-        ConfigError: It is not UTF-8.
-    """
+    """The text, which must be UTF-8, in pieces of whole lines, some at once."""
     pieces: list[str] = []
     start = 0
     with file.open("rb") as text:

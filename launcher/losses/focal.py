@@ -1,12 +1,8 @@
 """Focal loss."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from launcher.core.errors import ConfigError
 
 
 class FocalLoss(nn.Module):
@@ -14,33 +10,18 @@ class FocalLoss(nn.Module):
 
     `alpha_y * (1 - p_y)^gamma * -log p_y` for a sample of class y: Lin et al., Focal Loss for Dense Object
     Detection (2017), https://arxiv.org/abs/1708.02002, with the softmax over k classes in the place of their
-    sigmoid. Computed in float32 whatever the logits' dtype.
-
-    Args:
-        gamma: Focus, >= 0. 0 is cross-entropy; the paper uses 2.
-        alpha: Weight of each class, [k], or None for 1. The mean divides by the sum of alpha over the
-            samples, as torch.nn.CrossEntropyLoss(weight=alpha) does.
+    sigmoid. The mean divides by the sum of alpha [k] over the samples, as torch.nn.CrossEntropyLoss(weight=alpha) does.
     """
 
     alpha: Tensor | None
 
     def __init__(self, gamma: float, alpha: Tensor | list[float] | None = None):
         super().__init__()
-        if not (isinstance(gamma, int | float) and 0 <= gamma < math.inf):
-            raise ConfigError(f"loss.gamma is {gamma!r}: give a number >= 0 (0 is cross-entropy, the paper uses 2).")
         self.gamma = float(gamma)
         self.register_buffer("alpha", None if alpha is None else torch.as_tensor(alpha, dtype=torch.float32))
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each sample.
-
-        Args:
-            outputs: Logits, [n, k] (or [n, k, ...]), any floating dtype.
-            targets: Classes, [n] (or [n, ...]) int64.
-
-        Returns:
-            [n] (or [n, ...]), float32.
-        """
+        """Loss [n, ...] float32 of logits [n, k, ...] of any floating dtype and classes [n, ...] int64."""
         nll = F.cross_entropy(outputs.float(), targets, reduction="none")
         # 1 - p is exactly 0 for a sample that is surely right; below gamma = 1 the derivative of a power is
         # infinite there, and infinity times nll = 0 is nan. Behind the clamp it is 0, as the loss's own is.

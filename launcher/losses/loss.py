@@ -5,12 +5,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from launcher.config.components import build, locate
 from launcher.core.errors import ConfigError
-from launcher.losses.binary_cross_entropy import BinaryCrossEntropy
-from launcher.losses.class_weights import balanced_weights, listed_weights
 from launcher.losses.per_sample import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
 
 if TYPE_CHECKING:
@@ -25,11 +23,7 @@ FITTING = {
 
 
 def kind_of(settings: Mapping[str, Any]) -> type:
-    """The class of the loss that settings name; `object` where it is no class.
-
-    Raises:
-        ConfigError: It does not import.
-    """
+    """The class of the loss that settings name; `object` where it is no class."""
     found = locate(str(settings["_target_"]), "loss") if settings.get("_target_") else None
     return found if isinstance(found, type) else object
 
@@ -41,12 +35,7 @@ def gives(settings: Mapping[str, Any]) -> str:
 
 
 def fit_task(data: "Data", settings: Mapping[str, Any]) -> "Data":
-    """The data as their loss understands them: numbers of nothing but 0 and 1, with a sigmoid for each, are labels.
-
-    Args:
-        data: Of the run.
-        settings: Of the loss.
-    """
+    """The data as their loss understands them: numbers of nothing but 0 and 1, with a sigmoid for each, are labels."""
     targets = [split.targets for split in data.splits().values()]
     if data.task != "regression" or gives(settings) == "scores":
         return data
@@ -58,10 +47,8 @@ def fit_task(data: "Data", settings: Mapping[str, Any]) -> "Data":
 def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
     """Build the loss that conf/loss describes.
 
-    Args:
-        settings: `_target_` and the constructor's arguments. `weight` (of the losses for classes) and `alpha`
-            (of FocalLoss) may be null, a list of k numbers, or "balanced": n / (k * count of the class).
-        data: Its task, number of outputs and class counts.
+    `weight` (of the losses for classes) and `alpha` (of FocalLoss) may be null, a list of k numbers, or "balanced":
+    n / (k * count of the class).
 
     Raises:
         ConfigError: The loss does not fit the task, or a weight, count or argument is wrong.
@@ -71,7 +58,7 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
         "classification": REGRESSING,
         "multilabel": (*CLASSIFYING, *REGRESSING),
         "regression": CLASSIFYING,
-        "language": (*REGRESSING, BinaryCrossEntropy),
+        "language": (*REGRESSING, nn.BCEWithLogitsLoss),
     }
     if issubclass(kind, unfit.get(data.task, ())):
         other = {"classification": "regression", "regression": "classification"}.get(data.task)
@@ -93,25 +80,56 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
             raise ConfigError(f"loss.{key} is {given!r}: the tokens of a language all weigh the same; leave it null.")
         if given == "balanced" and key != "pos_weight":
             facts[key] = balanced_weights(key, data)
-        elif given is not None and issubclass(kind, (*CLASSIFYING, BinaryCrossEntropy)):
+        elif given is not None and issubclass(kind, (*CLASSIFYING, nn.BCEWithLogitsLoss)):
             # A single logit for two classes has a single weight.
             alone = key == "pos_weight" and data.num_outputs == 2 and hasattr(given, "__len__") and len(given) == 1
-            facts[key] = listed_weights(key, given, 1 if alone else data.num_outputs)
+            facts[key] = _listed_weights(key, given, 1 if alone else data.num_outputs)
         if key in facts:
             fixed.pop(key)
     loss = build("loss", fixed, **facts)
     if not isinstance(loss, nn.Module):
         target = settings["_target_"]
         raise ConfigError(f"loss._target_: {target!r} gives a {type(loss).__name__}, not a torch.nn.Module.")
-    if isinstance(loss, (*CLASSIFYING, *REGRESSING, BinaryCrossEntropy)):
+    if isinstance(loss, (*CLASSIFYING, *REGRESSING)):
         _try_out(loss, settings, data)
     return PerSample(loss, data.task)
+
+
+def balanced_weights(key: str, data: "Data") -> Tensor:
+    """Weights [k] float32 that let every class count the same over the training split: n / (k * count)."""
+    if data.task != "classification":
+        raise ConfigError(f"loss.{key} is 'balanced', but data of the task {data.task} has no classes to balance.")
+    counts = data.class_counts.double()
+    if (counts <= 0).any():
+        absent = torch.nonzero(counts <= 0).flatten().tolist()
+        raise ConfigError(
+            f"loss.{key} is 'balanced', but the training split has no sample of class "
+            f"{', '.join(map(str, absent))} (counts: {counts.long().tolist()}). "
+            f"Give a list of {len(counts)} weights instead."
+        )
+    return (counts.sum() / (len(counts) * counts)).float()
+
+
+def _listed_weights(key: str, given: Any, num_outputs: int) -> Tensor:
+    """Weights [num_outputs] float32 from a list of as many numbers >= 0, else a ConfigError that names the setting."""
+    right = f"null, a list of {num_outputs} numbers >= 0" + ("" if key == "pos_weight" else ", or balanced")
+    if isinstance(given, str | int | float):
+        raise ConfigError(f"loss.{key} is {given!r}: give {right}.")
+    try:
+        weights = torch.tensor([float(w) for w in given], dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"loss.{key} is {given!r}: give {right}.") from error
+    if len(weights) != num_outputs:
+        raise ConfigError(f"loss.{key} has {len(weights)} numbers, the data has {num_outputs} outputs: give {right}.")
+    if not (weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ConfigError(f"loss.{key} is {weights.tolist()}: give {right}, finite and not all 0.")
+    return weights
 
 
 def _try_out(loss: nn.Module, settings: Mapping[str, Any], data: "Data") -> None:
     """Compute the loss once: torch checks delta or label_smoothing only then."""
     outputs = torch.zeros(2, data.num_outputs)
-    targets = outputs if data.task in ("regression", "multilabel") else torch.zeros(2, dtype=torch.int64)
+    targets = outputs if data.task == "regression" else torch.zeros(2, dtype=torch.int64)
     try:
         loss(outputs, targets)
     except (RuntimeError, ValueError) as error:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from launcher.core.errors import BrokenFile, ConfigError
-from launcher.losses.binary_cross_entropy import BinaryCrossEntropy, as_shares
 from launcher.losses.focal import FocalLoss
 
 HALF = (torch.float16, torch.bfloat16)
@@ -27,7 +26,7 @@ def _explained(error: Exception, outputs: Any, targets: Tensor) -> Exception:
 CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, FocalLoss)
 REGRESSING = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 MARGINS = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
-LOGISTIC = (BinaryCrossEntropy, nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)  # a sigmoid per output
+LOGISTIC = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)  # a sigmoid per output
 
 
 class PerSample(nn.Module):
@@ -35,14 +34,13 @@ class PerSample(nn.Module):
 
     The mean over any set of samples is sum(values) / sum(weights), which is what the loss's own
     reduction="mean" gives on all of them at once. A module that returns a scalar (a user's own mean) counts
-    by samples.
+    by samples. Of a language the loss is given the tokens of all sequences, [b * t, v] and [b * t], as samples of a
+    classification; the value of a sequence is the mean over its tokens.
 
     Args:
         loss: A torch loss (its `reduction` becomes "none"), or any module (outputs, targets) -> [n], [n, ...]
             or a scalar; it may have a method `weights(targets) -> [n] | None`.
         task: Of the data, which says what its targets are; None leaves them as they are.
-            Of a language samples are sequences: the loss is given their tokens, [b * t, v] and [b * t], as so many
-            samples of a classification; the value of a sequence is the mean over its tokens.
     """
 
     def __init__(self, loss: nn.Module, task: str | None = None):
@@ -58,14 +56,7 @@ class PerSample(nn.Module):
             self.weigh = self._torch_weights
 
     def forward(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Loss and weight of each sample.
-
-        Args:
-            outputs: What the model gives, samples first. Half precision is computed in float32.
-            targets: What it should give, samples first.
-
-        Returns:
-            Values [n], already weighted, and weights [n] (None: each sample weighs 1), float32.
+        """Values [n], already weighted, and weights [n] (None: each sample weighs 1) of outputs and targets, float32.
 
         Raises:
             ConfigError: Outputs and targets of an elementwise loss differ in shape (they would broadcast).
@@ -78,7 +69,7 @@ class PerSample(nn.Module):
                 f"{list(targets.shape)}: the model must give one number for each target."
             )
         if self.logistic:
-            targets = as_shares(outputs, targets)
+            targets = _as_shares(outputs, targets)
         elif self.task in ("regression", "multilabel"):
             targets = targets.to(outputs.dtype)
         elif self.task is not None and not targets.is_floating_point():
@@ -118,3 +109,15 @@ class PerSample(nn.Module):
             return None if weight is None else weight[targets]
         valid = targets != ignored
         return valid.float() if weight is None else weight[targets.where(valid, 0)] * valid
+
+
+def _as_shares(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets in the shape and type of outputs [n, k] or [n], as a loss of one sigmoid for each output takes them.
+
+    Classes [n] become one-hot, or where each sample has one output, whether it is the second of two.
+    """
+    if targets.dim() == 1 and outputs.numel() == len(targets):
+        targets = targets.view_as(outputs)
+    elif targets.dim() < outputs.dim():
+        targets = torch.zeros_like(outputs).scatter_(1, targets.unsqueeze(1), 1.0)
+    return targets.to(outputs.dtype)

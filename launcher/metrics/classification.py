@@ -28,12 +28,7 @@ class ClassificationSums:
 
     @torch.no_grad()
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Count samples.
-
-        Args:
-            outputs: Scores, [n, k].
-            targets: Classes, [n] int64 in 0..k-1.
-        """
+        """Count samples by their scores [n, k] and classes [n] int64 in 0..k-1."""
         predicted, given = outputs.argmax(1), targets.long()
         targets = given.clamp(0, self.num_classes - 1)
         self._strange += (targets != given).sum()
@@ -60,9 +55,8 @@ class ClassificationSums:
     def figures(self) -> dict[str, float]:
         """Metrics in 0..1, nan where no sample was counted.
 
-        Returns:
-            accuracy; macro_f1, the mean F1 of the classes that occur as target or prediction, as
-            scikit-learn's f1_score(average="macro", zero_division=0); for k > 5, top5; and where one is positive, f1.
+        accuracy; macro_f1, the mean F1 of the classes that occur as target or prediction, as
+        scikit-learn's f1_score(average="macro", zero_division=0); for k > 5, top5; and where one is positive, f1.
 
         Raises:
             BrokenFile: A target was none of the classes.

@@ -6,38 +6,28 @@ from torch.nn import functional as F
 
 
 class LanguageSums:
-    """Tokens, how many of them were the likeliest, and the sum of -log p, in float64.
-
-    Args:
-        device: Where outputs and targets will be.
-    """
+    """Tokens, how many of them were the likeliest, and the sum of -log p, in float64, on the device of the outputs."""
 
     def __init__(self, device: torch.device | str):
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Count the tokens of some sequences.
-
-        Args:
-            outputs: Scores of the next token, [n, t, v].
-            targets: The next tokens, [n, t] of any integer type.
-        """
+        """Count the tokens of sequences by the scores of the next token [n, t, v] and the next tokens [n, t]."""
         outputs, targets = outputs.flatten(0, 1), targets.flatten().long()
         self._sums[0] += len(targets)
         self._sums[1] += (outputs.argmax(1) == targets).sum()
         self._sums[2] += F.cross_entropy(outputs, targets, reduction="none").double().sum()
 
     def tensors(self) -> list[Tensor]:
-        """Tensors whose sum over ranks, in place, makes the figures those of all samples."""
+        """As ClassificationSums.tensors."""
         return [self._sums]
 
     def figures(self) -> dict[str, float]:
         """Metrics over all tokens, nan where no token was counted.
 
-        Returns:
-            accuracy, in 0..1; perplexity, exp of the mean of -log p, whatever the loss: 1 for a model that knows each
-            token, v for one that guesses.
+        accuracy, in 0..1; perplexity, exp of the mean of -log p, whatever the loss: 1 for a model that knows each
+        token, v for one that guesses.
         """
         tokens, right, nats = self._sums.cpu()
         return {"accuracy": float(right / tokens), "perplexity": float((nats / tokens).exp())}

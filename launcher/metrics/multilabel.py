@@ -5,12 +5,7 @@ from torch import Tensor
 
 
 class LabelSums:
-    """Counts for labels of which a sample has any number: right, missed and invented ones of each, and samples.
-
-    Args:
-        num_labels: k.
-        device: Where outputs and targets will be.
-    """
+    """Counts for k labels of which a sample has any number: right, missed and invented ones of each, and samples."""
 
     def __init__(self, num_labels: int, device: torch.device | str):
         # Rows: found, found or there but not both, samples with every label right, samples.
@@ -18,27 +13,21 @@ class LabelSums:
 
     @torch.no_grad()
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Count samples.
-
-        Args:
-            outputs: Logits, [n, k]: a label is predicted above 0, which is a probability of one half.
-            targets: Whether each label is there, [n, k].
-        """
+        """Count samples by logits [n, k], which predict a label above 0, one half, and whether each is there [n, k]."""
         predicted, true = outputs > 0, targets > 0.5
         wrong = predicted != true
         right = (~wrong).all(1, keepdim=True).expand_as(wrong)
         self._sums += torch.stack([predicted & true, wrong, right, torch.ones_like(wrong)]).sum(1)
 
     def tensors(self) -> list[Tensor]:
-        """Tensors whose sum over ranks, in place, makes the figures those of all samples."""
+        """As ClassificationSums.tensors."""
         return [self._sums]
 
     def figures(self) -> dict[str, float]:
         """Metrics in 0..1, nan where no sample was counted.
 
-        Returns:
-            accuracy, the share of samples with every label right, as scikit-learn's accuracy_score; micro_f1, of all
-            labels together, and macro_f1, the mean over the labels, as its f1_score(zero_division=0).
+        accuracy, the share of samples with every label right, as scikit-learn's accuracy_score; micro_f1, of all
+        labels together, and macro_f1, the mean over the labels, as its f1_score(zero_division=0).
         """
         found, wrong, right, samples = self._sums.cpu().double()
         return {

@@ -31,14 +31,13 @@ def make_metrics(names: Sequence[str | Mapping[str, Any]], outputs: "Outputs") -
         Name to metric. A name that comes again takes its arguments along: "FBetaScore_beta2".
 
     Raises:
-        ConfigError: No such metric, one of another task or without a single number as its result, a wrong
-            argument, or torchmetrics is not installed.
+        ConfigError: No torchmetrics or metric of the name, one of another task or of no single number, a wrong
+            argument.
     """
     if not names:
         return {}
-    import_extra(
-        "torchmetrics", "metrics: a name is one of the package torchmetrics", "metrics"
-    )  # 2 s: only when a metric is named
+    # 2 s: only when a metric is named
+    import_extra("torchmetrics", "metrics: a name is one of the package torchmetrics", "metrics")
     metrics: dict[str, Any] = {}
     classifying = outputs.task in ("classification", "multilabel")
     alone = outputs.one_logit or (outputs.task == "multilabel" and outputs.count == 1)
@@ -79,11 +78,7 @@ def _own(target: str) -> Any:
 
 
 def _find(name: str, task: str) -> Any:
-    """The class of torchmetrics that has a name.
-
-    Raises:
-        ConfigError: There is none, or it is for another task.
-    """
+    """The class of torchmetrics that has a name, else a ConfigError."""
     import torchmetrics
 
     found = getattr(torchmetrics, name, None) or getattr(torchmetrics.classification, name, None)  # as BinaryAUROC
@@ -106,9 +101,9 @@ def update_metrics(metrics: Mapping[str, Any], outputs: "Outputs", scores: Tenso
         metrics: Name to metric.
         outputs: What the scores mean.
         scores: From `Outputs.scores`.
-        targets: Classes [n], labels [n, k], or values [n, d]; [n, 1] values are given as [n], which some insist on.
+        targets: Classes [n], labels [n, k], or values [n, d].
     """
-    if outputs.task == "regression" and scores.shape[1] == 1:
+    if outputs.task == "regression" and scores.shape[1] == 1:  # some insist on [n]
         scores, targets = scores.reshape(-1), targets.reshape(-1)
     elif outputs.task != "regression":
         targets = targets.long()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class RegressionSums:
-    """Sums of errors and targets for each output, in float64.
+    """Sums of errors and targets for each of d outputs, in float64.
 
     Args:
         num_outputs: d.
@@ -21,12 +21,7 @@ class RegressionSums:
 
     @torch.no_grad()
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Count samples.
-
-        Args:
-            outputs: [n, d] (or [n] for d = 1).
-            targets: As outputs.
-        """
+        """Count samples by outputs and targets, [n, d] each, or [n] for d = 1."""
         wanted = targets.double().reshape(len(targets), -1)
         error = outputs.double().reshape(len(outputs), -1) - wanted
         if self._near is not None:
@@ -35,15 +30,14 @@ class RegressionSums:
         self._sums += torch.stack(rows).sum(1)
 
     def tensors(self) -> list[Tensor]:
-        """Tensors whose sum over ranks, in place, makes the figures those of all samples."""
+        """As ClassificationSums.tensors."""
         return [self._sums]
 
     def figures(self) -> dict[str, float]:
         """Metrics, each the plain mean over outputs, as scikit-learn's; nan where no sample was counted.
 
-        Returns:
-            mae, rmse (of each output its own root) and r2 (of a constant target: 1 if met exactly, else 0;
-            nan below two samples).
+        mae, rmse (of each output its own root) and r2 (of a constant target: 1 if met exactly, else 0; nan below two
+        samples).
         """
         samples, absolute, squared, total, total_squared = self._sums.cpu()
         spread = (total_squared - total.square() / samples).clamp_min(0.0)

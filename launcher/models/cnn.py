@@ -5,43 +5,27 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from launcher.core.errors import ConfigError
-from launcher.models.widths import check_dropout, check_image, check_width, check_widths, group_norm
+from launcher.models.widths import check_image, check_width, group_norm
 
 
 class CNN(nn.Module):
-    """3x3 convolutions, each halved by pooling and normalised, then a dense layer.
+    """3x3 convolutions, each halved by pooling and normalised, then a dense layer with dropout before and after it.
 
     Each stage is convolution, max-pooling, GroupNorm, ReLU. Pooling comes before the normalisation, which
     then sees a quarter of the values: on a CPU GroupNorm costs about as much as the convolution. The windows
     do not overlap, so that the gradient of each value has one source and is the same in every bit also on a
     GPU. A side that has come down to 1 is no longer halved.
-
-    Args:
-        input_shape: (channels, height, width) of one image.
-        num_outputs: Classes, or numbers to predict.
-        channels: Channels of each stage, first to last; at least one.
-        dense: Width of the dense layer.
-        dropout: Share of units dropped before and after the dense layer in training, in [0, 1).
-
-    Raises:
-        ConfigError: The data are no images, or a width or the dropout is outside its range.
     """
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_outputs: int,
-        channels: Sequence[int],
-        dense: int,
-        dropout: float,
+        self, input_shape: Sequence[int], num_outputs: int, channels: Sequence[int], dense: int, dropout: float
     ) -> None:
         super().__init__()
         before, height, width = check_image("cnn", input_shape)
-        stages = check_widths("model.channels", channels)
-        if not stages:
-            raise ConfigError("model.channels: [] has no stage; give at least one, such as model.channels=[32,64].")
+        if isinstance(channels, str) or not isinstance(channels, Sequence) or not channels:
+            raise ConfigError(f"model.channels: {channels!r} is no list of widths; give one, such as [32,64].")
+        stages = [check_width(f"model.channels[{i}]", width) for i, width in enumerate(channels)]
         check_width("model.dense", dense)
-        dropout = check_dropout("model.dropout", dropout)
         layers: list[nn.Module] = []
         for after in stages:
             window = (min(2, height), min(2, width))

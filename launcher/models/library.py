@@ -15,17 +15,7 @@ NORMS = ("batch", "group")
 
 
 def check_name(library: str, name: Any, known: Iterable[str], how: str) -> None:
-    """Check that a library has a model of a name.
-
-    Args:
-        library: Its name, for the message.
-        name: What the user asked for.
-        known: The names that it has.
-        how: Code that lists them.
-
-    Raises:
-        ConfigError: It has none; the message holds the nearest names.
-    """
+    """Check that a library has a model of a name, else a ConfigError with the nearest names and how to list all."""
     names = list(known)
     if name not in names:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
@@ -36,16 +26,10 @@ def check_name(library: str, name: Any, known: Iterable[str], how: str) -> None:
 
 
 def adapt(model: nn.Module, norm: Any, input_shape: Sequence[int], num_outputs: int) -> nn.Module:
-    """Do what the settings ask for, then show the model one image.
-
-    Args:
-        model: As the library made it.
-        norm: `batch`: leave it as it is; `group`: GroupNorm in the place of each BatchNorm.
-        input_shape: (channels, height, width) of one image.
-        num_outputs: Classes, or numbers to predict.
+    """Take GroupNorm for each BatchNorm where `norm` is `group`, then show a library's model one image.
 
     Raises:
-        ConfigError: A setting is wrong, or the model does not take images of this shape.
+        ConfigError: `norm` is unknown, or the model does not map an image of this shape to that many outputs.
     """
     if norm not in NORMS:
         raise ConfigError(f"model.norm: {norm!r} is unknown; pick batch (as the model has it) or group (GroupNorm).")

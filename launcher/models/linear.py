@@ -7,13 +7,7 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Module):
-    """One affine map of the flattened input.
-
-    Args:
-        input_shape: Shape of one sample, of any number of dimensions.
-        num_outputs: Classes, or numbers to predict.
-        bias: Add a constant per output.
-    """
+    """One affine map of the flattened input, of any shape, with a constant per output where `bias` says so."""
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, bias: bool) -> None:
         super().__init__()

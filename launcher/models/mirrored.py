@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 
 class Mirrored(nn.Module):
-    """A model whose outputs are the mean of those for an image and for its mirror, left to right.
-
-    Args:
-        model: Takes images [n, channels, height, width].
-    """
+    """A model whose outputs are the mean of those for images [n, channels, height, width] and for their mirrors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -27,11 +23,7 @@ class Mirrored(nn.Module):
 
 
 def check_mirror(data: "Data") -> None:
-    """Check that the data are images.
-
-    Raises:
-        ConfigError: They are not.
-    """
+    """Check that the data are images, else a ConfigError."""
     if len(data.input_shape) != 3:
         raise ConfigError(
             f"test_time_flip: data={data.name} gives inputs of shape {list(data.input_shape)}, which are no images "

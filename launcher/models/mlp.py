@@ -6,41 +6,22 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from launcher.core.errors import ConfigError
-from launcher.models.widths import check_dropout, check_widths
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 class MLP(nn.Module):
-    """Fully connected layers on the flattened input, each followed by an activation and dropout.
-
-    Args:
-        input_shape: Shape of one sample, of any number of dimensions.
-        num_outputs: Classes, or numbers to predict.
-        hidden: Widths of the hidden layers, first to last; empty for a linear model.
-        activation: `relu`, `gelu`, `silu` or `tanh`.
-        dropout: Share of hidden units dropped in training, in [0, 1).
-
-    Raises:
-        ConfigError: A width below 1, an unknown activation, or a dropout outside its range.
-    """
+    """Fully connected layers on the flattened input, each followed by an activation and, in training, dropout."""
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_outputs: int,
-        hidden: Sequence[int],
-        activation: str,
-        dropout: float,
+        self, input_shape: Sequence[int], num_outputs: int, hidden: Sequence[int], activation: str, dropout: float
     ) -> None:
         super().__init__()
-        widths = check_widths("model.hidden", hidden)
-        dropout = check_dropout("model.dropout", dropout)
         if activation not in ACTIVATIONS:
             raise ConfigError(f"model.activation: {activation!r} is unknown; pick one of {', '.join(ACTIVATIONS)}.")
         layers: list[nn.Module] = [nn.Flatten()]
         features = math.prod(input_shape)
-        for width in widths:
+        for width in hidden:
             layers += [nn.Linear(features, width), ACTIVATIONS[activation]()]
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))

@@ -25,13 +25,7 @@ class StandardisedConv2d(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes.
-
-    Args:
-        before: Channels that come in.
-        after: Channels that go out.
-        stride: Stride of the first convolution and of the shortcut.
-    """
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -54,17 +48,9 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Residual network of three stages after He et al. (2015), section 4.2, with GroupNorm for BatchNorm.
 
-    Each stage after the first halves the sides and doubles the channels; then come the means of 2x2 squares and a
-    linear layer: where a thing is in a small image says what it is, which one mean over the whole of it forgets.
-
-    Args:
-        input_shape: (channels, height, width) of one image.
-        num_outputs: Classes, or numbers to predict.
-        depth: Layers with weights, 6 n + 2 for n blocks a stage: 8, 14, 20, 32, 44, 56, ...
-        width: Channels of the first stage.
-
-    Raises:
-        ConfigError: The data are no images, or depth or width is outside its range.
+    The first stage has `width` channels; each other halves the sides and doubles the channels. Then come the means of
+    2x2 squares and a linear layer: where a thing is in a small image says what it is, which one mean over the whole
+    of it forgets. The `depth`, of layers with weights, is 6 n + 2 for n blocks a stage.
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, depth: int, width: int) -> None:

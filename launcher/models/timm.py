@@ -11,25 +11,11 @@ from launcher.models.widths import check_image
 
 
 def create(
-    input_shape: Sequence[int],
-    num_outputs: int,
-    name: str,
-    drop_rate: float,
-    norm: str,
-    options: Mapping[str, Any],
+    input_shape: Sequence[int], num_outputs: int, name: str, drop_rate: float, norm: str, options: Mapping[str, Any]
 ) -> nn.Module:
     """Build a model that maps images [n, *input_shape] to outputs [n, num_outputs]. Nothing is downloaded.
 
-    Args:
-        input_shape: (channels, height, width) of one image; any number of channels.
-        num_outputs: Classes, or numbers to predict.
-        name: Of the model, such as `resnet18`; timm.list_models() lists them.
-        drop_rate: Dropout before the last layer, in [0, 1).
-        norm: `batch`: as the model has it; `group`: GroupNorm in the place of each BatchNorm.
-        options: More arguments of timm.create_model, such as `drop_path_rate` or `img_size`.
-
-    Raises:
-        ConfigError: timm is missing, it has no such model, or the model does not take the images or an option.
+    The settings are those of conf/model/timm.yaml; images have any number of channels.
     """
     channels, _, _ = check_image("timm", input_shape)
     timm = import_extra("timm", "model=timm needs the package timm", "vision")

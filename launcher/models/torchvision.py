@@ -11,25 +11,11 @@ from launcher.models.library import adapt, check_name
 from launcher.models.widths import check_image
 
 
-def create(
-    input_shape: Sequence[int],
-    num_outputs: int,
-    name: str,
-    norm: str,
-    options: Mapping[str, Any],
-) -> nn.Module:
+def create(input_shape: Sequence[int], num_outputs: int, name: str, norm: str, options: Mapping[str, Any]) -> nn.Module:
     """Build a model that maps images [n, *input_shape] to outputs [n, num_outputs]. Nothing is downloaded.
 
-    Args:
-        input_shape: (3, height, width) of one image, or (1, height, width): grey is shown as red, green and blue.
-        num_outputs: Classes, or numbers to predict.
-        name: Of the model, such as `resnet18`; torchvision.models.list_models() lists them.
-        norm: `batch`: as the model has it; `group`: GroupNorm in the place of each BatchNorm.
-        options: More arguments of the model, such as `dropout`.
-
-    Raises:
-        ConfigError: torchvision is missing, it has no such model, or the model does not take the images or an
-            option.
+    The settings are those of conf/model/torchvision.yaml. Images have three channels, or one: grey is shown as red,
+    green and blue.
     """
     channels, _, _ = check_image("torchvision", input_shape)
     if channels not in (1, 3):

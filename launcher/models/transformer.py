@@ -8,19 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launcher.core.errors import ConfigError
-from launcher.models.widths import check_dropout, check_width
+from launcher.models.widths import check_width
 
 Rotation = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Causal self-attention of several heads, by torch's fused kernels.
-
-    Args:
-        width: Numbers per token, a multiple of the heads.
-        heads: Number of heads.
-        dropout: Share of the attention weights dropped in training, in [0, 1).
-    """
+    """Causal self-attention of several heads, by torch's fused kernels."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -40,12 +34,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Down(SiLU(gate) * up), after Shazeer (2020), "GLU Variants Improve Transformer".
-
-    Args:
-        width: Numbers per token.
-        hidden: Numbers in between.
-    """
+    """Down(SiLU(gate) * up), after Shazeer (2020), "GLU Variants Improve Transformer"."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -59,14 +48,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a layer for each token alone, each normalised before and added to what came in.
-
-    Args:
-        width: Numbers per token.
-        attention: From [n, t, width] and a rotation to [n, t, width].
-        feed_forward: From [n, t, width] to [n, t, width].
-        dropout: Share of what is added that is dropped in training, in [0, 1).
-    """
+    """Attention, then a layer for each token alone, each normalised before and added to what came in."""
 
     def __init__(self, width: int, attention: Attention, feed_forward: nn.Module, dropout: float) -> None:
         super().__init__()
@@ -99,9 +81,6 @@ class Transformer(nn.Module):
         dropout: Share dropped in training of the attention weights, of what the blocks add, and of their input,
             in [0, 1).
         tie_weights: Use the embedding as the output layer too (Press and Wolf 2017).
-
-    Raises:
-        ConfigError: A setting is outside its range.
     """
 
     def __init__(
@@ -120,7 +99,6 @@ class Transformer(nn.Module):
         super().__init__()
         for setting, number in (("width", width), ("layers", layers), ("heads", heads)):
             check_width(f"model.{setting}", number)
-        dropout = check_dropout("model.dropout", dropout)
         hidden = _hidden(width, mlp_ratio, activation)
         if width % heads:
             raise ConfigError(f"model.width: {width} is no multiple of model.heads={heads}.")

@@ -42,42 +42,25 @@ SHOWN = 8  # names in a message
 
 @dataclass(frozen=True)
 class Found:
-    """What is in a file.
+    """What is in a file."""
 
-    Attributes:
-        tensors: By name.
-        inside: Where in the file they are; empty for the top.
-        beside: What else is there, by name.
-    """
-
-    tensors: dict[str, Tensor]
-    inside: str = ""
-    beside: list[str] = field(default_factory=list)
+    tensors: dict[str, Tensor]  # by name
+    inside: str = ""  # where in the file they are; empty for the top
+    beside: list[str] = field(default_factory=list)  # what else is there, by name
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of the weights in a file.
-
-    Attributes:
-        file: That they were read from.
-        matched: Names in the model that took a tensor.
-        missing: Names in the model for which the file has none; they keep their initial values.
-        unexpected: Names in the file that the model does not have.
-        reshaped: Names in the model whose tensor in the file has another shape; they keep their initial values.
-        resampled: Names in the model whose tensor in the file was brought to their shape.
-        inside: Where in the file they were.
-        beside: What else is in the file, and was left there.
-    """
+    """What became of the weights in a file; what took no tensor keeps its initial values."""
 
     file: Path
-    matched: list[str]
-    missing: list[str]
-    unexpected: list[str]
-    reshaped: list[str]
-    resampled: list[str] = field(default_factory=list)
-    inside: str = ""
-    beside: list[str] = field(default_factory=list)
+    matched: list[str]  # names in the model that took a tensor
+    missing: list[str]  # names in the model for which the file has none
+    unexpected: list[str]  # names in the file that the model does not have
+    reshaped: list[str]  # names in the model whose tensor in the file has another shape
+    resampled: list[str] = field(default_factory=list)  # those whose tensor in the file was brought to their shape
+    inside: str = ""  # as of Found
+    beside: list[str] = field(default_factory=list)  # as of Found
 
     def __str__(self) -> str:
         """In one line, as it is logged."""
@@ -180,16 +163,11 @@ def _harmless() -> list[Any]:
 
 
 def match(model: nn.Module, found: Found, file: Path) -> tuple[dict[str, Tensor], Loaded]:
-    """Find the tensor of each parameter and buffer of a model.
+    """Find the tensor of each parameter and buffer of a model, which is not changed.
 
     Names may differ by what stands before all of them: DDP, torch.compile, Lightning and people's own modules put
     something there. Models of timm and torchvision have their position embeddings brought to their size, by the
     libraries' own code.
-
-    Args:
-        model: The bare model; nothing is changed.
-        found: From `read`.
-        file: Where it was read.
 
     Returns:
         Tensors by the model's own names, and what became of all.

@@ -15,20 +15,6 @@ def check_width(setting: str, width: Any) -> int:
     return width
 
 
-def check_widths(setting: str, widths: Any) -> list[int]:
-    """Widths of layers: a list of integers of at least 1, else a ConfigError that names the setting."""
-    if isinstance(widths, str) or not isinstance(widths, Sequence):
-        raise ConfigError(f"{setting}: {widths!r} is not a list; give widths such as {setting}=[128,64].")
-    return [check_width(f"{setting}[{i}]", width) for i, width in enumerate(widths)]
-
-
-def check_dropout(setting: str, dropout: Any) -> float:
-    """A probability in [0, 1), else a ConfigError that names the setting."""
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ConfigError(f"{setting}: {dropout!r} is no share of units to drop; it must be in [0, 1), such as 0.1.")
-    return float(dropout)
-
-
 def check_image(model: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
     """The shape (channels, height, width) of image data, else a ConfigError that says which models fit."""
     if len(input_shape) != 3:

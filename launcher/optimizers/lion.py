@@ -16,12 +16,6 @@ class Lion(Optimizer):
     Chen et al., Symbolic Discovery of Optimization Algorithms (2023), https://arxiv.org/abs/2302.06675:
     `p <- p - lr * (sign(b1 m + (1 - b1) g) + weight_decay p)`, then `m <- b2 m + (1 - b2) g`.
     Every element moves by lr: a good lr is 3 to 10 times smaller than AdamW's, weight_decay as much larger.
-
-    Args:
-        params: ParamsT, or groups of them.
-        lr: Learning rate, >= 0.
-        betas: b1 of the step and b2 of the momentum, each in [0, 1).
-        weight_decay: >= 0.
     """
 
     def __init__(self, params: ParamsT, lr: float, betas: tuple[float, float], weight_decay: float):
@@ -35,11 +29,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters once.
-
-        Args:
-            closure: Computes the loss again and returns it, where given.
-        """
+        """Update the parameters once; `closure` computes the loss again and returns it, where given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -21,21 +21,13 @@ class Muon(Optimizer):
 
     Args:
         params: ParamsT, or groups of them.
-        lr: Learning rate of the matrices, >= 0.
-        momentum: Of the matrices.
-        nesterov: Of the matrices.
+        lr: As momentum, nesterov, ns_steps and adjust_lr_fn, of the matrices; see conf/optimizer/muon.yaml.
+        adamw_lr: As betas, eps and fused, of the rest. None for lr.
         weight_decay: Decoupled, of both.
-        ns_steps: Newton-Schulz iterations.
-        adjust_lr_fn: "match_rms_adamw" (an AdamW learning rate serves for both), "original" or
-            "spectral_unclamped".
-        adamw_lr: Learning rate of the rest; None for lr.
-        betas: Of AdamW.
-        eps: Of AdamW.
-        fused: Of AdamW.
         model: Tells which matrices are hidden. None: all of them.
 
     Raises:
-        ConfigError: Nothing is left for Muon, or torch is older than 2.9.
+        ConfigError: Nothing is left for Muon.
     """
 
     def __init__(
@@ -53,8 +45,6 @@ class Muon(Optimizer):
         fused: bool | None = None,
         model: nn.Module | None = None,
     ):
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(f"optimizer=muon needs torch >= 2.9, this is {torch.__version__}: pip install -U torch")
         kept = set() if model is None else _input_and_output(model)
         entries: list[Any] = list(params)
         groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
@@ -90,11 +80,7 @@ class Muon(Optimizer):
         self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters once.
-
-        Args:
-            closure: Computes the loss again and returns it, where given.
-        """
+        """Update the parameters once; `closure` computes the loss again and returns it, where given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,6 +1,5 @@
-"""Building the optimizer that the settings name."""
+"""Building the optimizer that the settings name, with its groups of parameters: by weight decay, and by layer."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from launcher.config.components import accepted_names, build, locate
+from launcher.config.components import accepted_names, build, default_of, locate
 from launcher.core.errors import ConfigError
-from launcher.optimizers.groups import groups_by_decay, groups_by_layer
 from launcher.optimizers.lean_step import spare_the_compiler
 from launcher.optimizers.muon import Muon
 
@@ -27,8 +25,7 @@ def build_optimizer(
     Args:
         settings: `_target_` and the constructor's arguments. Both `fused` and `foreach` null: fused where
             torch has it (1.6 to 6 times as fast as torch's default on a CPU, measured), else torch's default.
-        model: Its parameters that require a gradient are optimized; also passed as `model` to a constructor
-            that takes one.
+        model: Its parameters that require a gradient are optimized; it goes to a constructor that takes a `model`, too.
         lr_scale: The learning rate of every group is multiplied by it, > 0.
         decay_bias_and_norm: Whether weight decay applies to parameters of at most one dimension.
         layer_decay: The learning rate of each layer over that of the next deeper one, in (0, 1], the last layer's
@@ -46,12 +43,13 @@ def build_optimizer(
     kind = locate(str(settings["_target_"]), "optimizer") if settings.get("_target_") else None
     if kind is not None and not {"fused", "foreach"} & set(fixed) and _takes_fused(kind, model, params):
         fixed["fused"] = True
-    apart = kind is not None and not decay_bias_and_norm and bool(_weight_decay(kind, fixed))
+    decays = kind is not None and fixed.get("weight_decay", default_of(kind, "weight_decay", 0.0))
+    apart = bool(decays) and not decay_bias_and_norm
     groups: Sequence[Any] = params
     if layer_decay is not None:
-        groups = groups_by_layer(model, layer_decay, apart)
+        groups = _groups_by_layer(model, layer_decay, apart)
     elif apart:
-        groups = groups_by_decay(params)
+        groups = _groups_by_decay(params)
     try:
         optimizer = build("optimizer", fixed, groups, model=model)
     except RuntimeError as error:  # torch refuses fused on a device or beside another option
@@ -80,12 +78,61 @@ def _takes_fused(kind: Callable[..., Any], model: nn.Module, params: Sequence[Te
     return not sparse and all(p.is_floating_point() and p.device.type in devices for p in params)
 
 
-def _weight_decay(kind: Callable[..., Any], settings: Mapping[str, Any]) -> float:
-    """The weight decay that the settings or the constructor's default give; 0 where it takes none."""
-    if "weight_decay" in settings:
-        return settings["weight_decay"] or 0.0
-    try:
-        parameter = inspect.signature(kind).parameters.get("weight_decay")
-    except ValueError:
-        return 0.0
-    return parameter.default if parameter is not None and isinstance(parameter.default, int | float) else 0.0
+def layers_of(model: nn.Module) -> dict[str, int]:
+    """How deep each parameter lies: 0 at the input.
+
+    A model of timm's says it by its `group_matcher`, as timm.optim.param_groups_layer_decay asks it. Any other model is
+    cut into its children in the order in which they were made, a Sequential or ModuleList among them into its own; a
+    child that is all there is is looked into. A child with vectors alone (a normalisation) belongs to the layer before
+    it, and parameters of the model itself (a position embedding) to the first.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if callable(matcher := getattr(model, "group_matcher", None)):
+        try:
+            from timm.models import group_parameters
+        except ImportError as error:
+            raise ConfigError(
+                f"layer_decay: the depths of a {type(model).__name__} are timm's to tell, which does not import "
+                f"({error}): pip install timm"
+            ) from error
+        found = group_parameters(model, matcher(coarse=False), reverse=True)
+        return {name: found.get(name, max(found.values())) for name in names}
+    blocks = _blocks(model, "")
+    while len(blocks) == 1 and any(True for _ in blocks[0][1].children()):
+        ((prefix, block),) = blocks
+        blocks = _blocks(block, prefix)
+    layers, depth = dict.fromkeys(names, 0), -1
+    for prefix, block in blocks:
+        depth += depth < 0 or any(parameter.dim() > 1 for parameter in block.parameters())
+        layers |= {name: depth for name in names if name.startswith(prefix)}
+    return layers
+
+
+def _blocks(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
+    """Children that have parameters, with the prefix of their names; containers cut into theirs."""
+    blocks = []
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            blocks += _blocks(child, f"{prefix}{name}.")
+        elif any(True for _ in child.parameters()):
+            blocks.append((f"{prefix}{name}.", child))
+    return blocks
+
+
+def _groups_by_layer(model: nn.Module, layer_decay: float, apart: bool) -> list[dict[str, Any]]:
+    """Groups of parameters, the deepest layer first: its learning rate is the one that a run reports."""
+    layers = layers_of(model)
+    deepest = max(layers.values())
+    groups = []
+    for layer in range(deepest, -1, -1):
+        params = [p for name, p in model.named_parameters() if p.requires_grad and layers[name] == layer]
+        found: list[dict[str, Any]] = _groups_by_decay(params) if apart else [{"params": params}]
+        groups += [group | {"layer_scale": layer_decay ** (deepest - layer)} for group in found if group["params"]]
+    return groups
+
+
+def _groups_by_decay(params: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Groups with and without weight decay: of parameters with more than one dimension, and of the others."""
+    decayed, plain = [p for p in params if p.dim() > 1], [p for p in params if p.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,22 +1,24 @@
 """Schedules: a torch scheduler behind an optional warmup, counted in optimizer updates or in epochs."""
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from launcher.config.components import accepted_names, build, locate
 from launcher.config.direction import direction
 from launcher.core.errors import ConfigError
-from launcher.schedulers.warmup import parse_warmup
 
-if TYPE_CHECKING:  # config.py checks warmups with this module, and must not wait for torch
+if TYPE_CHECKING:  # what is checked before a run must not wait for torch
     from torch.optim import Optimizer
-
 
 # Arguments that are a length. Null is filled with what remains after warmup; StepLR's with a third of it.
 LENGTHS = ("T_max", "total_iters", "total_steps", "step_size")
+WARMUP = re.compile(r"\s*(?:(\d+(?:\.\d*)?)\s*epoch|(\d+(?:\.0*)?)\s*step)s?\s*")  # epochs, or whole steps
 
 
+@dataclass(eq=False)
 class Schedule:
     """Learning rate of each optimizer update t = 0, 1, ...
 
@@ -24,28 +26,18 @@ class Schedule:
     decides: its clock is t - w by step, (t - w) // steps_per_epoch by epoch, and the evaluations where it
     observes a metric. A step costs 0.2 us, and by step the 2 to 3 us of the torch scheduler's own.
     Build it before the optimizer's state is restored, as torch's schedulers must be.
-
-    Args:
-        optimizer: The learning rates in its groups are set.
-        main: A torch scheduler of that optimizer, freshly built.
-        warmup: Updates, >= 0.
-        period: Updates from one step of `main` to the next; 0 for one that observes a metric.
-        metric: Name of the metric to observe, or None.
-
-    Attributes:
-        updates: Updates done.
-        metric: Name of the recorded metric that `observe` is to be given after each evaluation, or None.
     """
 
-    def __init__(self, optimizer: "Optimizer", main: Any, warmup: int, period: int, metric: str | None):
-        self.optimizer = optimizer
-        self.main = main
-        self.warmup = warmup
-        self.period = period
-        self.metric = metric
-        self.updates = 0
-        self._peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
-        if warmup:
+    optimizer: "Optimizer"  # the learning rates in its groups are set
+    main: Any  # a torch scheduler of that optimizer, freshly built
+    warmup: int  # updates, >= 0
+    period: int  # updates from one step of `main` to the next; 0 for one that observes a metric
+    metric: str | None  # name of the recorded metric that `observe` is to be given after each evaluation
+    updates: int = field(default=0, init=False)  # done
+
+    def __post_init__(self) -> None:
+        self._peaks: list[float] = [group["lr"] for group in self.optimizer.param_groups]
+        if self.warmup:
             self._warm_up()
 
     @property
@@ -77,11 +69,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state, the optimizer's learning rates included; before or after the optimizer's own.
-
-        Raises:
-            ConfigError: The state is of an optimizer with another number of groups.
-        """
+        """Restore the state, the optimizer's learning rates included; before or after the optimizer's own."""
         groups = self.optimizer.param_groups
         if len(state["lrs"]) != len(groups):
             raise ConfigError(
@@ -116,11 +104,12 @@ def build_schedule(
 ) -> Schedule:
     """Build the schedule that conf/scheduler describes.
 
+    Lengths that are null are filled in: T_max, total_iters and total_steps with what remains of the run after
+    warmup, step_size with a third of it, in units of `interval`; max_lr with the optimizer's rate.
+
     Args:
         settings: `_target_` and the constructor's arguments, and the launcher's own `interval` (step or
-            epoch), `warmup` (see `parse_warmup`) and `metric` (of a scheduler that observes one). Lengths that
-            are null are filled in: T_max, total_iters and total_steps with what remains of the run after
-            warmup, step_size with a third of it, in units of `interval`; max_lr with the optimizer's rate.
+            epoch), `warmup` (see `parse_warmup`) and `metric` (of a scheduler that observes one).
         optimizer: A torch optimizer, not one wrapped by Accelerate.
         total_steps: Updates of the run, > 0.
         steps_per_epoch: Updates of an epoch, > 0.
@@ -160,6 +149,38 @@ def build_schedule(
 
     _check_plateau(main, interval, metric)
     return Schedule(optimizer, main, warmup, 0, metric)
+
+
+def parse_warmup(text: int | float | str | None, total_steps: int, steps_per_epoch: int) -> int:
+    """Optimizer updates that a warmup takes: at least 0 and fewer than total_steps.
+
+    Args:
+        text: Updates (5), a share of the run in (0, 1) (0.05), "2epochs", "0.5epochs", "100steps", None (0).
+        total_steps: Updates of the run.
+        steps_per_epoch: Updates of an epoch.
+
+    Raises:
+        ConfigError: It is none of these, or not shorter than the run.
+    """
+    steps: float = -1
+    if text is None:
+        steps = 0
+    elif isinstance(text, str) and (match := WARMUP.fullmatch(text)):
+        steps = float(match[1]) * steps_per_epoch if match[1] else float(match[2])
+    elif isinstance(text, int) and not isinstance(text, bool):
+        steps = text
+    elif isinstance(text, float) and 0 <= text < 1:
+        steps = text * total_steps
+    if steps < 0:
+        right = "give updates (500), a share of the run (0.05), epochs (2epochs) or steps (100steps)"
+        raise ConfigError(f"scheduler.warmup is {text!r}: {right}.")
+    warmup = round(steps)
+    if 0 < total_steps <= warmup:
+        raise ConfigError(
+            f"scheduler.warmup is {text!r}, {warmup} updates, and the whole run has {total_steps}: "
+            "give a shorter warmup or a longer run."
+        )
+    return warmup
 
 
 def _check_lengths(fixed: dict[str, Any], interval: str, length: int) -> None:

@@ -15,10 +15,11 @@ from launcher.metrics.classification import ClassificationSums
 from launcher.metrics.language import LanguageSums
 from launcher.metrics.multilabel import LabelSums
 from launcher.metrics.regression import RegressionSums
-from launcher.metrics.sums import Sums
 
 if TYPE_CHECKING:
     from launcher.data.source import Data
+
+Sums = ClassificationSums | LabelSums | RegressionSums | LanguageSums
 
 
 @dataclass(frozen=True)

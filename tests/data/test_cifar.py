@@ -76,7 +76,6 @@ def test_cifar_refuses(cifar):
     refused(r"data\.root: .*nowhere has no whole cifar-10-batches-py.*data\.download=true", root=str(root / "nowhere"))
     refused(r"data\.classes: 20 is neither 10 nor 100", classes=20)
     refused(r"data\.shift: 32 ", shift=32)
-    refused(r"data\.random_erasing: 2 ", random_erasing=2)
     (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
     refused(r"data\.root: .* has no whole")
     assert not (root / "nowhere").exists()

@@ -23,7 +23,7 @@ def test_deep_images_keep_their_shades(tmp_path):
         Image.fromarray(ramp).save(tmp_path / f"deep.{suffix}")
         np.testing.assert_array_equal(np.asarray(read_image(str(tmp_path / f"deep.{suffix}")))[..., 1], ramp >> 8)
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
-    dataset = FolderImages([(str(tmp_path / "float.tiff"), 0)], read_image, lambda image: image)
+    dataset = FolderImages([(str(tmp_path / "float.tiff"), 0)], lambda image: image)
     with pytest.raises(BrokenFile, match=r"float\.tiff .*: its pixels are floats; save it with 8 or 16 bits"):
         dataset[0]
 

@@ -105,7 +105,7 @@ def test_data_moves_to_the_gpu_and_gives_the_same_batches(monkeypatch):
     there, here = made(), made()
     there.move_to(device)
     assert there.train.inputs.device.type == "cuda"
-    monkeypatch.setattr("launcher.data.source.free", lambda device: 4000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4000, 8000))
     here.move_to(device)
     assert here.train.inputs.device.type == "cpu", "too large for a quarter of what is free"
     batches = [list(of_rank(data.train, plan, 0, find_ranks({}), device, 0).batches(0, 80)) for data in (there, here)]

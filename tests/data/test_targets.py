@@ -38,7 +38,7 @@ def test_things_that_may_occur_together_stay_0_and_1(tmp_path):
         and data.target_mean is None
         and set(data.train.targets.unique().tolist()) == {0.0, 1.0}
     )
-    build_loss({"_target_": "launcher.losses.binary_cross_entropy.BinaryCrossEntropy", "pos_weight": None}, data)
+    build_loss({"_target_": "torch.nn.BCEWithLogitsLoss", "pos_weight": None}, data)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from loss_cases import CONF, OPTIONS, classes, numbers, option
+from loss_cases import CONF, OPTIONS, classes, mean_of_parts, numbers, option
+from torch import nn
+from torch.nn import functional as F
 
 from launcher.core.errors import ConfigError
 from launcher.losses.loss import build_loss
@@ -31,7 +33,6 @@ def test_every_option_builds_and_is_tested_above():
         (option("focal", alpha=0.25), classes(), ["loss.alpha", "0.25", "list of 4"]),
         (option("focal", alpha="inverse"), classes(), ["loss.alpha", "inverse", "balanced"]),
         (option("focal", alpha="balanced"), classes(k=5), ["loss.alpha", "class 4", "[4, 2, 3, 1, 0]"]),
-        (option("focal", gamma=-1), classes(), ["loss.gamma", "-1", ">= 0"]),
         (option("multi_margin", p=3), classes(), ["p=3"]),
         (option("huber", delta=0), numbers(), ["delta"]),
         (option("cross_entropy", label_smoothing=2.0), classes(), ["label_smoothing", "2.0"]),
@@ -48,3 +49,34 @@ def test_wrong_settings_are_named(settings, data, words):
         build_loss(settings, data)
     for word in words:
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "key"), [("cross_entropy", "weight"), ("multi_margin", "weight"), ("focal", "alpha")])
+def test_balanced_weights_make_classes_count_the_same(name, key):
+    loss = build_loss(option(name, **{key: "balanced"}), classes())
+    weights = getattr(loss.loss, key)
+    torch.testing.assert_close(weights, torch.tensor([10 / (4 * 4), 10 / (4 * 2), 10 / (4 * 3), 10 / 4]))
+    counts = classes().class_counts
+    torch.testing.assert_close(weights * counts, torch.full((4,), 2.5))
+    assert key in dict(loss.loss.named_buffers())  # moves with .to(device)
+
+
+def test_own_weights_are_used_and_balanced():
+    outputs, data = torch.randn(10, 4), classes()
+    loss = build_loss({"_target_": f"{__name__}.OwnWeights", "weight": "balanced"}, data)
+    weight = 10 / (4 * data.class_counts.float())
+    torch.testing.assert_close(
+        mean_of_parts(loss, outputs, data.train.targets), F.cross_entropy(outputs, data.train.targets, weight)
+    )
+
+
+class OwnWeights(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, outputs, targets):
+        return F.cross_entropy(outputs, targets, reduction="none") * self.weight[targets]
+
+    def weights(self, targets):
+        return self.weight[targets]

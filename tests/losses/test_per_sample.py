@@ -126,3 +126,10 @@ class OwnMean(nn.Module):
 
     def forward(self, outputs, targets):
         return self.scale * F.cross_entropy(outputs, targets)
+
+
+def test_binary_cross_entropy_of_classes_is_that_of_one_hot():
+    outputs, data = torch.randn(10, 4), classes()
+    hot = F.one_hot(data.train.targets, 4).float()
+    mean = mean_of_parts(build_loss(option("binary_cross_entropy"), data), outputs, data.train.targets)
+    torch.testing.assert_close(mean, F.binary_cross_entropy_with_logits(outputs, hot))

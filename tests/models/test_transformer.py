@@ -141,7 +141,6 @@ def test_dropout_works_in_training_alone():
         ({"positions": "sine"}, r"model\.positions: 'sine' .*learned or rotary"),
         ({"positions": "rotary", "width": 12}, r"model\.positions: rotary .* 3 is odd"),
         ({"activation": "relu"}, r"model\.activation: 'relu' .*gelu or swiglu"),
-        ({"dropout": 1}, r"model\.dropout: 1 "),
         ({"tie_weights": "yes"}, r"model\.tie_weights: 'yes' "),
     ],
 )

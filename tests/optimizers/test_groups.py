@@ -12,8 +12,7 @@ from torch import nn
 from launcher.core.errors import ConfigError
 from launcher.models.mlp import MLP
 from launcher.models.resnet import ResNet
-from launcher.optimizers.groups import layers_of
-from launcher.optimizers.optimizer import build_optimizer
+from launcher.optimizers.optimizer import build_optimizer, layers_of
 from launcher.schedulers.schedule import build_schedule
 
 

@@ -75,8 +75,8 @@ def test_a_mean_of_ones_own_counts_by_samples():
         ({"_target_": "launcher.losses.focal.FocalLoss", "gamma": 2, "alpha": "balanced"}, ["loss.alpha", "null"]),
         ({"_target_": "torch.nn.MSELoss"}, ["MSELoss", "language", "cross_entropy"]),
         (
-            {"_target_": "launcher.losses.binary_cross_entropy.BinaryCrossEntropy"},
-            ["BinaryCrossEntropy", "language", "cross_entropy"],
+            {"_target_": "torch.nn.BCEWithLogitsLoss"},
+            ["BCEWithLogitsLoss", "language", "cross_entropy"],
         ),
     ],
 )

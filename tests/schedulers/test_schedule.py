@@ -10,7 +10,10 @@ import torch
 from schedule_cases import CLOSED, CONF, EPOCH, LR, OPTIONS, OWN, RUN, option, series, sgd, update
 
 from launcher.core.errors import ConfigError
-from launcher.schedulers.schedule import build_schedule, depends_on_length
+from launcher.schedulers.schedule import build_schedule, depends_on_length, parse_warmup
+
+PARSED = {None: 0, 0: 0, 7: 7, 99: 99, 0.1: 10, 0.005: 0, "2epochs": 20, "1 epoch": 10, "0.5epochs": 5, "12steps": 12}
+REFUSED = [100, "100steps", "10epochs", 1.0, -1, -0.1, True, "soon", "5", "1.5steps", [1]]
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
@@ -247,3 +250,12 @@ def test_every_option_opens_with_its_command():
     for name in OPTIONS:
         first = (CONF / f"{name}.yaml").read_text().splitlines()[0]
         assert first.startswith("# ") and first.endswith(f"scheduler={name}")
+
+
+@pytest.mark.parametrize(("text", "steps"), [*PARSED.items(), *((text, None) for text in REFUSED)])
+def test_warmup_is_parsed(text, steps):
+    if steps is None:
+        with pytest.raises(ConfigError, match=r"scheduler\.warmup is "):
+            parse_warmup(text, 100, 10)
+    else:
+        assert parse_warmup(text, 100, 10) == steps

@@ -83,7 +83,7 @@ def _plain(variant, size):
     """What plain PyTorch computes on the whole batch."""
     from torch.nn import functional as F
 
-    from launcher.losses.class_weights import balanced_weights
+    from launcher.losses.loss import balanced_weights
 
     name, more = VARIANTS[variant]
     data = _data(name)

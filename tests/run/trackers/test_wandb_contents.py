@@ -202,7 +202,7 @@ def test_colours_from_a_dataset_names_of_classes_and_numbers_in_their_own_unit()
         net,
         part,
         data.input_shape,
-        Outputs.of(data, {"_target_": "launcher.losses.binary_cross_entropy.BinaryCrossEntropy"}),
+        Outputs.of(data, {"_target_": "torch.nn.BCEWithLogitsLoss"}),
         4,
         3,
         accelerator,
