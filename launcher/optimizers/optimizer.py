@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from launcher.config.components import accepted_names, build, default_of, locate
+from launcher.config.components import UNSTATED, accepted_names, build, default_of, locate
 from launcher.core.errors import ConfigError
 from launcher.optimizers.lean_step import spare_the_compiler
 from launcher.optimizers.muon import Muon
@@ -43,8 +43,8 @@ def build_optimizer(
     kind = locate(str(settings["_target_"]), "optimizer") if settings.get("_target_") else None
     if kind is not None and not {"fused", "foreach"} & set(fixed) and _takes_fused(kind, model, params):
         fixed["fused"] = True
-    decays = kind is not None and fixed.get("weight_decay", default_of(kind, "weight_decay", 0.0))
-    apart = bool(decays) and not decay_bias_and_norm
+    decay = UNSTATED if kind is None else fixed.get("weight_decay", default_of(kind, "weight_decay"))
+    apart = decay is not UNSTATED and bool(decay) and not decay_bias_and_norm
     groups: Sequence[Any] = params
     if layer_decay is not None:
         groups = _groups_by_layer(model, layer_decay, apart)
