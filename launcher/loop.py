@@ -23,10 +23,9 @@ from launcher.models.mirrored import Mirrored
 from launcher.run import gallery
 from launcher.run.rank_zero import RankZero
 from launcher.training import checkpoint
-from launcher.training.clock import Clock
+from launcher.training.clock import Clock, Profiler
 from launcher.training.divergence import Diverged
 from launcher.training.evaluation import Evaluation, Evaluator
-from launcher.training.profiler import Profiler
 from launcher.training.progress import Progress, Rules, rules_of
 from launcher.training.resume import best_beside, gather_state, go_back, state_before_row
 from launcher.training.trainer import Trainer

@@ -121,7 +121,7 @@ def test_waits_for_the_device_are_counted_within_steps(tmp_path):
 
 @pytest.mark.parametrize(("reads", "expected"), [(0, 0.0), (2, 2.0)])
 def test_a_real_trace_shows_a_loop_that_reads_numbers(reads, expected, tmp_path):
-    from launcher.training.profiler import Profiler
+    from launcher.training.clock import Profiler
 
     profiler = Profiler(tmp_path / "trace.json")
     number = torch.ones(3)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from launcher.data import Data, TensorSplit
 from launcher.models.transformer import Transformer
+from launcher.training.clock import Profiler
 from launcher.training.flops import flops_per_sample, peak_flops
-from launcher.training.profiler import Profiler
 
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:  # they bring torch, before which what is wrong with the setti
     from launcher.batching.plan import BatchPlan
     from launcher.build import Parts
     from launcher.run.reporter import Reporter
-    from launcher.training.clock import Clock
+    from launcher.training.clock import Clock, Profiler
     from launcher.training.evaluation import Evaluation
-    from launcher.training.profiler import Profiler
     from launcher.training.progress import Progress
     from launcher.training.saver import Saver
 
@@ -121,8 +120,7 @@ class RankZero:
     def begin(self, progress: "Progress", total_steps: int, steps_per_epoch: int, device: "torch.device") -> None:
         """Open the record, the trackers and the terminal's bar, and make ready to save."""
         from launcher.run.reporter import Reporter
-        from launcher.training.saver import Saver
-        from launcher.training.staging import Staging
+        from launcher.training.saver import Saver, Staging
 
         settings = self.composed.used()
         how = settings.checkpoint
@@ -134,7 +132,7 @@ class RankZero:
 
     def profiler(self) -> "Profiler | None":
         """A profiler of rank 0, where the settings ask for it."""
-        from launcher.training.profiler import Profiler
+        from launcher.training.clock import Profiler
 
         return Profiler(self.path / "trace.json") if self.writes and self.composed.settings.profile else None
 

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,9 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from launcher.core.files import flush
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("launcher")
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batching.plan import BatchPlan
 from launcher.batching.stream import Batch
+from launcher.core.compat import ddp_timings
 from launcher.distributed.ranks import Ranks
 
 log = logging.getLogger("launcher")
@@ -113,8 +115,7 @@ class Clock:
         now, steps = time.perf_counter(), step - self._row_step
         busy = self._spent["data_wait"] - self._row_spent["data_wait"]
         if self.ddp is not None and steps:
-            # Of every hundredth step or so, in ns; what is left of communication after the backward it runs beside.
-            found = self.ddp._get_ddp_logging_data()
+            found = ddp_timings(self.ddp)  # what is left of communication after the backward it runs beside
             exposed = found.get("avg_backward_comm_time", 0) - found.get("avg_backward_compute_comm_overlap_time", 0)
             self._spent["communication"] += max(0, exposed) / 1e9 * steps
             busy += (found.get("avg_forward_compute_time", 0) + found.get("avg_backward_compute_time", 0)) / 1e9 * steps
@@ -195,3 +196,35 @@ class Clock:
             )  # fmt: skip
         self._named = slowest
         return slowest, memory
+
+
+class Profiler:
+    """A torch profiler over a few steps, once they run evenly; its trace opens in chrome://tracing or Perfetto.
+
+    Args:
+        path: File of the trace, such as run/trace.json.
+    """
+
+    FIRST, STEPS = 10, 5  # steps before, and steps in the trace
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._profiler = torch.profiler.profile(
+            schedule=torch.profiler.schedule(skip_first=self.FIRST, wait=0, warmup=1, active=self.STEPS, repeat=1),
+            on_trace_ready=self._write,
+            record_shapes=True,
+        )
+        self._profiler.start()
+
+    def step(self) -> None:
+        """A training step has ended."""
+        self._profiler.step()
+
+    def _write(self, profiler: Any) -> None:
+        profiler.export_chrome_trace(str(self.path))
+        table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40)
+        log.info("profile    %s\n%s", self.path, table)
+
+    def close(self) -> None:
+        """Stop, also where the run ended before the trace was full."""
+        self._profiler.stop()

@@ -11,8 +11,7 @@ from torch import Tensor
 from launcher.batching.stream import Batch
 from launcher.distributed.pulse import pulse
 from launcher.training import layout
-from launcher.training.carrier import Carrier
-from launcher.training.trainer import Trainer
+from launcher.training.trainer import Carrier, Trainer
 
 
 class ExactTrainer(Trainer):

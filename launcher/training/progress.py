@@ -3,12 +3,9 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 # What evaluations decide: keyword arguments of Progress.note (`best`) and of Progress.watch (`patience`).
 Rules = Mapping[str, Mapping[str, Any]]

@@ -21,8 +21,7 @@ from launcher.training.progress import Progress, Rules
 
 if TYPE_CHECKING:
     from launcher.run.record import Record
-    from launcher.training.accumulator import LossAccumulator
-    from launcher.training.trainer import Trainer
+    from launcher.training.trainer import LossAccumulator, Trainer
 
 log = logging.getLogger("launcher")
 

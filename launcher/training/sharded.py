@@ -23,11 +23,10 @@ from launcher.batching.stream import Batch, ShardedStream, Stream
 from launcher.core.errors import ConfigError
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
 from launcher.distributed.ranks import Ranks
-from launcher.training.carrier import Carrier
 from launcher.training.divergence import Rollbacks
 from launcher.training.exact import ExactTrainer
-from launcher.training.staging import own_copy
-from launcher.training.trainer import Learner, Trainer, TrainerSettings
+from launcher.training.saver import own_copy
+from launcher.training.trainer import Carrier, Learner, Trainer, TrainerSettings
 
 if TYPE_CHECKING:  # half a second that only a sharded run pays
     from torch.distributed.device_mesh import DeviceMesh

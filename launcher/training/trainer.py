@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +23,6 @@ from launcher.losses.per_sample import PerSample
 from launcher.optimizers.lean_step import lean_step
 from launcher.schedulers.schedule import Schedule
 from launcher.training import layout
-from launcher.training.accumulator import LossAccumulator
-from launcher.training.carrier import Carrier
 from launcher.training.divergence import Diverged, Rollbacks
 from launcher.training.flops import flops_per_sample, peak_flops
 from launcher.training.reduction import Reduction
@@ -75,7 +73,57 @@ class TrainerSettings:
     @classmethod
     def of(cls, settings: Any) -> "TrainerSettings":
         """Those of a run's config."""
-        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+        return cls(**{one.name: settings[one.name] for one in fields(cls)})
+
+
+class Carrier(nn.Module):
+    """A model, and three numbers whose gradient DDP averages with that of the model, in a bucket that travels anyway.
+
+    It is not in reduction.py: a rank in a forward is at work, one in there waits for others (pulse.py).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.carried = nn.Parameter(torch.zeros(3))
+
+    def forward(self, inputs: Any) -> tuple[Any, Tensor]:
+        """The model's outputs and, for DDP to see that it takes part, what rides along."""
+        return self.model(inputs), self.carried.view(3)  # a leaf itself would count as unused
+
+
+@dataclass
+class LossAccumulator:
+    """The steps since the last log line: a rank's own sums, left on the device until somebody reads them.
+
+    Attributes:
+        steps: Updates done before each of the steps.
+        losses: Sum of the (weighted) losses of the rank's samples, one scalar tensor per step.
+        weights: Sum of their weights, one per step; for a loss without weights the number of samples.
+        grad_norm: Norm of the last gradient before clipping, where it is clipped by it or asked for.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor | float] = field(default_factory=list)
+    grad_norm: Tensor | None = None
+
+    def tensors(self, device: torch.device) -> list[Tensor]:
+        """[n] losses and [n] weights of this rank, float64."""
+        if not self.losses:
+            return [torch.zeros(0, dtype=torch.float64, device=device)] * 2
+        if any(isinstance(weight, Tensor) for weight in self.weights):
+            weights = torch.stack([torch.as_tensor(w, dtype=torch.float64, device=device) for w in self.weights])
+        else:  # one copy to the device in place of one a step
+            weights = torch.tensor(self.weights, dtype=torch.float64, device=device)
+        return [torch.stack(self.losses).double(), weights]
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.steps.clear()
+        self.losses.clear()
+        self.weights.clear()
+        self.grad_norm = None  # else one whose batches were all left out would show that of the one before
 
 
 class Trainer:
