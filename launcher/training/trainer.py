@@ -33,39 +33,22 @@ LEAST_SCALE = 2.0**-14  # of a gradient scaler: a gradient that overflows even s
 
 @dataclass(frozen=True)
 class Learner:
-    """What is trained, and by what.
+    """What is trained, and by what."""
 
-    Attributes:
-        model: The bare model.
-        loss: Per-sample losses.
-        optimizer: Over the parameters that are trained.
-        schedule: Of its learning rate; stepped after each update.
-    """
-
-    model: nn.Module
+    model: nn.Module  # the bare one
     loss: PerSample
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    optimizer: torch.optim.Optimizer  # over the parameters that are trained
+    schedule: Schedule  # stepped after each update
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What an update does beside gradient and optimizer step; named as in the config.
-
-    Attributes:
-        seed: Of the run.
-        clip_grad_norm: Largest norm of the gradient; None never clips.
-        clip_grad_value: Largest absolute value of an element of the gradient; None never clips.
-        log_grad_norm: Whether to note the gradient's norm where it is not clipped by it.
-        ema_decay: Of the moving average of the weights; None keeps none.
-        compile: Whether the model is compiled.
-        channels_last: Whether images are laid out with their channels last, which convolutions like.
-    """
+    """What an update does beside gradient and optimizer step; named as in the config, None for never."""
 
     seed: int = 0
     clip_grad_norm: float | None = None
-    clip_grad_value: float | None = None
-    log_grad_norm: bool = False
+    clip_grad_value: float | None = None  # largest absolute value of an element
+    log_grad_norm: bool = False  # also where the gradient is not clipped by it
     ema_decay: float | None = None
     compile: bool = False
     channels_last: bool = False
@@ -94,19 +77,12 @@ class Carrier(nn.Module):
 
 @dataclass
 class LossAccumulator:
-    """The steps since the last log line: a rank's own sums, left on the device until somebody reads them.
+    """The steps since the last log line: a rank's own sums, left on the device until somebody reads them."""
 
-    Attributes:
-        steps: Updates done before each of the steps.
-        losses: Sum of the (weighted) losses of the rank's samples, one scalar tensor per step.
-        weights: Sum of their weights, one per step; for a loss without weights the number of samples.
-        grad_norm: Norm of the last gradient before clipping, where it is clipped by it or asked for.
-    """
-
-    steps: list[int] = field(default_factory=list)
-    losses: list[Tensor] = field(default_factory=list)
-    weights: list[Tensor | float] = field(default_factory=list)
-    grad_norm: Tensor | None = None
+    steps: list[int] = field(default_factory=list)  # updates done before each of them
+    losses: list[Tensor] = field(default_factory=list)  # sums of the (weighted) losses of the rank's samples
+    weights: list[Tensor | float] = field(default_factory=list)  # of their weights; without weights, of samples
+    grad_norm: Tensor | None = None  # of the last gradient before clipping, where it is clipped by it or asked for
 
     def tensors(self, device: torch.device) -> list[Tensor]:
         """[n] losses and [n] weights of this rank, float64."""
@@ -155,7 +131,7 @@ class Trainer:
         self.optimizer, self.schedule = learner.optimizer, learner.schedule
         self.settings, self.ranks = settings, ranks
         self.accelerator, self.device = accelerator, accelerator.device
-        model, optimizer = self.model, self.optimizer
+        model = self.model
         if settings.channels_last:
             layout.lay_out(model, keep_gradients=self.device.type == "cpu" and not settings.compile)
         self.scaler = accelerator.scaler  # None unless fp16
@@ -173,11 +149,11 @@ class Trainer:
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         self._alone = False
         self.forward = self._wrap(torch.compile(model) if settings.compile else model, accelerator)
-        if optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
-            layout.load_optimizer_state(optimizer, optimizer.state_dict())
+        if self.optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
+            layout.load_optimizer_state(self.optimizer, self.optimizer.state_dict())
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
         self._losses = self.loss.forward  # of our own wrapper, which nobody hooks
-        self._update = lean_step(optimizer)
+        self._update = lean_step(self.optimizer)
 
     def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
         """What Accelerate makes of the model: DDP, autocast, or for one process in full precision the model itself."""
@@ -272,11 +248,7 @@ class Trainer:
                 averaged.copy_(buffer)
 
     def read_metrics(self) -> dict[str, float]:
-        """Mean loss (and gradient norm) since the last log line, over all ranks; begins anew.
-
-        Raises:
-            Diverged: A loss, a weight or the optimizer's state is NaN or infinite.
-        """
+        """Mean loss (and gradient norm) since the last log line, over all ranks; begins anew. Raises as `check`."""
         losses, weights = self.check()
         metrics = {}
         if len(losses):
@@ -290,8 +262,8 @@ class Trainer:
         """Look at the losses since the last log line and at what is saved; before each log, evaluation and save.
 
         Returns:
-            [n] sums of losses and [n] sums of weights over all ranks, float64, on the host; without the steps that
-            a gradient scaler left out.
+            [n] sums of losses and of weights over all ranks, float64, on the host; without the steps that a gradient
+            scaler left out.
 
         Raises:
             Diverged: One is NaN or infinite, other than where a gradient scaler has left the step out.
@@ -320,14 +292,11 @@ class Trainer:
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    def operations(
-        self, samples: Stream | ShardedStream, float32_matmul_precision: str
-    ) -> tuple[float | None, float | None]:
+    def operations(self, samples: Stream | ShardedStream, precision: str) -> tuple[float | None, float | None]:
         """Operations per sample, and the most that the device does per second; None where that is not known."""
         if self.device.type != "cuda":
             return None, None
-        name = torch.cuda.get_device_name(self.device)
-        peak = peak_flops(name, self.accelerator.mixed_precision, float32_matmul_precision)
+        peak = peak_flops(torch.cuda.get_device_name(self.device), self.accelerator.mixed_precision, precision)
         if peak is None:
             return None, None
         micro = next(samples.batches(0, 1)).micros[0]
@@ -376,7 +345,7 @@ class Trainer:
         self.accumulator.steps.append(batch.step)
         self.accumulator.losses.append(total)
         self.accumulator.weights.append(
-            weight_sum if weight_sum is not None else float(sum(m.size for m in batch.micros))
+            float(sum(micro.size for micro in batch.micros)) if weight_sum is None else weight_sum
         )
 
     def _is_bad(self, total: Tensor) -> bool:
