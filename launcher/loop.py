@@ -216,7 +216,7 @@ class Loop:
         self.rank_zero.warn("%s\nGoing back to the last checkpoint.", error.what())
         self.rank_zero.wait_for_checkpoint()
         trainer.rollbacks.go_back(error.step)
-        self.progress = go_back(self.checkpoints, trainer, ranks)
+        self.progress = go_back(self.checkpoints, trainer)
         self.rank_zero.go_back(self.progress.recorded)
         self.clock.go_back(self.progress.step)
 
@@ -264,7 +264,7 @@ class Loop:
     def _save(self) -> None:
         trainer = self.trainer
         with self.clock.during("saving"):
-            state = gather_state(trainer, self.progress, trainer.ranks, self.before)
+            state = gather_state(trainer, self.progress, self.before)
             state |= {"over": self.over(), "rules": self.settings.rules}
             weights = trainer.weights(trainer.eval_model)
             best = [step for step in (self.progress.best_step, self._best_before()) if step is not None]

@@ -54,9 +54,6 @@ def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], st
         step: Optimizer updates done.
         model: Weights and buffers by name, in host memory.
         state: Everything else: tensors and plain values, such as weights_only loading takes.
-
-    Returns:
-        The checkpoint's directory.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step_{step:08d}"
@@ -66,7 +63,10 @@ def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], st
     making.mkdir()
     save_weights(making / "model.safetensors", model)
     torch.save(dict(state), making / "state.pt")
-    files = {path.name: _flushed_digest(path) for path in sorted(making.iterdir())}
+    files = {}
+    for path in sorted(making.iterdir()):
+        flush(path)
+        files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
     manifest = making / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
     flush(manifest)
@@ -98,10 +98,9 @@ def restore_replaced(directory: Path) -> None:
             os.rename(replaced, final)
 
 
-def _flushed_digest(path: Path) -> dict[str, Any]:
-    flush(path)
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(checkpoint: Path) -> None:
@@ -119,9 +118,8 @@ def verify(checkpoint: Path) -> None:
             path = checkpoint / name
             if path.stat().st_size != expected["bytes"]:
                 raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}")
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                    raise DamagedCheckpoint(f"{path} has other contents than were written")
+            if _digest(path) != expected["sha256"]:
+                raise DamagedCheckpoint(f"{path} has other contents than were written")
     except DamagedCheckpoint:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -175,18 +173,15 @@ def resolve_resume_checkpoint(directory: Path) -> Path | None:
     return good
 
 
-def best_good(directory: Path) -> Path | None:
-    """The best checkpoint, verified, or the newest good one where that was not saved; None where none was measured so.
+def best_of(newest: Path) -> Path | None:
+    """The best checkpoint, verified, given the newest good one.
+
+    Returns:
+        The newest where the best was not saved; None where none was measured as such.
 
     Raises:
-        DamagedCheckpoint: It is damaged, or all of them are.
+        DamagedCheckpoint: It is damaged.
     """
-    newest = newest_good(directory)
-    return None if newest is None else best_of(newest)
-
-
-def best_of(newest: Path) -> Path | None:
-    """The same, given the newest good one."""
     step = best_step(newest)
     if step is None:
         return None
@@ -221,8 +216,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def peek_newest(directory: Path) -> tuple[dict[str, Any], dict[str, list[int]]] | None:
     """The state in the newest checkpoint and the shapes of its weights, within milliseconds, before it is believed.
 
-    Returns:
-        None where there is no checkpoint, or its files cannot be read, which `newest_good` will say.
+    None where there is no checkpoint, or its files cannot be read, which `newest_good` will say.
     """
     try:
         newest = checkpoints(directory)[-1]
@@ -243,10 +237,6 @@ def prune(directory: Path, keep: int, best: Collection[int]) -> None:
 
 
 def best_step(path: Path) -> int | None:
-    """The step of the best checkpoint so far, as a checkpoint has it; None where none was measured as such.
-
-    Raises:
-        DamagedCheckpoint: Its files are not what was written.
-    """
+    """The step of the best checkpoint so far, as a checkpoint has it; None where none was measured as such."""
     step: int | None = read_state(path)["progress"]["best_step"]
     return step

@@ -28,9 +28,6 @@ class PeakMemory:
     """The most memory that this process has taken since this was made.
 
     A GPU tells what its allocator has given out, a CPU what of the process is resident: no one figure is for both.
-
-    Args:
-        device: The one that the process computes on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,9 +57,9 @@ class Clock:
         device: For its peak memory.
         ranks: Which rank this is.
         forward: What the training calls; DDP measures a sample of its own steps.
-        flops: Operations per sample; None where nobody wants to know.
-        peak: Operations per second of a device; None where it is not known.
-        tokens: Tokens per sample; None where the task is no language.
+        flops: Operations per sample; None where that is not known.
+        peak: Operations per second of a device; likewise.
+        tokens: Tokens per sample of a language task.
     """
 
     def __init__(
@@ -137,13 +134,7 @@ class Clock:
         return row
 
     def totals(self, step: int, plan: BatchPlan, memory_mb: Iterable[float]) -> dict[str, Any]:
-        """The rates of the whole loop and the share of time that each part of it took, for the summary.
-
-        Args:
-            step: Updates done.
-            plan: How batches are cut.
-            memory_mb: Peak memory of each rank.
-        """
+        """The rates of the whole loop and the share of time that each part of it took, for the summary."""
         now = time.perf_counter()
         whole = max(now - (self._begun or self._made), 1e-9)
         training = max(whole - self._spent["evaluating"] - self._spent["saving"], 1e-9)
@@ -199,11 +190,7 @@ class Clock:
 
 
 class Profiler:
-    """A torch profiler over a few steps, once they run evenly; its trace opens in chrome://tracing or Perfetto.
-
-    Args:
-        path: File of the trace, such as run/trace.json.
-    """
+    """A torch profiler over a few steps, once they run evenly; its trace opens in chrome://tracing or Perfetto."""
 
     FIRST, STEPS = 10, 5  # steps before, and steps in the trace
 

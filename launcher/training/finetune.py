@@ -17,8 +17,7 @@ def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, pat
 
     Args:
         model: The bare model.
-        sources: Setting to what it names, as for `load_weights`; None for nothing. Empty keeps the initial weights, or
-            those of the checkpoint that a run resumes.
+        sources: Setting to what it names, as for `load_weights`; None for nothing.
         outputs: That the model gives: classes, or numbers to predict.
         patterns: As for `freeze`.
 
@@ -45,8 +44,10 @@ def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, pat
 def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> Loaded:
     """Begin with the weights of another run or of a file, wherever name and shape agree.
 
+    What the file does not fit keeps its initial values (a new head).
+
     Args:
-        model: The bare model, freshly built; what the file does not fit keeps its initial values (a new head).
+        model: The bare model, freshly built.
         source: A file as for `weights.read`; a directory with one; or a run directory, which means its best checkpoint,
             else its newest.
         setting: That names it, for messages.
@@ -69,11 +70,7 @@ def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> L
 
 
 def _check_whole(model: nn.Module, loaded: Loaded, source: str, outputs: int) -> None:
-    """Check that weights are those of this very model, but for a last layer for another number of classes.
-
-    Raises:
-        ConfigError: They are not.
-    """
+    """Raise ConfigError unless weights are those of this very model, but for a last layer of other classes."""
     own = model.state_dict()
     last = [name for name in loaded.reshaped if own[name.split()[0]].shape[:1] == (outputs,)]
     missing = [name for name in loaded.missing if not name.endswith("num_batches_tracked")]
@@ -131,12 +128,13 @@ def _find(source: Path, setting: str) -> Path:
         if (source / name).is_file():
             return source / name
     try:
-        best = checkpoint.best_good(source / "checkpoints") or checkpoint.newest_good(source / "checkpoints")
-        if best is None:
+        newest = checkpoint.newest_good(source / "checkpoints")
+        if newest is None:
             raise ConfigError(
                 f"{setting}={source}: no weights are there. Name a run directory with a checkpoint, a directory with a "
                 f"{' or '.join(NAMES[:3])}, or a file such as weights.safetensors or weights.pt."
             )
+        best = checkpoint.best_of(newest)
     except checkpoint.DamagedCheckpoint as error:
         raise ConfigError(f"{setting}={source}: {error}") from error
-    return best / "model.safetensors"
+    return (best or newest) / "model.safetensors"

@@ -20,12 +20,8 @@ class Reduction:
     parameter `carried`. Every rank gets the mean of the same update back, without a collective of their own.
 
     To read a vote at once would wait for the device in each update. The number of updates that it waits comes from the
-    time that one takes, of which every rank knows the same mean, and so the same number.
-
-    Args:
-        world_size: Number of ranks.
-        device: Where the numbers are.
-        most: Updates that a vote waits at most; 0 where what the device holds can be read at once. None: MOST.
+    time that one takes, of which every rank knows the same mean, and so the same number. It is `most` at most, by
+    default that of MOST: 0 where what the device holds can be read at once.
 
     Attributes:
         wants_to_stop: Set by who was asked to stop; goes into the next vote.
@@ -60,11 +56,7 @@ class Reduction:
         self._begun = now
 
     def ballot(self, weight_sums: list[Tensor]) -> Tensor:
-        """[3] float32: what this rank says with its gradient.
-
-        Args:
-            weight_sums: The sum of loss weights of each of its micro-batches; empty for a loss without weights.
-        """
+        """[3] float32: what this rank says, given the loss weights of each micro-batch; empty for a loss without."""
         if not weight_sums and not self.wants_to_stop:
             self._plain_seconds.fill_(self.seconds)
             return self._plain_ballot
@@ -105,13 +97,10 @@ class Reduction:
                 self.lag = min(self.most, int(PATIENCE / self.update_seconds))
 
     def read(self, votes: Tensor) -> bool:
-        """Read the votes that are old enough.
+        """Keep new votes, and read those that are old enough: whether a rank has asked to stop.
 
         Args:
             votes: [2] means over the ranks, on the device: of their votes, and of the seconds between two updates.
-
-        Returns:
-            Whether a rank has asked to stop: after the same update on every rank.
         """
         if not self.most:
             vote, seconds = votes.tolist()

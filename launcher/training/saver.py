@@ -30,12 +30,8 @@ class Staging:
     """Host memory into which a state is copied once, the same from save to save.
 
     Copies from a GPU run as the device comes to them, in order with the updates before and after, and the training
-    thread waits for none of them: that takes pinned memory. Who reads them waits once, for what `copy` returns.
-
-    Args:
-        pinned: Whether to take pinned memory: for a GPU.
-        record: Marks the place in the device's queue that the copies end at; its result has a `synchronize`. None: they
-            are there at once, as a CPU's are.
+    thread waits for none of them: that takes pinned memory. Who reads them waits once, for what `copy` returns: for the
+    place in the device's queue that `record` has marked; without one they are there at once, as a CPU's are.
     """
 
     def __init__(self, pinned: bool = False, record: Callable[[], Any] | None = None) -> None:
@@ -50,13 +46,9 @@ class Staging:
         return Staging(True, lambda: torch.cuda.current_stream(device).record_event())
 
     def copy(self, tree: Any) -> tuple[Any, Callable[[], None]]:
-        """A copy of a state that training does not change any more: tensors contiguous and untied.
+        """A copy of a pytree on the host, tensors contiguous and untied, and what to call before they are read.
 
-        Args:
-            tree: A pytree. Of the one before, no copy may be in use any more.
-
-        Returns:
-            It, with tensors on the host, and what to call before they are read.
+        The copies that the call before has made may not be in use any more.
         """
         before, self._kept = self._kept, defaultdict(list)
 
@@ -77,11 +69,7 @@ class Staging:
 class Saver:
     """Writes checkpoints in the background, one at a time.
 
-    Args:
-        directory: Where checkpoints are.
-        keep: How many of the newest to keep, beside the best.
-        max_failures: Saves in a row that may fail before `save` raises.
-        staging: Where the state is copied to; None: as for a CPU.
+    It keeps the `keep` newest beside the best, and raises after more than `max_failures` failures in a row.
     """
 
     def __init__(self, directory: Path, keep: int, max_failures: int, staging: Staging | None = None) -> None:

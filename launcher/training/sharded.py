@@ -172,11 +172,7 @@ class ShardedTrainer(Trainer):
     """Updates of a model of which every rank has a part.
 
     The optimizer, the moving average and clipping work on a rank's own part as plain tensors: element by element they
-    do what they do on the whole. Optimizers for which that is not so (Muon, Adafactor) are refused in config.py.
-
-    Args:
-        sharding: How the model is cut.
-        *arguments: As for Trainer; the model may still be on the CPU.
+    do what they do on the whole. Optimizers for which that is not so (Muon, Adafactor) are refused with the settings.
     """
 
     def __init__(self, sharding: Sharding, *arguments: Any) -> None:
