@@ -126,19 +126,32 @@ def verify(checkpoint: Path) -> None:
         raise DamagedCheckpoint(f"{checkpoint} cannot be read: {error}") from error
 
 
-def newest_good(directory: Path) -> Path | None:
+def newest_good(directory: Path, set_aside: bool = False) -> Path | None:
     """The newest checkpoint whose files are as they were written; a damaged one is named in a warning.
+
+    Args:
+        directory: Where checkpoints are.
+        set_aside: Whether damaged ones that are newer get another name, for who writes new ones: as the newest they
+            would be kept, and the fresh ones be pruned. Not so those that a disk could not read now.
 
     Raises:
         DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
     """
-    found = checkpoints(directory)
+    found, damaged = checkpoints(directory), []
     for checkpoint in reversed(found):
         try:
             verify(checkpoint)
-            return checkpoint
         except DamagedCheckpoint as error:
             log.warning("DAMAGED CHECKPOINT: %s. Falling back to the one before it.", error)
+            if not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, FileNotFoundError):
+                damaged.append(checkpoint)
+            continue
+        for one in damaged if set_aside else ():
+            aside = one.with_name(f".damaged-{one.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(one, aside)
+            log.warning("%s is kept as %s.", one, aside.name)
+        return checkpoint
     if found:
         raise DamagedCheckpoint(
             f"every checkpoint in {directory} is damaged. Restore one, or remove the directory to start over."
@@ -147,30 +160,9 @@ def newest_good(directory: Path) -> Path | None:
 
 
 def resolve_resume_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint to go on from, for who writes new ones: `newest_good`, with the directory put in order.
-
-    Damaged ones that are newer get another name: as the newest they would be kept, and the fresh ones be pruned. Not so
-    those that a disk could not read now.
-
-    Raises:
-        DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
-    """
+    """The checkpoint to go on from, for who writes new ones: `newest_good`, with the directory put in order."""
     restore_replaced(directory)
-    good = newest_good(directory)
-    for damaged in checkpoints(directory)[::-1]:
-        if damaged == good:
-            break
-        try:
-            verify(damaged)
-            continue
-        except DamagedCheckpoint as error:
-            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                continue
-        aside = damaged.with_name(f".damaged-{damaged.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(damaged, aside)
-        log.warning("%s is kept as %s.", damaged, aside.name)
-    return good
+    return newest_good(directory, set_aside=True)
 
 
 def best_of(newest: Path) -> Path | None:

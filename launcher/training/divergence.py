@@ -10,12 +10,7 @@ from launcher.core.files import write_json
 
 
 class Diverged(RuntimeError):
-    """Training has diverged.
-
-    Args:
-        step: The update at which it was seen first (0-based: updates done before it).
-        lr: Learning rate of the update before which it was noticed.
-    """
+    """Training has diverged: first seen at update `step` (0-based), noticed after one of learning rate `lr`."""
 
     def __init__(self, step: int, lr: float) -> None:
         super().__init__(step, lr)
@@ -46,10 +41,6 @@ class Diverged(RuntimeError):
 
 class Rollbacks:
     """What was left out so far: kept in a file of its own, since going back to a checkpoint must not forget it.
-
-    Args:
-        file: Where it is kept; None keeps nothing.
-        writes: Whether this rank writes the file.
 
     Attributes:
         count: How often the run went back.

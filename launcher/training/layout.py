@@ -66,14 +66,14 @@ def lay_out(model: nn.Module, keep_gradients: bool) -> None:
     model.to(memory_format=torch.channels_last)
     for part in model.modules() if keep_gradients else ():
         if isinstance(part, POOLINGS):
-            part.register_forward_hook(lambda module, inputs, output: _keep(output))
+            part.register_forward_hook(_keep)
         elif isinstance(part, nn.Flatten):
-            part.register_forward_pre_hook(lambda module, inputs: _keep(*inputs))
+            part.register_forward_pre_hook(_keep)
 
 
-def _keep(*values: Any) -> None:
-    """Hook that lets the gradient of images that lie with their channels last lie so too."""
-    for value in values:
+def _keep(module: nn.Module, inputs: tuple[Any, ...], *output: Any) -> None:
+    """Hook before and after a module: let the gradient of images that lie with their channels last lie so too."""
+    for value in output or inputs:
         images = isinstance(value, Tensor) and value.requires_grad and value.dim() == 4
         if images and value.is_contiguous(memory_format=torch.channels_last):
             value.register_hook(channels_last)

@@ -35,9 +35,8 @@ def recompute(model: nn.Module, patterns: Iterable[str]) -> list[str]:
                 f"activation_checkpointing: {pattern} matches no module. There are: {', '.join(modules)}."
             )
     for name in modules:  # outer ones come first
-        if any(fnmatchcase(name, pattern) for pattern in patterns) and not any(
-            name.startswith(f"{outer}.") for outer in chosen
-        ):
+        inside = any(name.startswith(f"{outer}.") for outer in chosen)
+        if not inside and any(fnmatchcase(name, pattern) for pattern in patterns):
             chosen.append(name)
     for name in chosen:
         for module in modules[name].modules():
