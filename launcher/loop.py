@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from launcher.batching.plan import BatchPlan
@@ -23,7 +24,7 @@ from launcher.models.mirrored import Mirrored
 from launcher.run import gallery
 from launcher.run.rank_zero import RankZero
 from launcher.training import checkpoint
-from launcher.training.clock import Clock, Profiler
+from launcher.training.clock import Clock
 from launcher.training.divergence import Diverged
 from launcher.training.evaluation import Evaluation, Evaluator
 from launcher.training.progress import Progress, Rules, rules_of
@@ -105,7 +106,7 @@ class Loop:
     clock: Clock
     stop: StopRequest
     rank_zero: RankZero
-    profiler: Profiler | None
+    profiler: torch.profiler.profile | None
     after_row: Callable[[int, Mapping[str, float]], None] | None
     warned: bool = False  # that it takes long to stop
     before: dict[str, Any] | None = None  # what the evaluation and the log line of this step have changed
@@ -130,7 +131,7 @@ class Loop:
             except Diverged as error:
                 self._go_back(error)
         if self.profiler is not None:
-            self.profiler.close()
+            self.profiler.stop()
 
     def over(self) -> bool:
         """Whether no update is left to do."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # they bring torch, before which what is wrong with the setti
     from launcher.batching.plan import BatchPlan
     from launcher.build import Parts
     from launcher.run.reporter import Reporter
-    from launcher.training.clock import Clock, Profiler
+    from launcher.training.clock import Clock
     from launcher.training.evaluation import Evaluation
     from launcher.training.progress import Progress
     from launcher.training.saver import Saver
@@ -130,11 +130,11 @@ class RankZero:
             list(settings.trackers), settings.wandb,
         )  # fmt: skip
 
-    def profiler(self) -> "Profiler | None":
+    def profiler(self) -> "torch.profiler.profile | None":
         """A profiler of rank 0, where the settings ask for it."""
-        from launcher.training.clock import Profiler
+        from launcher.training.clock import start_profiler
 
-        return Profiler(self.path / "trace.json") if self.writes and self.composed.settings.profile else None
+        return start_profiler(self.path / "trace.json") if self.writes and self.composed.settings.profile else None
 
     @_on_rank_0
     def row(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float]) -> None:

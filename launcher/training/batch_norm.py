@@ -24,12 +24,7 @@ def check_exact(model: nn.Module) -> None:
 def check_alone(model: nn.Module, data: Data, plan: BatchPlan, most: int | str | None, steps: int) -> None:
     """Refuse a BatchNorm that would get a single value per channel, where some device sees one sample alone.
 
-    Args:
-        model: The bare model, also one on the meta device; a copy without memory is shown the first sample.
-        data: Of the run.
-        plan: How a global batch is cut.
-        most: The setting batch.max_per_device.
-        steps: Updates of the run.
+    A copy of the model without memory is shown the first sample. `most` is the setting batch.max_per_device.
 
     Raises:
         ConfigError: One would.

@@ -49,11 +49,8 @@ def checkpoints(directory: Path) -> list[Path]:
 def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Write a checkpoint, so that it is there whole or not at all whenever the process or the machine dies.
 
-    Args:
-        directory: Where checkpoints are; made where it is missing.
-        step: Optimizer updates done.
-        model: Weights and buffers by name, in host memory.
-        state: Everything else: tensors and plain values, such as weights_only loading takes.
+    The model is weights and buffers by name, in host memory; the state tensors and plain values, such as weights_only
+    loading takes.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step_{step:08d}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batching.plan import BatchPlan
@@ -164,8 +165,6 @@ class Clock:
         """
         if self.ranks.world_size == 1:
             return None, self.memory.mb()
-        import torch.distributed as dist
-
         mine = torch.tensor([busy, seconds, self.memory.mb()], dtype=torch.float64, device=self.device)
         every = [torch.empty_like(mine) for _ in range(self.ranks.world_size)]
         dist.all_gather(every, mine)
@@ -189,29 +188,15 @@ class Clock:
         return slowest, memory
 
 
-class Profiler:
-    """A torch profiler over a few steps, once they run evenly; its trace opens in chrome://tracing or Perfetto."""
+def start_profiler(path: Path) -> torch.profiler.profile:
+    """Start a torch profiler of five steps, once they run evenly; its trace opens in chrome://tracing or Perfetto."""
 
-    FIRST, STEPS = 10, 5  # steps before, and steps in the trace
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._profiler = torch.profiler.profile(
-            schedule=torch.profiler.schedule(skip_first=self.FIRST, wait=0, warmup=1, active=self.STEPS, repeat=1),
-            on_trace_ready=self._write,
-            record_shapes=True,
-        )
-        self._profiler.start()
-
-    def step(self) -> None:
-        """A training step has ended."""
-        self._profiler.step()
-
-    def _write(self, profiler: Any) -> None:
-        profiler.export_chrome_trace(str(self.path))
+    def write(profiler: torch.profiler.profile) -> None:
+        profiler.export_chrome_trace(str(path))
         table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40)
-        log.info("profile    %s\n%s", self.path, table)
+        log.info("profile    %s\n%s", path, table)
 
-    def close(self) -> None:
-        """Stop, also where the run ended before the trace was full."""
-        self._profiler.stop()
+    schedule = torch.profiler.schedule(skip_first=10, wait=0, warmup=1, active=5, repeat=1)
+    profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=write, record_shapes=True)
+    profiler.start()
+    return profiler

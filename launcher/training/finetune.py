@@ -44,13 +44,8 @@ def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, pat
 def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> Loaded:
     """Begin with the weights of another run or of a file, wherever name and shape agree.
 
-    What the file does not fit keeps its initial values (a new head).
-
-    Args:
-        model: The bare model, freshly built.
-        source: A file as for `weights.read`; a directory with one; or a run directory, which means its best checkpoint,
-            else its newest.
-        setting: That names it, for messages.
+    What it does not fit keeps its initial values (a new head). The source is a file as for `weights.read`; a directory
+    with one; or a run directory, which means its best checkpoint, else its newest.
 
     Raises:
         ConfigError: Nothing is there, it cannot be read, or not one tensor fits.

@@ -54,15 +54,8 @@ def useful_threads(model: nn.Module, split: TensorSplit | DatasetSplit, samples:
     """How many CPU threads help a model: as many as have THREAD operations each in an average matrix product.
 
     More of them wait for each other most of the time, and on a machine that others use for a long time. Whoever needs
-    another number sets it; it is a function of the settings alone, since the last bits depend on it.
-
-    Args:
-        model: The bare model; left as it was. A forward without memory tells its operations.
-        split: Whose first sample shows what it takes.
-        samples: That it sees at once.
-
-    Returns:
-        1 or more; None where the model does not work without memory.
+    another number sets it; it is a function of the settings alone, since the last bits depend on it. A forward of so
+    many samples without memory tells the operations; None where the model does not work so.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -123,13 +123,8 @@ def count_need(
 ) -> Need:
     """Do two updates and an evaluation on fake tensors, and count.
 
-    Args:
-        model: Of `fake_model`.
-        loss: Per-sample losses.
-        optimizer: Over the model's parameters; afterwards its state is fake too.
-        fake: The mode that the model was made in.
-        sample: Inputs and targets of one, [1, ...] each, as the model gets them.
-        work: What a device will do.
+    The model is that of `fake_model`, and the optimizer's state is fake afterwards. The sample is inputs and targets of
+    one, [1, ...] each, as the model gets them.
     """
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -16,8 +16,7 @@ def recompute(model: nn.Module, patterns: Iterable[str]) -> list[str]:
 
     Args:
         model: The bare model, after its optimizer is built: names inside of it change, those of its state do not.
-        patterns: With the wildcards of a shell, of which `*` matches dots too: `blocks.*`. Of modules that lie in
-            each other the outermost one counts.
+        patterns: As for `finetune.freeze`. Of modules that lie in each other the outermost one counts.
 
     Returns:
         Names of the modules.

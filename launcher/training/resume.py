@@ -41,13 +41,8 @@ def gather_state(trainer: "Trainer", progress: Progress, before: dict[str, Any] 
     """Everything but the weights of the eval model that the next step depends on; whole on rank 0.
 
     The losses since the last log line are summed over the ranks, in the order in which the log would do it, and
-    belong to rank 0 after a resume: the sum comes out the same, at any number of ranks.
-
-    Args:
-        trainer: Of this rank.
-        progress: How far the run is.
-        before: What `state_before_row` gave where this step was evaluated or logged: a run that ends elsewhere goes on
-            from there.
+    belong to rank 0 after a resume: the sum comes out the same, at any number of ranks. `before` is what
+    `state_before_row` gave where this step was evaluated or logged: a run that ends elsewhere goes on from there.
 
     Raises:
         Diverged: A loss, a weight or the state of the optimizer is NaN or infinite: nothing of the kind is ever saved.
