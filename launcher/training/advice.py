@@ -11,11 +11,7 @@ from launcher.training.trainer import Trainer
 
 @contextmanager
 def advice(plan: BatchPlan, trainer: Trainer) -> Iterator[None]:
-    """Say what to do about an error of the device's memory, of DDP's, or of kernels that are not deterministic.
-
-    Raises:
-        Explained: In the place of one of the last two.
-    """
+    """Say what to do about an error of the device's memory, of DDP's, or of kernels that are not deterministic."""
     try:
         with explained_kernels():
             yield

@@ -22,12 +22,9 @@ def check_exact(model: nn.Module) -> None:
 
 
 def check_alone(model: nn.Module, data: Data, plan: BatchPlan, most: int | str | None, steps: int) -> None:
-    """Refuse a BatchNorm that would get a single value per channel, where some device sees one sample alone.
+    """Raise ConfigError for a BatchNorm with a single value per channel, where some device sees one sample alone.
 
     A copy of the model without memory is shown the first sample. `most` is the setting batch.max_per_device.
-
-    Raises:
-        ConfigError: One would.
     """
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     alone, at = plan.smallest(steps)

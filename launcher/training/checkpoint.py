@@ -49,8 +49,7 @@ def checkpoints(directory: Path) -> list[Path]:
 def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Write a checkpoint, so that it is there whole or not at all whenever the process or the machine dies.
 
-    The model is weights and buffers by name, in host memory; the state tensors and plain values, such as weights_only
-    loading takes.
+    The model is weights and buffers by name, in host memory; the state what weights_only loading takes.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step_{step:08d}"
@@ -101,11 +100,7 @@ def _digest(path: Path) -> str:
 
 
 def verify(checkpoint: Path) -> None:
-    """Check every file of a checkpoint against its manifest.
-
-    Raises:
-        DamagedCheckpoint: A file is missing, has another length or other bytes, or the manifest cannot be read.
-    """
+    """Raise DamagedCheckpoint where a file is missing, or has not the length and bytes that the manifest says."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         files = dict(manifest["files"])
@@ -126,10 +121,8 @@ def verify(checkpoint: Path) -> None:
 def newest_good(directory: Path, set_aside: bool = False) -> Path | None:
     """The newest checkpoint whose files are as they were written; a damaged one is named in a warning.
 
-    Args:
-        directory: Where checkpoints are.
-        set_aside: Whether damaged ones that are newer get another name, for who writes new ones: as the newest they
-            would be kept, and the fresh ones be pruned. Not so those that a disk could not read now.
+    Damaged ones that are newer are set aside under another name for who writes new ones: as the newest they would be
+    kept, and the fresh ones be pruned. Not so those that a disk could not read now.
 
     Raises:
         DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
@@ -163,13 +156,9 @@ def resolve_resume_checkpoint(directory: Path) -> Path | None:
 
 
 def best_of(newest: Path) -> Path | None:
-    """The best checkpoint, verified, given the newest good one.
+    """The best checkpoint, verified, given the newest good one, which it is where the best was not saved.
 
-    Returns:
-        The newest where the best was not saved; None where none was measured as such.
-
-    Raises:
-        DamagedCheckpoint: It is damaged.
+    None where none was measured as such. Raises DamagedCheckpoint as `verify`.
     """
     step = best_step(newest)
     if step is None:
@@ -203,10 +192,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def peek_newest(directory: Path) -> tuple[dict[str, Any], dict[str, list[int]]] | None:
-    """The state in the newest checkpoint and the shapes of its weights, within milliseconds, before it is believed.
-
-    None where there is no checkpoint, or its files cannot be read, which `newest_good` will say.
-    """
+    """State and shapes of weights in the newest checkpoint, in milliseconds; None where they cannot be read."""
     try:
         newest = checkpoints(directory)[-1]
         with safe_open(newest / "model.safetensors", "pt") as file:

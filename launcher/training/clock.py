@@ -160,8 +160,7 @@ class Clock:
     def _compare(self, busy: float, seconds: float) -> tuple[int | None, float]:
         """The rank that the others wait for, if there is one, and the peak memory in MB of the one that has most.
 
-        A rank counts as busy while it waits for data and computes, not while it waits for the gradients of others. It
-        is named in the log when it is another than before.
+        A rank counts as busy while it waits for data and computes, not while it waits for the gradients of others.
         """
         if self.ranks.world_size == 1:
             return None, self.memory.mb()

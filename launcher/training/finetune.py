@@ -22,7 +22,7 @@ def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, pat
         patterns: As for `freeze`.
 
     Returns:
-        Lines for the log: what matched and what did not, what is frozen.
+        Lines for the log.
 
     Raises:
         ConfigError: Two settings name weights; or as for these.
@@ -78,7 +78,7 @@ def _check_whole(model: nn.Module, loaded: Loaded, source: str, outputs: int) ->
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Keep parameters as they are: no gradient, no place in the optimizer, no weight decay.
+    """Keep parameters as they are: no gradient, no place in the optimizer, no weight decay; gives their names.
 
     A BatchNorm whose running statistics a pattern matches too, as `layer1.*` does, stays in evaluation mode: it
     normalises by them and does not change them, as in Keras, and in timm's and torchvision's frozen BatchNorm. One
@@ -87,9 +87,6 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     Args:
         model: The bare model, before its optimizer is built.
         patterns: With the wildcards of a shell, of which `*` matches dots too: `layers.0.*`.
-
-    Returns:
-        Names of the frozen parameters.
 
     Raises:
         ConfigError: A pattern matches no parameter.

@@ -26,10 +26,7 @@ def like(pattern: Tensor, value: Tensor) -> Tensor:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load what `state_dict` gave, on the devices and with the strides of the parameters.
-
-    Its tensors may be contiguous and on the host, as a checkpoint keeps them.
-    """
+    """Load what `state_dict` gave, maybe contiguous and on the host, as the parameters lie and where they are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     laid_out = {
         i: tree_map_only(Tensor, partial(_taken, parameters[i]), of_one) for i, of_one in state["state"].items()

@@ -121,10 +121,9 @@ def count_need(
     sample: tuple[Any, Any],
     work: Workload,
 ) -> Need:
-    """Do two updates and an evaluation on fake tensors, and count.
+    """Do two updates and an evaluation on fake tensors, and count; the optimizer's state is fake afterwards.
 
-    The model is that of `fake_model`, and the optimizer's state is fake afterwards. The sample is inputs and targets of
-    one, [1, ...] each, as the model gets them.
+    The sample is inputs and targets of one, [1, ...] each, as the model gets them.
     """
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -112,10 +112,7 @@ def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | Shar
 
 
 def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
-    """Try two updates and a batch of an evaluation, inside of `untouched`, without any word to the other ranks.
-
-    False where the device's memory was not enough on this rank.
-    """
+    """Try two updates and a batch of an evaluation, inside of `untouched`: whether this rank's memory was enough."""
     data, ranks = parts.data, trainer.ranks
     step = trainer.rollbacks.careful_until  # the gradient of none from here on is looked at, which takes all ranks
     split = copy_for_worker(max(data.validation, data.test, key=len))

@@ -40,14 +40,9 @@ class Progress:
             self.best = {name: value for name, value in row.items() if name.startswith("eval/")}
 
     def watch(self, row: Mapping[str, float], metric: str | None, mode: str, patience: int, min_delta: float) -> None:
-        """Early stopping (Prechelt 1998): end the run where evaluations do not get better any more.
+        """Early stopping (Prechelt 1998): end the run after `patience` evaluations in a row without improvement.
 
-        Args:
-            row: Metric name to number.
-            metric: The one that counts; None never ends the run.
-            mode: min or max.
-            patience: Evaluations in a row without improvement that end it, >= 1.
-            min_delta: An improvement is by more than this, >= 0.
+        An improvement is by more than `min_delta`, >= 0. None as the metric never ends the run.
         """
         if metric is None:
             return

@@ -12,14 +12,11 @@ from launcher.core.errors import ConfigError
 
 
 def recompute(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Let modules keep their inputs alone; the result has the same bits, since dropout draws the same again.
+    """Let modules keep their inputs alone, and give their names; dropout draws the same again.
 
     Args:
         model: The bare model, after its optimizer is built: names inside of it change, those of its state do not.
         patterns: As for `finetune.freeze`. Of modules that lie in each other the outermost one counts.
-
-    Returns:
-        Names of the modules.
 
     Raises:
         ConfigError: A pattern matches no module, or a module has running statistics, which would be updated twice.

@@ -139,10 +139,9 @@ def find_resume_point(
 ) -> ResumePoint:
     """Where a run goes on, on every rank: at the newest good checkpoint, if there is one.
 
-    Arguments and errors are those of `adapt_state`.
-
     Raises:
         DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
+        ConfigError: As for `adapt_state`.
     """
     found = by_rank_0("the checkpoints to be verified", partial(resolve_resume_checkpoint, directory), ranks)
     if found is None:
@@ -197,11 +196,7 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "T
 
 
 def go_back(directory: Path, trainer: "Trainer") -> Progress:
-    """Return to the newest good checkpoint, on every rank.
-
-    Raises:
-        DamagedCheckpoint: There is none.
-    """
+    """Return to the newest good checkpoint, on every rank; raises DamagedCheckpoint where there is none."""
     found = by_rank_0("the checkpoints to be verified", partial(resolve_resume_checkpoint, directory), trainer.ranks)
     if found is None:
         raise DamagedCheckpoint(f"there is no checkpoint in {directory} to go back to; save more often")

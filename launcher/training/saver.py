@@ -89,12 +89,8 @@ class Saver:
     ) -> None:
         """Copy the state out of device memory and write it in the background.
 
-        Args:
-            step: Updates done.
-            model: The weights of the eval model by name.
-            state: Everything else.
-            best: Steps of the checkpoints that are kept whatever their age.
-            sync: Brings to the disk what the checkpoint counts on; where it raises OSError the save has failed.
+        The checkpoints of the steps `best` are kept whatever their age. `sync` brings to the disk what this one
+        counts on; where it raises OSError the save has failed.
 
         Raises:
             OSError: More saves in a row failed than max_failures allows.
@@ -111,11 +107,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until nothing is being written.
-
-        Raises:
-            OSError: More saves in a row failed than max_failures allows.
-        """
+        """Wait until nothing is being written; raises OSError after more than max_failures failures in a row."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -123,11 +115,7 @@ class Saver:
             raise OSError(f"{self.failures} saves in a row failed (checkpoint.max_failures={self.max_failures})")
 
     def close(self) -> None:
-        """Wait for the last save, after which nothing else would make up for a failure.
-
-        Raises:
-            OSError: It failed.
-        """
+        """Wait for the last save; raises OSError where it failed, since nothing else would make up for it."""
         self.wait()
         if self.failures:
             raise OSError("the last checkpoint could not be saved. The same command goes on from the one before it.")

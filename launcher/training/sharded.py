@@ -68,11 +68,7 @@ def build_model(strategy: Mapping[str, Any], ranks: Ranks, make: Callable[[], nn
 
 
 def plan_sharding(strategy: Mapping[str, Any], model: nn.Module, ranks: Ranks) -> Sharding | None:
-    """How conf/strategy has the bare model cut; None where every device, or the only one, holds the whole of it.
-
-    Raises:
-        ConfigError: The model has no such block, or cannot be cut there.
-    """
+    """How conf/strategy has the bare model cut; None where a device holds all of it. Raises as `find_units`."""
     if strategy["name"] != "fsdp":
         return None
     units = find_units(model, strategy["block"])
@@ -82,9 +78,9 @@ def plan_sharding(strategy: Mapping[str, Any], model: nn.Module, ranks: Ranks) -
 
 
 def find_units(model: nn.Module, block: str | None) -> list[str]:
-    """Names of the repeated blocks of a model, none inside of another: of the class `block`.
+    """Names of the repeated blocks of a model, none inside of another.
 
-    None means modules of one class that stand side by side in a Sequential or ModuleList.
+    They are those of the class `block`, or modules of one class that stand side by side in a Sequential or ModuleList.
 
     Raises:
         ConfigError: There is no such class, a parameter belongs to two blocks, or a parameter has no dimension.

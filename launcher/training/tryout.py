@@ -275,7 +275,7 @@ def copy_for_worker(split: Split, workers: int | str = "auto", name: str = "") -
     """A split whose dataset is a copy, made as for a process that loads: what it opens when it is read stays there.
 
     Raises:
-        ConfigError: It cannot be sent to a process.
+        ConfigError: It cannot be sent to a process, and `workers` is a number of them.
     """
     if not workers or not isinstance(split, DatasetSplit):
         return replace(split)  # with a loader of its own
