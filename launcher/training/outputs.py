@@ -130,18 +130,17 @@ class Outputs:
                     found[f"{name}_{i}" if self.count > 1 else name] = column.numpy()
             return found
         shares = self.probabilities(scores).numpy()
+        of_each = {f"p_{name}": shares[:, i] for i, name in enumerate(names)}
         if self.task == "multilabel":
             found = {f"predicted_{name}": (scores[:, i] > 0).long().numpy() for i, name in enumerate(names)}
             if targets is not None:
                 found |= {f"target_{name}": targets[:, i].long().numpy() for i, name in enumerate(names)}
-            return found | {f"p_{name}": shares[:, i] for i, name in enumerate(names)}
+            return found | of_each
         best = scores.argmax(1).numpy()  # as the accuracy counts: rounding may make two shares equal
         found = {"predicted": np.array(names)[best]}
         if targets is not None:
             found["target"] = np.array(names)[targets.numpy()]
-        if whole:
-            return found | {f"p_{name}": shares[:, i] for i, name in enumerate(names)}
-        return found | {"probability": shares[np.arange(len(best)), best]}
+        return found | (of_each if whole else {"probability": shares[np.arange(len(best)), best]})
 
     def rows(self, scores: Tensor, targets: Tensor | None) -> Iterator[list[str]]:
         """The columns as texts, row by row; numbers with as many digits as they have."""

@@ -18,26 +18,24 @@ from launcher.distributed.ranks import Ranks
 from launcher.distributed.rendezvous import by_rank_0
 from launcher.training.checkpoint import DamagedCheckpoint, read_checkpoint, resolve_resume_checkpoint, verify
 from launcher.training.progress import Progress, Rules
+from launcher.training.trainer import LossAccumulator, Trainer
 
 if TYPE_CHECKING:
     from launcher.run.record import Record
-    from launcher.training.trainer import LossAccumulator, Trainer
 
 log = logging.getLogger("launcher")
 
 
-def state_before_row(trainer: "Trainer", progress: Progress) -> dict[str, Any]:
+def state_before_row(trainer: Trainer, progress: Progress) -> dict[str, Any]:
     """What an evaluation and a log line change, as it is before them; for `gather_state`."""
-    now = trainer.accumulator
-    window = replace(now, steps=list(now.steps), losses=list(now.losses), weights=list(now.weights))
     return {
         "progress": asdict(replace(progress, seen=False)),
         "schedule": trainer.schedule.state_dict(),
-        "window": window,
+        "window": trainer.accumulator,  # a log line begins another
     }
 
 
-def gather_state(trainer: "Trainer", progress: Progress, before: dict[str, Any] | None = None) -> dict[str, Any]:
+def gather_state(trainer: Trainer, progress: Progress, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Everything but the weights of the eval model that the next step depends on; whole on rank 0.
 
     The losses since the last log line are summed over the ranks, in the order in which the log would do it, and
@@ -64,7 +62,7 @@ def gather_state(trainer: "Trainer", progress: Progress, before: dict[str, Any] 
     }
 
 
-def _summed(accumulator: "LossAccumulator", trainer: "Trainer") -> dict[str, Any]:
+def _summed(accumulator: LossAccumulator, trainer: Trainer) -> dict[str, Any]:
     """The losses since the last log line, over all ranks, as a checkpoint keeps them."""
     losses, weights = sum_over_ranks(accumulator.tensors(trainer.device), trainer.ranks.world_size)
     steps, grad_norm = list(accumulator.steps), accumulator.grad_norm
@@ -125,7 +123,7 @@ class ResumePoint:
     checkpoint: Path | None = None  # that it was read from; None of a new run
     saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # weights and state, until a trainer has them
 
-    def restore(self, trainer: "Trainer", total_steps: int) -> None:
+    def restore(self, trainer: Trainer, total_steps: int) -> None:
         """Put weights and state into a trainer, and let go of them: they may be as large as it once more."""
         if self.saved is None or self.checkpoint is None:
             return
@@ -171,7 +169,7 @@ def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | Non
     return by_rank_0("the best checkpoint to be verified", verified, ranks)
 
 
-def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "Trainer") -> Progress:
+def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: Trainer) -> Progress:
     """Put weights of the eval model, and the rest as `gather_state` made it, into a run at any number of ranks."""
     trainer.load_weights(trainer.eval_model, weights)
     if state["model"] is not None:
@@ -181,12 +179,11 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "T
     if trainer.scaler is not None and state["scaler"] is not None:
         trainer.scaler.load_state_dict(state["scaler"])
     trainer.lr = state["lr"]
-    window, accumulator, rank = state["window"], trainer.accumulator, trainer.ranks.rank
+    window, rank = state["window"], trainer.ranks.rank
     mine = torch.clone if rank == 0 else torch.zeros_like
-    accumulator.steps = list(window["steps"])
-    accumulator.losses = list(mine(window["losses"]).to(trainer.device).unbind())
-    accumulator.weights = list(mine(window["weights"]).to(trainer.device).unbind())
-    accumulator.grad_norm = None if window["grad_norm"] is None else torch.clone(window["grad_norm"])
+    losses, sums = (list(mine(window[name]).to(trainer.device).unbind()) for name in ("losses", "weights"))
+    grad_norm = None if window["grad_norm"] is None else torch.clone(window["grad_norm"])
+    trainer.accumulator = LossAccumulator(list(window["steps"]), losses, [*sums], grad_norm)
     if state["random"] is not None and rank < len(state["random"]):
         of_rank = state["random"][rank]
         version, internal, gauss = of_rank["python"]
@@ -195,12 +192,11 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "T
     return Progress(**state["progress"])
 
 
-def go_back(directory: Path, trainer: "Trainer") -> Progress:
+def go_back(directory: Path, trainer: Trainer) -> Progress:
     """Return to the newest good checkpoint, on every rank; raises DamagedCheckpoint where there is none."""
     found = by_rank_0("the checkpoints to be verified", partial(resolve_resume_checkpoint, directory), trainer.ranks)
     if found is None:
         raise DamagedCheckpoint(f"there is no checkpoint in {directory} to go back to; save more often")
-    trainer.accumulator.clear()
     return restore(*read_checkpoint(found), trainer)
 
 

@@ -175,7 +175,7 @@ class ShardedTrainer(Trainer):
         self.sharding = sharding
         super().__init__(*arguments)
 
-    def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
+    def _wrap(self, model: Any) -> Any:
         mesh = mesh_of_all(self.device.type)
         optimizer, trained = self.optimizer, [parameter.requires_grad for parameter in model.parameters()]
         # By number meanwhile: whoever holds a whole parameter keeps it in memory.
@@ -204,7 +204,7 @@ class ShardedTrainer(Trainer):
         wrapper = Sharded(model, self.sharding.accumulate_whole)
         wrapper.carried.data = wrapper.carried.to(self.device)
         self.reduction.carried = wrapper.carried
-        return accelerator.prepare_model(wrapper, device_placement=False, evaluation_mode=True)
+        return self.accelerator.prepare_model(wrapper, device_placement=False, evaluation_mode=True)
 
     def _shard(self, model: nn.Module, mesh: "DeviceMesh", reshard_after_forward: bool) -> list[Any]:
         """Cut a model in place; its parameters, as DTensors.

@@ -94,23 +94,9 @@ class LossAccumulator:
             weights = torch.tensor(self.weights, dtype=torch.float64, device=device)
         return [torch.stack(self.losses).double(), weights]
 
-    def clear(self) -> None:
-        """Begin anew."""
-        self.steps.clear()
-        self.losses.clear()
-        self.weights.clear()
-        self.grad_norm = None  # else one whose batches were all left out would show that of the one before
-
 
 class Trainer:
-    """One optimizer update after the other.
-
-    Args:
-        learner: What is trained; its model and its loss on the device.
-        settings: What an update does.
-        accelerator: What wraps the model.
-        ranks: Which rank this is.
-        rollbacks: Which batches to leave out, and how long to look at each; None: none was left out.
+    """One optimizer update after the other, of a learner whose model and loss are on the device.
 
     Attributes:
         eval_model: What is evaluated and exported: the moving average where there is one, else the model.
@@ -148,24 +134,24 @@ class Trainer:
         if settings.compile:  # distributed.choose_numerics has left out what this tells the compiler beside
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         self._alone = False
-        self.forward = self._wrap(torch.compile(model) if settings.compile else model, accelerator)
+        self.forward = self._wrap(torch.compile(model) if settings.compile else model)
         if self.optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
             layout.load_optimizer_state(self.optimizer, self.optimizer.state_dict())
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
         self._losses = self.loss.forward  # of our own wrapper, which nobody hooks
         self._update = lean_step(self.optimizer)
 
-    def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
+    def _wrap(self, model: Any) -> Any:
         """What Accelerate makes of the model: DDP, autocast, or for one process in full precision the model itself."""
-        if self.ranks.world_size == 1 and accelerator.mixed_precision == "no":
+        if self.ranks.world_size == 1 and self.accelerator.mixed_precision == "no":
             return model
         carrier = Carrier(model).to(self.device)
         self._wrapped = True
         if self.ranks.world_size > 1:
             self.reduction.carried = carrier.carried
-            handler = accelerator.ddp_handler
+            handler = self.accelerator.ddp_handler
             self.reduction.rounded = handler is not None and handler.comm_hook != DDPCommunicationHookType.NO
-        return accelerator.prepare_model(carrier)
+        return self.accelerator.prepare_model(carrier)
 
     def step(self, batch: Batch) -> bool:
         """Do one update; its loss is the exact mean over the global batch, however that is cut.
@@ -255,7 +241,7 @@ class Trainer:
             metrics["train/loss"] = float(losses.sum() / weights.sum())
         if self.accumulator.grad_norm is not None:
             metrics["train/grad_norm"] = float(self.accumulator.grad_norm)
-        self.accumulator.clear()
+        self.accumulator = LossAccumulator()
         return metrics
 
     def check(self) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import pickle
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -198,28 +198,19 @@ def _measure(loss: PerSample, name: str, outputs: Tensor, targets: Tensor, meani
 
 def _run_as_it_is(run: Run, inputs: Any, *splits: Split) -> Any:
     """What `run` gives; whole numbers that the model does not take, but as floats, are from now on given so."""
+    outputs = failed = None
     try:
         outputs = run(inputs)
-        if outputs is not None or not _has_indices(inputs):
-            return outputs
-        failed = None
     except ConfigError as error:
-        if not _has_indices(inputs):
-            raise
         failed = error
-    try:
-        outputs = run(as_numbers(inputs, replace(splits[0], indices=False)))
-    except ConfigError:
-        outputs = None
+    if outputs is None and any(isinstance(leaf, Tensor) and leaf.dtype in INDICES for leaf in tree_leaves(inputs)):
+        with suppress(ConfigError):
+            outputs = run(as_numbers(inputs, replace(splits[0], indices=False)))
+        for split in splits:
+            split.indices = outputs is None
     if outputs is None and failed is not None:
         raise failed
-    for split in splits:
-        split.indices = outputs is None
     return outputs
-
-
-def _has_indices(inputs: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.dtype in INDICES for leaf in tree_leaves(inputs))
 
 
 def _is_large(model: nn.Module) -> bool:
