@@ -121,7 +121,7 @@ def verify(checkpoint: Path) -> None:
 def newest_good(directory: Path, set_aside: bool = False) -> Path | None:
     """The newest checkpoint whose files are as they were written; a damaged one is named in a warning.
 
-    Damaged ones that are newer are set aside under another name for who writes new ones: as the newest they would be
+    With `set_aside`, for who writes new ones, damaged ones that are newer get another name: as the newest they would be
     kept, and the fresh ones be pruned. Not so those that a disk could not read now.
 
     Raises:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,9 @@ def untouched(trainer: Trainer) -> Iterator[None]:
     ]
     states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     owned = itertools.chain(*(module.parameters(recurse=False) for module in modules), *(b.values() for b in buffers))
-    kept = _on_host([*owned, *(value for state in states.values() for value in state.values())])
+    things = [*owned, *(value for state in states.values() for value in state.values())]
+    tensors = {id(thing): thing for thing in things if isinstance(thing, Tensor)}  # each once
+    kept = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors.values()]
     cuda = [trainer.device] if trainer.device.type == "cuda" else []  # a CPU's generator is among those kept anyway
     with generators_kept(), torch.random.fork_rng(cuda), trainer.alone():
         try:
@@ -180,9 +182,3 @@ def untouched(trainer: Trainer) -> Iterator[None]:
                 torch.compiler.reset()
             gc.collect()
             torch.cuda.empty_cache()
-
-
-def _on_host(things: list[Any]) -> list[tuple[Tensor, Tensor]]:
-    """Each tensor among them, once, and a copy of it."""
-    tensors = {id(thing): thing for thing in things if isinstance(thing, Tensor)}
-    return [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors.values()]

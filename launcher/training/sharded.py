@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from launcher.batching.stream import Batch, ShardedStream, Stream
@@ -24,10 +24,9 @@ from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
 from launcher.distributed.ranks import Ranks
-from launcher.training.divergence import Rollbacks
 from launcher.training.exact import ExactTrainer
 from launcher.training.saver import own_copy
-from launcher.training.trainer import Carrier, Learner, Trainer, TrainerSettings
+from launcher.training.trainer import Carrier, Trainer
 
 if TYPE_CHECKING:  # half a second that only a sharded run pays
     from torch.distributed.device_mesh import DeviceMesh
@@ -114,19 +113,11 @@ def find_units(model: nn.Module, block: str | None) -> list[str]:
     return units
 
 
-def build_trainer(
-    learner: Learner,
-    settings: TrainerSettings,
-    accelerator: Accelerator,
-    ranks: Ranks,
-    rollbacks: Rollbacks | None = None,
-    sharding: Sharding | None = None,
-    exact: bool = False,
-) -> Trainer:
-    """The trainer that a strategy asks for; arguments as for Trainer, of a sharded model one that may be on the CPU."""
+def choose_trainer(sharding: Sharding | None, exact: bool) -> Callable[..., Trainer]:
+    """What makes the trainer that settings ask for, of Trainer's arguments; a model to shard may be on the CPU."""
     if sharding is not None:
-        return ShardedTrainer(sharding, learner, settings, accelerator, ranks, rollbacks)
-    return (ExactTrainer if exact else Trainer)(learner, settings, accelerator, ranks, rollbacks)
+        return partial(ShardedTrainer, sharding)
+    return ExactTrainer if exact else Trainer
 
 
 class Sharded(Carrier):
