@@ -68,12 +68,9 @@ class Evaluator:
     def evaluate(
         self, model: nn.Module, split: Split, interrupted: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
-        """Measure a model on a split.
+        """Measure a bare model on a split; it is left in the mode it was in.
 
-        Args:
-            model: The bare model; it is left in the mode it was in.
-            split: What to measure on.
-            interrupted: Asked before each batch; True ends the evaluation here.
+        `interrupted` is asked before each batch.
 
         Returns:
             The metrics, the same on every rank; None where some rank was interrupted.
@@ -180,10 +177,7 @@ def _check_inputs(split: Split, ranks: Ranks, batch_size: int) -> None:
 def check_metrics(meaning: Outputs, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
     """Check, before anything is measured, that an evaluation will have the metrics that settings name.
 
-    Args:
-        meaning: Of the model's outputs, which decides what there is.
-        metrics: torchmetrics by name.
-        wanted: Setting to metric, such as `checkpoint.best` to `eval/loss`; None names none.
+    `wanted` is setting to metric, such as `checkpoint.best` to `eval/loss`, or None.
 
     Raises:
         ConfigError: There is no such metric.

@@ -13,19 +13,12 @@ from launcher.training import checkpoint
 
 
 def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, patterns: Sequence[str]) -> list[str]:
-    """Load weights and freeze parameters.
+    """Load weights and freeze parameters; gives lines for the log.
 
-    Args:
-        model: The bare model.
-        sources: Setting to what it names, as for `load_weights`; None for nothing.
-        outputs: That the model gives: classes, or numbers to predict.
-        patterns: As for `freeze`.
-
-    Returns:
-        Lines for the log.
+    `sources` is setting to what it names, as for `load_weights`, or None. The model gives so many `outputs`.
 
     Raises:
-        ConfigError: Two settings name weights; or as for these.
+        ConfigError: Two settings name weights; or as for `load_weights` and `freeze`.
     """
     named = {setting: source for setting, source in sources.items() if source is not None}
     if len(named) > 1:

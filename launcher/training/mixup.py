@@ -26,20 +26,12 @@ Box = tuple[slice, slice]  # rows and columns
 
 @dataclass(frozen=True)
 class Mixing:
-    """How a global batch is mixed.
+    """How a global batch is mixed."""
 
-    Args:
-        alpha: Of the Beta(alpha, alpha) that mixup draws its share from (Zhang et al. 2017, arXiv:1710.09412); 0: no
-            mixup.
-        cutmix_alpha: The same of cutmix (Yun et al. 2019, arXiv:1905.04899); 0: no cutmix.
-        prob: Share of the global batches that are mixed at all, in [0, 1].
-        switch_prob: Where both are on, share of these that get cutmix, in [0, 1].
-    """
-
-    alpha: float
-    cutmix_alpha: float
-    prob: float
-    switch_prob: float
+    alpha: float  # of mixup's Beta(alpha, alpha); 0: no mixup (Zhang et al. 2017, arXiv:1710.09412)
+    cutmix_alpha: float  # the same of cutmix (Yun et al. 2019, arXiv:1905.04899)
+    prob: float  # share of the global batches that are mixed at all, in [0, 1]
+    switch_prob: float  # where both are on, share of these that get cutmix, in [0, 1]
 
     def draw(self, seed: int, step: int, height: int, width: int) -> tuple[float, Box | None]:
         """What happens to the global batch of a step, of images of height x width pixels.

@@ -96,14 +96,7 @@ class LossAccumulator:
 
 
 class Trainer:
-    """One optimizer update after the other, of a learner whose model and loss are on the device.
-
-    Attributes:
-        eval_model: What is evaluated and exported: the moving average where there is one, else the model.
-        accumulator: The losses since the last log line.
-        lr: Learning rate of the last update.
-        reduction: What the ranks tell each other with the gradient: votes to stop, and how long an update takes.
-    """
+    """One optimizer update after the other, of a learner whose model and loss are on the device."""
 
     def __init__(
         self,
@@ -122,9 +115,10 @@ class Trainer:
             layout.lay_out(model, keep_gradients=self.device.type == "cpu" and not settings.compile)
         self.scaler = accelerator.scaler  # None unless fp16
         self.accumulator = LossAccumulator()
-        self.lr = self.schedule.lr
+        self.lr = self.schedule.lr  # of the last update
         self.reduction = Reduction(ranks.world_size, self.device)
         self.rollbacks = rollbacks or Rollbacks()
+        # What is evaluated and exported: the moving average where there is one
         self.eval_model = model if settings.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._averaged: list[Tensor] = [

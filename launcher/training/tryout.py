@@ -51,16 +51,8 @@ def try_out(
 ) -> Outputs:
     """Try some training samples, and one of each split that is measured.
 
-    Args:
-        model: The bare model.
-        loss: Per-sample losses.
-        data: Of the run; what looks strange is added to its notes.
-        meaning: Of the outputs, as far as data and loss tell.
-        kind: Of stream.
-        how: The run does it.
-
-    Returns:
-        The meaning, as the outputs are.
+    What looks strange is added to the data's notes. The meaning of the outputs, known as far as data and loss tell, is
+    given back as they are.
 
     Raises:
         ConfigError: Something does not fit.
