@@ -186,8 +186,7 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: Tr
     trainer.accumulator = LossAccumulator(list(window["steps"]), losses, [*sums], grad_norm)
     if state["random"] is not None and rank < len(state["random"]):
         of_rank = state["random"][rank]
-        version, internal, gauss = of_rank["python"]
-        random.setstate((version, tuple(internal), gauss))
+        random.setstate(of_rank["python"])
         _set_numpy_state(of_rank["numpy"])
     return Progress(**state["progress"])
 

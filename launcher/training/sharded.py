@@ -339,11 +339,6 @@ class ShardedTrainer(Trainer):
         (squares,) = sum_over_ranks([super()._norm().square()], self.ranks.world_size)
         return squares.sqrt()
 
-    def _clip(self, largest: float) -> Tensor:
-        norm = self._norm()
-        nn.utils.clip_grads_with_norm_(self._parameters, largest, norm)
-        return norm
-
     def _healthy(self) -> bool:
         sick = torch.tensor(float(not super()._healthy()), device=self.device)
         return not sum_over_ranks([sick], self.ranks.world_size)[0].item()

@@ -183,7 +183,8 @@ class Trainer:
             self.schedule.step()
             return self.reduction.stops()
         if self.settings.clip_grad_norm is not None:
-            self.accumulator.grad_norm = self._clip(self.settings.clip_grad_norm)
+            self.accumulator.grad_norm = self._norm()
+            nn.utils.clip_grads_with_norm_(self._parameters, self.settings.clip_grad_norm, self.accumulator.grad_norm)
         elif self.settings.log_grad_norm:
             self.accumulator.grad_norm = self._norm()
         if self.settings.clip_grad_value is not None:
@@ -301,10 +302,6 @@ class Trainer:
     def _norm(self) -> Tensor:
         """Norm of the whole gradient."""
         return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-
-    def _clip(self, largest: float) -> Tensor:
-        """Scale the gradient down to a norm of at most `largest`; the norm before."""
-        return nn.utils.clip_grad_norm_(self._parameters, largest)
 
     def _healthy(self) -> bool:
         """Whether every weight is finite, and what the optimizer remembers.
