@@ -30,7 +30,7 @@ class Need:
     states: int | None  # what the optimizer keeps; None where its step needs numbers
     average: int  # a moving average of the weights
     micro_size: int  # samples that a device sees at once
-    peak: int | None  # most at any moment of training and evaluating, the four above included; None as for states
+    peak: int | None  # most at any moment, the four above included; None where model, loss or optimizer needs numbers
     per_sample: float  # by how much `peak` grows with each further sample at once
 
     @property
