@@ -51,8 +51,8 @@ def try_out(
 ) -> Outputs:
     """Try some training samples, and one of each split that is measured.
 
-    What looks strange is added to the data's notes. The meaning is known as far as data and loss tell, and is given back
-    as the outputs are.
+    What looks strange is added to the data's notes. The meaning is known as far as data and loss tell, and is given
+    back as the outputs are.
 
     Raises:
         ConfigError: Something does not fit.
