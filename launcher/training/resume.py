@@ -181,9 +181,9 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: Tr
     trainer.lr = state["lr"]
     window, rank = state["window"], trainer.ranks.rank
     mine = torch.clone if rank == 0 else torch.zeros_like
-    losses, sums = (list(mine(window[name]).to(trainer.device).unbind()) for name in ("losses", "weights"))
+    losses, weight_sums = (list(mine(window[name]).to(trainer.device).unbind()) for name in ("losses", "weights"))
     grad_norm = None if window["grad_norm"] is None else torch.clone(window["grad_norm"])
-    trainer.accumulator = LossAccumulator(list(window["steps"]), losses, [*sums], grad_norm)
+    trainer.accumulator = LossAccumulator(list(window["steps"]), losses, [*weight_sums], grad_norm)
     if state["random"] is not None and rank < len(state["random"]):
         of_rank = state["random"][rank]
         random.setstate(of_rank["python"])
