@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from launcher.batching.plan import BatchPlan
@@ -26,7 +27,6 @@ from launcher.training import checkpoint
 from launcher.training.clock import Clock
 from launcher.training.divergence import Diverged
 from launcher.training.evaluation import Evaluation, Evaluator
-from launcher.training.profiler import Profiler
 from launcher.training.progress import Progress, Rules, rules_of
 from launcher.training.resume import best_beside, gather_state, go_back, state_before_row
 from launcher.training.trainer import Trainer
@@ -81,7 +81,7 @@ class Loop:
     clock: Clock
     stop: StopRequest
     rank_zero: RankZero
-    profiler: Profiler | None
+    profiler: torch.profiler.profile | None
     after_row: Callable[[int, Mapping[str, float]], None] | None  # what it raises ends the run
     warned: bool = False  # that it takes long to stop
     before: dict[str, Any] | None = None  # what the evaluation and the log line of this step have changed
@@ -106,7 +106,7 @@ class Loop:
             except Diverged as error:
                 self._go_back(error)
         if self.profiler is not None:
-            self.profiler.close()
+            self.profiler.stop()
 
     def over(self) -> bool:
         """Whether no update is left to do."""
@@ -187,7 +187,7 @@ class Loop:
         self.rank_zero.warn("%s\nGoing back to the last checkpoint.", error.what())
         self.rank_zero.wait_for_checkpoint()
         trainer.rollbacks.go_back(error.step)
-        self.progress = go_back(self.checkpoints, trainer, ranks)
+        self.progress = go_back(self.checkpoints, trainer)
         self.rank_zero.go_back(self.progress.recorded)
         self.clock.go_back(self.progress.step)
 
@@ -235,7 +235,7 @@ class Loop:
     def _save(self) -> None:
         trainer = self.trainer
         with self.clock.during("saving"):
-            state = gather_state(trainer, self.progress, trainer.ranks, self.before)
+            state = gather_state(trainer, self.progress, self.before)
             state |= {"over": self.over(), "rules": self.settings.rules}
             weights = trainer.weights(trainer.eval_model)
             # The best of a run that is prolonged, to which its last evaluation does not count.

@@ -119,10 +119,9 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         record = Record(path / "metrics.jsonl")
         resume_point = find_resume_point(path / "checkpoints", record, ranks, how.rules, how.eval_every, total_steps)
         progress = resume_point.progress
-        trainer = sharded.build_trainer(
-            parts.learner, TrainerSettings.of(settings), accelerator, ranks,
-            Rollbacks(path / "rollbacks.json", rank_zero.writes), parts.sharding, settings.exact_across_devices,
-        )  # fmt: skip
+        rollbacks = Rollbacks(path / "rollbacks.json", rank_zero.writes)
+        make_trainer = sharded.choose_trainer(parts.sharding, settings.exact_across_devices)
+        trainer = make_trainer(parts.learner, TrainerSettings.of(settings), accelerator, ranks, rollbacks)
         if settings.batch.max_per_device == "auto":
             plan = probe.fit_plan(trainer, parts, progress, path, settings.test_time_flip)
         log.info("batch      %s", plan)

@@ -121,16 +121,16 @@ def test_waits_for_the_device_are_counted_within_steps(tmp_path):
 
 @pytest.mark.parametrize(("reads", "expected"), [(0, 0.0), (2, 2.0)])
 def test_a_real_trace_shows_a_loop_that_reads_numbers(reads, expected, tmp_path):
-    from launcher.training.profiler import Profiler
+    from launcher.training.clock import start_profiler
 
-    profiler = Profiler(tmp_path / "trace.json")
+    profiler = start_profiler(tmp_path / "trace.json")
     number = torch.ones(3)
     for _ in range(20):
         total = (number * 2).sum()
         for _ in range(reads):
             total.item()
         profiler.step()
-    profiler.close()
+    profiler.stop()
     assert traces.synchronisations(tmp_path / "trace.json") == expected
 
 

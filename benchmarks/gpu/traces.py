@@ -1,4 +1,4 @@
-"""How often a step waits for the device, as torch's profiler has it: see launcher.training.profiler.Profiler."""
+"""How often a step waits for the device, as torch's profiler has it: see launcher.training.clock.start_profiler."""
 
 import json
 from collections.abc import Callable

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from launcher.data import Data, TensorSplit
 from launcher.models.transformer import Transformer
+from launcher.training.clock import start_profiler
 from launcher.training.flops import flops_per_sample, peak_flops
-from launcher.training.profiler import Profiler
 
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 
@@ -174,7 +174,7 @@ def words(workload: Workload, seed: int) -> list[str]:
 
 
 def train_by_hand(
-    workload: Workload, device: torch.device, seed: int, profiler: Profiler | None = None
+    workload: Workload, device: torch.device, seed: int, profiler: torch.profiler.profile | None = None
 ) -> dict[str, Any]:
     """A loop as a person writes it who knows PyTorch: data on the device, one gather a batch, a fused optimizer.
 
@@ -231,6 +231,6 @@ def train_by_hand(
 
 def profile_by_hand(workload: Workload, device: torch.device, path: Path) -> None:
     """Write the trace of some steps of the loop."""
-    profiler = Profiler(path)
+    profiler = start_profiler(path)
     train_by_hand(replace(workload, steps=20, warm=5), device, 0, profiler)
-    profiler.close()
+    profiler.stop()

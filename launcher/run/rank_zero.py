@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # they bring torch, before which what is wrong with the setti
     from launcher.run.reporter import Reporter
     from launcher.training.clock import Clock
     from launcher.training.evaluation import Evaluation
-    from launcher.training.profiler import Profiler
     from launcher.training.progress import Progress
     from launcher.training.saver import Saver
 
@@ -110,18 +109,17 @@ class RankZero:
     def begin(self, progress: "Progress", total_steps: int, steps_per_epoch: int, device: "torch.device") -> None:
         """Open the record, the trackers and the terminal's bar, and make ready to save."""
         from launcher.run.reporter import Reporter
-        from launcher.training.saver import Saver
-        from launcher.training.staging import Staging
+        from launcher.training.saver import Saver, Staging
 
         how = self.composed.settings.checkpoint
         self.saver = Saver(self.path / "checkpoints", how.keep, how.max_failures, Staging.for_device(device))
         self.reporter = Reporter(self.directory, self.composed, progress, total_steps, steps_per_epoch)
 
-    def profiler(self) -> "Profiler | None":
+    def profiler(self) -> "torch.profiler.profile | None":
         """A profiler of rank 0, where the settings ask for it."""
-        from launcher.training.profiler import Profiler
+        from launcher.training.clock import start_profiler
 
-        return Profiler(self.path / "trace.json") if self.writes and self.composed.settings.profile else None
+        return start_profiler(self.path / "trace.json") if self.writes and self.composed.settings.profile else None
 
     @_on_rank_0
     def row(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float]) -> None:

@@ -11,12 +11,7 @@ from launcher.training.trainer import Trainer
 
 @contextmanager
 def advice(plan: BatchPlan, trainer: Trainer) -> Iterator[None]:
-    """Say what to do about an error of the device's memory, of DDP's, or of kernels that are not deterministic.
-
-    Raises:
-        Explained: DDP waits for the gradients of parameters that a step did not use, or used twice; or an operation
-            has no deterministic kernel.
-    """
+    """Say what to do about an error of the device's memory, of DDP's, or of kernels that are not deterministic."""
     try:
         with explained_kernels():
             yield

@@ -12,11 +12,7 @@ from launcher.data.source import Data
 
 
 def check_exact(model: nn.Module) -> None:
-    """Refuse what cannot have the same bits on any number of devices.
-
-    Raises:
-        ConfigError: The model normalises over the batch.
-    """
+    """Raise ConfigError for a model that normalises over the batch: its bits depend on the number of devices."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ConfigError(
@@ -26,17 +22,9 @@ def check_exact(model: nn.Module) -> None:
 
 
 def check_alone(model: nn.Module, data: Data, plan: BatchPlan, most: int | str | None, steps: int) -> None:
-    """Refuse a BatchNorm that would get a single value per channel, where some device sees one sample alone.
+    """Raise ConfigError for a BatchNorm with a single value per channel, where some device sees one sample alone.
 
-    Args:
-        model: The bare model, also one on the meta device.
-        data: Its first sample is shown to a copy of the model without memory.
-        plan: How a global batch is cut.
-        most: The setting batch.max_per_device.
-        steps: Updates of the run.
-
-    Raises:
-        ConfigError: One would.
+    A copy of the model without memory is shown the first sample. `most` is the setting batch.max_per_device.
     """
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     alone, at = plan.smallest(steps)

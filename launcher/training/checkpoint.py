@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,9 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from launcher.core.files import flush
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("launcher")
 
@@ -52,14 +49,7 @@ def checkpoints(directory: Path) -> list[Path]:
 def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Write a checkpoint, so that it is there whole or not at all whenever the process or the machine dies.
 
-    Args:
-        directory: Where checkpoints are; made where it is missing.
-        step: Optimizer updates done.
-        model: Weights and buffers by name, in host memory.
-        state: Everything else: tensors and plain values, such as weights_only loading takes.
-
-    Returns:
-        The checkpoint's directory.
+    The model is weights and buffers by name, in host memory; the state what weights_only loading takes.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step_{step:08d}"
@@ -69,7 +59,10 @@ def write_checkpoint(directory: Path, step: int, model: Mapping[str, Tensor], st
     making.mkdir()
     save_weights(making / "model.safetensors", model)
     torch.save(dict(state), making / "state.pt")
-    files = {path.name: _flushed_digest(path) for path in sorted(making.iterdir())}
+    files = {}
+    for path in sorted(making.iterdir()):
+        flush(path)
+        files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
     manifest = making / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
     flush(manifest)
@@ -101,18 +94,13 @@ def restore_replaced(directory: Path) -> None:
             os.rename(replaced, final)
 
 
-def _flushed_digest(path: Path) -> dict[str, Any]:
-    flush(path)
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(checkpoint: Path) -> None:
-    """Check every file of a checkpoint against its manifest.
-
-    Raises:
-        DamagedCheckpoint: A file is missing, has another length or other bytes, or the manifest cannot be read.
-    """
+    """Raise DamagedCheckpoint where a file is missing, or has not the length and bytes that the manifest says."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         files = dict(manifest["files"])
@@ -122,28 +110,38 @@ def verify(checkpoint: Path) -> None:
             path = checkpoint / name
             if path.stat().st_size != expected["bytes"]:
                 raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}")
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                    raise DamagedCheckpoint(f"{path} has other contents than were written")
+            if _digest(path) != expected["sha256"]:
+                raise DamagedCheckpoint(f"{path} has other contents than were written")
     except DamagedCheckpoint:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(f"{checkpoint} cannot be read: {error}") from error
 
 
-def newest_good(directory: Path) -> Path | None:
+def newest_good(directory: Path, set_aside: bool = False) -> Path | None:
     """The newest checkpoint whose files are as they were written; a damaged one is named in a warning.
+
+    With `set_aside`, for who writes new ones, damaged ones that are newer get another name: as the newest they would be
+    kept, and the fresh ones be pruned. Not so those that a disk could not read now.
 
     Raises:
         DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
     """
-    found = checkpoints(directory)
+    found, damaged = checkpoints(directory), []
     for checkpoint in reversed(found):
         try:
             verify(checkpoint)
-            return checkpoint
         except DamagedCheckpoint as error:
             log.warning("DAMAGED CHECKPOINT: %s. Falling back to the one before it.", error)
+            if not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, FileNotFoundError):
+                damaged.append(checkpoint)
+            continue
+        for one in damaged if set_aside else ():
+            aside = one.with_name(f".damaged-{one.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(one, aside)
+            log.warning("%s is kept as %s.", one, aside.name)
+        return checkpoint
     if found:
         raise DamagedCheckpoint(
             f"every checkpoint in {directory} is damaged. Restore one, or remove the directory to start over."
@@ -152,44 +150,16 @@ def newest_good(directory: Path) -> Path | None:
 
 
 def resolve_resume_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint to go on from, for who writes new ones: `newest_good`, with the directory put in order.
-
-    Damaged ones that are newer get another name: as the newest they would be kept, and the fresh ones be pruned. Not so
-    those that a disk could not read now.
-
-    Raises:
-        DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
-    """
+    """The checkpoint to go on from, for who writes new ones: `newest_good`, with the directory put in order."""
     restore_replaced(directory)
-    good = newest_good(directory)
-    for damaged in checkpoints(directory)[::-1]:
-        if damaged == good:
-            break
-        try:
-            verify(damaged)
-            continue
-        except DamagedCheckpoint as error:
-            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                continue
-        aside = damaged.with_name(f".damaged-{damaged.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(damaged, aside)
-        log.warning("%s is kept as %s.", damaged, aside.name)
-    return good
-
-
-def best_good(directory: Path) -> Path | None:
-    """The best checkpoint, verified, or the newest good one where that was not saved; None where none was measured so.
-
-    Raises:
-        DamagedCheckpoint: It is damaged, or all of them are.
-    """
-    newest = newest_good(directory)
-    return None if newest is None else best_of(newest)
+    return newest_good(directory, set_aside=True)
 
 
 def best_of(newest: Path) -> Path | None:
-    """The same, given the newest good one."""
+    """The best checkpoint, verified, given the newest good one, which it is where the best was not saved.
+
+    None where none was measured as such. Raises DamagedCheckpoint as `verify`.
+    """
     step = best_step(newest)
     if step is None:
         return None
@@ -222,11 +192,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def peek_newest(directory: Path) -> tuple[dict[str, Any], dict[str, list[int]]] | None:
-    """The state in the newest checkpoint and the shapes of its weights, within milliseconds, before it is believed.
-
-    Returns:
-        None where there is no checkpoint, or its files cannot be read, which `newest_good` will say.
-    """
+    """State and shapes of weights in the newest checkpoint, in milliseconds; None where they cannot be read."""
     try:
         newest = checkpoints(directory)[-1]
         with safe_open(newest / "model.safetensors", "pt") as file:
@@ -246,10 +212,6 @@ def prune(directory: Path, keep: int, best: Collection[int]) -> None:
 
 
 def best_step(path: Path) -> int | None:
-    """The step of the best checkpoint so far, as a checkpoint has it; None where none was measured as such.
-
-    Raises:
-        DamagedCheckpoint: Its files are not what was written.
-    """
+    """The step of the best checkpoint so far, as a checkpoint has it; None where none was measured as such."""
     step: int | None = read_state(path)["progress"]["best_step"]
     return step

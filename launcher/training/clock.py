@@ -7,13 +7,16 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.batching.plan import BatchPlan
 from launcher.batching.stream import Batch
+from launcher.core.compat import ddp_timings
 from launcher.distributed.ranks import Ranks
 
 log = logging.getLogger("launcher")
@@ -26,9 +29,6 @@ class PeakMemory:
     """The most memory that this process has taken since this was made.
 
     A GPU tells what its allocator has given out, a CPU what of the process is resident: no one figure is for both.
-
-    Args:
-        device: The one that the process computes on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -58,9 +58,9 @@ class Clock:
         device: For its peak memory.
         ranks: Which rank this is.
         forward: What the training calls; DDP measures a sample of its own steps.
-        flops: Operations per sample; None where nobody wants to know.
-        peak: Operations per second of a device; None where it is not known.
-        tokens: Tokens per sample; None where the task is no language.
+        flops: Operations per sample; None where that is not known.
+        peak: Operations per second of a device; likewise.
+        tokens: Tokens per sample of a language task.
     """
 
     def __init__(
@@ -113,8 +113,7 @@ class Clock:
         now, steps = time.perf_counter(), step - self._row_step
         busy = self._spent["data_wait"] - self._row_spent["data_wait"]
         if self.ddp is not None and steps:
-            # Of every hundredth step or so, in ns; what is left of communication after the backward it runs beside.
-            found = self.ddp._get_ddp_logging_data()
+            found = ddp_timings(self.ddp)  # what is left of communication after the backward it runs beside
             exposed = found.get("avg_backward_comm_time", 0) - found.get("avg_backward_compute_comm_overlap_time", 0)
             self._spent["communication"] += max(0, exposed) / 1e9 * steps
             busy += (found.get("avg_forward_compute_time", 0) + found.get("avg_backward_compute_time", 0)) / 1e9 * steps
@@ -136,13 +135,7 @@ class Clock:
         return row
 
     def totals(self, step: int, plan: BatchPlan, memory_mb: Iterable[float]) -> dict[str, Any]:
-        """The rates of the whole loop and the share of time that each part of it took, for the summary.
-
-        Args:
-            step: Updates done.
-            plan: How batches are cut.
-            memory_mb: Peak memory of each rank.
-        """
+        """The rates of the whole loop and the share of time that each part of it took, for the summary."""
         now = time.perf_counter()
         whole = max(now - (self._begun or self._made), 1e-9)
         training = max(whole - self._spent["evaluating"] - self._spent["saving"], 1e-9)
@@ -167,13 +160,10 @@ class Clock:
     def _compare(self, busy: float, seconds: float) -> tuple[int | None, float]:
         """The rank that the others wait for, if there is one, and the peak memory in MB of the one that has most.
 
-        A rank counts as busy while it waits for data and computes, not while it waits for the gradients of others. It
-        is named in the log when it is another than before.
+        A rank counts as busy while it waits for data and computes, not while it waits for the gradients of others.
         """
         if self.ranks.world_size == 1:
             return None, self.memory.mb()
-        import torch.distributed as dist
-
         mine = torch.tensor([busy, seconds, self.memory.mb()], dtype=torch.float64, device=self.device)
         every = [torch.empty_like(mine) for _ in range(self.ranks.world_size)]
         dist.all_gather(every, mine)
@@ -195,3 +185,17 @@ class Clock:
             )  # fmt: skip
         self._named = slowest
         return slowest, memory
+
+
+def start_profiler(path: Path) -> torch.profiler.profile:
+    """Start a torch profiler of five steps, once they run evenly; its trace opens in chrome://tracing or Perfetto."""
+
+    def write(profiler: torch.profiler.profile) -> None:
+        profiler.export_chrome_trace(str(path))
+        table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40)
+        log.info("profile    %s\n%s", path, table)
+
+    schedule = torch.profiler.schedule(skip_first=10, wait=0, warmup=1, active=5, repeat=1)
+    profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=write, record_shapes=True)
+    profiler.start()
+    return profiler

@@ -10,12 +10,7 @@ from launcher.core.files import write_json
 
 
 class Diverged(RuntimeError):
-    """Training has diverged.
-
-    Args:
-        step: The update at which it was seen first (0-based: updates done before it).
-        lr: Learning rate of the update before which it was noticed.
-    """
+    """Training has diverged: first seen at update `step` (0-based), noticed after one of learning rate `lr`."""
 
     def __init__(self, step: int, lr: float) -> None:
         super().__init__(step, lr)
@@ -45,17 +40,7 @@ class Diverged(RuntimeError):
 
 
 class Rollbacks:
-    """What was left out so far: kept in a file of its own, since going back to a checkpoint must not forget it.
-
-    Args:
-        file: Where it is kept; None keeps nothing.
-        writes: Whether this rank writes the file.
-
-    Attributes:
-        count: How often the run went back.
-        skipped: The updates whose batches are left out.
-        careful_until: Up to this update every loss and gradient is looked at before it is applied.
-    """
+    """What was left out so far: kept in a file of its own, since going back to a checkpoint must not forget it."""
 
     def __init__(self, file: Path | None = None, writes: bool = False) -> None:
         self._file, self._writes = file, writes
@@ -67,9 +52,9 @@ class Rollbacks:
                 raise ConfigError(
                     f"{file} cannot be read ({error}): it names the batches left out. Restore it."
                 ) from error
-        self.count: int = kept.get("count", 0)
-        self.skipped: list[int] = kept.get("skipped", [])
-        self.careful_until: int = kept.get("careful_until", 0)
+        self.count: int = kept.get("count", 0)  # how often the run went back
+        self.skipped: list[int] = kept.get("skipped", [])  # the updates whose batches are left out
+        self.careful_until: int = kept.get("careful_until", 0)  # losses and gradients of updates before are looked at
 
     def go_back(self, step: int) -> None:
         """Count a return to the last checkpoint; the way up to the bad update is gone with care."""

@@ -24,20 +24,12 @@ from launcher.training.outputs import Outputs
 
 @dataclass
 class Evaluation:
-    """What an evaluation found.
+    """What an evaluation found; the last two of a classification alone."""
 
-    Attributes:
-        samples: How many were counted, each once.
-        metrics: Metric name to number: loss, accuracy, macro_f1, top5 or f1; or accuracy, micro_f1, macro_f1 of
-            labels; or mae, rmse, r2; or accuracy, perplexity; and what `metrics` names.
-        per_class_accuracy: Share of each class that was found; of a classification alone.
-        confusion: Rows: the true class, columns: the predicted one; of a classification alone.
-    """
-
-    samples: int
-    metrics: dict[str, float]
-    per_class_accuracy: list[float | None] | None = None
-    confusion: list[list[int]] | None = None
+    samples: int  # each counted once
+    metrics: dict[str, float]  # loss, those of the task, and what the setting `metrics` names
+    per_class_accuracy: list[float | None] | None = None  # share of each class that was found
+    confusion: list[list[int]] | None = None  # rows: the true class, columns: the predicted one
 
     def as_dict(self, part: str, class_names: list[str] | None) -> dict[str, Any]:
         """The content of evaluation.json."""
@@ -53,33 +45,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a split is read and measured.
+    """How a split is read and measured."""
 
-    Attributes:
-        batch_size: Most samples at once.
-        workers: Processes that load samples which are not in memory.
-        metrics: torchmetrics by name; they are computed on rank 0 over all samples in order.
-        shards: Pieces that the split is cut into and whose sums are added in order; None: one per rank.
-        in_step: Whether a forward takes all ranks: they then do equally many, and end together.
-    """
-
-    batch_size: int
-    workers: int | str = 0
-    metrics: Sequence[Any] = ()
-    shards: int | None = None
-    in_step: bool = False
+    batch_size: int  # most samples at once
+    workers: int | str = 0  # processes that load samples which are not in memory
+    metrics: Sequence[Any] = ()  # torchmetrics by name; they are computed on rank 0 over all samples in order
+    shards: int | None = None  # that the split is cut into and whose sums are added in order; None: one per rank
+    in_step: bool = False  # a forward takes all ranks: they then do equally many, and end together
 
 
 class Evaluator:
-    """Measures models, each sample exactly once at any number of ranks.
-
-    Args:
-        loss: Per-sample losses.
-        outputs: What those of the model mean.
-        accelerator: For its device and its autocast.
-        ranks: Which rank this is.
-        settings: How a split is read.
-    """
+    """Measures models, each sample exactly once at any number of ranks."""
 
     def __init__(
         self, loss: PerSample, outputs: Outputs, accelerator: Accelerator, ranks: Ranks, settings: EvaluationSettings
@@ -92,12 +68,9 @@ class Evaluator:
     def evaluate(
         self, model: nn.Module, split: Split, interrupted: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
-        """Measure a model on a split.
+        """Measure a bare model on a split; it is left in the mode it was in.
 
-        Args:
-            model: The bare model; it is left in the mode it was in.
-            split: What to measure on.
-            interrupted: Asked before each batch; True ends the evaluation here.
+        `interrupted` is asked before each batch.
 
         Returns:
             The metrics, the same on every rank; None where some rank was interrupted.
@@ -140,12 +113,12 @@ class Evaluator:
 
         Scores and targets are added to `kept`, where metrics by name need them.
         """
-        size, device, in_step = self.settings.batch_size, self.device, self.settings.in_step
+        device, in_step = self.device, self.settings.in_step
         sums = self.outputs.sums(device)
         loss_sum, weight_sum, counted = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
         stopped = torch.zeros((), device=device)
-        batches = in_order(split, shard, self.shards, size, device, self.settings.workers)
-        for inputs, targets in _equally_many(batches, split, self.shards, size, device) if in_step else batches:
+        batches = in_order(split, shard, self.shards, self.settings.batch_size, device, self.settings.workers)
+        for inputs, targets in self._equally_many(batches, split) if in_step else batches:
             pulse.batches += 1
             asked = interrupted()
             if in_step:
@@ -169,6 +142,16 @@ class Evaluator:
                 kept.append((scores.cpu(), targets.cpu()))
         return [stopped, counted, loss_sum, weight_sum, *sums.tensors()]
 
+    def _equally_many(self, batches: Iterator[tuple[Any, Any]], split: Split) -> Iterator[tuple[Any, Any]]:
+        """A share's batches and, where a larger share has one more, a placeholder without targets."""
+        missing = math.ceil(math.ceil(len(split) / self.shards) / self.settings.batch_size)
+        for batch in batches:
+            missing -= 1
+            yield batch
+        for _ in range(missing):
+            inputs, targets = next(in_order(split, 0, len(split), 1, self.device, 0))
+            yield inputs, targets[:0]
+
     def _named(self, kept: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """The metrics that settings name, on rank 0."""
         gathered = at_rank_0(kept, self.ranks.world_size, self.ranks.rank)
@@ -182,11 +165,7 @@ class Evaluator:
 
 
 def _check_inputs(split: Split, ranks: Ranks, batch_size: int) -> None:
-    """Look for what made a loss infinite in the samples themselves.
-
-    Raises:
-        BrokenFile: One of this rank's share holds NaN or infinity.
-    """
+    """Raise BrokenFile where a sample of this rank's share, and not the model, made a loss infinite."""
     first = len(split) * ranks.rank // ranks.world_size
     for inputs, targets in in_order(split, ranks.rank, ranks.world_size, batch_size, torch.device("cpu"), 0):
         pulse.batches += 1
@@ -195,33 +174,13 @@ def _check_inputs(split: Split, ranks: Ranks, batch_size: int) -> None:
         first += len(targets)
 
 
-def _equally_many(
-    batches: Iterator[tuple[Any, Any]],
-    split: Split,
-    shards: int,
-    batch_size: int,
-    device: torch.device,
-) -> Iterator[tuple[Any, Any]]:
-    """A share's batches and, where a larger share has one more, a placeholder without targets."""
-    missing = math.ceil(math.ceil(len(split) / shards) / batch_size)
-    for batch in batches:
-        missing -= 1
-        yield batch
-    for _ in range(missing):
-        inputs, targets = next(in_order(split, 0, len(split), 1, device, 0))
-        yield inputs, targets[:0]
-
-
 def check_metrics(meaning: Outputs, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
     """Check, before anything is measured, that an evaluation will have the metrics that settings name.
 
-    Args:
-        meaning: Of the model's outputs, which decides what there is.
-        metrics: torchmetrics by name.
-        wanted: Setting to metric, such as `checkpoint.best` to `eval/loss`; None names none.
+    `wanted` is setting to metric, such as `checkpoint.best` to `eval/loss`, or None.
 
     Raises:
-        ConfigError: There will be no such metric.
+        ConfigError: There is no such metric.
     """
     names = ["loss", *meaning.sums("cpu").figures(), *make_metrics(list(metrics), meaning)]
     known = [f"eval/{name}" for name in names]

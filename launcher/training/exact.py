@@ -5,14 +5,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor
 
 from launcher.batching.stream import Batch
 from launcher.distributed.pulse import pulse
 from launcher.training import layout
-from launcher.training.carrier import Carrier
-from launcher.training.trainer import Trainer
+from launcher.training.trainer import Carrier, Trainer
 
 
 class ExactTrainer(Trainer):
@@ -23,11 +21,11 @@ class ExactTrainer(Trainer):
     shard, and a gather where DDP reduces while it computes.
     """
 
-    def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
-        if accelerator.mixed_precision == "no":
+    def _wrap(self, model: Any) -> Any:
+        if self.accelerator.mixed_precision == "no":
             return model
         self._wrapped = True
-        return accelerator.prepare_model(Carrier(model).to(self.device), evaluation_mode=True)
+        return self.accelerator.prepare_model(Carrier(model).to(self.device), evaluation_mode=True)
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         rows = []

@@ -13,20 +13,12 @@ from launcher.training import checkpoint
 
 
 def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, patterns: Sequence[str]) -> list[str]:
-    """Load weights and freeze parameters.
+    """Load weights and freeze parameters; gives lines for the log.
 
-    Args:
-        model: The bare model.
-        sources: Setting to what it names, as for `load_weights`; None for nothing. Empty keeps the initial weights, or
-            those of the checkpoint that a run resumes.
-        outputs: That the model gives: classes, or numbers to predict.
-        patterns: As for `freeze`.
-
-    Returns:
-        Lines for the log: what matched and what did not, what is frozen.
+    `sources` is setting to what it names, as for `load_weights`, or None. The model gives so many `outputs`.
 
     Raises:
-        ConfigError: Two settings name weights; or as for these.
+        ConfigError: Two settings name weights; or as for `load_weights` and `freeze`.
     """
     named = {setting: source for setting, source in sources.items() if source is not None}
     if len(named) > 1:
@@ -45,11 +37,8 @@ def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, pat
 def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> Loaded:
     """Begin with the weights of another run or of a file, wherever name and shape agree.
 
-    Args:
-        model: The bare model, freshly built; what the file does not fit keeps its initial values (a new head).
-        source: A file as for `weights.read`; a directory with one; or a run directory, which means its best checkpoint,
-            else its newest.
-        setting: That names it, for messages.
+    What it does not fit keeps its initial values (a new head). The source is a file as for `weights.read`; a directory
+    with one; or a run directory, which means its best checkpoint, else its newest.
 
     Raises:
         ConfigError: Nothing is there, it cannot be read, or not one tensor fits.
@@ -69,11 +58,7 @@ def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> L
 
 
 def _check_whole(model: nn.Module, loaded: Loaded, source: str, outputs: int) -> None:
-    """Check that weights are those of this very model, but for a last layer for another number of classes.
-
-    Raises:
-        ConfigError: They are not.
-    """
+    """Raise ConfigError unless weights are those of this very model, but for a last layer of other classes."""
     own = model.state_dict()
     last = [name for name in loaded.reshaped if own[name.split()[0]].shape[:1] == (outputs,)]
     missing = [name for name in loaded.missing if not name.endswith("num_batches_tracked")]
@@ -86,7 +71,7 @@ def _check_whole(model: nn.Module, loaded: Loaded, source: str, outputs: int) ->
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Keep parameters as they are: no gradient, no place in the optimizer, no weight decay.
+    """Keep parameters as they are: no gradient, no place in the optimizer, no weight decay; gives their names.
 
     A BatchNorm whose running statistics a pattern matches too, as `layer1.*` does, stays in evaluation mode: it
     normalises by them and does not change them, as in Keras, and in timm's and torchvision's frozen BatchNorm. One
@@ -95,9 +80,6 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     Args:
         model: The bare model, before its optimizer is built.
         patterns: With the wildcards of a shell, of which `*` matches dots too: `layers.0.*`.
-
-    Returns:
-        Names of the frozen parameters.
 
     Raises:
         ConfigError: A pattern matches no parameter.
@@ -131,12 +113,13 @@ def _find(source: Path, setting: str) -> Path:
         if (source / name).is_file():
             return source / name
     try:
-        best = checkpoint.best_good(source / "checkpoints") or checkpoint.newest_good(source / "checkpoints")
-        if best is None:
+        newest = checkpoint.newest_good(source / "checkpoints")
+        if newest is None:
             raise ConfigError(
                 f"{setting}={source}: no weights are there. Name a run directory with a checkpoint, a directory with a "
                 f"{' or '.join(NAMES[:3])}, or a file such as weights.safetensors or weights.pt."
             )
+        best = checkpoint.best_of(newest)
     except checkpoint.DamagedCheckpoint as error:
         raise ConfigError(f"{setting}={source}: {error}") from error
-    return best / "model.safetensors"
+    return (best or newest) / "model.safetensors"

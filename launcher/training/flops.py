@@ -27,15 +27,9 @@ THREAD = 5e6  # operations of a matrix product below which one more thread does 
 
 
 def peak_flops(device_name: str, mixed_precision: str, float32_matmul_precision: str) -> float | None:
-    """Floating-point operations per second that a device can do at most, in the precision that a run computes in.
+    """Floating-point operations per second that a device can do at most, by its name; None where it is not known.
 
-    Args:
-        device_name: As CUDA gives it.
-        mixed_precision: no, bf16 or fp16.
-        float32_matmul_precision: highest, or another, with which float32 is computed as TF32.
-
-    Returns:
-        None where it is not known.
+    With a float32_matmul_precision other than highest, float32 is computed as TF32.
     """
     for name, (single, tf32, half) in PEAK.items():
         if all(word in device_name.replace("-", " ").split() for word in name.split()):
@@ -45,14 +39,9 @@ def peak_flops(device_name: str, mixed_precision: str, float32_matmul_precision:
 
 
 def flops_per_sample(model: nn.Module, inputs: Any, samples: int) -> float:
-    """Operations to train on one sample, matrix products and convolutions alone.
+    """Operations to train on one sample, given the inputs of some: matrix products and convolutions alone.
 
     A backward costs twice its forward (Chowdhery et al. 2022, PaLM, appendix B).
-
-    Args:
-        model: The bare model; left as it was.
-        inputs: Of one micro-batch.
-        samples: How many samples that is.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -65,15 +54,8 @@ def useful_threads(model: nn.Module, split: TensorSplit | DatasetSplit, samples:
     """How many CPU threads help a model: as many as have THREAD operations each in an average matrix product.
 
     More of them wait for each other most of the time, and on a machine that others use for a long time. Whoever needs
-    another number sets it; it is a function of the settings alone, since the last bits depend on it.
-
-    Args:
-        model: The bare model; left as it was. A forward without memory tells its operations.
-        split: Whose first sample shows what it takes.
-        samples: That it sees at once.
-
-    Returns:
-        1 or more; None where the model does not work without memory.
+    another number sets it; it is a function of the settings alone, since the last bits depend on it. A forward of so
+    many samples without memory tells the operations; None where the model does not work so.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

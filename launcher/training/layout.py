@@ -17,11 +17,8 @@ def like(pattern: Tensor, value: Tensor) -> Tensor:
     """A tensor with the strides of the one that it stands for: its gradient, momentum or average.
 
     Fused optimizer kernels pair the elements of storages and not indices: on a CPU a momentum of other strides than its
-    parameter is permuted in silence, CUDA's kernels raise.
-
-    Args:
-        pattern: A parameter.
-        value: Of any type, on any device; the same where its strides are right, or its shape is another.
+    parameter is permuted in silence, CUDA's kernels raise. A value with the right strides, or of another shape, is
+    given back as it is.
     """
     if value.shape != pattern.shape or value.stride() == pattern.stride():
         return value
@@ -29,12 +26,7 @@ def like(pattern: Tensor, value: Tensor) -> Tensor:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load what `state_dict` gave, on the devices and with the strides of the parameters.
-
-    Args:
-        optimizer: Of the same parameters, in the same order.
-        state: Its tensors may be contiguous and on the host, as a checkpoint keeps them.
-    """
+    """Load what `state_dict` gave, maybe contiguous and on the host, as the parameters lie and where they are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     laid_out = {
         i: tree_map_only(Tensor, partial(_taken, parameters[i]), of_one) for i, of_one in state["state"].items()
@@ -65,34 +57,20 @@ def lay_out(model: nn.Module, keep_gradients: bool) -> None:
 
     Flattening gives its input a gradient in torch's usual layout, and torch's CPU kernels then go over tensors of two
     layouts an element at a time: a ReLU's backward takes ten times as long, a pooling's three to six. What poolings
-    give and what is flattened therefore gets its gradient back as it lies itself. The values stay the same.
-
-    Args:
-        model: Changed in place.
-        keep_gradients: Whether to bring gradients back into the layout. Of use on a CPU; kernels of a GPU do so
-            themselves, and a compiled model has a plan of its own.
+    give and what is flattened therefore gets its gradient back as it lies itself with `keep_gradients`. It is of use on
+    a CPU: kernels of a GPU do so themselves, and a compiled model has a plan of its own. The values stay the same.
     """
     model.to(memory_format=torch.channels_last)
     for part in model.modules() if keep_gradients else ():
         if isinstance(part, POOLINGS):
-            part.register_forward_hook(_after)
+            part.register_forward_hook(_keep)
         elif isinstance(part, nn.Flatten):
-            part.register_forward_pre_hook(_before)
+            part.register_forward_pre_hook(_keep)
 
 
-def _before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Hook of what is about to be flattened."""
-    for value in inputs:
-        _keep(value)
-
-
-def _after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    """Hook of what a pooling gave."""
-    _keep(output)
-
-
-def _keep(value: Any) -> None:
-    """Let the gradient of images that lie with their channels last lie so too."""
-    images = isinstance(value, Tensor) and value.requires_grad and value.dim() == 4
-    if images and value.is_contiguous(memory_format=torch.channels_last):
-        value.register_hook(channels_last)
+def _keep(module: nn.Module, inputs: tuple[Any, ...], *output: Any) -> None:
+    """Hook before and after a module: let the gradient of images that lie with their channels last lie so too."""
+    for value in output or inputs:
+        images = isinstance(value, Tensor) and value.requires_grad and value.dim() == 4
+        if images and value.is_contiguous(memory_format=torch.channels_last):
+            value.register_hook(channels_last)

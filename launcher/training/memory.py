@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.batching.plan import MORE_TO_EVALUATE
-from launcher.core.compat import FakeCopyMode, FakeTensorMode, TorchDispatchMode, tree_leaves, tree_map_only
+from launcher.core.compat import FakeCopyMode, FakeTensorMode, TorchDispatchMode, tree_map_only
 from launcher.losses.per_sample import PerSample
 from launcher.training import layout
 
@@ -23,26 +23,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a device needs for a model, whole on each device.
+    """Bytes that a device needs for a model, whole on each device."""
 
-    Attributes:
-        weights: Parameters and buffers.
-        gradients: Of what is trained.
-        states: What the optimizer keeps; None where its step needs numbers.
-        average: A moving average of the weights.
-        micro_size: Samples that a device sees at once.
-        peak: Most bytes at any moment of training and evaluating, the four above included; None where the model, the
-            loss or the optimizer needs numbers.
-        per_sample: By how much `peak` grows with each further sample at once.
-    """
-
-    weights: int
-    gradients: int
-    states: int | None
-    average: int
-    micro_size: int
-    peak: int | None
-    per_sample: float
+    weights: int  # parameters and buffers
+    gradients: int  # of what is trained
+    states: int | None  # what the optimizer keeps; None where its step needs numbers
+    average: int  # a moving average of the weights
+    micro_size: int  # samples that a device sees at once
+    peak: int | None  # most at any moment, the four above included; None where model, loss or optimizer needs numbers
+    per_sample: float  # by how much `peak` grows with each further sample at once
 
     @property
     def state(self) -> int:
@@ -64,14 +53,8 @@ class Need:
 class Meter(TorchDispatchMode):
     """Counts the bytes of tensors that were there before, and of each that is made while it is on, until it is gone.
 
-    Args:
-        before: Tensors that were there.
-        on_cpu: Whether to count what convolutions take there while they run: oneDNN copies images that do not have
-            their channels last into a layout of its own, forward what is larger of inputs and outputs, backward both.
-
-    Attributes:
-        now: Bytes that are alive.
-        peak: Most bytes that were.
+    With `on_cpu` also what convolutions take there while they run: oneDNN copies images that do not have their channels
+    last into a layout of its own, forward what is larger of inputs and outputs, backward both.
     """
 
     def __init__(self, before: Iterable[Tensor], on_cpu: bool) -> None:
@@ -119,25 +102,15 @@ def fake_model(build: Callable[[], nn.Module], fake: FakeTensorMode) -> nn.Modul
 
 @dataclass(frozen=True)
 class Workload:
-    """What a device will do.
+    """What a device will do."""
 
-    Attributes:
-        micro_size: Samples that it sees at once in training.
-        accumulates: Whether an update has several micro-batches: gradients then wait beside the next one's activations.
-        averages: Whether a moving average of the weights is kept.
-        precision: no, bf16 or fp16.
-        channels_last: As the setting.
-        on_cpu: Whether the run will be on one.
-        evaluates: Micro-batches that an evaluation takes at once.
-    """
-
-    micro_size: int
-    accumulates: bool = False
-    averages: bool = False
-    precision: str = "no"
+    micro_size: int  # samples that it sees at once in training
+    accumulates: bool = False  # several micro-batches an update: gradients wait beside the next one's activations
+    averages: bool = False  # a moving average of the weights is kept
+    precision: str = "no"  # or bf16, fp16
     channels_last: bool = False
     on_cpu: bool = True
-    evaluates: int = MORE_TO_EVALUATE
+    evaluates: int = MORE_TO_EVALUATE  # micro-batches that an evaluation takes at once
 
 
 def count_need(
@@ -148,15 +121,9 @@ def count_need(
     sample: tuple[Any, Any],
     work: Workload,
 ) -> Need:
-    """Do two updates and an evaluation on fake tensors, and count.
+    """Do two updates and an evaluation on fake tensors, and count; the optimizer's state is fake afterwards.
 
-    Args:
-        model: Of `fake_model`.
-        loss: Per-sample losses.
-        optimizer: Over the model's parameters; afterwards its state is fake too.
-        fake: The mode that the model was made in.
-        sample: Inputs and targets of one sample, [1, ...] each, as the model gets them.
-        work: What a device will do.
+    The sample is inputs and targets of one, [1, ...] each, as the model gets them.
     """
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -200,8 +167,3 @@ def _losses(model: nn.Module, loss: PerSample, sample: Any, size: int, work: Wor
     with torch.autocast("cpu", dtype=half, enabled=half is not None):
         outputs = model(layout.channels_last(inputs) if work.channels_last else inputs)
     return loss(outputs.float(), targets)[0]
-
-
-def bytes_of(tree: Any) -> int:
-    """Of all tensors in a pytree."""
-    return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))

@@ -26,29 +26,15 @@ Box = tuple[slice, slice]  # rows and columns
 
 @dataclass(frozen=True)
 class Mixing:
-    """How a global batch is mixed.
+    """How a global batch is mixed."""
 
-    Args:
-        alpha: Of the Beta(alpha, alpha) that mixup draws its share from (Zhang et al. 2017, arXiv:1710.09412); 0: no
-            mixup.
-        cutmix_alpha: The same of cutmix (Yun et al. 2019, arXiv:1905.04899); 0: no cutmix.
-        prob: Share of the global batches that are mixed at all, in [0, 1].
-        switch_prob: Where both are on, share of these that get cutmix, in [0, 1].
-    """
-
-    alpha: float
-    cutmix_alpha: float
-    prob: float
-    switch_prob: float
+    alpha: float  # of mixup's Beta(alpha, alpha); 0: no mixup (Zhang et al. 2017, arXiv:1710.09412)
+    cutmix_alpha: float  # the same of cutmix (Yun et al. 2019, arXiv:1905.04899)
+    prob: float  # share of the global batches that are mixed at all, in [0, 1]
+    switch_prob: float  # where both are on, share of these that get cutmix, in [0, 1]
 
     def draw(self, seed: int, step: int, height: int, width: int) -> tuple[float, Box | None]:
-        """What happens to the global batch of a step.
-
-        Args:
-            seed: Of the run.
-            step: Optimizer updates done before this one.
-            height: Of the images, in pixels.
-            width: The same.
+        """What happens to the global batch of a step, of images of height x width pixels.
 
         Returns:
             The share in [0, 1] that stays of each sample (1: nothing is mixed), and for cutmix the box that comes from
@@ -72,17 +58,11 @@ class Mixing:
 
 @dataclass(slots=True)
 class MixedTargets:
-    """Targets of mixed samples.
+    """Targets of mixed samples."""
 
-    Attributes:
-        targets: [n] classes of the samples.
-        neighbours: [n] classes of what they were mixed with.
-        share: How much of each sample is left, in [0, 1].
-    """
-
-    targets: Tensor
-    neighbours: Tensor
-    share: float
+    targets: Tensor  # [n] classes of the samples
+    neighbours: Tensor  # [n] classes of what they were mixed with
+    share: float  # that is left of each sample, in [0, 1]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -107,13 +87,7 @@ class MixedLoss(PerSample):
 
 
 class MixedStream(Stream):
-    """The batches of a rank, mixed: each micro-batch is read with the neighbours at its two ends, at most one each.
-
-    Args:
-        mixing: How a global batch is mixed.
-        *arguments: Those of Stream.
-        **named: Likewise.
-    """
+    """The batches of a rank, mixed: each micro-batch is read with the neighbours at its two ends, at most one each."""
 
     def __init__(self, mixing: Mixing, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -168,11 +142,6 @@ class MixedStream(Stream):
 
 def mixed(settings: Mapping[str, Any], data: Data, loss: PerSample) -> tuple[Callable[..., Stream], PerSample]:
     """The kind of stream and the loss that the settings `mixup` ask for; where it is off, those of any run.
-
-    Args:
-        settings: The arguments of Mixing.
-        data: What is to be mixed.
-        loss: Per-sample losses.
 
     Raises:
         ConfigError: The data have no classes, or are nothing that can be mixed.

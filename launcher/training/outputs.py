@@ -27,34 +27,22 @@ class Outputs:
     """How to read the outputs of a model.
 
     Attributes:
-        task: As `Data.task`.
-        count: Classes, labels, numbers or tokens.
         given: `scores`, of which softmax makes probabilities, or numbers as they are; `logits`, each with a sigmoid of
             its own; or `probabilities`.
-        one_logit: Of a classification: one output says how sure the second of two classes is.
-        names: Of classes or labels; None where unknown.
-        mean: [d] of a regression, by which its targets were standardised, float64; None where they were not.
-        std: [d] float64.
-        near: [d] near the targets of a regression, float64.
     """
 
-    task: str
-    count: int
+    task: str  # as Data.task
+    count: int  # classes, labels, numbers or tokens
     given: str = "scores"
-    one_logit: bool = False
-    names: list[str] | None = None
-    mean: Tensor | None = None
-    std: Tensor | None = None
-    near: Tensor | None = None
+    one_logit: bool = False  # of a classification: one output says how sure the second of two classes is
+    names: list[str] | None = None  # of classes or labels; None where unknown
+    mean: Tensor | None = None  # [d] float64, by which targets of a regression were standardised; None: they were not
+    std: Tensor | None = None  # [d] float64
+    near: Tensor | None = None  # [d] float64, near the targets of a regression
 
     @classmethod
     def of(cls, data: "Data", loss: Mapping[str, Any]) -> "Outputs":
-        """What a model gives that is trained on some data by a loss, as far as they tell.
-
-        Args:
-            data: Of the run.
-            loss: The settings of the loss.
-        """
+        """What a model gives that is trained on some data by a loss, as far as they and its settings tell."""
         near = data.train.targets if data.task == "regression" else None
         if near is not None and len(near):
             near = near.double().reshape(len(near), -1).mean(0)
@@ -63,11 +51,7 @@ class Outputs:
         )
 
     def fitted(self, outputs: Any, samples: int) -> "Outputs":
-        """The same, once some outputs were seen.
-
-        Args:
-            outputs: What the model gave.
-            samples: For how many samples.
+        """The same, once the outputs for some samples were seen.
 
         Raises:
             ConfigError: They are not what the task needs.
@@ -147,18 +131,17 @@ class Outputs:
                     found[f"{name}_{i}" if self.count > 1 else name] = column.numpy()
             return found
         shares = self.probabilities(scores).numpy()
+        of_each = {f"p_{name}": shares[:, i] for i, name in enumerate(names)}
         if self.task == "multilabel":
             found = {f"predicted_{name}": (scores[:, i] > 0).long().numpy() for i, name in enumerate(names)}
             if targets is not None:
                 found |= {f"target_{name}": targets[:, i].long().numpy() for i, name in enumerate(names)}
-            return found | {f"p_{name}": shares[:, i] for i, name in enumerate(names)}
+            return found | of_each
         best = scores.argmax(1).numpy()  # as the accuracy counts: rounding may make two shares equal
         found = {"predicted": np.array(names)[best]}
         if targets is not None:
             found["target"] = np.array(names)[targets.numpy()]
-        if whole:
-            return found | {f"p_{name}": shares[:, i] for i, name in enumerate(names)}
-        return found | {"probability": shares[np.arange(len(best)), best]}
+        return found | (of_each if whole else {"probability": shares[np.arange(len(best)), best]})
 
     def rows(self, scores: Tensor, targets: Tensor | None) -> Iterator[list[str]]:
         """The columns as texts, row by row; numbers with as many digits as they have."""

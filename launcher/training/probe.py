@@ -12,32 +12,29 @@ import copy
 import gc
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from launcher.batching.generators import generators_kept
 from launcher.batching.plan import BatchPlan
-from launcher.batching.splits import Split, TensorSplit
 from launcher.batching.stream import Batch, ShardedStream, Stream, of_rank
-from launcher.batching.workers import as_a_worker_gets_it
 from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.core.files import read_json, write_json
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
-from launcher.distributed.ranks import Ranks
 from launcher.models.mirrored import Mirrored
 from launcher.training.advice import advice
 from launcher.training.batch_norm import check_alone
 from launcher.training.evaluation import EvaluationSettings, Evaluator
 from launcher.training.progress import Progress
 from launcher.training.trainer import Trainer
+from launcher.training.tryout import copy_for_worker
 
 if TYPE_CHECKING:
     from launcher.build import Parts
@@ -45,31 +42,11 @@ if TYPE_CHECKING:
 FILE = "batch.json"  # what was found, in the run directory
 
 
-def resolve_size(known: int | None, path: Path, ranks: Ranks, find: Callable[[], int]) -> int:
-    """The size that a run was begun with, or a new one, which is kept at once.
-
-    Other micro-batches mean other last bits, and a run that is killed before its first checkpoint may go on beside
-    other processes, with less memory left for it.
-
-    Args:
-        known: What a checkpoint says.
-        path: Run directory.
-        ranks: Which rank this is.
-        find: Tries; called on every rank, or on none.
-
-    Returns:
-        Samples, the same on every rank.
-    """
-    known = from_rank_0(known or read_json(path / FILE).get("max_per_device"), ranks.world_size)
-    if known is None:
-        known = find()
-        if ranks.rank == 0:
-            write_json(path / FILE, {"max_per_device": known}, durable=True)
-    return known
-
-
 def fit_plan(trainer: Trainer, parts: "Parts", progress: Progress, path: Path, flip: bool) -> BatchPlan:
     """How batches are cut with `batch.max_per_device=auto`: as the run was begun, or as the device's memory allows.
+
+    A new size is kept at once: other micro-batches mean other last bits, and a run that is killed before its first
+    checkpoint may go on beside other processes, with less memory left for it.
 
     Args:
         trainer: That will train, before its first update.
@@ -78,22 +55,19 @@ def fit_plan(trainer: Trainer, parts: "Parts", progress: Progress, path: Path, f
         path: Run directory.
         flip: Whether the test split is evaluated by two looks at each image.
     """
-    with advice(parts.plan, trainer):
-        find = partial(find_size, trainer, parts, flip)
-        progress.max_per_device = resolve_size(progress.max_per_device, path, trainer.ranks, find)
-    return parts.plan.capped(progress.max_per_device)
+    ranks = trainer.ranks
+    known = from_rank_0(progress.max_per_device or read_json(path / FILE).get("max_per_device"), ranks.world_size)
+    if known is None:
+        with advice(parts.plan, trainer):
+            known = find_size(trainer, parts, flip)
+        if ranks.rank == 0:
+            write_json(path / FILE, {"max_per_device": known}, durable=True)
+    progress.max_per_device = known
+    return parts.plan.capped(known)
 
 
 def find_size(trainer: Trainer, parts: "Parts", flip: bool) -> int:
-    """Find the most samples that every device can see at once: the share of a device, its half, ...
-
-    Args:
-        trainer: That will train, before its first update.
-        parts: What the run is made of, its plan not capped yet.
-        flip: Whether the test split is evaluated by two looks at each image.
-
-    Returns:
-        Samples, the same on every rank.
+    """The most samples that every device can see at once, the same on every rank: the share of one, its half, ...
 
     Raises:
         ConfigError: A single sample does not fit, the model's forward waits for other ranks, or a BatchNorm would get
@@ -133,36 +107,15 @@ def _warm_up(trainer: Trainer, parts: "Parts") -> None:
 
 
 def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | ShardedStream:
-    split, ranks = _copied(parts.data.train), trainer.ranks
+    split, ranks = copy_for_worker(parts.data.train), trainer.ranks
     return of_rank(split, plan, trainer.settings.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
 
 
-def _copied(split: Split) -> Split:
-    """A split as a worker would get it: the files that a dataset opens when it is read are not sent to one later."""
-    if isinstance(split, TensorSplit):
-        return split
-    try:
-        dataset, plain = (as_a_worker_gets_it(one) for one in (split.dataset, split.plain))
-    except Exception:  # it cannot be sent to one at all
-        return split
-    return replace(split, dataset=dataset, plain=plain)
-
-
 def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
-    """Try two updates and a batch of an evaluation, without any word to the other ranks.
-
-    Args:
-        trainer: Inside of `untouched`.
-        parts: As for `find_size`.
-        plan: With the size to try.
-        flip: As for `find_size`.
-
-    Returns:
-        False where the device's memory was not enough on this rank.
-    """
+    """Try two updates and a batch of an evaluation, inside of `untouched`: whether this rank's memory was enough."""
     data, ranks = parts.data, trainer.ranks
     step = trainer.rollbacks.careful_until  # the gradient of none from here on is looked at, which takes all ranks
-    split = _copied(max(data.validation, data.test, key=len))
+    split = copy_for_worker(max(data.validation, data.test, key=len))
     model = Mirrored(trainer.eval_model) if flip else trainer.eval_model
     asked = itertools.count()
     try:
@@ -195,10 +148,15 @@ def untouched(trainer: Trainer) -> Iterator[None]:
     modes = [module.training for module in modules]
     buffers = [dict(own_tensors(module)[1]) for module in modules]  # a forward may put others in their place
     optimizer = trainer.optimizer
-    groups = [_settings(group) for group in optimizer.param_groups]
+    groups = [
+        copy.deepcopy({name: value for name, value in group.items() if name != "params"})
+        for group in optimizer.param_groups
+    ]
     states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     owned = itertools.chain(*(module.parameters(recurse=False) for module in modules), *(b.values() for b in buffers))
-    kept = _on_host([*owned, *(value for state in states.values() for value in state.values())])
+    things = [*owned, *(value for state in states.values() for value in state.values())]
+    tensors = {id(thing): thing for thing in things if isinstance(thing, Tensor)}  # each once
+    kept = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors.values()]
     cuda = [trainer.device] if trainer.device.type == "cuda" else []  # a CPU's generator is among those kept anyway
     with generators_kept(), torch.random.fork_rng(cuda), trainer.alone():
         try:
@@ -219,22 +177,8 @@ def untouched(trainer: Trainer) -> Iterator[None]:
                     tensor.copy_(copied)
                     if isinstance(tensor, nn.Parameter):
                         tensor.grad = None
-            _let_go()
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return copy.deepcopy({name: value for name, value in group.items() if name != "params"})
-
-
-def _on_host(things: list[Any]) -> list[tuple[Tensor, Tensor]]:
-    """Each tensor among them, once, and a copy of it."""
-    tensors = {id(thing): thing for thing in things if isinstance(thing, Tensor)}
-    return [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors.values()]
-
-
-def _let_go() -> None:
-    """Give back what was tried with: the next size, and other processes, shall find it free."""
-    if "torch._dynamo" in sys.modules:  # a model that was compiled at two sizes would be compiled for any from then on
-        torch.compiler.reset()
-    gc.collect()
-    torch.cuda.empty_cache()
+            # The next size, and other processes, shall find the memory free.
+            if "torch._dynamo" in sys.modules:  # a model compiled at two sizes would be compiled for any from then on
+                torch.compiler.reset()
+            gc.collect()
+            torch.cuda.empty_cache()

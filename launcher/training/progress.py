@@ -3,12 +3,9 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 # What evaluations decide: keyword arguments of Progress.note (`best`) and of Progress.watch (`patience`).
 Rules = Mapping[str, Mapping[str, Any]]
@@ -16,27 +13,16 @@ Rules = Mapping[str, Mapping[str, Any]]
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """How far a run has come."""
 
-    Attributes:
-        step: Optimizer updates done.
-        best_step: The step of the best evaluation; None before the first.
-        best: The metrics of that evaluation.
-        seen: Whether the step was evaluated and logged; not where the run was stopped before.
-        max_per_device: Most samples that a device sees at once, where the run found that out by itself.
-        lowest: The best value of what early stopping watches so far, its sign turned where more is better.
-        waited: Evaluations in a row that did not better it.
-        ended: Why the run is over at this step, before its last one; None while it goes on.
-    """
-
-    step: int = 0
-    best_step: int | None = None
-    best: dict[str, float] = field(default_factory=dict)
-    seen: bool = True
-    max_per_device: int | None = None
-    lowest: float = math.inf
-    waited: int = 0
-    ended: str | None = None
+    step: int = 0  # optimizer updates done
+    best_step: int | None = None  # of the best evaluation; None before the first
+    best: dict[str, float] = field(default_factory=dict)  # the metrics of that evaluation
+    seen: bool = True  # the step was evaluated and logged; not where the run was stopped before
+    max_per_device: int | None = None  # most samples that a device sees at once, where the run found that out by itself
+    lowest: float = math.inf  # what early stopping watches at its best so far, the sign turned where more is better
+    waited: int = 0  # evaluations in a row that did not better it
+    ended: str | None = None  # why the run is over at this step, before its last one; None while it goes on
 
     @property
     def recorded(self) -> int:
@@ -44,13 +30,7 @@ class Progress:
         return self.step if self.seen else self.step - 1
 
     def note(self, row: Mapping[str, float], metric: str | None, mode: str) -> None:
-        """Keep an evaluation's metrics where they are the best so far.
-
-        Args:
-            row: Metric name to number.
-            metric: The one that counts; None counts none.
-            mode: min or max.
-        """
+        """Keep an evaluation's metrics where they are the best so far by `metric`; None keeps none."""
         if metric is None:
             return
         sign = 1 if mode == "max" else -1
@@ -60,14 +40,9 @@ class Progress:
             self.best = {name: value for name, value in row.items() if name.startswith("eval/")}
 
     def watch(self, row: Mapping[str, float], metric: str | None, mode: str, patience: int, min_delta: float) -> None:
-        """Early stopping (Prechelt 1998): end the run where evaluations do not get better any more.
+        """Early stopping (Prechelt 1998): end the run after `patience` evaluations in a row without improvement.
 
-        Args:
-            row: Metric name to number.
-            metric: The one that counts; None never ends the run.
-            mode: min or max.
-            patience: Evaluations in a row without improvement that end it, >= 1.
-            min_delta: Smallest change that counts as an improvement must be more than this, >= 0.
+        An improvement is by more than `min_delta`, >= 0. None as the metric never ends the run.
         """
         if metric is None:
             return
@@ -81,11 +56,7 @@ class Progress:
             self.ended = f"early stopping: {metric} was {best} in {self.waited} evaluations in a row"
 
     def judged(self, rows: Iterable[Mapping[str, Any]], rules: Rules) -> "Progress":
-        """The same progress by other rules for its evaluations.
-
-        Args:
-            rows: Of the record, those of the evaluations so far.
-            rules: See `Rules`.
+        """The same progress by other rules, given the record's rows of the evaluations so far.
 
         Raises:
             ConfigError: By these rules the run would have ended before.

@@ -12,15 +12,11 @@ from launcher.core.errors import ConfigError
 
 
 def recompute(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Let modules keep their inputs alone; the result has the same bits, since dropout draws the same again.
+    """Let modules keep their inputs alone, and give their names; dropout draws the same again.
 
     Args:
         model: The bare model, after its optimizer is built: names inside of it change, those of its state do not.
-        patterns: With the wildcards of a shell, of which `*` matches dots too: `blocks.*`. Of modules that lie in
-            each other the outermost one counts.
-
-    Returns:
-        Names of the modules.
+        patterns: As for `finetune.freeze`. Of modules that lie in each other the outermost one counts.
 
     Raises:
         ConfigError: A pattern matches no module, or a module has running statistics, which would be updated twice.
@@ -35,9 +31,8 @@ def recompute(model: nn.Module, patterns: Iterable[str]) -> list[str]:
                 f"activation_checkpointing: {pattern} matches no module. There are: {', '.join(modules)}."
             )
     for name in modules:  # outer ones come first
-        if any(fnmatchcase(name, pattern) for pattern in patterns) and not any(
-            name.startswith(f"{outer}.") for outer in chosen
-        ):
+        inside = any(name.startswith(f"{outer}.") for outer in chosen)
+        if not inside and any(fnmatchcase(name, pattern) for pattern in patterns):
             chosen.append(name)
     for name in chosen:
         for module in modules[name].modules():

@@ -20,33 +20,21 @@ class Reduction:
     parameter `carried`. Every rank gets the mean of the same update back, without a collective of their own.
 
     To read a vote at once would wait for the device in each update. The number of updates that it waits comes from the
-    time that one takes, of which every rank knows the same mean, and so the same number.
-
-    Args:
-        world_size: Number of ranks.
-        device: Where the numbers are.
-        most: Updates that a vote waits at most; 0 where what the device holds can be read at once. None: MOST.
-
-    Attributes:
-        wants_to_stop: Set by who was asked to stop; goes into the next vote.
-        carried: The parameter whose gradient travels; None where no other rank is there to tell.
-        rounded: Whether the gradient travels in half precision, in which the sum of weights is not exact.
-        received: [3] means over the ranks, of the last update, on the device; None where nothing travels.
-        votes: [2] the same of votes and seconds alone, where the trainer has gathered them itself; else None.
-        lag: Updates that a vote waits now; 0 until the first times are known.
-        seconds: From the last update's beginning to this one's, on this rank; 0.0 before the second.
+    time that one takes, of which every rank knows the same mean, and so the same number. It is `most` at most, by
+    default that of MOST: 0 where what the device holds can be read at once.
     """
 
     def __init__(self, world_size: int, device: torch.device, most: int | None = None) -> None:
         self.world_size, self.device = world_size, device
         self.most = MOST.get(device.type, 0) if most is None else most
         self.pinned = device.type == "cuda" and self.most > 0  # copied to page-locked memory, by the device's stream
-        self.wants_to_stop, self.rounded = False, False
-        self.carried: nn.Parameter | None = None
-        self.received: Tensor | None = None
-        self.votes: Tensor | None = None
-        self.lag = 0
-        self.seconds = 0.0
+        self.wants_to_stop = False  # set by who was asked to stop; goes into the next vote
+        self.rounded = False  # the gradient travels in half precision, in which the sum of weights is not exact
+        self.carried: nn.Parameter | None = None  # whose gradient travels; None where there is no other rank to tell
+        self.received: Tensor | None = None  # [3] means over the ranks, of the last update; None where nothing travels
+        self.votes: Tensor | None = None  # [2] of votes and seconds alone, where the trainer has gathered them itself
+        self.lag = 0  # updates that a vote waits now; 0 until the first times are known
+        self.seconds = 0.0  # from the last update's beginning to this one's, on this rank; 0.0 before the second
         self._begun: float | None = None
         self._times: deque[float] = deque(maxlen=REMEMBERED)
         self._waiting: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
@@ -60,11 +48,7 @@ class Reduction:
         self._begun = now
 
     def ballot(self, weight_sums: list[Tensor]) -> Tensor:
-        """[3] float32: what this rank says with its gradient.
-
-        Args:
-            weight_sums: The sum of loss weights of each of its micro-batches; empty for a loss without weights.
-        """
+        """[3] float32: what this rank says, given the loss weights of each micro-batch; empty for a loss without."""
         if not weight_sums and not self.wants_to_stop:
             self._plain_seconds.fill_(self.seconds)
             return self._plain_ballot
@@ -105,13 +89,10 @@ class Reduction:
                 self.lag = min(self.most, int(PATIENCE / self.update_seconds))
 
     def read(self, votes: Tensor) -> bool:
-        """Read the votes that are old enough.
+        """Keep new votes, and read those that are old enough: whether a rank has asked to stop.
 
         Args:
             votes: [2] means over the ranks, on the device: of their votes, and of the seconds between two updates.
-
-        Returns:
-            Whether a rank has asked to stop: after the same update on every rank.
         """
         if not self.most:
             vote, seconds = votes.tolist()

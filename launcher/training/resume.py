@@ -18,46 +18,36 @@ from launcher.distributed.ranks import Ranks
 from launcher.distributed.rendezvous import by_rank_0
 from launcher.training.checkpoint import DamagedCheckpoint, read_checkpoint, resolve_resume_checkpoint, verify
 from launcher.training.progress import Progress, Rules
+from launcher.training.trainer import LossAccumulator, Trainer
 
 if TYPE_CHECKING:
     from launcher.run.record import Record
-    from launcher.training.accumulator import LossAccumulator
-    from launcher.training.trainer import Trainer
 
 log = logging.getLogger("launcher")
 
 
-def state_before_row(trainer: "Trainer", progress: Progress) -> dict[str, Any]:
+def state_before_row(trainer: Trainer, progress: Progress) -> dict[str, Any]:
     """What an evaluation and a log line change, as it is before them; for `gather_state`."""
-    now = trainer.accumulator
-    window = replace(now, steps=list(now.steps), losses=list(now.losses), weights=list(now.weights))
     return {
         "progress": asdict(replace(progress, seen=False)),
         "schedule": trainer.schedule.state_dict(),
-        "window": window,
+        "window": trainer.accumulator,  # a log line begins another
     }
 
 
-def gather_state(
-    trainer: "Trainer", progress: Progress, ranks: Ranks, before: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def gather_state(trainer: Trainer, progress: Progress, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Everything but the weights of the eval model that the next step depends on; whole on rank 0.
 
     The losses since the last log line are summed over the ranks, in the order in which the log would do it, and
-    belong to rank 0 after a resume: the sum comes out the same, at any number of ranks.
-
-    Args:
-        trainer: Of this rank.
-        progress: How far the run is.
-        ranks: Which rank this is.
-        before: What `state_before_row` gave where this step was evaluated or logged: a run that ends elsewhere goes on
-            from there.
+    belong to rank 0 after a resume: the sum comes out the same, at any number of ranks. `before` is what
+    `state_before_row` gave where this step was evaluated or logged: a run that ends elsewhere goes on from there.
 
     Raises:
         Diverged: A loss, a weight or the state of the optimizer is NaN or infinite: nothing of the kind is ever saved.
     """
     trainer.check()
     trainer.sync_ema_buffers()
+    ranks = trainer.ranks
     random_states = at_rank_0({"python": random.getstate(), "numpy": _numpy_state()}, ranks.world_size, ranks.rank)
     return {
         "model": trainer.weights(trainer.model) if trainer.eval_model is not trainer.model else None,
@@ -66,15 +56,15 @@ def gather_state(
         "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
         "progress": asdict(progress),
         "lr": trainer.lr,
-        "window": _summed(trainer.accumulator, trainer, ranks),
+        "window": _summed(trainer.accumulator, trainer),
         "random": random_states,
-        "before": before and before | {"window": _summed(before["window"], trainer, ranks)},
+        "before": before and before | {"window": _summed(before["window"], trainer)},
     }
 
 
-def _summed(accumulator: "LossAccumulator", trainer: "Trainer", ranks: Ranks) -> dict[str, Any]:
+def _summed(accumulator: LossAccumulator, trainer: Trainer) -> dict[str, Any]:
     """The losses since the last log line, over all ranks, as a checkpoint keeps them."""
-    losses, weights = sum_over_ranks(accumulator.tensors(trainer.device), ranks.world_size)
+    losses, weights = sum_over_ranks(accumulator.tensors(trainer.device), trainer.ranks.world_size)
     steps, grad_norm = list(accumulator.steps), accumulator.grad_norm
     return {"steps": steps, "losses": losses, "weights": weights, "grad_norm": grad_norm}
 
@@ -127,28 +117,17 @@ def adapt_state(
 
 @dataclass
 class ResumePoint:
-    """Where a run goes on.
+    """Where a run goes on."""
 
-    Attributes:
-        progress: How far it had come; nothing yet, of a new run.
-        checkpoint: That it was read from; None of a new run.
-        saved: Weights and state, until a trainer has them.
-    """
+    progress: Progress  # how far it had come; nothing yet, of a new run
+    checkpoint: Path | None = None  # that it was read from; None of a new run
+    saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # weights and state, until a trainer has them
 
-    progress: Progress
-    checkpoint: Path | None = None
-    saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-
-    def restore(self, trainer: "Trainer", total_steps: int) -> None:
-        """Put weights and state into a trainer, and let go of them: they may be as large as it once more.
-
-        Args:
-            trainer: Of this rank.
-            total_steps: Updates that the run is to have.
-        """
+    def restore(self, trainer: Trainer, total_steps: int) -> None:
+        """Put weights and state into a trainer, and let go of them: they may be as large as it once more."""
         if self.saved is None or self.checkpoint is None:
             return
-        restore(*self.saved, trainer, trainer.ranks)
+        restore(*self.saved, trainer)
         self.saved = None
         log.info("resume     from %s, at step %d of %d", self.checkpoint.name, self.progress.step, total_steps)
 
@@ -156,15 +135,7 @@ class ResumePoint:
 def find_resume_point(
     directory: Path, record: "Record", ranks: Ranks, rules: Rules, every: int, total_steps: int
 ) -> ResumePoint:
-    """Where a run goes on, on every rank: at the newest good checkpoint, if there is one; see `adapt_state`.
-
-    Args:
-        directory: Of the checkpoints.
-        record: Of the run.
-        ranks: Which rank this is.
-        rules: By which its evaluations are judged now.
-        every: Updates from one of them to the next.
-        total_steps: Updates that the run is to have.
+    """Where a run goes on, on every rank: at the newest good checkpoint, if there is one.
 
     Raises:
         DamagedCheckpoint: There are checkpoints, and every one of them is damaged.
@@ -198,15 +169,8 @@ def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | Non
     return by_rank_0("the best checkpoint to be verified", verified, ranks)
 
 
-def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "Trainer", ranks: Ranks) -> Progress:
-    """Put a checkpoint's state into a run, at any number of ranks.
-
-    Args:
-        weights: Of the eval model.
-        state: The rest, as gather_state made it.
-        trainer: To put them into.
-        ranks: Which rank this is.
-    """
+def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: Trainer) -> Progress:
+    """Put weights of the eval model, and the rest as `gather_state` made it, into a run at any number of ranks."""
     trainer.load_weights(trainer.eval_model, weights)
     if state["model"] is not None:
         trainer.load_weights(trainer.model, state["model"])
@@ -215,31 +179,24 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: "T
     if trainer.scaler is not None and state["scaler"] is not None:
         trainer.scaler.load_state_dict(state["scaler"])
     trainer.lr = state["lr"]
-    window = state["window"]
-    mine = torch.clone if ranks.rank == 0 else torch.zeros_like
-    trainer.accumulator.steps = list(window["steps"])
-    trainer.accumulator.losses = list(mine(window["losses"]).to(trainer.device).unbind())
-    trainer.accumulator.weights = list(mine(window["weights"]).to(trainer.device).unbind())
-    trainer.accumulator.grad_norm = None if window["grad_norm"] is None else torch.clone(window["grad_norm"])
-    if state["random"] is not None and ranks.rank < len(state["random"]):
-        of_rank = state["random"][ranks.rank]
-        version, internal, gauss = of_rank["python"]
-        random.setstate((version, tuple(internal), gauss))
+    window, rank = state["window"], trainer.ranks.rank
+    mine = torch.clone if rank == 0 else torch.zeros_like
+    losses, weight_sums = (list(mine(window[name]).to(trainer.device).unbind()) for name in ("losses", "weights"))
+    grad_norm = None if window["grad_norm"] is None else torch.clone(window["grad_norm"])
+    trainer.accumulator = LossAccumulator(list(window["steps"]), losses, [*weight_sums], grad_norm)
+    if state["random"] is not None and rank < len(state["random"]):
+        of_rank = state["random"][rank]
+        random.setstate(of_rank["python"])
         _set_numpy_state(of_rank["numpy"])
     return Progress(**state["progress"])
 
 
-def go_back(directory: Path, trainer: "Trainer", ranks: Ranks) -> Progress:
-    """Return to the newest good checkpoint, on every rank.
-
-    Raises:
-        DamagedCheckpoint: There is none.
-    """
-    found = by_rank_0("the checkpoints to be verified", partial(resolve_resume_checkpoint, directory), ranks)
+def go_back(directory: Path, trainer: Trainer) -> Progress:
+    """Return to the newest good checkpoint, on every rank; raises DamagedCheckpoint where there is none."""
+    found = by_rank_0("the checkpoints to be verified", partial(resolve_resume_checkpoint, directory), trainer.ranks)
     if found is None:
         raise DamagedCheckpoint(f"there is no checkpoint in {directory} to go back to; save more often")
-    trainer.accumulator.clear()
-    return restore(*read_checkpoint(found), trainer, ranks)
+    return restore(*read_checkpoint(found), trainer)
 
 
 def _numpy_state() -> dict[str, Any]:

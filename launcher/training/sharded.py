@@ -12,22 +12,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from launcher.batching.stream import Batch, ShardedStream, Stream
+from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
 from launcher.distributed.ranks import Ranks
-from launcher.training.carrier import Carrier
-from launcher.training.divergence import Rollbacks
 from launcher.training.exact import ExactTrainer
-from launcher.training.staging import own_copy
-from launcher.training.trainer import Learner, Trainer, TrainerSettings
+from launcher.training.saver import own_copy
+from launcher.training.trainer import Carrier, Trainer
 
 if TYPE_CHECKING:  # half a second that only a sharded run pays
     from torch.distributed.device_mesh import DeviceMesh
@@ -39,28 +38,16 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model is cut.
+    """How a model is cut."""
 
-    Attributes:
-        units: Names of the modules whose parameters are gathered together; what is left is one more.
-        reshard_after_forward: Whether gathered parameters are given up until the backward.
-        accumulate_whole: Whether micro-batches add up whole gradients, which then travel once.
-        meta_init: Whether rank 0 alone has the weights, and the others a model on the meta device.
-    """
-
-    units: list[str]
-    reshard_after_forward: bool
-    accumulate_whole: bool
-    meta_init: bool
+    units: list[str]  # names of the modules whose parameters are gathered together; what is left is one more
+    reshard_after_forward: bool  # gathered parameters are given up until the backward
+    accumulate_whole: bool  # micro-batches add up whole gradients, which then travel once
+    meta_init: bool  # rank 0 alone has the weights, and the others a model on the meta device
 
 
 def build_model(strategy: Mapping[str, Any], ranks: Ranks, make: Callable[[], nn.Module]) -> nn.Module:
     """Build a model: on rank 0 as ever; elsewhere without memory, if its parts will come from there.
-
-    Args:
-        strategy: The settings of conf/strategy.
-        ranks: Which rank this is.
-        make: Its constructor.
 
     Raises:
         ConfigError: The model cannot be built without memory. Every rank finds that out, so that none waits for others.
@@ -80,19 +67,7 @@ def build_model(strategy: Mapping[str, Any], ranks: Ranks, make: Callable[[], nn
 
 
 def plan_sharding(strategy: Mapping[str, Any], model: nn.Module, ranks: Ranks) -> Sharding | None:
-    """Read conf/strategy.
-
-    Args:
-        strategy: Its settings.
-        model: Not wrapped.
-        ranks: One rank alone keeps everything.
-
-    Returns:
-        None where every device holds the whole model.
-
-    Raises:
-        ConfigError: The model has no such block, or cannot be cut there.
-    """
+    """How conf/strategy has the bare model cut; None where a device holds all of it. Raises as `find_units`."""
     if strategy["name"] != "fsdp":
         return None
     units = find_units(model, strategy["block"])
@@ -104,9 +79,7 @@ def plan_sharding(strategy: Mapping[str, Any], model: nn.Module, ranks: Ranks) -
 def find_units(model: nn.Module, block: str | None) -> list[str]:
     """Names of the repeated blocks of a model, none inside of another.
 
-    Args:
-        model: Any.
-        block: Name of their class; None: modules of one class that stand side by side in a Sequential or ModuleList.
+    They are those of the class `block`, or modules of one class that stand side by side in a Sequential or ModuleList.
 
     Raises:
         ConfigError: There is no such class, a parameter belongs to two blocks, or a parameter has no dimension.
@@ -140,38 +113,15 @@ def find_units(model: nn.Module, block: str | None) -> list[str]:
     return units
 
 
-def build_trainer(
-    learner: Learner,
-    settings: TrainerSettings,
-    accelerator: Accelerator,
-    ranks: Ranks,
-    rollbacks: Rollbacks | None = None,
-    sharding: Sharding | None = None,
-    exact: bool = False,
-) -> Trainer:
-    """The trainer that a strategy asks for; arguments as for Trainer.
-
-    Args:
-        learner: Where the model is sharded it may still be on the CPU.
-        settings: What an update does.
-        accelerator: What wraps the model.
-        ranks: Which rank this is.
-        rollbacks: Which batches to leave out.
-        sharding: How the model is cut; None where it is not.
-        exact: Whether the result is to have the same bits on any number of devices.
-    """
+def choose_trainer(sharding: Sharding | None, exact: bool) -> Callable[..., Trainer]:
+    """What makes the trainer that settings ask for, of Trainer's arguments; a model to shard may be on the CPU."""
     if sharding is not None:
-        return ShardedTrainer(sharding, learner, settings, accelerator, ranks, rollbacks)
-    return (ExactTrainer if exact else Trainer)(learner, settings, accelerator, ranks, rollbacks)
+        return partial(ShardedTrainer, sharding)
+    return ExactTrainer if exact else Trainer
 
 
 class Sharded(Carrier):
-    """A sharded model in the place where DDP would be; `carried` holds what the ranks tell each other in a step.
-
-    Args:
-        model: Sharded.
-        accumulate_whole: Whether `no_sync` keeps gradients from travelling.
-    """
+    """A sharded model in the place where DDP would be; `carried` holds what the ranks tell each other in a step."""
 
     model: Any
 
@@ -197,9 +147,6 @@ def mesh_of_all(device_type: str) -> "DeviceMesh":
 
     torch's init_device_mesh makes another group beside one of gloo wherever torch sees a GPU, in older releases one of
     NCCL ("mesh_default" in torch/distributed/device_mesh.py), which refuses ranks that share a GPU.
-
-    Args:
-        device_type: Where the parameters are: cpu or cuda.
     """
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -212,18 +159,14 @@ class ShardedTrainer(Trainer):
     """Updates of a model of which every rank has a part.
 
     The optimizer, the moving average and clipping work on a rank's own part as plain tensors: element by element they
-    do what they do on the whole. Optimizers for which that is not so (Muon, Adafactor) are refused in config.py.
-
-    Args:
-        sharding: How the model is cut.
-        *arguments: As for Trainer; the model may still be on the CPU.
+    do what they do on the whole. Optimizers for which that is not so (Muon, Adafactor) are refused with the settings.
     """
 
     def __init__(self, sharding: Sharding, *arguments: Any) -> None:
         self.sharding = sharding
         super().__init__(*arguments)
 
-    def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
+    def _wrap(self, model: Any) -> Any:
         mesh = mesh_of_all(self.device.type)
         optimizer, trained = self.optimizer, [parameter.requires_grad for parameter in model.parameters()]
         # By number meanwhile: whoever holds a whole parameter keeps it in memory.
@@ -252,7 +195,7 @@ class ShardedTrainer(Trainer):
         wrapper = Sharded(model, self.sharding.accumulate_whole)
         wrapper.carried.data = wrapper.carried.to(self.device)
         self.reduction.carried = wrapper.carried
-        return accelerator.prepare_model(wrapper, device_placement=False, evaluation_mode=True)
+        return self.accelerator.prepare_model(wrapper, device_placement=False, evaluation_mode=True)
 
     def _shard(self, model: nn.Module, mesh: "DeviceMesh", reshard_after_forward: bool) -> list[Any]:
         """Cut a model in place; its parameters, as DTensors.
@@ -296,8 +239,7 @@ class ShardedTrainer(Trainer):
             return
         fetched: dict[int, tuple[Tensor, Tensor]] = {}  # a tied parameter comes up again
         for owner in module.modules():
-            places: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
-            for place in places:
+            for place in own_tensors(owner):
                 for name, tensor in place.items():
                     if tensor is None or hasattr(tensor, "full_tensor"):
                         continue
@@ -341,33 +283,27 @@ class ShardedTrainer(Trainer):
         from torch.distributed.tensor import DTensor
 
         saved = self.optimizer.state_dict()
-        whole: dict[int, dict[str, Any]] = {}
-        for i, part in self._numbered(saved["state"]):
-            whole[i] = {}
-            for name, value in saved["state"][i].items():
-                if isinstance(value, Tensor) and value.dim() and value.shape == part.to_local().shape:
-                    value = self._whole(
-                        DTensor.from_local(
-                            value, part.device_mesh, part.placements, run_check=False, shape=part.shape,
-                            stride=part.stride(),
-                        )
-                    )  # fmt: skip
-                whole[i][name] = value
-        return saved | {"state": whole}
+
+        def whole(value: Any, part: Any) -> Any:
+            if not isinstance(value, Tensor) or value.dim() == 0 or value.shape != part.to_local().shape:
+                return value
+            how = {"run_check": False, "shape": part.shape, "stride": part.stride()}
+            return self._whole(DTensor.from_local(value, part.device_mesh, part.placements, **how))
+
+        return saved | {"state": self._of_each(saved["state"], whole)}
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """As for any Trainer, from whole tensors on every rank."""
-        cut = {
-            i: {name: self._cut(value, part) for name, value in state["state"][i].items()}
-            for i, part in self._numbered(state["state"])
-        }
-        super().load_optimizer_state({**state, "state": cut})
+        super().load_optimizer_state({**state, "state": self._of_each(state["state"], self._cut)})
 
-    def _numbered(self, state: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
-        """The parameters that have a state, by the numbers that the optimizer gives them."""
+    def _of_each(self, state: Mapping[int, Any], change: Callable[[Any, Any], Any]) -> dict[int, dict[str, Any]]:
+        """Each value of an optimizer's state, changed given the part of the parameter that it belongs to."""
         part_of = dict(zip(self._parameters, self._parts, strict=True))
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        return ((i, part_of[parameters[i]]) for i in state)
+        return {
+            i: {name: change(value, part_of[parameters[i]]) for name, value in values.items()}
+            for i, values in state.items()
+        }
 
     def sync_ema_buffers(self) -> None:
         """Bring the moving average's buffers up to date, and let go of what its last forward has gathered."""
@@ -375,9 +311,7 @@ class ShardedTrainer(Trainer):
         if self.settings.ema_decay is not None:
             self.eval_model.reshard()  # type: ignore[operator]
 
-    def operations(
-        self, samples: Stream | ShardedStream, float32_matmul_precision: str
-    ) -> tuple[float | None, float | None]:
+    def operations(self, samples: Stream | ShardedStream, precision: str) -> tuple[float | None, float | None]:
         """Not counted: the counter does not see through the gathering."""
         return None, None
 
@@ -404,11 +338,6 @@ class ShardedTrainer(Trainer):
     def _norm(self) -> Tensor:
         (squares,) = sum_over_ranks([super()._norm().square()], self.ranks.world_size)
         return squares.sqrt()
-
-    def _clip(self, largest: float) -> Tensor:
-        norm = self._norm()
-        nn.utils.clip_grads_with_norm_(self._parameters, largest, norm)
-        return norm
 
     def _healthy(self) -> bool:
         sick = torch.tensor(float(not super()._healthy()), device=self.device)

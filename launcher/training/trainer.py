@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +23,6 @@ from launcher.losses.per_sample import PerSample
 from launcher.optimizers.lean_step import lean_step
 from launcher.schedulers.schedule import Schedule
 from launcher.training import layout
-from launcher.training.accumulator import LossAccumulator
-from launcher.training.carrier import Carrier
 from launcher.training.divergence import Diverged, Rollbacks
 from launcher.training.flops import flops_per_sample, peak_flops
 from launcher.training.reduction import Reduction
@@ -35,39 +33,22 @@ LEAST_SCALE = 2.0**-14  # of a gradient scaler: a gradient that overflows even s
 
 @dataclass(frozen=True)
 class Learner:
-    """What is trained, and by what.
+    """What is trained, and by what."""
 
-    Attributes:
-        model: The bare model.
-        loss: Per-sample losses.
-        optimizer: Over the parameters that are trained.
-        schedule: Of its learning rate; stepped after each update.
-    """
-
-    model: nn.Module
+    model: nn.Module  # the bare one
     loss: PerSample
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    optimizer: torch.optim.Optimizer  # over the parameters that are trained
+    schedule: Schedule  # stepped after each update
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What an update does beside gradient and optimizer step; named as in the config.
-
-    Attributes:
-        seed: Of the run.
-        clip_grad_norm: Largest norm of the gradient; None never clips.
-        clip_grad_value: Largest absolute value of an element of the gradient; None never clips.
-        log_grad_norm: Whether to note the gradient's norm where it is not clipped by it.
-        ema_decay: Of the moving average of the weights; None keeps none.
-        compile: Whether the model is compiled.
-        channels_last: Whether images are laid out with their channels last, which convolutions like.
-    """
+    """What an update does beside gradient and optimizer step; named as in the config, None for never."""
 
     seed: int = 0
     clip_grad_norm: float | None = None
-    clip_grad_value: float | None = None
-    log_grad_norm: bool = False
+    clip_grad_value: float | None = None  # largest absolute value of an element
+    log_grad_norm: bool = False  # also where the gradient is not clipped by it
     ema_decay: float | None = None
     compile: bool = False
     channels_last: bool = False
@@ -75,25 +56,47 @@ class TrainerSettings:
     @classmethod
     def of(cls, settings: Any) -> "TrainerSettings":
         """Those of a run's config."""
-        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+        return cls(**{one.name: settings[one.name] for one in fields(cls)})
+
+
+class Carrier(nn.Module):
+    """A model, and three numbers whose gradient DDP averages with that of the model, in a bucket that travels anyway.
+
+    It is not in reduction.py: a rank in a forward is at work, one in there waits for others (pulse.py).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.carried = nn.Parameter(torch.zeros(3))
+
+    def forward(self, inputs: Any) -> tuple[Any, Tensor]:
+        """The model's outputs and, for DDP to see that it takes part, what rides along."""
+        return self.model(inputs), self.carried.view(3)  # a leaf itself would count as unused
+
+
+@dataclass
+class LossAccumulator:
+    """The steps since the last log line: a rank's own sums, left on the device until somebody reads them."""
+
+    steps: list[int] = field(default_factory=list)  # updates done before each of them
+    losses: list[Tensor] = field(default_factory=list)  # sums of the (weighted) losses of the rank's samples
+    weights: list[Tensor | float] = field(default_factory=list)  # of their weights; without weights, of samples
+    grad_norm: Tensor | None = None  # of the last gradient before clipping, where it is clipped by it or asked for
+
+    def tensors(self, device: torch.device) -> list[Tensor]:
+        """[n] losses and [n] weights of this rank, float64."""
+        if not self.losses:
+            return [torch.zeros(0, dtype=torch.float64, device=device)] * 2
+        if any(isinstance(weight, Tensor) for weight in self.weights):
+            weights = torch.stack([torch.as_tensor(w, dtype=torch.float64, device=device) for w in self.weights])
+        else:  # one copy to the device in place of one a step
+            weights = torch.tensor(self.weights, dtype=torch.float64, device=device)
+        return [torch.stack(self.losses).double(), weights]
 
 
 class Trainer:
-    """One optimizer update after the other.
-
-    Args:
-        learner: What is trained; its model and its loss on the device.
-        settings: What an update does.
-        accelerator: What wraps the model.
-        ranks: Which rank this is.
-        rollbacks: Which batches to leave out, and how long to look at each; None: none was left out.
-
-    Attributes:
-        eval_model: What is evaluated and exported: the moving average where there is one, else the model.
-        accumulator: The losses since the last log line.
-        lr: Learning rate of the last update.
-        reduction: What the ranks tell each other with the gradient: votes to stop, and how long an update takes.
-    """
+    """One optimizer update after the other, of a learner whose model and loss are on the device."""
 
     def __init__(
         self,
@@ -107,14 +110,15 @@ class Trainer:
         self.optimizer, self.schedule = learner.optimizer, learner.schedule
         self.settings, self.ranks = settings, ranks
         self.accelerator, self.device = accelerator, accelerator.device
-        model, optimizer = self.model, self.optimizer
+        model = self.model
         if settings.channels_last:
             layout.lay_out(model, keep_gradients=self.device.type == "cpu" and not settings.compile)
         self.scaler = accelerator.scaler  # None unless fp16
         self.accumulator = LossAccumulator()
-        self.lr = self.schedule.lr
+        self.lr = self.schedule.lr  # of the last update
         self.reduction = Reduction(ranks.world_size, self.device)
         self.rollbacks = rollbacks or Rollbacks()
+        # What is evaluated and exported: the moving average where there is one
         self.eval_model = model if settings.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._averaged: list[Tensor] = [
@@ -124,24 +128,24 @@ class Trainer:
         if settings.compile:  # distributed.choose_numerics has left out what this tells the compiler beside
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         self._alone = False
-        self.forward = self._wrap(torch.compile(model) if settings.compile else model, accelerator)
-        if optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
-            layout.load_optimizer_state(optimizer, optimizer.state_dict())
+        self.forward = self._wrap(torch.compile(model) if settings.compile else model)
+        if self.optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
+            layout.load_optimizer_state(self.optimizer, self.optimizer.state_dict())
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
         self._losses = self.loss.forward  # of our own wrapper, which nobody hooks
-        self._update = lean_step(optimizer)
+        self._update = lean_step(self.optimizer)
 
-    def _wrap(self, model: Any, accelerator: Accelerator) -> Any:
+    def _wrap(self, model: Any) -> Any:
         """What Accelerate makes of the model: DDP, autocast, or for one process in full precision the model itself."""
-        if self.ranks.world_size == 1 and accelerator.mixed_precision == "no":
+        if self.ranks.world_size == 1 and self.accelerator.mixed_precision == "no":
             return model
         carrier = Carrier(model).to(self.device)
         self._wrapped = True
         if self.ranks.world_size > 1:
             self.reduction.carried = carrier.carried
-            handler = accelerator.ddp_handler
+            handler = self.accelerator.ddp_handler
             self.reduction.rounded = handler is not None and handler.comm_hook != DDPCommunicationHookType.NO
-        return accelerator.prepare_model(carrier)
+        return self.accelerator.prepare_model(carrier)
 
     def step(self, batch: Batch) -> bool:
         """Do one update; its loss is the exact mean over the global batch, however that is cut.
@@ -179,7 +183,8 @@ class Trainer:
             self.schedule.step()
             return self.reduction.stops()
         if self.settings.clip_grad_norm is not None:
-            self.accumulator.grad_norm = self._clip(self.settings.clip_grad_norm)
+            self.accumulator.grad_norm = self._norm()
+            nn.utils.clip_grads_with_norm_(self._parameters, self.settings.clip_grad_norm, self.accumulator.grad_norm)
         elif self.settings.log_grad_norm:
             self.accumulator.grad_norm = self._norm()
         if self.settings.clip_grad_value is not None:
@@ -224,26 +229,22 @@ class Trainer:
                 averaged.copy_(buffer)
 
     def read_metrics(self) -> dict[str, float]:
-        """Mean loss (and gradient norm) since the last log line, over all ranks; begins anew.
-
-        Raises:
-            Diverged: A loss, a weight or the optimizer's state is NaN or infinite.
-        """
+        """Mean loss (and gradient norm) since the last log line, over all ranks; begins anew. Raises as `check`."""
         losses, weights = self.check()
         metrics = {}
         if len(losses):
             metrics["train/loss"] = float(losses.sum() / weights.sum())
         if self.accumulator.grad_norm is not None:
             metrics["train/grad_norm"] = float(self.accumulator.grad_norm)
-        self.accumulator.clear()
+        self.accumulator = LossAccumulator()
         return metrics
 
     def check(self) -> tuple[Tensor, Tensor]:
         """Look at the losses since the last log line and at what is saved; before each log, evaluation and save.
 
         Returns:
-            [n] sums of losses and [n] sums of weights over all ranks, float64, on the host; without the steps that
-            a gradient scaler left out.
+            [n] sums of losses and of weights over all ranks, float64, on the host; without the steps that a gradient
+            scaler left out.
 
         Raises:
             Diverged: One is NaN or infinite, other than where a gradient scaler has left the step out.
@@ -272,14 +273,11 @@ class Trainer:
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    def operations(
-        self, samples: Stream | ShardedStream, float32_matmul_precision: str
-    ) -> tuple[float | None, float | None]:
+    def operations(self, samples: Stream | ShardedStream, precision: str) -> tuple[float | None, float | None]:
         """Operations per sample, and the most that the device does per second; None where that is not known."""
         if self.device.type != "cuda":
             return None, None
-        name = torch.cuda.get_device_name(self.device)
-        peak = peak_flops(name, self.accelerator.mixed_precision, float32_matmul_precision)
+        peak = peak_flops(torch.cuda.get_device_name(self.device), self.accelerator.mixed_precision, precision)
         if peak is None:
             return None, None
         micro = next(samples.batches(0, 1)).micros[0]
@@ -305,10 +303,6 @@ class Trainer:
         """Norm of the whole gradient."""
         return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
-    def _clip(self, largest: float) -> Tensor:
-        """Scale the gradient down to a norm of at most `largest`; the norm before."""
-        return nn.utils.clip_grad_norm_(self._parameters, largest)
-
     def _healthy(self) -> bool:
         """Whether every weight is finite, and what the optimizer remembers.
 
@@ -328,7 +322,7 @@ class Trainer:
         self.accumulator.steps.append(batch.step)
         self.accumulator.losses.append(total)
         self.accumulator.weights.append(
-            weight_sum if weight_sum is not None else float(sum(m.size for m in batch.micros))
+            float(sum(micro.size for micro in batch.micros)) if weight_sum is None else weight_sum
         )
 
     def _is_bad(self, total: Tensor) -> bool:

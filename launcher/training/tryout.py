@@ -8,7 +8,8 @@ import copy
 import pickle
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -37,19 +38,12 @@ OF_A_DEVICE = re.compile("cuda|cpu|gpu|triton|device|backend", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class How:
-    """What a run does with its samples.
+    """What a run does with its samples."""
 
-    Attributes:
-        workers: Processes per device that load them.
-        cut: The setting by which a loss sees a part of a global batch at once; None where it sees all of it.
-        shapes: Whether some rank has no weights: then none tries more than shapes, so that all say the same.
-        leaves_out: Whether batches with NaN are left out of the training.
-    """
-
-    workers: int | str
-    cut: str | None = None
-    shapes: bool = False
-    leaves_out: bool = False
+    workers: int | str  # processes per device that load them
+    cut: str | None = None  # the setting by which a loss sees a part of a global batch at once; None: it sees all
+    shapes: bool = False  # some rank has no weights: then none tries more than shapes, so that all say the same
+    leaves_out: bool = False  # batches with NaN are left out of the training
 
 
 def try_out(
@@ -57,26 +51,19 @@ def try_out(
 ) -> Outputs:
     """Try some training samples, and one of each split that is measured.
 
-    Args:
-        model: The bare model.
-        loss: Per-sample losses.
-        data: Of the run; what looks strange is added to its notes.
-        meaning: Of the outputs, as far as data and loss tell.
-        kind: Of stream.
-        how: The run does it.
-
-    Returns:
-        The meaning, as the outputs are.
+    What looks strange is added to the data's notes. The meaning is known as far as data and loss tell, and is given
+    back as the outputs are.
 
     Raises:
         ConfigError: Something does not fit.
     """
     run = partial(_run, model, how.shapes or _is_large(model))
-    splits = {name: _as_a_worker_gets_it(name, split, how.workers) for name, split in data.splits().items()}
+    splits = {name: copy_for_worker(split, how.workers, name) for name, split in data.splits().items()}
     few = min(FEW, len(splits["train"]))
     with modes_kept(model), generators_kept():
         stream = kind(splits["train"], plan_batch(len(splits["train"]), few, 1, None), 0, 0, CPU, 0)
-        micro = _reading("train", lambda: next(stream.batches(0, 1)).micros[0])
+        with _explained("data: the first samples of the train split cannot be read"):
+            micro = next(stream.batches(0, 1)).micros[0]
         targets = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
         _check_sample(data, "train", micro.inputs, targets, how.leaves_out)
         outputs = _run_as_it_is(run, micro.inputs, *splits.values(), *data.splits().values())
@@ -103,19 +90,14 @@ def try_out(
 
 
 def read_outputs(model: nn.Module, split: Split, meaning: Outputs) -> Outputs:
-    """The meaning of the outputs of a trained model, by those for the first sample of a split.
-
-    Args:
-        model: The bare model, on the CPU.
-        split: Anything that it can be given.
-        meaning: As far as data and loss tell.
+    """The meaning of the outputs of a trained model, on the CPU, by those for the first sample of any split.
 
     Raises:
         ConfigError: They are not what the task needs.
     """
     suit(model, split)
     with modes_kept(model), generators_kept(), torch.no_grad():
-        inputs, targets = next(in_order(_as_a_worker_gets_it("measured", split, "auto"), 0, len(split), 1, CPU, 0))
+        inputs, targets = next(in_order(copy_for_worker(split), 0, len(split), 1, CPU, 0))
         outputs = _run_as_it_is(partial(_run, model.eval(), _is_large(model)), inputs, split)
     meaning = _near(meaning, targets)
     return meaning if outputs is None else meaning.fitted(outputs, 1)
@@ -127,11 +109,6 @@ def depends_on_batch(loss: PerSample, outputs: Tensor, targets: Tensor) -> bool:
 
     Tried on each sample twice, slightly changed, so that some share a target; and on random outputs, since those of a
     model at its start may all be the same. A class says by `may_be_cut` that it does not matter.
-
-    Args:
-        loss: Per-sample losses.
-        outputs: Of a few samples.
-        targets: Theirs.
     """
     if isinstance(loss.loss, (*CLASSIFYING, *REGRESSING, *LOGISTIC)) or getattr(loss.loss, "may_be_cut", False):
         return False
@@ -166,15 +143,9 @@ def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any, 
             f"loss: {name} takes a score for each of two classes, and the model gives {list(outputs.shape)} for "
             f"{samples} samples, one logit. Use loss=binary_cross_entropy, or a model with two outputs."
         )
-    try:
+    shapes = f"outputs {_shapes(outputs)} and targets {_shapes(getattr(targets, 'targets', targets))}"
+    with _explained(f"loss: {name} fails on {shapes}"):
         values, _ = copy.deepcopy(loss)(outputs, targets)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"loss: {name} fails on outputs {_shapes(outputs)} and targets "
-            f"{_shapes(getattr(targets, 'targets', targets))}: {_words(error)}"
-        ) from error
     if values.shape != (samples,):
         raise ConfigError(
             f"loss: {name} gives {list(values.shape)} for {samples} samples; it must be one value per sample, "
@@ -186,16 +157,16 @@ def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any, 
 
 @torch.no_grad()
 def _try_measuring(run: Run, loss: PerSample, data: Data, name: str, split: Split, meaning: Outputs) -> Outputs:
-    inputs, targets = _reading(name, lambda: next(in_order(split, 0, len(split), 1, CPU, 0)))
+    with _explained(f"data: the first samples of the {name} split cannot be read"):
+        inputs, targets = next(in_order(split, 0, len(split), 1, CPU, 0))
     _check_sample(data, name, inputs, targets)
     meaning = _near(meaning, targets)
     outputs = run(inputs)
     if outputs is None:
         return meaning
     meaning = meaning.fitted(outputs, 1)
-    if outputs.is_meta:
-        return meaning
-    _measure(copy.deepcopy(loss), name, outputs.float(), targets, meaning)
+    if not outputs.is_meta:
+        _measure(copy.deepcopy(loss), name, outputs.float(), targets, meaning)
     return meaning
 
 
@@ -207,46 +178,31 @@ def _near(meaning: Outputs, targets: Tensor) -> Outputs:
 
 
 def _measure(loss: PerSample, name: str, outputs: Tensor, targets: Tensor, meaning: Outputs) -> None:
-    try:
+    shapes = f"outputs {_shapes(outputs)} and targets {_shapes(targets)}"
+    with _explained(f"loss, metrics: one {name} sample with {shapes} cannot be measured"):
         loss(outputs, targets)
         scores, sums = meaning.scores(outputs), meaning.sums(CPU)
         sums.update(scores, targets)
         sums.figures()
         if meaning.task != "language":
             meaning.columns(scores, targets, True)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"loss, metrics: one {name} sample with outputs {_shapes(outputs)} and targets {_shapes(targets)} cannot "
-            f"be measured: {_words(error)}"
-        ) from error
 
 
 def _run_as_it_is(run: Run, inputs: Any, *splits: Split) -> Any:
     """What `run` gives; whole numbers that the model does not take, but as floats, are from now on given so."""
+    outputs = failed = None
     try:
         outputs = run(inputs)
-        if outputs is not None or not _has_indices(inputs):
-            return outputs
-        failed = None
     except ConfigError as error:
-        if not _has_indices(inputs):
-            raise
         failed = error
-    try:
-        outputs = run(as_numbers(inputs, replace(splits[0], indices=False)))
-    except ConfigError:
-        outputs = None
+    if outputs is None and any(isinstance(leaf, Tensor) and leaf.dtype in INDICES for leaf in tree_leaves(inputs)):
+        with suppress(ConfigError):
+            outputs = run(as_numbers(inputs, replace(splits[0], indices=False)))
+        for split in splits:
+            split.indices = outputs is None
     if outputs is None and failed is not None:
         raise failed
-    for split in splits:
-        split.indices = outputs is None
     return outputs
-
-
-def _has_indices(inputs: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.dtype in INDICES for leaf in tree_leaves(inputs))
 
 
 def _is_large(model: nn.Module) -> bool:
@@ -255,13 +211,7 @@ def _is_large(model: nn.Module) -> bool:
 
 
 def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:
-    """The outputs of a model, with copies of its buffers; None where it cannot be run here.
-
-    Args:
-        model: The bare model.
-        shapes: Without numbers, on the meta device.
-        inputs: Of some samples.
-    """
+    """The outputs of a model, with copies of its buffers, or `shapes` alone; None where it cannot be run here."""
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     state = {name: tensor.clone() for name, tensor in buffers.items()}
     if shapes:
@@ -279,18 +229,12 @@ def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        if shapes or _is_of_a_device(error):
+        of_a_device = torch.cuda.is_available() and OF_A_DEVICE.search(str(error))  # that this try does not use
+        if shapes or of_a_device or isinstance(error, torch.OutOfMemoryError):
             return None  # not every model works without memory, nor on a CPU
         raise ConfigError(
             f"model: {type(model).__name__} fails on inputs {_shapes(inputs)}: {_words(error)}"
         ) from error
-
-
-def _is_of_a_device(error: Exception) -> bool:
-    """Whether a failure tells of a device that this try does not use."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        torch.cuda.is_available() and OF_A_DEVICE.search(str(error)) is not None
-    )
 
 
 def _check_sample(data: Data, name: str, inputs: Any, targets: Any, leaves_out: bool = False) -> None:
@@ -310,26 +254,11 @@ def _check_sample(data: Data, name: str, inputs: Any, targets: Any, leaves_out: 
         )
 
 
-def _reading(name: str, read: Callable[[], Any]) -> Any:
-    """What was read of a split; a mistake there in one sentence."""
-    try:
-        return read()
-    except ConfigError:
-        raise
-    except BrokenFile as error:
-        raise ConfigError(error.in_short()) from error
-    except Exception as error:
-        raise ConfigError(f"data: the first samples of the {name} split cannot be read: {_words(error)}") from error
-
-
-# --- Datasets in other processes -------------------------------------------------------------------------------------
-
-
-def _as_a_worker_gets_it(name: str, split: Split, workers: int | str) -> Split:
+def copy_for_worker(split: Split, workers: int | str = "auto", name: str = "") -> Split:
     """A split whose dataset is a copy, made as for a process that loads: what it opens when it is read stays there.
 
     Raises:
-        ConfigError: It cannot be sent to a process.
+        ConfigError: It cannot be sent to a process, and `workers` is a number of them.
     """
     if not workers or not isinstance(split, DatasetSplit):
         return replace(split)  # with a loader of its own
@@ -348,7 +277,17 @@ def _as_a_worker_gets_it(name: str, split: Split, workers: int | str) -> Split:
     return replace(split, dataset=dataset, plain=plain)
 
 
-# --- Words -----------------------------------------------------------------------------------------------------------
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Put a mistake in the code of others into one sentence, where it is none already."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except BrokenFile as error:
+        raise ConfigError(error.in_short()) from error
+    except Exception as error:
+        raise ConfigError(f"{what}: {_words(error)}") from error
 
 
 def _shapes(tree: Any) -> str:

@@ -27,7 +27,7 @@ def test_nothing_of_a_run_lives_in_the_files_it_resumed_from(tmp_path):
         trainer = new(kind, options)
         for batch in Stream(_data(6).train, plan, 0, 0, trainer.device, 0).batches(0, 3):
             trainer.step(batch)
-        state = gather_state(trainer, Progress(step=3), trainer.ranks)
+        state = gather_state(trainer, Progress(step=3))
         saver = Saver(tmp_path / name, keep=1, max_failures=0)
         saver.save(3, trainer.weights(trainer.eval_model), state, ())
         saver.close()
@@ -35,7 +35,7 @@ def test_nothing_of_a_run_lives_in_the_files_it_resumed_from(tmp_path):
         other = new(kind, options)
         read = read_checkpoint(found)
         assert Path("/proc/self/maps").read_text().count(str(found)) >= 2, "mapped"
-        restore(*read, other, other.ranks)
+        restore(*read, other)
         del read
         for file in found.iterdir():
             file.write_bytes(bytes(file.stat().st_size))

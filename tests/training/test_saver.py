@@ -11,8 +11,7 @@ from test_checkpoint import STATE
 
 from launcher.run.record import Record
 from launcher.training.checkpoint import newest_good, read_checkpoint, verify
-from launcher.training.saver import Saver
-from launcher.training.staging import Staging, own_copy
+from launcher.training.saver import Saver, Staging, own_copy
 
 
 def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, caplog):

@@ -139,8 +139,8 @@ def _parts(directory):
     from launcher.data import Data, TensorSplit
     from launcher.losses.loss import build_loss
     from launcher.training.divergence import Diverged
+    from launcher.training.saver import Staging
     from launcher.training.sharded import ShardedTrainer, build_model, plan_sharding
-    from launcher.training.staging import Staging
 
     strategy = {"name": "fsdp", "block": None, "reshard_after_forward": True, "accumulate_whole": False}
     strategy |= {"meta_init": True}

@@ -184,12 +184,12 @@ def _scaled(at, steps, saved=None, rollbacks=None, poisoned=()):
     )
     first = 0
     if saved is not None:
-        first = restore(*saved, trainer, ranks).step
+        first = restore(*saved, trainer).step
         model.calls = first
     for step in range(first, steps):
         inputs, targets = (t[step % 3 * 10 : step % 3 * 10 + 10] for t in (data.train.inputs, data.train.targets))
         trainer.step(Batch(step, 10, [MicroBatch(inputs * (math.nan if step in poisoned else 1), targets, 10)]))
-    return trainer, gather_state(trainer, Progress(step=steps), ranks)
+    return trainer, gather_state(trainer, Progress(step=steps))
 
 
 OPTIMIZERS = {

@@ -525,7 +525,7 @@ def test_a_dataset_that_opens_files_can_still_be_sent_to_workers():
     data = Data("own", "classification", (4,), 3, *(DatasetSplit(Lazy()) for _ in range(3)))
     tried(nn.Linear(4, 3), nn.CrossEntropyLoss(), data, workers=2)
     assert data.train.dataset.file is None and not workers._kept
-    other = tryout._as_a_worker_gets_it("train", data.train, 2).dataset
+    other = tryout.copy_for_worker(data.train, 2).dataset
     assert other is not data.train.dataset and other.array is data.train.dataset.array, "arrays are not copied"
     assert other.tensor is data.train.dataset.tensor
     tried(nn.Linear(4, 3), nn.CrossEntropyLoss(), data, workers=0)
