@@ -43,7 +43,7 @@ def shown(value: Any) -> str:
 
 def row(key: str, default: Any, known: Any) -> str:
     """The line of a setting."""
-    star = "\\*" if known.marked("free") else ""
+    star = "\\*" if known.marked("may_differ") else ""
     words = known.words.replace("|", "\\|").replace("*", "\\*")
     return f"| `{key}`{star} | {shown(default)} | {words} | {known.about} |"
 

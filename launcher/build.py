@@ -9,7 +9,7 @@ from torch import nn
 
 from launcher.batching.generators import seed_generators
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
-from launcher.batching.sampling import Balanced
+from launcher.batching.sampling import Balanced, EpochPermutation, Sampler
 from launcher.batching.splits import TensorSplit, suit
 from launcher.config import components
 from launcher.core.errors import ConfigError
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
 
     data: Data
     plan: BatchPlan
-    balanced: Balanced | None  # draws the samples, where sampling is balanced
+    sampler: Sampler  # the order of the training samples
     kind: Any  # of stream: one that mixes neighbours, where mixup is on
     learner: Learner
     sharding: Sharding | None  # how the devices share the model; None where each has the whole of it
@@ -75,7 +75,8 @@ def build(
     data = fit_task(build_data(settings.data, leaves_out, limit), settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
-    balanced = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
+    shuffled = EpochPermutation(len(data.train), settings.seed)
+    sampler = Balanced(data, settings.seed) if settings.sampling == "balanced" else shuffled
     described = saved.without_file(settings.model)
     model = build_model(lambda: components.build("model", described, **data.facts()))
     sources = {"init_from": settings.init_from}
@@ -98,7 +99,7 @@ def build(
     check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
     outputs = Outputs.of(data, settings.loss)
     if tried:
-        of_kind = partial(kind, sampler=balanced)
+        of_kind = partial(kind, sampler=sampler)
         cut = _cut(plan, devices, settings.batch.max_per_device)
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
@@ -110,7 +111,7 @@ def build(
         gallery.check(data)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     learner = Learner(model, loss, optimizer, schedule)
-    return Parts(data, plan, balanced, kind, learner, sharding, begun, outputs, total_steps)
+    return Parts(data, plan, sampler, kind, learner, sharding, begun, outputs, total_steps)
 
 
 def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:

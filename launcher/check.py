@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from launcher.batching.plan import BatchPlan
     from launcher.build import Parts
     from launcher.data.source import Data
-    from launcher.run.resume import Found
+    from launcher.run.earlier_run import Found
     from launcher.training.memory import Need
 
 SECONDS = 5.0  # of real steps, at least
@@ -111,7 +111,7 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     from launcher.batching.stream import in_order
     from launcher.losses.loss import build_loss
     from launcher.run import run_directory, saved
-    from launcher.run.resume import Found, look_into
+    from launcher.run.earlier_run import Found, look_into
     from launcher.training import memory
 
     here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()

@@ -13,7 +13,7 @@ from torch import nn
 
 from launcher.batching.plan import BatchPlan
 from launcher.batching.splits import Split, first_infinite
-from launcher.batching.stream import ShardedStream, Stream
+from launcher.batching.stream import CanonicalStream, Stream
 from launcher.data.source import Data
 from launcher.distributed import slurm
 from launcher.distributed.collectives import at_every_rank
@@ -72,7 +72,7 @@ class Loop:
     """What a run does from its first update to its last, on every rank."""
 
     trainer: Trainer
-    samples: Stream | ShardedStream  # the batches of this rank, from any update on
+    samples: Stream | CanonicalStream  # the batches of this rank, from any update on
     plan: BatchPlan
     data: Data
     evaluator: Evaluator

@@ -128,7 +128,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         # Until here a signal simply ends the process: nothing is lost. From here on it starts others, that load samples
         stop = StopRequest(parse_duration(settings.max_time), REPORT_SECONDS)
         samples = stream.of_rank(
-            data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.balanced, parts.kind
+            data.train, plan, settings.seed, ranks, device, settings.num_workers, parts.sampler, parts.kind
         )
         ending.enter_context(advice(plan, trainer))
         trainer.warm_up(samples)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-ORDER, AUGMENT, MODEL, MIX = 1, 2, 3, 4  # what a random number is for: each purpose has numbers of its own
+# What a random number is for: each purpose has numbers of its own. Initial weights have torch's own generator.
+ORDER, AUGMENT, DROPOUT, MIX, CLASSES = 1, 2, 3, 4, 16
 
 
 def mix(values: np.ndarray) -> np.ndarray:

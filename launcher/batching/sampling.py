@@ -1,34 +1,48 @@
-"""Which sample stands at a position of an epoch: any position is found in constant time and memory."""
+"""The shuffle, in place of a DistributedSampler: which sample stands at a position of an epoch.
+
+Any position is found in constant time and memory, so that a run resumes at any step without a state.
+"""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from launcher.batching.keys import ORDER, derive, derive_each, mix
+from launcher.batching.keys import CLASSES, ORDER, derive, derive_each, mix
 from launcher.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from launcher.data.source import Data
 
-CLASSES = 16  # beside the purposes in keys.py
 ROUNDS = 8  # of the Feistel network
+
+
+class Sampler(Protocol):
+    """An order of samples: a function of (seed, epoch, position), the same on every rank, with no state."""
+
+    def samples_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Which samples stand at positions [n] of an epoch, each in 0..samples-1, the first being 0.
+
+        Returns:
+            [n] int64: the number of the sample, plus the number of all samples times how often it has come before in
+            this epoch, so that a sample that comes again is augmented in another way.
+        """
 
 
 @dataclass
 class EpochPermutation:
-    """Which of `size` samples stands at a position of an epoch: each once, every epoch in an order of its own."""
+    """The order of sampling=shuffle: each of `size` samples once, every epoch in an order of its own."""
 
     size: int
     seed: int
 
-    def draw(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """[n] int64 sample numbers at positions [n] in 0..size-1 of an epoch."""
+    def samples_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """See `Sampler`; no sample comes again."""
         return permute(positions, self.size, derive(self.seed, ORDER, epoch))
 
 
 def permute(positions: np.ndarray, size: int | np.ndarray, key: int | np.ndarray) -> np.ndarray:
-    """Where positions of 0..size-1 land in the permutation that a key names.
+    """Where positions of 0..size-1 land in the permutation that a key (a hash of seed and epoch) names.
 
     A Feistel network over the smallest power of two that holds `size`, walked until the value falls inside
     (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): constant time and memory per position,
@@ -67,7 +81,7 @@ def permute(positions: np.ndarray, size: int | np.ndarray, key: int | np.ndarray
 
 
 class Balanced:
-    """Which sample stands at a position of an epoch in which every class comes equally often.
+    """The order of sampling=balanced: an epoch in which every class comes equally often.
 
     Of the n positions of an epoch each of the k classes gets n / k, to within one, in an order that a keyed permutation
     names. A class goes through its samples in cycles that run on over the epochs, each in an order of its own: those of
@@ -95,13 +109,8 @@ class Balanced:
         self._members = np.argsort(labels, kind="stable")  # the samples, class by class
         self._quota = -(-self.size // len(self._sizes))
 
-    def draw(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """What stands at positions [n], 0..size-1, of an epoch, the first being 0.
-
-        Returns:
-            [n] int64: the sample number plus `size` times how often its class began anew in this epoch, so that a
-            sample that comes again is augmented in another way.
-        """
+    def samples_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """See `Sampler`."""
         classes = len(self._sizes)
         key = derive(self.seed, CLASSES, epoch)
         turn, place = np.divmod(permute(positions, self.size, key), classes)

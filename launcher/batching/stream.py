@@ -16,7 +16,7 @@ from launcher.batching import loading
 from launcher.batching.generators import generators_kept
 from launcher.batching.keys import AUGMENT, derive, uniforms
 from launcher.batching.plan import BatchPlan
-from launcher.batching.sampling import Balanced, EpochPermutation
+from launcher.batching.sampling import EpochPermutation, Sampler
 from launcher.batching.splits import DatasetSplit, TensorSplit, as_numbers
 from launcher.batching.transfer import to_device
 from launcher.distributed.ranks import Ranks
@@ -64,21 +64,20 @@ class Stream:
     split: TensorSplit | DatasetSplit  # the training split
     plan: BatchPlan  # how a global batch is cut
     seed: int  # of the run
-    rank: int  # whose share to deliver: a rank's, or that of a canonical shard
+    shard: int  # whose share to deliver: a rank's or, with exact_across_devices, that of one of the canonical shards
     device: torch.device  # where the batches are put
     workers: int | str  # as for choose_workers
-    sampler: Any = None  # which samples stand where in an epoch: an EpochPermutation, which None makes, or Balanced
+    sampler: Sampler | None = None  # the order of the samples; None: shuffled
 
     def __post_init__(self) -> None:
-        if self.sampler is None:
-            self.sampler = EpochPermutation(self.plan.samples, self.seed)
+        self.order = self.sampler or EpochPermutation(self.plan.samples, self.seed)
 
     def samples(self, step: int) -> np.ndarray:
-        """[size] sample numbers of the global batch of a step, in order."""
+        """[size] sample numbers of the global batch of a step, in order: for who asks afterwards; see `batches`."""
         epoch, position = divmod(step, self.plan.steps_per_epoch)
         first = position * self.plan.global_size
         positions = np.arange(first, first + self.plan.size_of(position))
-        return self.sampler.draw(epoch, positions) % self.plan.samples
+        return self.order.samples_at(epoch, positions) % self.plan.samples
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This rank's batches of the steps first_step (inclusive) to last_step (exclusive)."""
@@ -86,15 +85,15 @@ class Stream:
             return self._from_memory(self.split, first_step, last_step)
         return self._from_loader(self.split, first_step, last_step)
 
-    def positions_of(self, position: int) -> tuple[np.ndarray, list[int]]:
+    def positions_of(self, step_in_epoch: int) -> tuple[np.ndarray, list[int]]:
         """Positions in the epoch of this rank's samples at a step of it, and the sizes of its micro-batches.
 
         A placeholder takes the first sample of the global batch.
         """
-        size = self.plan.size_of(position)
-        first, last = self.plan.share(self.rank, size)
-        sizes = self.plan.micro_sizes(self.rank, size)
-        start = position * self.plan.global_size
+        size = self.plan.size_of(step_in_epoch)
+        first, last = self.plan.share(self.shard, size)
+        sizes = self.plan.micro_sizes(self.shard, size)
+        start = step_in_epoch * self.plan.global_size
         if 0 not in sizes:
             return np.arange(start + first, start + last), sizes
         ranges, at = [], start + first
@@ -103,7 +102,7 @@ class Stream:
             at += micro
         return np.concatenate(ranges), sizes
 
-    def _number(self, epoch: int, first: int, steps: int) -> tuple[np.ndarray, list[list[int]]]:
+    def _sample_numbers(self, epoch: int, first: int, steps: int) -> tuple[np.ndarray, list[list[int]]]:
         """Number this rank's samples of some steps of an epoch at once, since a call costs as much for one as for many.
 
         The epoch may end before that many.
@@ -114,7 +113,7 @@ class Stream:
         """
         last = min(first + steps, self.plan.steps_per_epoch)
         positions, sizes = zip(*(self.positions_of(at) for at in range(first, last)), strict=True)
-        return self.sampler.draw(epoch, np.concatenate(positions)), list(sizes)
+        return self.order.samples_at(epoch, np.concatenate(positions)), list(sizes)
 
     def _from_memory(self, split: TensorSplit, first_step: int, last_step: int) -> Iterator[Batch]:
         """Number many batches at once, gather some of them at once, then cut them apart."""
@@ -137,7 +136,7 @@ class Stream:
         while step < last_step:
             epoch, position = divmod(step, self.plan.steps_per_epoch)
             step -= position % per_chunk
-            numbers, sizes = self._number(epoch, position - position % per_chunk, per_block)
+            numbers, sizes = self._sample_numbers(epoch, position - position % per_chunk, per_block)
             index = torch.from_numpy(numbers % self.plan.samples).to(split.inputs.device)
             draws = None
             if split.augment is not None:
@@ -166,28 +165,28 @@ class Stream:
         pieces = zip(inputs.split(lengths), targets.split(lengths), strict=True)
         steps_per_epoch = self.plan.steps_per_epoch  # once: each batch is one step of the hot loop
         for step, of_step in enumerate(chunk.sizes, chunk.step):
-            micros = [MicroBatch(*next(pieces), size, self.rank) for size in of_step]
+            micros = [MicroBatch(*next(pieces), size, self.shard) for size in of_step]
             yield Batch(step, self.plan.size_of(step % steps_per_epoch), micros)
 
     def _from_loader(self, split: DatasetSplit, first_step: int, last_step: int) -> Iterator[Batch]:
         """One DataLoader for the rest of the run, so that no epoch begins with idle workers."""
-        numbered = self._numbered(first_step, last_step)
+        numbered = self._numbered_micro_batches(first_step, last_step)
         key, size = partial(derive, self.seed, AUGMENT), self.plan.micro_size
         loaded = loading.drawn(split, numbered, key, self.workers, self.device, size)
         for step in range(first_step, last_step):
             size = self.plan.size_of(step % self.plan.steps_per_epoch)
             micros = []
-            for micro_size in self.plan.micro_sizes(self.rank, size):
+            for micro_size in self.plan.micro_sizes(self.shard, size):
                 inputs, targets = next(loaded)
-                micros.append(MicroBatch(inputs, targets, micro_size, self.rank))
+                micros.append(MicroBatch(inputs, targets, micro_size, self.shard))
             yield Batch(step, size, micros)
 
-    def _numbered(self, step: int, last_step: int) -> Iterator[tuple[int, list[int]]]:
+    def _numbered_micro_batches(self, step: int, last_step: int) -> Iterator[tuple[int, list[int]]]:
         """The epoch and the sample numbers of each micro-batch."""
         at_once = max(1, NUMBERED // self.plan.micro_size)
         while step < last_step:
             epoch, position = divmod(step, self.plan.steps_per_epoch)
-            numbers, sizes = self._number(epoch, position, min(at_once, last_step - step))
+            numbers, sizes = self._sample_numbers(epoch, position, min(at_once, last_step - step))
             listed = numbers.tolist()
             at = 0
             for size in (size for of_step in sizes for size in of_step):
@@ -196,7 +195,7 @@ class Stream:
 
 
 @dataclass(eq=False)
-class ShardedStream:
+class CanonicalStream:
     """The batches of several canonical shards of a global batch, for one rank."""
 
     streams: list[Stream]  # one per shard, in their order
@@ -219,9 +218,9 @@ def of_rank(
     ranks: Ranks,
     device: torch.device,
     workers: int | str,
-    sampler: EpochPermutation | Balanced | None = None,
+    sampler: Sampler | None = None,
     kind: Callable[..., Stream] = Stream,
-) -> Stream | ShardedStream:
+) -> Stream | CanonicalStream:
     """The batches of one rank; arguments as for Stream, and what to make of them, where it is no plain Stream."""
 
     def stream(shard: int) -> Stream:
@@ -230,7 +229,7 @@ def of_rank(
     if not plan.canonical:
         return stream(ranks.rank)
     count = plan.shards // ranks.world_size
-    return ShardedStream([stream(ranks.rank * count + i) for i in range(count)])
+    return CanonicalStream([stream(ranks.rank * count + i) for i in range(count)])
 
 
 def in_order(

@@ -74,5 +74,5 @@ def _without_marks(node: Any) -> Any:
     return {
         key: _without_marks(value)
         for key, value in node.items()
-        if key not in ("free", "only", "words") and (key, value) != ("maximum", LARGEST)
+        if key not in ("may_differ", "only", "words") and (key, value) != ("maximum", LARGEST)
     }

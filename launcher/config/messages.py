@@ -40,9 +40,9 @@ GROUP_HINTS: dict[str, str] = {
 
 
 @cache
-def foreign_words() -> dict[str, str]:
+def aliases() -> dict[str, str]:
     """What users of other trainers type: the setting that takes the same value here, or a sentence."""
-    read = yaml.safe_load(Path(__file__).with_name("foreign_words.yaml").read_text(encoding="utf-8"))
+    read = yaml.safe_load(Path(__file__).with_name("aliases.yaml").read_text(encoding="utf-8"))
     said = [*read["settings"].items(), *((one["say"], one["to"]) for one in read["sentences"])]
     return {name: advice for advice, names in said for name in names.split()}
 
@@ -52,7 +52,7 @@ def hint(key: str, value: str | None, known: Sequence[str]) -> str:
     word = key.lstrip("+~-").replace("-", "_")
     group, _, last = word.rpartition(".")
     leaves = [name.rpartition(".")[2] for name in known if group and name.rpartition(".")[0] == group]
-    advice = foreign_words().get(last.lower())
+    advice = aliases().get(last.lower())
     if near := difflib.get_close_matches(last, leaves, n=1, cutoff=0.75):
         return f" Did you mean {group}.{near[0]}?"
     if advice is not None and not (leaves and " " in advice):
@@ -126,7 +126,7 @@ def unread_words(message: str) -> str:
     if found is None:
         return f"{message[0].upper()}{message[1:]}. --help shows what there is."
     key, value = found[1].replace("-", "_"), found[2] or "VALUE"
-    advice = foreign_words().get(key.lower(), key)
+    advice = aliases().get(key.lower(), key)
     told = f", as {advice}={value}." if " " not in advice else f". {advice}"
     agent = " In a sweep of W&B: ${args_no_hyphens} in its command." if "WANDB_SWEEP_ID" in os.environ else ""
     return f"{message.split()[2]}: no such option. Settings are written without dashes{told}{agent}"
@@ -140,7 +140,7 @@ def short(text: str) -> str:
 def _unreadable(hydra: "Hydra", word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals or " " in key:
-        name = foreign_words().get(word.lower(), word)
+        name = aliases().get(word.lower(), word)
         example = f"{name}=VALUE" if re.fullmatch(r"[A-Za-z_][\w.]*", name) else "optimizer.lr=0.1"
         for group in _groups(hydra):
             if word in hydra.config_loader.get_group_options(group):

@@ -71,9 +71,11 @@ class Divergence(Section):
     main, instead = "action", "divergence.action=stop ends the run at the first one"
 
     action: Literal["stop", "rollback"] = setting(
-        "At a loss or gradient that is NaN or infinite: stop, or go back and leave the batch out.", "stop", free=True
+        "At a loss or gradient that is NaN or infinite: stop, or go back and leave the batch out.",
+        "stop",
+        may_differ=True,
     )
-    max_rollbacks: Count = setting("Times that a run may go back.", 3, free=True)
+    max_rollbacks: Count = setting("Times that a run may go back.", 3, may_differ=True)
 
 
 class Checkpoint(Section):
@@ -81,11 +83,15 @@ class Checkpoint(Section):
 
     main, instead = "every", "checkpoint.every=null saves at the end alone"
 
-    every: Every = setting("Updates between two checkpoints, or epoch; null: at the end alone.", "epoch", free=True)
-    keep: Count = setting("Number of newest checkpoints that are kept, beside the best.", 2, free=True)
-    best: Text | None = setting("Metric that names the best checkpoint; null keeps none.", "eval/loss", free=True)
-    best_mode: Mode = setting("Whether less (min) or more (max) of that metric is better.", "min", free=True)
-    max_failures: CountOrZero = setting("Saves in a row that may fail (a full disk) before the run ends.", 3, free=True)
+    every: Every = setting(
+        "Updates between two checkpoints, or epoch; null: at the end alone.", "epoch", may_differ=True
+    )
+    keep: Count = setting("Number of newest checkpoints that are kept, beside the best.", 2, may_differ=True)
+    best: Text | None = setting("Metric that names the best checkpoint; null keeps none.", "eval/loss", may_differ=True)
+    best_mode: Mode = setting("Whether less (min) or more (max) of that metric is better.", "min", may_differ=True)
+    max_failures: CountOrZero = setting(
+        "Saves in a row that may fail (a full disk) before the run ends.", 3, may_differ=True
+    )
 
 
 class Batch(Section):
@@ -97,7 +103,7 @@ class Batch(Section):
     max_per_device: Count | Auto | None = setting(
         "Most samples that a device sees at once: a share above that is cut into micro-batches; auto measures it.",
         None,
-        free=True,
+        may_differ=True,
     )
     lr_scaling: Literal["none", "linear", "sqrt"] = setting(
         "How the learning rate follows the global batch size.", "none"
@@ -147,14 +153,14 @@ class Strategy(Section):
 
     instead = "strategy=ddp picks the usual one"
 
-    name: Literal["ddp", "fsdp"] = setting("DistributedDataParallel, or FSDP2 (fully sharded).", "ddp", free=True)
+    name: Literal["ddp", "fsdp"] = setting("DistributedDataParallel, or FSDP2 (fully sharded).", "ddp", may_differ=True)
     find_unused_parameters: bool = setting(
-        "True where some parameters take no part in some steps.", False, free=True, only="ddp"
+        "True where some parameters take no part in some steps.", False, may_differ=True, only="ddp"
     )
     gradient_as_bucket_view: bool = setting(
-        "Gradients live in DDP's buckets: one copy less.", True, free=True, only="ddp"
+        "Gradients live in DDP's buckets: one copy less.", True, may_differ=True, only="ddp"
     )
-    static_graph: bool = setting("True where every step uses the same parameters.", False, free=True, only="ddp")
+    static_graph: bool = setting("True where every step uses the same parameters.", False, may_differ=True, only="ddp")
     compress: Literal["bf16", "fp16"] | None = setting(
         "Gradients travel in half precision; the result then depends on the number of devices.", None, only="ddp"
     )
@@ -163,17 +169,23 @@ class Strategy(Section):
     block: Text | None = setting(
         "Class of the repeated block, whose parameters are gathered together; null finds it.",
         None,
-        free=True,
+        may_differ=True,
         only="fsdp",
     )
     reshard_after_forward: bool = setting(
-        "False keeps gathered parameters until the backward: less traffic, more memory.", True, free=True, only="fsdp"
+        "False keeps gathered parameters until the backward: less traffic, more memory.",
+        True,
+        may_differ=True,
+        only="fsdp",
     )
     accumulate_whole: bool = setting(
-        "True: micro-batches add up a whole gradient on each device, which travels once.", False, free=True, only="fsdp"
+        "True: micro-batches add up a whole gradient on each device, which travels once.",
+        False,
+        may_differ=True,
+        only="fsdp",
     )
     meta_init: bool = setting(
-        "False: each process builds the whole model in host memory first.", True, free=True, only="fsdp"
+        "False: each process builds the whole model in host memory first.", True, may_differ=True, only="fsdp"
     )
 
 
@@ -192,7 +204,7 @@ class Data(Component):
         "Names of the folder with the validation images.", ["validation", "val", "valid", "dev"]
     )
     test_folders: Any = argument("Names of the folder with the test images.", ["test", "testing"])
-    cache: Any = argument("Directory for the encoded text; null: in ~/.cache/launcher.", free=True)
+    cache: Any = argument("Directory for the encoded text; null: in ~/.cache/launcher.", may_differ=True)
 
 
 class Model(Component):
@@ -211,25 +223,29 @@ class Wandb(Section):
     main, instead = "mode", "wandb.mode=disabled switches it off"
 
     mode: Literal["auto", "online", "offline", "disabled"] = setting(
-        "Auto is online where a key is configured, else offline.", "auto", free=True
+        "Auto is online where a key is configured, else offline.", "auto", may_differ=True
     )
-    project: ProjectName | None = setting("Project; null: WANDB_PROJECT, else launcher.", None, free=True)
-    entity: Text | None = setting("User or team; null: WANDB_ENTITY, else your own.", None, free=True)
+    project: ProjectName | None = setting("Project; null: WANDB_PROJECT, else launcher.", None, may_differ=True)
+    entity: Text | None = setting("User or team; null: WANDB_ENTITY, else your own.", None, may_differ=True)
     id: RunId | None = setting(
-        "Id of the run; null: WANDB_RUN_ID, else a new one, which the run directory keeps.", None, free=True
+        "Id of the run; null: WANDB_RUN_ID, else a new one, which the run directory keeps.", None, may_differ=True
     )
-    name: Text | None = setting("Name of the run; null: WANDB_NAME, else the run directory's.", None, free=True)
-    group: Text | None = setting("Group of the run; null: WANDB_RUN_GROUP.", None, free=True)
-    tags: Tags = setting("Tags of the run.", [], free=True)
+    name: Text | None = setting("Name of the run; null: WANDB_NAME, else the run directory's.", None, may_differ=True)
+    group: Text | None = setting("Group of the run; null: WANDB_RUN_GROUP.", None, may_differ=True)
+    tags: Tags = setting("Tags of the run.", [], may_differ=True)
     artifacts: Off | Literal["best", "all"] = setting(
-        "Checkpoints uploaded as artifacts: the best one when the run ends, or all that are kept.", False, free=True
+        "Checkpoints uploaded as artifacts: the best one when the run ends, or all that are kept.",
+        False,
+        may_differ=True,
     )
     watch: Off | Literal["gradients", "parameters", "all"] = setting(
-        "Histograms of gradients or parameters, as wandb.watch has them.", False, free=True
+        "Histograms of gradients or parameters, as wandb.watch has them.", False, may_differ=True
     )
-    watch_every: Count = setting("Updates between two of these histograms.", 100, free=True)
-    tables: CountOrZero = setting("Rows of a table of test samples with their predictions, at the end.", 0, free=True)
-    code: bool = setting("Uploads this package, your own modules and the state of git.", False, free=True)
+    watch_every: Count = setting("Updates between two of these histograms.", 100, may_differ=True)
+    tables: CountOrZero = setting(
+        "Rows of a table of test samples with their predictions, at the end.", 0, may_differ=True
+    )
+    code: bool = setting("Uploads this package, your own modules and the state of git.", False, may_differ=True)
 
 
 class Train(Section):
@@ -243,11 +259,13 @@ class Train(Section):
     batch: Batch = argument("Global batch: batch=default.")
     strategy: Strategy = argument("How devices share the work: strategy=ddp or fsdp.")
 
-    epochs: Count = setting("Passes over the training split.", free=True)
-    max_steps: Count | None = setting("Optimizer updates that end the run, where they come first.", None, free=True)
+    epochs: Count = setting("Passes over the training split.", may_differ=True)
+    max_steps: Count | None = setting(
+        "Optimizer updates that end the run, where they come first.", None, may_differ=True
+    )
     limit_batches: Count | None = setting("Global batches that are kept of each split; null: all.", None)
     max_time: Duration | None = setting(
-        "Time that ends the run, with everything saved: seconds, or 90m, 12h, 2d.", None, free=True
+        "Time that ends the run, with everything saved: seconds, or 90m, 12h, 2d.", None, may_differ=True
     )
     early_stopping: EarlyStopping = argument("When a run ends before its last epoch.")
 
@@ -266,11 +284,13 @@ class Train(Section):
     )
     clip_grad_norm: Positive | None = setting("Largest norm of the gradient; null never clips.", None)
     clip_grad_value: Positive | None = setting("Largest absolute value of each element of the gradient.", None)
-    log_grad_norm: bool = setting("Records the norm of the gradient also where it is not clipped.", False, free=True)
+    log_grad_norm: bool = setting(
+        "Records the norm of the gradient also where it is not clipped.", False, may_differ=True
+    )
     activation_checkpointing: Annotated[
         Off | Annotated[list[Text], Field(min_length=1)],
         Words("false, or a list of patterns of module names, such as [layers.*]"),
-    ] = setting("Modules whose activations are computed again in the backward: less memory.", False, free=True)
+    ] = setting("Modules whose activations are computed again in the backward: less memory.", False, may_differ=True)
     ema_decay: Fraction | None = setting(
         "Decay of an EMA model, which is then evaluated and exported: 0.999; null: none.", None
     )
@@ -289,27 +309,31 @@ class Train(Section):
     divergence: Divergence = argument("What happens at a loss or gradient that is NaN or infinite.")
 
     device: Device = setting(
-        "Auto: GPUs where there are any; cpu; shared: a try, processes share a GPU.", "auto", free=True
+        "Auto: GPUs where there are any; cpu; shared: a try, processes share a GPU.", "auto", may_differ=True
     )
-    threads: Count | Auto = setting("CPU threads per process; auto shares the cores.", "auto", free=True)
+    threads: Count | Auto = setting("CPU threads per process; auto shares the cores.", "auto", may_differ=True)
     num_workers: CountOrZero | Auto = setting(
-        "Processes per device that load data which is not held in memory; auto: as many as help.", "auto", free=True
+        "Processes per device that load data which is not held in memory; auto: as many as help.",
+        "auto",
+        may_differ=True,
     )
-    timeout: Positive = setting("Seconds until the watchdog takes a silent process for hung.", 600, free=True)
+    timeout: Positive = setting("Seconds until the watchdog takes a silent process for hung.", 600, may_differ=True)
 
     check: Annotated[bool | CountOrZero, Words("true, false, or a number of devices to plan for")] = setting(
-        "Builds and plans everything, times a few steps, says what the run will need, and ends.", False, free=True
+        "Builds and plans everything, times a few steps, says what the run will need, and ends.", False, may_differ=True
     )
-    profile: bool = setting("A trace of five steps, trace.json in the run directory.", False, free=True)
+    profile: bool = setting("A trace of five steps, trace.json in the run directory.", False, may_differ=True)
 
-    log_every: Count | Literal["epoch"] = setting("Updates between two rows of the record, or epoch.", 20, free=True)
+    log_every: Count | Literal["epoch"] = setting(
+        "Updates between two rows of the record, or epoch.", 20, may_differ=True
+    )
     eval_every: Every = setting("Updates between two evaluations, or epoch; null: never.", "epoch")
     test_time_flip: bool = setting("Measures the test split by the mean over an image and its mirror.", False)
     metrics: TorchMetrics = setting("torchmetrics by name, beside the metrics that the task has.", [])
     checkpoint: Checkpoint = argument("When checkpoints are saved, and which are kept.")
     trackers: Annotated[
         list[Tracker], Words(f"a list of {', '.join(get_args(Tracker))}, such as trackers=[wandb,csv]")
-    ] = setting("Where metrics are shown: tensorboard in tb/, csv in metrics.csv.", ["wandb"], free=True)
+    ] = setting("Where metrics are shown: tensorboard in tb/, csv in metrics.csv.", ["wandb"], may_differ=True)
     wandb: Wandb = argument("Weights & Biases.")
 
 
@@ -442,12 +466,12 @@ SCHEMA = SCHEMAS["train"]
 # What no launcher ever was without.
 FOUNDING = tuple(key for key, known in SCHEMA.items() if known.required)
 # What may differ when a run directory is started again, because the result does not depend on it.
-FREE_ON_RESUME = (
-    *(key for key, known in SCHEMA.items() if known.marked("free")),
+MAY_DIFFER_ON_RESUME = (
+    *(key for key, known in SCHEMA.items() if known.marked("may_differ")),
     *(
         key
         for key, known in SCHEMA.items()
-        if known.section and all(one.marked("free") for _, one in flat(known.section))
+        if known.section and all(one.marked("may_differ") for _, one in flat(known.section))
     ),
     "cluster",
 )

@@ -75,22 +75,22 @@ Tags = Annotated[
 ParameterPatterns = Annotated[list[Text], Words("a list of patterns of parameter names, such as [layers.0.*]")]
 
 
-def setting(about: str, absent: Any = PydanticUndefined, *, free: bool = False, only: str | None = None) -> Any:
+def setting(about: str, absent: Any = PydanticUndefined, *, may_differ: bool = False, only: str | None = None) -> Any:
     """A setting.
 
     Args:
         about: One line of documentation.
         absent: What a config means that was made by an earlier launcher, before there was this setting. Without it
             every config has the setting. This is no default: those are in conf/.
-        free: Whether it may differ when a run goes on, because the result does not depend on it.
+        may_differ: Whether another value may be given on resume: it does not change the result, or it is meant to.
         only: The strategy that has it, where another has not.
     """
-    return Field(absent, description=about, json_schema_extra={"free": free, "only": only})
+    return Field(absent, description=about, json_schema_extra={"may_differ": may_differ, "only": only})
 
 
-def argument(about: str, absent: Any = UNSTATED, *, free: bool = False) -> Any:
+def argument(about: str, absent: Any = UNSTATED, *, may_differ: bool = False) -> Any:
     """A setting of a component, whose class may have no such argument; see `setting`."""
-    return setting(about, absent, free=free)
+    return setting(about, absent, may_differ=may_differ)
 
 
 class Section(BaseModel):
@@ -139,8 +139,8 @@ class Setting:
         """Whether no run ever was without it."""
         return self.field.is_required()
 
-    def marked(self, mark: Literal["free", "only"]) -> Any:
-        """Whether it may differ on resume (`free`); the strategy that has it (`only`)."""
+    def marked(self, mark: Literal["may_differ", "only"]) -> Any:
+        """Whether it may differ on resume (`may_differ`); the strategy that has it (`only`)."""
         extra = self.field.json_schema_extra
         return extra[mark] if isinstance(extra, dict) else None
 

@@ -13,9 +13,9 @@ from launcher.run.report import figure_text, render
 Rows = list[tuple[str, ...]]
 
 # The settings that a reader compares runs by; the rest is in config.yaml.
-TOLD = (
+SHOWN_SETTINGS = (
     "epochs", "max_steps", "seed", "batch.global_size", "batch.lr_scaling", "mixed_precision", "clip_grad_norm",
-    "ema_decay", "decay_bias_and_norm",
+    "clip_grad_value", "ema_decay", "decay_bias_and_norm",
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _training(run: Mapping[str, Any], summary: Mapping[str, Any], made: Mapping[
     rows: Rows = [
         (group, f"`{run[group]['_target_']}` {_arguments(run[group])}") for group in ("loss", "optimizer", "scheduler")
     ]
-    for key in TOLD:
+    for key in SHOWN_SETTINGS:
         group, _, name = key.rpartition(".")
         value = (run[group] if group else run).get(name)
         if value is not None:

@@ -24,8 +24,8 @@ from launcher.distributed.rendezvous import by_rank_0, judged_by_rank_0
 from launcher.run import shared
 from launcher.run.command_line import config_options, launch_words
 from launcher.run.config_file import CONFIG, read_config, write_config
+from launcher.run.earlier_run import RECORDS, Found, check_same, has_checkpoint, is_finished, look_into
 from launcher.run.lock import LOCK, launch_names, lock
-from launcher.run.resume import RECORDS, Found, check_same, has_checkpoint, is_finished, look_into
 
 if TYPE_CHECKING:
     from launcher.build import Parts

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from launcher.config.checks import filled
 from launcher.config.composed import Composed
+from launcher.config.differences import differences
 from launcher.config.migrations import migrated, stamped
 from launcher.config.places import check_length, check_writable, make_directory
-from launcher.config.resume import differences
 from launcher.config.tree import directory_override, key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text

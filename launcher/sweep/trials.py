@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import FREE_ON_RESUME
+from launcher.config.schema import MAY_DIFFER_ON_RESUME
 from launcher.config.tree import key_of
 from launcher.core.files import numbers, read_json
 from launcher.distributed import slurm_commands
@@ -114,4 +114,4 @@ def varying_keys(job_overrides: Sequence[Sequence[str]]) -> frozenset[str]:
 def _is_free(key: str) -> bool:
     # A longer run is another trial of a comparison, and so is one that goes back where another ends.
     lasting = key in ("epochs", "max_steps") or key.startswith("divergence.")
-    return not lasting and any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)
+    return not lasting and any(key == free or key.startswith(free + ".") for free in MAY_DIFFER_ON_RESUME)

@@ -102,15 +102,15 @@ class MixedStream(Stream):
 
     def _ranges(self, size: int) -> Iterator[tuple[int, int]]:
         """First (inclusive) and last (exclusive) position of each micro-batch in a global batch of `size` samples."""
-        first, _ = self.plan.share(self.rank, size)
-        for micro in self.plan.micro_sizes(self.rank, size):
+        first, _ = self.plan.share(self.shard, size)
+        for micro in self.plan.micro_sizes(self.shard, size):
             yield first, first + micro
             first += micro
 
-    def positions_of(self, position: int) -> tuple[np.ndarray, list[int]]:
+    def positions_of(self, step_in_epoch: int) -> tuple[np.ndarray, list[int]]:
         """As those of a Stream, each micro-batch beginning at an even position and ending behind an odd one."""
-        size = self.plan.size_of(position)
-        start = position * self.plan.global_size
+        size = self.plan.size_of(step_in_epoch)
+        start = step_in_epoch * self.plan.global_size
         parts, sizes = [], []
         for first, last in self._ranges(size):
             even, odd = first - first % 2, min(last + last % 2, size)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from launcher.batching.generators import generators_kept
 from launcher.batching.plan import BatchPlan
-from launcher.batching.stream import Batch, ShardedStream, Stream, of_rank
+from launcher.batching.stream import Batch, CanonicalStream, Stream, of_rank
 from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.core.files import read_json, write_json
@@ -106,9 +106,9 @@ def _warm_up(trainer: Trainer, parts: "Parts") -> None:
         trainer.warm_up(_samples(trainer, parts, plan))
 
 
-def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | ShardedStream:
+def _samples(trainer: Trainer, parts: "Parts", plan: BatchPlan) -> Stream | CanonicalStream:
     split, ranks = copy_for_worker(parts.data.train), trainer.ranks
-    return of_rank(split, plan, trainer.settings.seed, ranks, trainer.device, 0, parts.balanced, parts.kind)
+    return of_rank(split, plan, trainer.settings.seed, ranks, trainer.device, 0, parts.sampler, parts.kind)
 
 
 def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:

@@ -38,8 +38,8 @@ class Reduction:
         self._begun: float | None = None
         self._times: deque[float] = deque(maxlen=REMEMBERED)
         self._waiting: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
-        self._plain_ballot = torch.zeros(3, device=device)
-        self._plain_seconds = self._plain_ballot[2]
+        self._plain_payload = torch.zeros(3, device=device)
+        self._plain_seconds = self._plain_payload[2]
 
     def begin(self) -> None:
         """Begin an update."""
@@ -47,11 +47,11 @@ class Reduction:
         self.seconds = 0.0 if self._begun is None else now - self._begun
         self._begun = now
 
-    def ballot(self, weight_sums: list[Tensor]) -> Tensor:
+    def payload(self, weight_sums: list[Tensor]) -> Tensor:
         """[3] float32: what this rank says, given the loss weights of each micro-batch; empty for a loss without."""
         if not weight_sums and not self.wants_to_stop:
             self._plain_seconds.fill_(self.seconds)
-            return self._plain_ballot
+            return self._plain_payload
         weight = torch.stack(weight_sums).sum() if weight_sums else torch.zeros((), device=self.device)
         own = (torch.full_like(weight, float(n), dtype=torch.float32) for n in (self.wants_to_stop, self.seconds))
         return torch.stack([weight.float(), *own])

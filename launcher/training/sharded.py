@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from launcher.batching.stream import Batch, ShardedStream, Stream
+from launcher.batching.stream import Batch, CanonicalStream, Stream
 from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
@@ -311,7 +311,7 @@ class ShardedTrainer(Trainer):
         if self.settings.ema_decay is not None:
             self.eval_model.reshard()  # type: ignore[operator]
 
-    def operations(self, samples: Stream | ShardedStream, precision: str) -> tuple[float | None, float | None]:
+    def operations(self, samples: Stream | CanonicalStream, precision: str) -> tuple[float | None, float | None]:
         """Not counted: the counter does not see through the gathering."""
         return None, None
 
@@ -324,12 +324,12 @@ class ShardedTrainer(Trainer):
         return found
 
     def _differentiate(
-        self, values: Tensor, factor: float, riding: Tensor | None = None, ballot: Tensor | None = None
+        self, values: Tensor, factor: float, carrying: Tensor | None = None, payload: Tensor | None = None
     ) -> None:
-        """As for any Trainer; with a ballot, its mean over the ranks: gradients of parts have no place for it."""
-        if ballot is None or self.reduction.carried is None:
+        """As for any Trainer; with a payload, its mean over the ranks: gradients of parts have no place for it."""
+        if payload is None or self.reduction.carried is None:
             return super()._differentiate(values, factor)
-        together = ballot / self.ranks.world_size
+        together = payload / self.ranks.world_size
         reduction = dist.all_reduce(together, async_op=True)
         super()._differentiate(values, factor)
         reduction.wait()

@@ -13,8 +13,8 @@ from accelerate.utils import DDPCommunicationHookType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.batching.keys import MODEL, derive
-from launcher.batching.stream import Batch, ShardedStream, Stream
+from launcher.batching.keys import DROPOUT, derive
+from launcher.batching.stream import Batch, CanonicalStream, Stream
 from launcher.core.compat import engine_run_backward, foreach_lerp_, foreach_mul_, foreach_norm
 from launcher.distributed.collectives import sum_over_ranks
 from launcher.distributed.pulse import pulse
@@ -150,6 +150,9 @@ class Trainer:
     def step(self, batch: Batch) -> bool:
         """Do one update; its loss is the exact mean over the global batch, however that is cut.
 
+        In this order: gradient, its weights, the scaler's unscaling, a look whether it is finite, clipping, the
+        optimizer, the schedule, the moving average.
+
         Each micro-batch adds its sum of losses, divided by the samples of the global batch; DDP averages over the
         ranks, so the sum is multiplied by their number first. Where samples weigh differently the gradient is
         corrected by the global sum of weights at the end.
@@ -257,7 +260,7 @@ class Trainer:
             raise Diverged(bad[0] if bad else self.schedule.updates - 1, self.lr)
         return losses[finite], weights[finite]
 
-    def warm_up(self, samples: Stream | ShardedStream) -> None:
+    def warm_up(self, samples: Stream | CanonicalStream) -> None:
         """Let DDP find its final order of work, and leave no trace.
 
         It regroups its buckets after the first backward, which changes the order of sums over 3 and more ranks: a
@@ -273,7 +276,7 @@ class Trainer:
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    def operations(self, samples: Stream | ShardedStream, precision: str) -> tuple[float | None, float | None]:
+    def operations(self, samples: Stream | CanonicalStream, precision: str) -> tuple[float | None, float | None]:
         """Operations per sample, and the most that the device does per second; None where that is not known."""
         if self.device.type != "cuda":
             return None, None
@@ -347,14 +350,14 @@ class Trainer:
             pulse.batches += 1
             travels = i == last and carried is not None
             with ALWAYS if travels or carried is None else self.forward.no_sync():
-                outputs, riding = self._run(micro.inputs)
+                outputs, carrying = self._run(micro.inputs)
                 values, weights = self._losses(outputs, micro.targets)
                 if micro.size < len(values):  # a placeholder, or a loss that returned more rows
                     values, weights = values[: micro.size], None if weights is None else weights[: micro.size]
                 totals.append(values.detach().sum())
                 if weights is not None:
                     weight_sums.append(weights.detach().sum())
-                self._differentiate(values, factor, riding, self.reduction.ballot(weight_sums) if travels else None)
+                self._differentiate(values, factor, carrying, self.reduction.payload(weight_sums) if travels else None)
         if carried is not None:
             self.reduction.received = carried.grad
         total = totals[0] if last == 0 else torch.stack(totals).sum()
@@ -363,14 +366,14 @@ class Trainer:
         return total, weight_sums[0] if last == 0 else torch.stack(weight_sums).sum()
 
     def _run(self, inputs: Any) -> tuple[Any, Tensor | None]:
-        """The model's outputs, and the tensor to whose gradient the ballot is given."""
+        """The model's outputs, and the tensor whose gradient is the payload."""
         found = self.forward(layout.channels_last(inputs) if self.settings.channels_last else inputs)
         return found if self._wrapped else (found, None)
 
     def _differentiate(
-        self, values: Tensor, factor: float, riding: Tensor | None = None, ballot: Tensor | None = None
+        self, values: Tensor, factor: float, carrying: Tensor | None = None, payload: Tensor | None = None
     ) -> None:
-        """Add the gradient of factor * sum(values), and `ballot` to that of the tensor that rides along.
+        """Add the gradient of factor * sum(values), and `payload` to that of the tensor that carries it.
 
         The engine takes the factor of each value as it is: a sum and two products less for it to run back through.
         """
@@ -379,14 +382,14 @@ class Trainer:
             share = self.scaler.scale(share)
         roots: tuple[Tensor, ...] = (values,)
         shares: tuple[Tensor, ...] = (share,)
-        if riding is not None and ballot is not None:
-            roots, shares = (values, riding), (share, ballot)
+        if carrying is not None and payload is not None:
+            roots, shares = (values, carrying), (share, payload)
         # What torch.autograd.backward ends with; its checks before take 30 us, a twentieth of a small model's step.
         engine_run_backward(roots, shares, False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     def _seed(self, step: int, rank: int) -> None:
         """Dropout as a function of (seed, step, rank)."""
-        key = derive(self.settings.seed, MODEL, step, rank) >> 1
+        key = derive(self.settings.seed, DROPOUT, step, rank) >> 1
         torch.default_generator.manual_seed(key)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(key)

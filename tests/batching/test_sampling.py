@@ -46,7 +46,7 @@ def test_each_epoch_has_classes_and_samples_equally_often(counts):
     balanced, present = Balanced(made, 3), np.flatnonzero(counts)
     orders, extra = [], np.zeros(len(counts))
     for epoch in range(40):
-        draws = balanced.draw(epoch, np.arange(n))
+        draws = balanced.samples_at(epoch, np.arange(n))
         samples = draws % n
         of_class = np.bincount(labels[samples], minlength=len(counts))
         assert set(of_class[present]) <= {n // len(present), -(-n // len(present))} and of_class.sum() == n
@@ -68,7 +68,7 @@ def test_over_epochs_a_large_class_is_gone_through_evenly():
     """90 samples of one class and 10 of the other: 50 draws of each in each of 9 epochs are 5 and 45 times."""
     made = data(90, 10)
     balanced = Balanced(made, 0)
-    samples = np.concatenate([balanced.draw(epoch, np.arange(100)) % 100 for epoch in range(9)])
+    samples = np.concatenate([balanced.samples_at(epoch, np.arange(100)) % 100 for epoch in range(9)])
     times = np.bincount(samples, minlength=100)
     labels = made.train.targets.numpy()
     assert set(times[labels == 0]) == {5} and set(times[labels == 1]) == {45}
@@ -80,7 +80,7 @@ def test_draws_are_as_random_as_a_weighted_sampler():
     labels = made.train.targets.numpy()
     pairs, places = np.zeros((3, 3)), np.zeros(400)
     for seed in range(60):
-        order = Balanced(made, seed).draw(0, np.arange(400)) % 400
+        order = Balanced(made, seed).samples_at(0, np.arange(400)) % 400
         classes = labels[order]
         np.add.at(pairs, (classes[:-1], classes[1:]), 1)
         places += np.isin(order, np.flatnonzero(labels == 1)[:30])  # half of the middle class: a sixth of the draws
@@ -205,6 +205,6 @@ def test_permutations_at_once_are_those_of_each_alone():
 
 
 def test_each_epoch_has_an_order_of_its_own():
-    first, second = (EpochPermutation(50, seed=1).draw(epoch, np.arange(50)).tolist() for epoch in (0, 1))
+    first, second = (EpochPermutation(50, seed=1).samples_at(epoch, np.arange(50)).tolist() for epoch in (0, 1))
     assert sorted(first) == sorted(second) == [*range(50)] and first != second
-    assert EpochPermutation(50, seed=1).draw(0, np.array([7])).tolist() == [first[7]]
+    assert EpochPermutation(50, seed=1).samples_at(0, np.array([7])).tolist() == [first[7]]

@@ -12,7 +12,7 @@ from processes import REPOSITORY, train
 import launcher
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
-from launcher.config.resume import differences
+from launcher.config.differences import differences
 from launcher.config.schema import SCHEMA
 from launcher.config.tree import directory_override
 from launcher.core.errors import ConfigError

@@ -429,7 +429,7 @@ def test_a_composed_config_has_no_groups_to_choose_from(tmp_path):
 def test_every_advice_names_a_setting_that_there_is():
     known = {*SCHEMA, *("hydra.run.dir", "data.root", "data.path", "data.image_size"), *(
         "scheduler.warmup", "scheduler.eta_min", "optimizer.betas", "loss.weight", "model.name")}  # fmt: skip
-    for name, advice in messages.foreign_words().items():
+    for name, advice in messages.aliases().items():
         assert " " in advice or advice in known, f"{name}: {advice}"
         assert name not in SCHEMA or "." in name, f"{name} is a setting itself"
 

@@ -13,7 +13,7 @@ from processes import REPOSITORY
 from launcher.commands.schema import of_program
 from launcher.config.checks import check_options
 from launcher.config.command_line import annotated, documentation
-from launcher.config.schema import FREE_ON_RESUME, SCHEMA, SCHEMAS
+from launcher.config.schema import MAY_DIFFER_ON_RESUME, SCHEMA, SCHEMAS
 from launcher.config.tree import UNSTATED
 from launcher.core.errors import ConfigError
 
@@ -71,10 +71,10 @@ def test_options_of_a_sweep_are_answered_by_their_whole_names():
 
 
 def test_what_is_free_on_resume_are_settings_or_whole_sections():
-    for key in FREE_ON_RESUME:
+    for key in MAY_DIFFER_ON_RESUME:
         assert key in SCHEMA or key == "cluster"
-    assert {"wandb", "checkpoint", "divergence"} <= set(FREE_ON_RESUME)
-    assert not {"optimizer", "batch", "strategy", "strategy.compress", "seed", "eval_every"} & set(FREE_ON_RESUME)
+    assert {"wandb", "checkpoint", "divergence"} <= set(MAY_DIFFER_ON_RESUME)
+    assert not {"optimizer", "batch", "strategy", "strategy.compress", "seed", "eval_every"} & set(MAY_DIFFER_ON_RESUME)
 
 
 def made_from_the_schema():

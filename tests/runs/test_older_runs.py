@@ -13,13 +13,13 @@ from launcher.commands import rerun
 from launcher.config import composition
 from launcher.config.command_line import parse_arguments
 from launcher.config.components import COMPONENTS
-from launcher.config.resume import differences
+from launcher.config.differences import differences
 from launcher.config.schema import FOUNDING, SCHEMA
 from launcher.config.tree import UNSTATED, leaves
 from launcher.data.source import build_data
 from launcher.run import saved
 from launcher.run.config_file import read_config
-from launcher.run.resume import check_same
+from launcher.run.earlier_run import check_same
 
 TABLE = "a,b,y\n" + "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(60))
 RUN = ["data=csv", "data.path=table.csv", "data.target=y", "epochs=3", "threads=1", "checkpoint.every=1",

@@ -46,7 +46,7 @@ def _made(model, data, plan, optimizer=torch.optim.Adam, clip=None, ema=None, ki
         model, loss, made, one_cycle, steps=20, epoch=4, kind=kind, clip_grad_norm=clip, ema_decay=ema
     )
     parts = SimpleNamespace(
-        data=data, plan=plan, balanced=None, kind=Stream, shards=shards, total_steps=20,
+        data=data, plan=plan, sampler=None, kind=Stream, shards=shards, total_steps=20,
         outputs=Outputs.of(data, {"_target_": "torch.nn.CrossEntropyLoss"}),
     )  # fmt: skip
     return trainer, parts

@@ -1,4 +1,4 @@
-"""What of a config may differ when a run goes on."""
+"""Settings that differ from those of an earlier run, other than those marked `may_differ` in schema.py."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,12 +19,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     Returns:
         Lines such as `optimizer.lr: 0.1 -> 0.2`; empty where every difference leaves the result as it is.
     """
-    from launcher.config.schema import FREE_ON_RESUME
+    from launcher.config.schema import MAY_DIFFER_ON_RESUME
 
     before, after = leaves(filled(old)), leaves(filled(new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME):
+        if any(key == name or key.startswith(name + ".") for name in MAY_DIFFER_ON_RESUME):
             continue
         was, now = (side[key] if key in side else _unsaid(side, key) for side in (before, after))
         if was != now:

@@ -1,4 +1,4 @@
-"""What a start finds in a run directory: whether its run can go on, and what is to be said."""
+"""What a start finds in a run directory: whether its run may resume with these settings (`check_same`), and why not."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.config.checks import filled
 from launcher.config.composed import Composed
-from launcher.config.resume import differences
+from launcher.config.differences import differences
 from launcher.core.errors import ConfigError
 from launcher.core.files import last_step, read_json
 from launcher.run import provenance
@@ -154,7 +154,8 @@ def check_same(
             f"hydra.run.dir={path} belongs to a run with another config:\n  "
             + "\n  ".join([*lines, *reasons])
             + hint
-            + "\nUse the settings it was made with to resume it, or another directory for a new run."
+            + f"\nUse the settings it was made with ({CONFIG}) to resume it, or another directory for a new run. "
+            "What may differ on resume has a star in docs/settings.md."
         )
     if reasons:
         raise ConfigError(
