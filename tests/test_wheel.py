@@ -74,6 +74,7 @@ def test_the_commands_of_an_installed_wheel(tmp_path):
     assert "fine" in tell("doctor", "--device", "cpu", "outputs")
     assert "nothing" in tell("sync", "run")
     assert "suggestion" in tell("find-lr", *words, "hydra.run.dir=range")
+    assert "optimizer" in json.loads(tell("schema"))["properties"]
     assert called == COMMANDS.keys() - {"check"}
 
 

@@ -198,7 +198,7 @@ def test_what_differs_from_an_earlier_commit_is_said(tmp_path):
     tell("train", "threads=1", "device=cpu", "epochs=2", "hydra.run.dir=outputs/run")
     before = _git(clone, "rev-parse", "HEAD")
     said = tell("rerun", "outputs/run")
-    assert "same       code, packages, devices and data" in said and "differs" not in said, said
+    assert "same       code, packages, devices and data" in said and "\ndiffers" not in said, said
     one, two = (load_weights(clone / "outputs" / name) for name in ("run", "run-rerun"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 

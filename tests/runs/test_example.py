@@ -65,8 +65,8 @@ def test_the_commands_of_its_readme(tmp_path):
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     assert summary(place / "run")["final"]["eval/accuracy"] > 0.95
     # What the launcher proposes finds the project's own conf/ again.
-    sweep = "launcher find-lr --config-dir conf experiment=spirals find_lr.steps=50 hydra.run.dir=sweep"
-    for number, asked in enumerate(("launcher compare grid", sweep)):
+    tried = "launcher find-lr --config-dir conf experiment=spirals find_lr.steps=50 hydra.run.dir=tried"
+    for number, asked in enumerate(("launcher compare sweep", tried)):
         done = run(asked)
         (proposed,) = re.findall("^ +(launcher train --config-dir .*)", done.stdout, re.MULTILINE)
         again = run(f"{proposed} epochs=1 hydra.run.dir=again{number}")
