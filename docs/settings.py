@@ -30,7 +30,8 @@ HEAD = """\
 
 Every setting of a training run, with its default, what it may be and what it is. Components (`data`, `model`, `loss`,
 `optimizer`, `scheduler`) also take every argument of their class; their defaults are those of the option chosen, in
-`conf/`. Settings marked with a star may differ when a run is resumed.
+`conf/`. Settings marked with a star may differ when a run is resumed; [Resuming](fault_tolerance.md#resuming) has the
+conditions of `epochs` and `max_steps`, and those on which `early_stopping.*` and the place of the data may differ too.
 
 This page is made from the code by `python docs/settings.py`; `launcher schema` prints the same as a JSON Schema.
 """
