@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from launcher.config import messages
-from launcher.config.components import COMPONENTS
+from launcher.config.components import COMPONENTS, locate
 from launcher.config.direction import direction
 from launcher.config.tree import UNSTATED, get, show_value, unquoted
 from launcher.core.errors import ConfigError
@@ -140,9 +140,23 @@ def _check_environment(settings: Mapping[str, Any], schema: "Mapping[str, Settin
             if (value := os.environ.get(variable)) and not schema[key].fits(value):
                 raise ConfigError(f"{variable}={value} in the environment: must be {schema[key].words}.")
     for name in settings["trackers"]:
-        if name != "csv" and importlib.util.find_spec(name) is None:
+        if "." in name:
+            own_tracker(name)
+        elif name != "csv" and importlib.util.find_spec(name) is None:
             package = f"'{DISTRIBUTION}[tensorboard]'" if name == "tensorboard" else name
             raise ConfigError(f"trackers: {name} is not installed: pip install {package}.")
+
+
+def own_tracker(name: str) -> Any:
+    """The class that a dotted name in `trackers` is of.
+
+    Raises:
+        ConfigError: It does not import, or is no tracker: also what a stranger's run directory may name.
+    """
+    found = locate(name, "trackers")
+    if not isinstance(found, type) or not all(callable(getattr(found, one, None)) for one in ("row", "flush", "close")):
+        raise ConfigError(f"trackers: {name} is no class with the methods row, flush and close.")
+    return found
 
 
 def _check_sharded(settings: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ such as --help and --cfg, does without.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from launcher.config.setting import (
     Auto,
@@ -40,6 +40,7 @@ SplitName = Literal["train", "validation", "test"]
 Tracker = Literal[  # those after csv are Accelerate's, which takes their names as they are
     "wandb", "tensorboard", "csv", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"
 ]
+OwnTracker = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
 Device = Literal["auto", "cpu", "shared"]
 
 
@@ -332,7 +333,8 @@ class Train(Section):
     metrics: TorchMetrics = setting("torchmetrics by name, beside the metrics that the task has.", [])
     checkpoint: Checkpoint = argument("When checkpoints are saved, and which are kept.")
     trackers: Annotated[
-        list[Tracker], Words(f"a list of {', '.join(get_args(Tracker))}, such as trackers=[wandb,csv]")
+        list[Tracker | OwnTracker],
+        Words(f"a list of {', '.join(get_args(Tracker))} or classes of your own, such as trackers=[wandb,csv]"),
     ] = setting("Where metrics are shown: tensorboard in tb/, csv in metrics.csv.", ["wandb"], may_differ=True)
     wandb: Wandb = argument("Weights & Biases.")
 

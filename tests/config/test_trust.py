@@ -196,6 +196,15 @@ def test_what_hydra_lets_pass_is_refused_as_well(target, theirs):
         assert unharmed(theirs)
 
 
+def test_a_tracker_that_a_run_directory_names_is_refused_as_well(theirs):
+    settings = OmegaConf.load(theirs / "run/.hydra/config.yaml")
+    settings.trackers = ["os.system"]
+    OmegaConf.save(settings, theirs / "run/.hydra/config.yaml")
+    for program, words in WAYS.items():
+        answer = command(program, words, theirs, name="../io").wait()
+        assert answer.status == [2] and "trackers=os.system is nothing that a run is made of" in answer.err()
+
+
 def test_a_run_is_not_resumed_with_what_its_directory_names(theirs):
     """The command line says what is built; a run directory's config is only compared with it."""
     plant(theirs, "model", "os.system", LIVE["os.system"])

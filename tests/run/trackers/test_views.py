@@ -201,3 +201,48 @@ def test_a_missing_tensorboard_is_one_sentence(monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install 'hydra-accelerate-launcher\[tensorboard\]'"):
         compose("trackers=[tensorboard]")
     compose("trackers=[csv]")
+
+
+OWN = """
+class Mine:
+    def __init__(self, run_dir):
+        self.file = (run_dir / "mine.txt").open("w")
+
+    def row(self, row, timing):
+        if row["step"] == 5 and (row.get("train/loss") or 0) > 1e9:
+            raise ValueError("strange")
+        print(row["step"], "time/elapsed" in timing or bool(timing), file=self.file)
+
+    def flush(self):
+        self.file.flush()
+
+    def close(self, summary):
+        print(summary.get("status"), file=self.file, flush=True)
+"""
+
+
+def test_a_tracker_of_ones_own_is_shown_every_row(tmp_path):
+    """Also the rows of before a resume; what cannot be imported is refused before anything is made."""
+    (tmp_path / "own.py").write_text(OWN)
+    words = [
+        "epochs=6",
+        "log_every=7",
+        "threads=1",
+        "scheduler=constant",
+        "hydra.run.dir=run",
+        "trackers=[csv,own.Mine]",
+    ]
+    train([*words, "max_steps=21"], tmp_path).ok()
+    train(words, tmp_path).ok()
+    steps = [str(row["step"]) for row in rows(tmp_path / "run")]
+    assert (tmp_path / "run/mine.txt").read_text().split() == [*sum(([step, "True"] for step in steps), []), "finished"]
+    refusals = {
+        "own.Yours": "own.Yours",
+        "nowhere.Mine": "nowhere",
+        "own": "or classes of your own",
+        "os.system": "no class with the methods",
+    }
+    for name, message in refusals.items():
+        refused = train([*words[:3], "hydra.run.dir=other", f"trackers=[{name}]"], tmp_path).wait()
+        assert refused.status == [2] and "trackers" in refused.err() and message in refused.err(), refused.err()
+        assert not (tmp_path / "other").exists()
