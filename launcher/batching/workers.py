@@ -16,7 +16,7 @@ from launcher.distributed.threads import share_of_cores
 
 log = logging.getLogger("launcher")
 
-TRIED = 16  # samples that are read to learn how long one takes
+TRIED = 16  # samples, or batches of a dataset that gives whole ones, that are read to learn how long one takes
 PATIENCE = 0.5  # seconds after which no more of them are read
 WORTH = 1e-3  # seconds: what takes less to read is not worth sending from one process to another
 MOST = 8  # processes that `auto` starts, of each kind of samples
@@ -52,7 +52,7 @@ def choose_workers(workers: int | str, split: Split, size: int) -> int:
 def _seconds_a_batch(dataset: Any, size: int) -> float:
     """How long it takes to read one, by some samples from all over a dataset."""
     whole, seconds, began = hasattr(dataset, "__getitems__"), list[float](), time.perf_counter()
-    for i in range(3 if whole else TRIED + 1):
+    for i in range(TRIED + 1):
         before = time.perf_counter()
         if before - began > PATIENCE and seconds:
             break
