@@ -75,3 +75,11 @@ def test_every_room_says_what_lives_there():
     for place in PACKAGE.glob("*/__init__.py"):
         assert ast.get_docstring(ast.parse(place.read_text())), place
         assert len(place.read_text().splitlines()) <= 10, f"{place}: a room's __init__ holds no code"
+
+
+def test_the_parent_of_the_tests_processes_is_warm():
+    """A module that has gone would leave out all that come after it: each process of a test would import them itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import processes_preloaded"], cwd=REPOSITORY / "tests", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
