@@ -78,7 +78,7 @@ def test_every_room_says_what_lives_there():
 
 
 def test_the_parent_of_the_tests_processes_is_warm():
-    """A module that has gone would leave out all that come after it: each process of a test would import them itself."""
+    """A module that has gone would leave out all that come after it, which each process would then import itself."""
     done = subprocess.run(
         [sys.executable, "-c", "import processes_preloaded"], cwd=REPOSITORY / "tests", capture_output=True, text=True
     )
