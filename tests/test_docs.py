@@ -250,7 +250,9 @@ def project(tmp_path, monkeypatch):
     shutil.copytree(REPOSITORY / "conf/cluster", tmp_path / "my_conf/cluster")
     (tmp_path / "my_conf/cluster/default.yaml").rename(tmp_path / "my_conf/cluster/mysite.yaml")
     (tmp_path / "my").mkdir()
-    (tmp_path / "my/module.py").write_text("class Net:\n    def __init__(self, in_features, num_classes, width): ...\n")
+    (tracker,) = re.findall("```python\n(.*?)```", (REPOSITORY / "docs/trackers.md").read_text(), re.DOTALL)
+    net = "class Net:\n    def __init__(self, in_features, num_classes, width): ...\n"
+    (tmp_path / "my/module.py").write_text(net + tracker)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
