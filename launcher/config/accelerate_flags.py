@@ -117,7 +117,7 @@ def _number(name: str, kind: type, environment: Mapping[str, str], flags: Mappin
     """The number that a flag gives; None where there is none."""
     variable = f"ACCELERATE_{name.upper()}"
     text = environment.get(variable) or flags.get(name)
-    if text in (None, "", "none", "None"):
+    if not text or (kind is float and text in ("none", "None")):  # which Accelerate's config asks for no clipping by
         return None
     try:
         return kind(text)

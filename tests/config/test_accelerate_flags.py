@@ -102,6 +102,25 @@ def test_what_contradicts_or_is_not_there_is_refused(composed, flags, overrides,
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), error.value
 
 
+@pytest.mark.parametrize(
+    ("variable", "text", "words"),
+    [
+        ("ACCELERATE_GRADIENT_CLIPPING", "none", []),
+        ("ACCELERATE_GRADIENT_CLIPPING", "much", None),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "none", None),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2.5", None),
+    ],
+)
+def test_what_is_no_number_is_refused_but_for_no_clipping(variable, text, words):
+    settings = {"strategy": {"name": "ddp"}, "batch": {"global_size": 64}}
+    environment = {"ACCELERATE_MIXED_PRECISION": "no", variable: text}
+    if words is not None:
+        assert adopt(settings, [], environment, []) == words
+        return
+    with pytest.raises(ConfigError, match=f"{variable}={text} in the environment: not a number"):
+        adopt(settings, [], environment, [])
+
+
 @pytest.mark.parametrize(("devices", "most"), [("auto", 16), ("2", 8), ("4", 4)])
 def test_steps_of_accumulation_are_those_of_each_trial_of_a_sweep(composed, devices, most):
     """Whose devices need not be as many as the sweep was started on: 64 samples, cut into 4 on each."""
