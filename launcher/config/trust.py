@@ -40,12 +40,10 @@ VALUES = {
 
 
 def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every `_target_` in plain settings, at any depth, and each class in `trackers`, with the setting it is in."""
+    """Every `_target_` in plain settings, at any depth, with the setting that holds it."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, value in items:
         inner = f"{key}.{name}" if key else str(name)
-        if inner == "trackers" and isinstance(value, list):
-            yield from ((inner, str(one)) for one in value if "." in str(one))
         if name == "_target_":
             yield inner, str(value)
         yield from targets(value, inner)
@@ -55,10 +53,12 @@ def check_names(settings: Any, run_dir: Path) -> None:
     """Refuse by their names what no run is made of, and warn of what a stranger brings; nothing is imported.
 
     Raises:
-        ConfigError: A `_target_` is nothing that a run is made of.
+        ConfigError: A `_target_`, or a class in `trackers`, is nothing that a run is made of.
     """
     foreign = is_foreign(run_dir) and os.environ.get("RANK", "0") == "0"
-    for key, target in targets(settings):
+    trackers = settings.get("trackers")
+    named = [("trackers", str(one)) for one in trackers if "." in str(one)] if isinstance(trackers, list) else []
+    for key, target in [*targets(settings), *named]:
         root = target.partition(".")[0]
         if not _is_fit(target):
             raise _refused(run_dir, key, target)
@@ -71,15 +71,13 @@ def check_names(settings: Any, run_dir: Path) -> None:
 
 
 def check_targets(settings: Any, run_dir: Path) -> None:
-    """The same for what the names lead to, which may be another thing (`launcher.data.csv.os.system`): it is imported.
+    """The same for what a `_target_` leads to, which may be another thing (`launcher.data.csv.os.system`): imported.
 
     Raises:
         ConfigError: A `_target_` is nothing that a run is made of, or cannot be imported.
     """
     check_names(settings, run_dir)
     for key, target in targets(settings):
-        if key == "trackers":  # which training alone makes, and looks at then
-            continue
         found = locate(target, key.removesuffix("._target_"))
         module = getattr(found, "__module__", None) or type(found).__module__
         identity = f"{module}.{getattr(found, '__qualname__', type(found).__qualname__)}"
