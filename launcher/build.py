@@ -9,7 +9,7 @@ from torch import nn
 
 from launcher.batching.generators import seed_generators
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
-from launcher.batching.sampling import Balanced, EpochPermutation, Sampler
+from launcher.batching.sampling import Balanced, Sampler
 from launcher.batching.splits import TensorSplit, suit
 from launcher.config import components
 from launcher.core.errors import ConfigError
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
 
     data: Data
     plan: BatchPlan
-    sampler: Sampler  # the order of the training samples
+    sampler: Sampler | None  # the order of the training samples; None: shuffled, as a Stream has them by itself
     kind: Any  # of stream: one that mixes neighbours, where mixup is on
     learner: Learner
     sharding: Sharding | None  # how the devices share the model; None where each has the whole of it
@@ -75,8 +75,7 @@ def build(
     data = fit_task(build_data(settings.data, leaves_out, limit), settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
-    shuffled = EpochPermutation(len(data.train), settings.seed)
-    sampler = Balanced(data, settings.seed) if settings.sampling == "balanced" else shuffled
+    sampler = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
     described = saved.without_file(settings.model)
     model = build_model(lambda: components.build("model", described, **data.facts()))
     sources = {"init_from": settings.init_from}
