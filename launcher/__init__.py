@@ -17,6 +17,8 @@ def order_path(added: int) -> None:
     where there is no working directory. The first `added` places go, a script's directory or the working directory:
     this start has put them there.
     """
+    shown = sys.excepthook
+    sys.excepthook = lambda kind, *rest: None if kind is KeyboardInterrupt else shown(kind, *rest)
     try:
         here = os.getcwd()
     except OSError:

@@ -6,16 +6,18 @@
 Nothing heavy is imported at the top: help and wrong settings are answered before torch is loaded.
 """
 
-import logging
 import os
 import sys
+
+if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    import launcher  # first: from here on Ctrl-C ends this without a traceback  # noqa: F401
+
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-
-if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launcher import check
 from launcher.config import composition

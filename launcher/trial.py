@@ -4,17 +4,20 @@ Batch scripts of `hydra/launcher=slurm` call this. What the file holds is traine
 code of the snapshot that was made with it.
 """
 
-import json
 import os
 import sys
+
+if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+# isort: off
+import launcher  # before `main` moves what is on the path, to which this adds
+
+# isort: on
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__" and not __package__:  # started as a file; launcher/__init__.py then puts the path in order
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import launcher  # before `main` moves what is on the path, to which this adds
 
 
 def moved(place: str, trees: Mapping[str, str]) -> str:
