@@ -90,7 +90,7 @@ def test_images_of_any_mode_are_red_green_and_blue(mode, tmp_path):
         source = Image.new("RGBA" if mode == "PA" else "RGB", (9, 7), (9, 90, 200, 40)[: len(mode) + 2]).quantize(4)
     else:
         source = Image.new(mode, (9, 7), colour.get(mode, (9, 90, 200, 40)[: 4 if mode == "RGBA" else 3]))
-    path = tmp_path / ("image.tif" if mode in ("CMYK", "YCbCr") else "image.png")
+    path = tmp_path / f"image.{ {'CMYK': 'tif', 'YCbCr': 'jpg'}.get(mode, 'png') }"
     source.save(path)
     pixels = np.asarray(read_image(str(path)))
     assert pixels.shape == (7, 9, 3) and pixels.dtype == np.uint8
