@@ -31,8 +31,9 @@ from launcher.distributed.ranks import find_ranks  # noqa: E402
 from launcher.losses.loss import build_loss  # noqa: E402
 from launcher.optimizers.optimizer import build_optimizer  # noqa: E402
 from launcher.schedulers.schedule import build_schedule  # noqa: E402
+from launcher.tasks.outputs import Outputs  # noqa: E402
+from launcher.tasks.supervised import Supervised  # noqa: E402
 from launcher.training.evaluation import EvaluationSettings, Evaluator  # noqa: E402
-from launcher.training.outputs import Outputs  # noqa: E402
 from launcher.training.trainer import Learner, Trainer, TrainerSettings  # noqa: E402
 
 BATCH, EPOCHS = 64, 10_000
@@ -118,10 +119,11 @@ def of_launcher(train: Samples, held_out: Samples, workers: int) -> Callable[[],
     optimizer = build_optimizer(sgd, model, 1.0, True)
     cosine = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "interval": "step"}
     schedule = build_schedule(cosine, optimizer, steps, plan.steps_per_epoch)
-    loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
-    trainer = Trainer(Learner(model, loss, optimizer, schedule), TrainerSettings(), accelerator, ranks)
+    loss = {"_target_": "torch.nn.CrossEntropyLoss"}
+    task = Supervised(build_loss(loss, data), Outputs.of(data, loss))
+    trainer = Trainer(Learner(model, task, optimizer, schedule), TrainerSettings(), accelerator, ranks)
     how = EvaluationSettings(plan.evaluation_size(None), workers)
-    evaluator = Evaluator(loss, Outputs.of(data, {}), accelerator, ranks, how)
+    evaluator = Evaluator(task, accelerator, ranks, how)
     batches = stream.of_rank(data.train, plan, 0, ranks, accelerator.device, workers).batches(0, steps)
 
     def epoch() -> None:

@@ -15,18 +15,18 @@ from launcher.config import components
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.ranks import Ranks
-from launcher.losses.loss import build_loss, fit_task
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery, saved
 from launcher.schedulers.schedule import Schedule, build_schedule
+from launcher.tasks.build import build_task
 from launcher.training import finetune, mixup, sharded, tryout
 from launcher.training.batch_norm import check_alone, check_exact
 from launcher.training.evaluation import check_metrics
-from launcher.training.outputs import Outputs
 from launcher.training.recompute import recompute
 from launcher.training.sharded import Sharding
 from launcher.training.trainer import Learner
+from launcher.training.tryout_task import try_task
 
 
 class Parts(NamedTuple):
@@ -39,7 +39,6 @@ class Parts(NamedTuple):
     learner: Learner
     sharding: Sharding | None  # how the devices share the model; None where each has the whole of it
     begun: list[str]  # lines about what the weights began with and what is frozen, for the log
-    outputs: Outputs
     total_steps: int  # updates of the whole run
 
     @property
@@ -72,21 +71,23 @@ def build(
     seed_generators(settings.seed)
     leaves_out = settings.divergence.action == "rollback"
     limit = (settings.limit_batches or 0) * settings.batch.global_size
-    data = fit_task(build_data(settings.data, leaves_out, limit), settings.loss)
+    data = build_data(settings.data, leaves_out, limit)
+    if isinstance(data.train, TensorSplit) and data.train.targets.is_floating_point():
+        # Once, and not in each batch; what is predicted keeps its digits.
+        data.train.targets = data.train.targets.float()
+    data, task = build_task(settings.task, data, settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     sampler = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
     described = saved.without_file(settings.model)
-    model = build_model(lambda: components.build("model", described, **data.facts()))
+    facts = data.facts()
+    model = build_model(lambda: components.build("model", described, **facts))
     sources = {"init_from": settings.init_from}
     if len(described) < len(settings.model):
         sources["model.checkpoint"] = settings.model["checkpoint"]
-    begun = finetune.begin(model, {} if resumed else sources, data.num_outputs, settings.freeze)
+    begun = finetune.begin(model, {} if resumed else sources, facts["num_outputs"], settings.freeze)
     suit(model, *data.splits().values())
-    if isinstance(data.train, TensorSplit) and data.train.targets.is_floating_point():
-        # Once, and not in each batch; what is predicted keeps its digits.
-        data.train.targets = data.train.targets.float()
-    kind, loss = mixup.mixed(settings.mixup, data, build_loss(settings.loss, data))
+    kind = mixup.mixed(settings.mixup, data, task)
     lr_scale = scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
     optimizer = build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay)
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
@@ -96,21 +97,20 @@ def build(
     if shards is not None:
         check_exact(model)
     check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
-    outputs = Outputs.of(data, settings.loss)
     if tried:
         of_kind = partial(kind, sampler=sampler)
         cut = _cut(plan, devices, settings.batch.max_per_device)
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
-        outputs = tryout.try_out(model, loss, data, outputs, of_kind, how)
-    check_metrics(outputs, settings.metrics, wanted)
+        try_task(model, task, data, of_kind, how)
+    check_metrics(task, settings.metrics, wanted)
     if settings.test_time_flip:
         check_mirror(data)
     if settings.wandb.tables:
-        gallery.check(data)
+        gallery.check(data, task)
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
-    learner = Learner(model, loss, optimizer, schedule)
-    return Parts(data, plan, sampler, kind, learner, sharding, begun, outputs, total_steps)
+    learner = Learner(model, task, optimizer, schedule)
+    return Parts(data, plan, sampler, kind, learner, sharding, begun, total_steps)
 
 
 def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:

@@ -109,7 +109,6 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
 
     from launcher import build
     from launcher.batching.stream import in_order
-    from launcher.losses.loss import build_loss
     from launcher.run import run_directory, saved
     from launcher.run.earlier_run import Found, look_into
     from launcher.training import memory
@@ -121,14 +120,13 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
     earlier = look_into(path, composed, built) if composed.chose_directory else Found()
     data, plan = built.data, built.plan
-    loss = build_loss(settings.loss, data)  # without the mixing, which takes targets of its own
     with saved.reading():
         sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
     work = memory.Workload(
         plan.micro_size, plan.accumulation_steps > 1, settings.ema_decay is not None, settings.mixed_precision,
         settings.channels_last, on_cpu, plan.evaluation_size(data.tokens) // plan.micro_size,
     )  # fmt: skip
-    need = memory.count_need(built.model, loss, built.learner.optimizer, fake, sample, work)
+    need = memory.count_need(built.model, built.learner.task, built.learner.optimizer, fake, sample, work)
     free, silence = free_memory(on_cpu)
     if free is None:
         return None, silence

@@ -137,10 +137,10 @@ class Loop:
         """What the model says of some samples of the test split, as columns of a table; None for no rows."""
         if not rows:
             return None
-        test, outputs, accelerator = self.data.test, self.evaluator.outputs, self.trainer.accelerator
+        test, task, accelerator = self.data.test, self.evaluator.task, self.trainer.accelerator
         size = self.plan.evaluation_size(self.data.tokens)
         model = self._model(self.settings.test_time_flip)
-        return gallery.columns(model, test, self.data.input_shape, outputs, rows, size, accelerator)
+        return gallery.columns(model, test, self.data.input_shape, task, rows, size, accelerator)
 
     def _train(self) -> None:
         """Do updates until the run is over, or asked to stop."""

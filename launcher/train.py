@@ -116,7 +116,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         # 4. The trainer, and what a run in this directory has done before
         if parts.sharding is None:  # else the model goes there block by block
             parts.model.to(device)
-        parts.learner.loss.to(device)
+        parts.learner.task.to(device)
         how = LoopSettings.of(settings, plan, total_steps)
         record = Record(path / "metrics.jsonl")
         resume_point = find_resume_point(path / "checkpoints", record, ranks, how.rules, how.eval_every, total_steps)
@@ -143,7 +143,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
 
         # 5. Train
         operations = trainer.operations(samples, settings.float32_matmul_precision)
-        evaluator = Evaluator(parts.learner.loss, parts.outputs, accelerator, ranks, evaluation)
+        evaluator = Evaluator(parts.learner.task, accelerator, ranks, evaluation)
         clock = Clock(progress.step, device, ranks, trainer.forward, *operations, data.tokens)
         loop = Loop(
             trainer=trainer, samples=samples, plan=plan, data=data, evaluator=evaluator, settings=how,

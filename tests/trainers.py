@@ -5,7 +5,11 @@ import os
 from launcher.distributed.numerics import choose_workspace
 from launcher.distributed.process_group import start as bring_up
 from launcher.distributed.ranks import find_ranks
+from launcher.losses.loss import build_loss
 from launcher.schedulers.schedule import build_schedule
+from launcher.tasks.outputs import Outputs
+from launcher.tasks.supervised import Supervised
+from launcher.tasks.task import Task
 from launcher.training.trainer import Learner, Trainer, TrainerSettings
 
 DDP = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
@@ -23,6 +27,11 @@ def make_accelerator(device="cpu", precision="no", strategy=DDP):
     return ranks, bring_up(ranks, settings, device == "cpu")
 
 
+def supervised(data, loss):
+    """The task of a data source, by a loss that settings describe."""
+    return Supervised(build_loss(loss, data), Outputs.of(data, loss))
+
+
 def make_trainer(
     model, loss, optimizer, schedule=CONSTANT, *, steps=100, epoch=10, devices=None, kind=Trainer, rollbacks=None,
     **settings,
@@ -31,7 +40,7 @@ def make_trainer(
 
     Args:
         model: On the device.
-        loss: Per-sample losses, there too.
+        loss: Per-sample losses, there too; or a task.
         optimizer: Over the model's parameters.
         schedule: Settings of its learning rate.
         steps: Of the run.
@@ -42,5 +51,6 @@ def make_trainer(
         **settings: Those of TrainerSettings.
     """
     ranks, accelerator = devices or make_accelerator()
-    learner = Learner(model, loss, optimizer, build_schedule(schedule, optimizer, steps, epoch))
+    task = loss if isinstance(loss, Task) else Supervised(loss, Outputs("classification", 0))
+    learner = Learner(model, task, optimizer, build_schedule(schedule, optimizer, steps, epoch))
     return kind(learner, TrainerSettings(**settings), accelerator, ranks, rollbacks)

@@ -17,6 +17,7 @@ from launcher.batching.keys import derive_each
 from launcher.batching.splits import DatasetSplit, as_numbers
 from launcher.batching.transfer import collate_to_send, copied_aside
 from launcher.batching.workers import choose_workers
+from launcher.core.compat import tree_leaves
 from launcher.distributed import children
 
 
@@ -108,8 +109,16 @@ def prepared(split: DatasetSplit, loader: Any, device: torch.device) -> Iterator
     """Inputs and targets of the batches that a loader gives, on the device."""
     as_it_is = device.type == "cpu" and not loader.num_workers
     for batch in children.loaded(loader):
-        inputs, targets = batch if as_it_is else copied_aside(batch, device)
+        inputs, targets = pair(batch if as_it_is else copied_aside(batch, device))
         yield as_numbers(inputs if split.prepare is None else split.prepare(inputs), split), targets
+
+
+def pair(batch: Any) -> tuple[Any, Any]:
+    """Inputs and targets of a batch; of samples that are no pair all of it, and zeros [n] as targets."""
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[0], batch[1]
+    first = next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+    return batch, torch.zeros(len(first), dtype=torch.int64, device=first.device)
 
 
 class SeededDataset(Dataset):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from launcher.batching.splits import Split
     from launcher.data.source import Data
-    from launcher.training.outputs import Outputs
+    from launcher.tasks.outputs import Outputs
+    from launcher.tasks.task import Task
 
 Use = Callable[[dict[str, Any]], int]
 
@@ -57,11 +58,25 @@ class Subject(NamedTuple):
         """The model with the weights of the checkpoint; see saved.load_model."""
         return saved.load_model(self.run, self.record["facts"], self.chosen.path)
 
-    def read_outputs(self, model: "nn.Module") -> "Outputs":
-        """What the outputs of the model mean, from a try on the samples."""
+    def build_task(self, model: "nn.Module") -> "Task":
+        """The task of the run, as the outputs of the model for the samples fit it."""
+        from launcher.tasks.build import build_task
+        from launcher.tasks.supervised import Supervised
         from launcher.training import tryout
-        from launcher.training.outputs import Outputs
 
+        _, task = build_task(self.run.get("task"), self.data, self.run["loss"])
+        if isinstance(task, Supervised):
+            task.outputs = tryout.read_outputs(model, self.split, task.outputs)
+        return task
+
+    def read_outputs(self, model: "nn.Module") -> "Outputs | None":
+        """What the outputs of the model mean, from a try on the samples; None where the task does not say it."""
+        from launcher.tasks.build import is_supervised
+        from launcher.tasks.outputs import Outputs
+        from launcher.training import tryout
+
+        if not is_supervised(self.run.get("task")):
+            return None
         return tryout.read_outputs(model, self.split, Outputs.of(self.data, self.run["loss"]))
 
 

@@ -31,7 +31,6 @@ def command(settings: dict[str, Any]) -> int:
     compare_devices(settings["device"], ranks, on_cpu, settings["timeout"])
 
     from launcher.batching.generators import seed_generators
-    from launcher.losses.loss import build_loss
     from launcher.models.mirrored import Mirrored, check_mirror
     from launcher.training.evaluation import EvaluationSettings, Evaluator
 
@@ -42,8 +41,7 @@ def command(settings: dict[str, Any]) -> int:
             f"input={settings['input']}: has no true targets to measure by; `launcher predict` needs none."
         )
     model = subject.load_model()
-    loss = build_loss(run["loss"], subject.data)
-    meaning = subject.read_outputs(model)
+    task = subject.build_task(model)
     flip = settings["test_time_flip"]
     if run["test_time_flip"] if flip is None else flip:
         check_mirror(subject.data)
@@ -52,11 +50,11 @@ def command(settings: dict[str, Any]) -> int:
     accelerator = start(ranks, run | here, on_cpu)
     watchdog = Watchdog(ranks, settings["timeout"]) if ranks.world_size > 1 else None
     model.to(accelerator.device)
-    loss.to(accelerator.device)
+    task.to(accelerator.device)
     with explained_kernels("use device=cpu"):
         metrics = [*run["metrics"], *(m for m in settings["metrics"] if m not in run["metrics"])]
         how = EvaluationSettings(settings["batch_size"], settings["num_workers"], metrics)
-        found = Evaluator(loss, meaning, accelerator, ranks, how).evaluate(model, subject.split)
+        found = Evaluator(task, accelerator, ranks, how).evaluate(model, subject.split)
     assert found is not None
     if ranks.rank == 0:
         _tell(found, subject, settings["input"], path, output)

@@ -30,16 +30,18 @@ def command(settings: dict[str, Any]) -> int:
     ranks = alone("predict")
     on_cpu, precision = saved.choose_device(run, settings["device"], ranks)
     subject = open_subject(path, run, settings)
-    if subject.data.task == "language":
-        raise ConfigError(f"run_dir={path}: predictions of the task {subject.data.task} have no table.")
     model = subject.load_model()
 
     import torch
 
     from launcher.batching.stream import in_order
     from launcher.models.mirrored import Mirrored
+    from launcher.tasks.supervised import tensor_of
 
     meaning = subject.read_outputs(model)
+    if meaning is None or meaning.dense:
+        name = run["task"]["_target_"] if meaning is None else meaning.task
+        raise ConfigError(f"run_dir={path}: predictions of the task {name} have no table.")
     if run["test_time_flip"]:  # as its test part was measured
         model = Mirrored(model)
     here = {name: settings[name] for name in ("threads", "device")} | {"mixed_precision": precision}
@@ -56,7 +58,7 @@ def command(settings: dict[str, Any]) -> int:
         writer, names, head = csv.writer(file), iter(subject.names), False
         for inputs, targets in batches:
             with accelerator.autocast():
-                scores = meaning.scores(model(inputs).float().cpu())
+                scores = meaning.scores(tensor_of(model(inputs)).float().cpu())
             truth = targets.cpu() if subject.labelled else None
             if not head:
                 writer.writerow(["sample", *meaning.columns(scores, truth, True)])

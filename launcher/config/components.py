@@ -18,7 +18,14 @@ from launcher.config.messages import short
 from launcher.config.tree import UNSTATED
 from launcher.core.errors import ConfigError
 
-COMPONENTS = ("data", "model", "loss", "optimizer", "scheduler")  # the groups, whose settings are those of a class
+COMPONENTS = (
+    "data",
+    "task",
+    "model",
+    "loss",
+    "optimizer",
+    "scheduler",
+)  # the groups, whose settings are those of a class
 
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # it logs what it then raises: one message is enough
 

@@ -138,6 +138,12 @@ class Loss(Component):
     gamma: NotNegative = argument("Focus of the focal loss on hard samples; 0 is cross-entropy.")
 
 
+class Task(Component):
+    """What is learned, and what an evaluation counts."""
+
+    instead = "task=auto is that of the data"
+
+
 class Scheduler(Component):
     """A learning rate schedule of torch.optim.lr_scheduler."""
 
@@ -253,8 +259,9 @@ class Train(Section):
     """Settings of a training run."""
 
     data: Data = setting("Data source: data=digits.")
+    task: Task = argument("Task: task=auto is that of the data.")
     model: Model = setting("Model: model=mlp.")
-    loss: Loss = setting("Loss: loss=cross_entropy.")
+    loss: Loss = setting("Loss: loss=auto is that of the task.")
     optimizer: Optimizer = setting("Optimizer: optimizer=sgd.")
     scheduler: Scheduler = setting("Learning rate schedule: scheduler=cosine.")
     batch: Batch = argument("Global batch: batch=default.")

@@ -22,7 +22,7 @@ log = logging.getLogger("launcher")
 
 OURS = (
     "launcher.data.", "launcher.models.", "launcher.losses.", "launcher.optimizers.", "launcher.schedulers.",
-    "launcher.metrics.",
+    "launcher.metrics.", "launcher.tasks.",
 )  # fmt: skip
 LIBRARIES = ("torch", "torchvision", "timm")
 # Of the standard library and other packages that can run or write anything: what makes a value and no more.

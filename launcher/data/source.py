@@ -39,6 +39,7 @@ class Data:
         input_std: [d] float64, what the column was then divided by.
         reader: How samples from elsewhere are read and prepared exactly as these: `_target_`, a function
             (path, **the other keys) -> Others, and its arguments, plain values. None: only its own splits are known.
+        model_facts: What the task lets a model know in place of what `facts` says of the data.
         notes: Lines that who trains on it should read: what was guessed, left out, or looks strange.
     """
 
@@ -56,6 +57,7 @@ class Data:
     input_std: Tensor | None = None
     reader: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    model_facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split in self.splits().values():
@@ -185,7 +187,7 @@ class Data:
         """
         if self.tokens is not None:
             words = dict.fromkeys(("num_classes", "num_outputs", "out_features"), self.num_outputs)
-            return {"block": self.tokens, **words}
+            return {"block": self.tokens, **words, **self.model_facts}
         facts: dict[str, Any] = {
             "input_shape": self.input_shape,
             "in_features": math.prod(self.input_shape),
@@ -196,7 +198,7 @@ class Data:
             facts["num_classes"] = self.num_outputs
         if len(self.input_shape) == 3:
             facts["in_channels"] = self.input_shape[0]
-        return facts
+        return facts | self.model_facts
 
     def record(self) -> dict[str, Any]:
         """What there is to know of it where the data is not at hand: plain values, data.json of a run.

@@ -14,12 +14,56 @@ from launcher.losses.per_sample import CLASSIFYING, LOGISTIC, REGRESSING, PerSam
 if TYPE_CHECKING:
     from launcher.data.source import Data
 
+# What loss=auto is, by the task of the data.
+AUTO: dict[str, type[nn.Module]] = {
+    "classification": nn.CrossEntropyLoss,
+    "multilabel": nn.BCEWithLogitsLoss,
+    "regression": nn.MSELoss,
+    "language": nn.CrossEntropyLoss,
+    "segmentation": nn.CrossEntropyLoss,
+}
+OF_TASK = "launcher.losses.loss.of_task"
 FITTING = {
     "classification": "cross_entropy, multi_margin, focal, binary_cross_entropy",
     "multilabel": "binary_cross_entropy (mse, l1 and huber with data.task=regression)",
     "regression": "mse, l1, huber (binary_cross_entropy for targets between 0 and 1)",
     "language": "cross_entropy, focal, multi_margin",
+    "segmentation": "cross_entropy, focal",
 }
+
+
+def of_task(label_smoothing: float = 0.0, weight: Any = None) -> nn.Module:
+    """The usual loss of the data's task: loss=auto.
+
+    Cross-entropy for classes, tokens and pixels, whose arguments these are; binary cross-entropy for labels; the mean
+    squared error for numbers.
+    """
+    raise NotImplementedError  # only build_loss, which knows the data, can tell
+
+
+def is_of_task(settings: Mapping[str, Any]) -> bool:
+    """Whether settings leave the loss to the task."""
+    return settings.get("_target_") == OF_TASK
+
+
+def resolve(settings: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """Settings of a loss; where they leave it to the task, those of its loss.
+
+    Raises:
+        ConfigError: An argument of cross-entropy is set, and the task has another loss.
+    """
+    if not is_of_task(settings):
+        return settings
+    kind = AUTO.get(task, nn.CrossEntropyLoss)
+    unset = {"label_smoothing": (0, None), "weight": (None,)}
+    given = {k: v for k, v in settings.items() if k != "_target_" and v not in unset.get(k, ())}
+    if given and kind is not nn.CrossEntropyLoss:
+        name, value = next(iter(given.items()))
+        raise ConfigError(
+            f"loss.{name} is {value!r}: the loss of a {task} task is {kind.__name__}, which has no {name}. Leave it "
+            f"out, or pick a loss that fits: {FITTING[task]}."
+        )
+    return {"_target_": f"torch.nn.{kind.__name__}", **given}
 
 
 def kind_of(settings: Mapping[str, Any]) -> type:
@@ -28,16 +72,16 @@ def kind_of(settings: Mapping[str, Any]) -> type:
     return found if isinstance(found, type) else object
 
 
-def gives(settings: Mapping[str, Any]) -> str:
+def gives(settings: Mapping[str, Any], task: str) -> str:
     """What a loss takes from a model: see `Outputs.given`."""
-    kind = kind_of(settings)
+    kind = kind_of(resolve(settings, task))
     return "probabilities" if issubclass(kind, nn.BCELoss) else "logits" if issubclass(kind, LOGISTIC) else "scores"
 
 
 def fit_task(data: "Data", settings: Mapping[str, Any]) -> "Data":
     """The data as their loss understands them: numbers of nothing but 0 and 1, with a sigmoid for each, are labels."""
     targets = [split.targets for split in data.splits().values()]
-    if data.task != "regression" or gives(settings) == "scores":
+    if data.task != "regression" or gives(settings, data.task) == "scores":
         return data
     if not all(one is not None and bool(torch.isin(one, torch.tensor([0, 1])).all()) for one in targets):
         return data
@@ -53,12 +97,14 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
     Raises:
         ConfigError: The loss does not fit the task, or a weight, count or argument is wrong.
     """
+    settings = resolve(settings, data.task)
     kind = kind_of(settings)
     unfit = {
         "classification": REGRESSING,
         "multilabel": (*CLASSIFYING, *REGRESSING),
         "regression": CLASSIFYING,
         "language": (*REGRESSING, nn.BCEWithLogitsLoss),
+        "segmentation": (*REGRESSING, nn.BCEWithLogitsLoss, nn.MultiMarginLoss),
     }
     if issubclass(kind, unfit.get(data.task, ())):
         other = {"classification": "regression", "regression": "classification"}.get(data.task)

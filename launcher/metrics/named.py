@@ -15,7 +15,7 @@ from launcher.core.extras import import_extra
 from launcher.distributed.numerics import in_any_order
 
 if TYPE_CHECKING:
-    from launcher.training.outputs import Outputs
+    from launcher.tasks.outputs import Outputs
 
 
 def make_metrics(names: Sequence[str | Mapping[str, Any]], outputs: "Outputs") -> dict[str, Any]:

@@ -15,17 +15,17 @@ from launcher.core.compat import tree_map_only
 from launcher.core.errors import ConfigError
 from launcher.core.files import replacing
 from launcher.data.source import Data
-from launcher.training.outputs import Outputs
+from launcher.tasks.supervised import Supervised, tensor_of
+from launcher.tasks.task import Task
 
 COLOURS = (1, 3)  # channels of what can be shown as an image
 
 
-def check(data: Data) -> None:
+def check(data: Data, task: Task) -> None:
     """Raise a ConfigError where predictions cannot stand in a table."""
-    if data.task == "language":
-        raise ConfigError(
-            f"wandb.tables: predictions of data={data.name}, a language task, have no table. Set it to 0."
-        )
+    if not isinstance(task, Supervised) or task.outputs.dense:
+        kind = f"a {data.task} task" if isinstance(task, Supervised) else f"by the task {type(task).__name__}"
+        raise ConfigError(f"wandb.tables: predictions of data={data.name}, {kind}, have no table. Set it to 0.")
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def columns(
     model: nn.Module,
     part: Split,
     input_shape: tuple[int, ...],
-    meaning: Outputs,
+    task: Task,
     count: int,
     most: int,
     accelerator: Accelerator,
@@ -44,7 +44,7 @@ def columns(
         model: The bare model; it is left in the mode it was in.
         part: Whose samples; those taken lie at equal distances, since folders of images are sorted by class.
         input_shape: Of one sample.
-        meaning: Of the model's outputs.
+        task: That `check` has let pass.
         count: Rows, >= 1; fewer where the part has fewer samples.
         most: Samples that the model sees at once.
         accelerator: For its device and its autocast.
@@ -66,13 +66,14 @@ def columns(
     for first in range(0, rows, most):
         some = tree_map_only(Tensor, partial(_some, first, first + most, accelerator.device), inputs)
         with accelerator.autocast():
-            outputs.append(model(some).float().cpu())
+            outputs.append(tensor_of(model(some)).float().cpu())
     model.train(was_training)
     table: dict[str, np.ndarray] = {"sample": np.array(numbers)}
     if len(input_shape) == 3 and input_shape[0] in COLOURS:
         table["image"] = _pixels(raw if raw.shape[1:2] == input_shape[:1] else inputs)
     found = torch.cat(outputs)
-    meaning = meaning.fitted(found, rows)
+    assert isinstance(task, Supervised)
+    meaning = task.outputs.fitted(found, rows)
     return table | meaning.columns(meaning.scores(found), targets, False)
 
 

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from launcher.batching.splits import Split, first_infinite
 from launcher.batching.stream import in_order
+from launcher.core.compat import tree_leaves
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.distributed.collectives import at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.distributed.pulse import pulse
 from launcher.distributed.ranks import Ranks
-from launcher.losses.per_sample import PerSample
 from launcher.metrics.classification import ClassificationSums
 from launcher.metrics.named import compute_metrics, make_metrics, update_metrics
-from launcher.training.outputs import Outputs
+from launcher.tasks.supervised import Supervised
+from launcher.tasks.task import Task
 
 
 @dataclass
@@ -57,10 +58,8 @@ class EvaluationSettings:
 class Evaluator:
     """Measures models, each sample exactly once at any number of ranks."""
 
-    def __init__(
-        self, loss: PerSample, outputs: Outputs, accelerator: Accelerator, ranks: Ranks, settings: EvaluationSettings
-    ) -> None:
-        self.loss, self.outputs, self.accelerator, self.ranks = loss, outputs, accelerator, ranks
+    def __init__(self, task: Task, accelerator: Accelerator, ranks: Ranks, settings: EvaluationSettings) -> None:
+        self.task, self.accelerator, self.ranks = task, accelerator, ranks
         self.settings, self.device = settings, accelerator.device
         self.shards = settings.shards or ranks.world_size
 
@@ -76,8 +75,9 @@ class Evaluator:
             The metrics, the same on every rank; None where some rank was interrupted.
         """
         rank, world = self.ranks.rank, self.ranks.world_size
-        was_training = model.training
+        was_training, task_was = model.training, self.task.training
         model.eval()
+        self.task.eval()
         if world > 1:
             for buffer in model.buffers():  # BatchNorm's, which only rank 0 keeps up to date
                 dist.broadcast(buffer, src=0)
@@ -85,14 +85,16 @@ class Evaluator:
         mine = range(self.shards * rank // world, self.shards * (rank + 1) // world)
         counts = [self._count(model, split, shard, interrupted, kept) for shard in mine]
         model.train(was_training)
+        self.task.train(task_was)
         together = [torch.stack(tensors) for tensors in zip(*counts, strict=True)]
         stopped, samples, loss_sum, weight_sum, *rest = sum_over_shards(together, world)
         if stopped.item():
             return None
-        sums = self.outputs.sums(self.device)
+        sums = self.task.sums(self.device)
         for own, summed in zip(sums.tensors(), rest, strict=True):
             own.copy_(summed)
-        metrics = {"loss": (loss_sum / weight_sum).item()} | sums.figures()
+        means = (loss_sum / weight_sum).tolist()
+        metrics = dict(zip(("loss", *self.task.terms), means, strict=True)) | sums.figures()
         if not math.isfinite(metrics["loss"]):
             _check_inputs(split, self.ranks, self.settings.batch_size)
         if self.settings.metrics:
@@ -114,11 +116,12 @@ class Evaluator:
         Scores and targets are added to `kept`, where metrics by name need them.
         """
         device, in_step = self.device, self.settings.in_step
-        sums = self.outputs.sums(device)
-        loss_sum, weight_sum, counted = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
+        sums = self.task.sums(device)
+        weight_sum, counted = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+        loss_sum = torch.zeros(1 + len(self.task.terms), dtype=torch.float64, device=device)  # the terms' behind it
         stopped = torch.zeros((), device=device)
         batches = in_order(split, shard, self.shards, self.settings.batch_size, device, self.settings.workers)
-        for inputs, targets in self._equally_many(batches, split) if in_step else batches:
+        for inputs, targets, counts in self._equally_many(batches, split):
             pulse.batches += 1
             asked = interrupted()
             if in_step:
@@ -128,39 +131,38 @@ class Evaluator:
                 stopped += 1
                 break
             with self.accelerator.autocast():
-                outputs = model(inputs)
-            if not len(targets):  # a placeholder, for the others' sake
+                (values, weights, terms), scores = self.task.measure(model, inputs, targets)
+            if not counts:
                 continue
-            outputs = outputs.float()
-            values, weights = self.loss(outputs, targets)
-            loss_sum += values.double().sum()
-            weight_sum += len(targets) if weights is None else weights.double().sum()
-            counted += len(targets)
-            scores = self.outputs.scores(outputs)
-            sums.update(scores, targets)
+            loss_sum[0] += values.double().sum()
+            for i, name in enumerate(self.task.terms, 1):
+                loss_sum[i] += terms[name].double().sum()
+            weight_sum += len(values) if weights is None else weights.double().sum()
+            counted += len(values)
+            if scores is not None:
+                sums.update(scores, targets)
             if self.settings.metrics:
                 kept.append((scores.cpu(), targets.cpu()))
         return [stopped, counted, loss_sum, weight_sum, *sums.tensors()]
 
-    def _equally_many(self, batches: Iterator[tuple[Any, Any]], split: Split) -> Iterator[tuple[Any, Any]]:
-        """A share's batches and, where a larger share has one more, a placeholder without targets."""
+    def _equally_many(self, batches: Iterator[tuple[Any, Any]], split: Split) -> Iterator[tuple[Any, Any, bool]]:
+        """A share's batches, which count, and one that does not where ranks are in step and another has one more."""
         missing = math.ceil(math.ceil(len(split) / self.shards) / self.settings.batch_size)
-        for batch in batches:
+        for inputs, targets in batches:
             missing -= 1
-            yield batch
-        for _ in range(missing):
-            inputs, targets = next(in_order(split, 0, len(split), 1, self.device, 0))
-            yield inputs, targets[:0]
+            yield inputs, targets, True
+        for _ in range(missing if self.settings.in_step else 0):
+            yield *next(in_order(split, 0, len(split), 1, self.device, 0)), False
 
     def _named(self, kept: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """The metrics that settings name, on rank 0."""
         gathered = at_rank_0(kept, self.ranks.world_size, self.ranks.rank)
-        if gathered is None:
+        if gathered is None or not isinstance(self.task, Supervised):
             return {}
-        metrics = make_metrics(list(self.settings.metrics), self.outputs)
+        metrics = make_metrics(list(self.settings.metrics), self.task.outputs)
         for scores, targets in (pair for of_rank in gathered for pair in of_rank):
             pulse.batches += 1
-            update_metrics(metrics, self.outputs, scores, targets)
+            update_metrics(metrics, self.task.outputs, scores, targets)
         return compute_metrics(metrics)
 
 
@@ -171,10 +173,10 @@ def _check_inputs(split: Split, ranks: Ranks, batch_size: int) -> None:
         pulse.batches += 1
         if (row := first_infinite(inputs)) is not None:
             raise BrokenFile(f"data: the inputs of sample {first + row} of what is measured hold NaN or infinity")
-        first += len(targets)
+        first += len(tree_leaves(targets)[0])
 
 
-def check_metrics(meaning: Outputs, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
+def check_metrics(task: Task, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
     """Check, before anything is measured, that an evaluation will have the metrics that settings name.
 
     `wanted` is setting to metric, such as `checkpoint.best` to `eval/loss`, or None.
@@ -182,7 +184,14 @@ def check_metrics(meaning: Outputs, metrics: Iterable[Any], wanted: Mapping[str,
     Raises:
         ConfigError: There is no such metric.
     """
-    names = ["loss", *meaning.sums("cpu").figures(), *make_metrics(list(metrics), meaning)]
+    names = ["loss", *task.terms, *task.sums("cpu").figures()]
+    if isinstance(task, Supervised):
+        names += make_metrics(list(metrics), task.outputs)
+    elif list(metrics):
+        raise ConfigError(
+            f"metrics: the task {type(task).__name__} has no outputs and targets that metrics by name could compare. "
+            "Set metrics=[]; a task counts metrics of its own by its method `sums`."
+        )
     known = [f"eval/{name}" for name in names]
     for setting, metric in wanted.items():
         if metric is not None and metric not in known:

@@ -10,7 +10,7 @@ from torch import Tensor
 from launcher.batching.stream import Batch
 from launcher.distributed.pulse import pulse
 from launcher.training import layout
-from launcher.training.trainer import Carrier, Trainer
+from launcher.training.trainer import Carrier, Trainer, sum_losses
 
 
 class ExactTrainer(Trainer):
@@ -25,7 +25,7 @@ class ExactTrainer(Trainer):
         if self.accelerator.mixed_precision == "no":
             return model
         self._wrapped = True
-        return self.accelerator.prepare_model(Carrier(model).to(self.device), evaluation_mode=True)
+        return self.accelerator.prepare_model(Carrier(model, self.task).to(self.device), evaluation_mode=True)
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         rows = []
@@ -34,21 +34,22 @@ class ExactTrainer(Trainer):
             self._seed(batch.step, shard)
             for parameter in self._parameters:
                 parameter.grad = None
-            total = torch.zeros((), device=self.device)
+            total = torch.zeros(1 + len(self.task.terms), device=self.device)
             weight_sum = torch.zeros((), device=self.device)
             for micro in micros:
                 pulse.batches += 1
-                values, weights = self._losses(self._run(micro.inputs)[0], micro.targets)
+                values, weights, terms, _ = self._run(micro.inputs, micro.targets)
                 values = values[: micro.size]
-                total += values.detach().sum()
+                total += sum_losses(values, terms, micro.size)
                 if weights is not None:
                     weighted = True
                     weight_sum += weights[: micro.size].detach().sum()
                 self._differentiate(values, 1 / batch.size)
             own = self.reduction.wants_to_stop, self.reduction.seconds
-            vote, seconds = (torch.full_like(total, float(number)) for number in own)
+            vote, seconds = (torch.full_like(weight_sum, float(number)) for number in own)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-            rows.append(torch.cat([*(g.flatten() for g in gradients), torch.stack([total, weight_sum, vote, seconds])]))
+            told = torch.cat([total, torch.stack([weight_sum, vote, seconds])])
+            rows.append(torch.cat([*(g.flatten() for g in gradients), told]))
         mine = torch.stack(rows)
         every = [mine]
         if self.ranks.world_size > 1:
@@ -62,11 +63,11 @@ class ExactTrainer(Trainer):
         summed = first.clone()
         for other in others:
             summed += other
-        *gradient, total, weight_sum, votes = summed.split([*(p.numel() for p in self._parameters), 1, 1, 2])
+        *gradient, total, weight_sum, votes = summed.split([*(p.numel() for p in self._parameters), len(total), 1, 2])
         for parameter, part in zip(self._parameters, gradient, strict=True):
             parameter.grad = layout.like(parameter, part.view(parameter.shape))
         self.reduction.votes = votes / (len(others) + 1)
-        return total[0], weight_sum[0] if weighted else None
+        return total if self.task.terms else total[0], weight_sum[0] if weighted else None
 
     def _note(self, batch: Batch, total: Tensor, weight_sum: Tensor | None) -> None:
         """The sums are those of all shards already: rank 0 keeps them for all."""

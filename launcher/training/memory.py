@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from launcher.batching.plan import MORE_TO_EVALUATE
 from launcher.core.compat import FakeCopyMode, FakeTensorMode, TorchDispatchMode, tree_map_only
-from launcher.losses.per_sample import PerSample
+from launcher.tasks.task import Task
 from launcher.training import layout
 
 aten = torch.ops.aten
@@ -115,7 +115,7 @@ class Workload:
 
 def count_need(
     model: nn.Module,
-    loss: PerSample,
+    task: Task,
     optimizer: torch.optim.Optimizer,
     fake: FakeTensorMode,
     sample: tuple[Any, Any],
@@ -143,12 +143,12 @@ def count_need(
             with fake, Meter([*model.parameters(), *model.buffers(), *kept], work.on_cpu) as meter:
                 model.train()
                 for _ in range(1 + work.accumulates):
-                    _losses(model, loss, sample, size, work).sum().backward()
+                    _losses(model, task, sample, size, work).sum().backward()
                 if not fused:  # which makes nothing but the states
                     optimizer.step()
                 model.eval()
                 with torch.no_grad():
-                    _losses(model, loss, sample, work.evaluates * size, work)
+                    _losses(model, task, sample, work.evaluates * size, work)
                 optimizer.zero_grad(set_to_none=True)
             peaks.append(meter.peak)
     except Exception:  # as above
@@ -160,10 +160,10 @@ def count_need(
     )  # fmt: skip
 
 
-def _losses(model: nn.Module, loss: PerSample, sample: Any, size: int, work: Workload) -> Tensor:
+def _losses(model: nn.Module, task: Task, sample: Any, size: int, work: Workload) -> Tensor:
     """[size] losses of as many samples."""
     inputs, targets = tree_map_only(Tensor, lambda one: one.new_empty((size, *one.shape[1:])), sample)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(work.precision)
     with torch.autocast("cpu", dtype=half, enabled=half is not None):
-        outputs = model(layout.channels_last(inputs) if work.channels_last else inputs)
-    return loss(outputs.float(), targets)[0]
+        inputs = layout.channels_last(inputs) if work.channels_last else inputs
+        return task.losses(model, inputs, targets).values

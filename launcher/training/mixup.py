@@ -20,6 +20,8 @@ from launcher.batching.stream import Batch, MicroBatch, Stream, first_sample
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data
 from launcher.losses.per_sample import PerSample
+from launcher.tasks.supervised import Supervised
+from launcher.tasks.task import Task
 
 Box = tuple[slice, slice]  # rows and columns
 
@@ -140,16 +142,18 @@ class MixedStream(Stream):
         micro.targets = MixedTargets(micro.targets, targets[neighbours], share)
 
 
-def mixed(settings: Mapping[str, Any], data: Data, loss: PerSample) -> tuple[Callable[..., Stream], PerSample]:
-    """The kind of stream and the loss that the settings `mixup` ask for; where it is off, those of any run.
+def mixed(settings: Mapping[str, Any], data: Data, task: Task) -> Callable[..., Stream]:
+    """The kind of stream that the settings `mixup` ask for, whose targets the loss of the task then takes.
 
     Raises:
         ConfigError: The data have no classes, or are nothing that can be mixed.
     """
     mixing = Mixing(**settings)
     if not mixing.alpha and not mixing.cutmix_alpha:
-        return Stream, loss
+        return Stream
     name = "mixup.alpha" if mixing.alpha else "mixup.cutmix_alpha"
+    if not isinstance(task, Supervised):
+        raise ConfigError(f"{name}: the task {type(task).__name__} takes no mixed classes. Set it to 0.")
     if data.task != "classification":
         raise ConfigError(f"{name}: data={data.name} is a {data.task} task; only classes can be mixed. Set it to 0.")
     if mixing.cutmix_alpha and len(data.input_shape) != 3:
@@ -165,4 +169,5 @@ def mixed(settings: Mapping[str, Any], data: Data, loss: PerSample) -> tuple[Cal
         )
     if not inputs.is_floating_point():
         raise ConfigError(f"{name}: data={data.name} gives whole numbers, which cannot be mixed. Set it to 0.")
-    return partial(MixedStream, mixing), MixedLoss(loss.loss, loss.task)
+    task.use(MixedLoss(task.loss.loss, task.loss.task))
+    return partial(MixedStream, mixing)

@@ -127,9 +127,7 @@ def fits(trainer: Trainer, parts: "Parts", plan: BatchPlan, flip: bool) -> bool:
         for _ in range(2):  # the first of them makes the optimizer's state, at its end
             trainer.step(Batch(step, batch.size, [*itertools.chain(*largest)]))
         how = EvaluationSettings(plan.evaluation_size(data.tokens), shards=plan.shards)
-        evaluator = Evaluator(
-            trainer.loss, parts.outputs, trainer.accelerator, replace(ranks, rank=0, world_size=1), how
-        )
+        evaluator = Evaluator(trainer.task, trainer.accelerator, replace(ranks, rank=0, world_size=1), how)
         evaluator.evaluate(model, split, lambda: next(asked) > 0)
         return True
     except RuntimeError as error:
@@ -144,7 +142,7 @@ def untouched(trainer: Trainer) -> Iterator[None]:
 
     The copies are kept on the host, so that the device has as much left as it will have in training.
     """
-    modules = list(dict.fromkeys([*trainer.forward.modules(), *trainer.eval_model.modules(), *trainer.loss.modules()]))
+    modules = list(dict.fromkeys([*trainer.forward.modules(), *trainer.eval_model.modules(), *trainer.task.modules()]))
     modes = [module.training for module in modules]
     buffers = [dict(own_tensors(module)[1]) for module in modules]  # a forward may put others in their place
     optimizer = trainer.optimizer

@@ -24,6 +24,7 @@ from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
 from launcher.distributed.ranks import Ranks
+from launcher.tasks.task import Task
 from launcher.training.exact import ExactTrainer
 from launcher.training.saver import own_copy
 from launcher.training.trainer import Carrier, Trainer
@@ -125,8 +126,8 @@ class Sharded(Carrier):
 
     model: Any
 
-    def __init__(self, model: nn.Module, accumulate_whole: bool) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, task: Task, accumulate_whole: bool) -> None:
+        super().__init__(model, task)
         self.accumulate_whole = accumulate_whole
 
     @contextmanager
@@ -192,7 +193,7 @@ class ShardedTrainer(Trainer):
             self._averaged = [_own(part) for part, is_trained in zip(averaged, trained, strict=True) if is_trained]
         log.info("sharded    %d blocks and the rest, over %d devices", len(self.sharding.units), self.ranks.world_size)
         self._wrapped = True
-        wrapper = Sharded(model, self.sharding.accumulate_whole)
+        wrapper = Sharded(model, self.task, self.sharding.accumulate_whole)
         wrapper.carried.data = wrapper.carried.to(self.device)
         self.reduction.carried = wrapper.carried
         return self.accelerator.prepare_model(wrapper, device_placement=False, evaluation_mode=True)

@@ -19,15 +19,17 @@ from launcher.core.compat import engine_run_backward, foreach_lerp_, foreach_mul
 from launcher.distributed.collectives import sum_over_ranks
 from launcher.distributed.pulse import pulse
 from launcher.distributed.ranks import Ranks
-from launcher.losses.per_sample import PerSample
 from launcher.optimizers.lean_step import lean_step
 from launcher.schedulers.schedule import Schedule
+from launcher.tasks.task import Task, stack_terms
 from launcher.training import layout
 from launcher.training.divergence import Diverged, Rollbacks
 from launcher.training.flops import flops_per_sample, peak_flops
 from launcher.training.reduction import Reduction
 
 ALWAYS: AbstractContextManager[None] = nullcontext()
+# Values [n], weights [n] and terms [n, k] of a batch, or None, and the tensor whose gradient is the payload.
+Learned = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 LEAST_SCALE = 2.0**-14  # of a gradient scaler: a gradient that overflows even so is infinite
 
 
@@ -36,7 +38,7 @@ class Learner:
     """What is trained, and by what."""
 
     model: nn.Module  # the bare one
-    loss: PerSample
+    task: Task
     optimizer: torch.optim.Optimizer  # over the parameters that are trained
     schedule: Schedule  # stepped after each update
 
@@ -60,19 +62,23 @@ class TrainerSettings:
 
 
 class Carrier(nn.Module):
-    """A model, and three numbers whose gradient DDP averages with that of the model, in a bucket that travels anyway.
+    """A model at its task, and three numbers whose gradient DDP averages with that of the model, in one of its buckets.
 
     It is not in reduction.py: a rank in a forward is at work, one in there waits for others (pulse.py).
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()
         self.model = model
+        self._task = (task,)  # in a tuple, of which nobody takes its modules for those of the model
         self.carried = nn.Parameter(torch.zeros(3))
 
-    def forward(self, inputs: Any) -> tuple[Any, Tensor]:
-        """The model's outputs and, for DDP to see that it takes part, what rides along."""
-        return self.model(inputs), self.carried.view(3)  # a leaf itself would count as unused
+    def forward(self, inputs: Any, targets: Any) -> "Learned":
+        """What the task says of a batch and, for DDP to see that it takes part, what rides along."""
+        task = self._task[0]
+        values, weights, terms = task.losses(self.model, inputs, targets)
+        # A leaf itself would count as unused.
+        return values, weights, stack_terms(task, terms) if terms else None, self.carried.view(3)
 
 
 @dataclass
@@ -80,12 +86,12 @@ class LossAccumulator:
     """The steps since the last log line: a rank's own sums, left on the device until somebody reads them."""
 
     steps: list[int] = field(default_factory=list)  # updates done before each of them
-    losses: list[Tensor] = field(default_factory=list)  # sums of the (weighted) losses of the rank's samples
+    losses: list[Tensor] = field(default_factory=list)  # [] or [1 + terms], sums of the rank's (weighted) losses
     weights: list[Tensor | float] = field(default_factory=list)  # of their weights; without weights, of samples
     grad_norm: Tensor | None = None  # of the last gradient before clipping, where it is clipped by it or asked for
 
     def tensors(self, device: torch.device) -> list[Tensor]:
-        """[n] losses and [n] weights of this rank, float64."""
+        """Losses [n], or [n, 1 + terms], and weights [n] of this rank, float64."""
         if not self.losses:
             return [torch.zeros(0, dtype=torch.float64, device=device)] * 2
         if any(isinstance(weight, Tensor) for weight in self.weights):
@@ -96,7 +102,7 @@ class LossAccumulator:
 
 
 class Trainer:
-    """One optimizer update after the other, of a learner whose model and loss are on the device."""
+    """One optimizer update after the other, of a learner whose model and task are on the device."""
 
     def __init__(
         self,
@@ -106,7 +112,7 @@ class Trainer:
         ranks: Ranks,
         rollbacks: Rollbacks | None = None,
     ) -> None:
-        self.model, self.loss = learner.model, learner.loss
+        self.model, self.task = learner.model, learner.task
         self.optimizer, self.schedule = learner.optimizer, learner.schedule
         self.settings, self.ranks = settings, ranks
         self.accelerator, self.device = accelerator, accelerator.device
@@ -132,14 +138,14 @@ class Trainer:
         if self.optimizer.state:  # Adagrad's, made before the parameters went to their device and into their layout
             layout.load_optimizer_state(self.optimizer, self.optimizer.state_dict())
         self.forward.train()  # once: walking over the modules costs as much as a small kernel
-        self._losses = self.loss.forward  # of our own wrapper, which nobody hooks
+        self._losses = self.task.losses
         self._update = lean_step(self.optimizer)
 
     def _wrap(self, model: Any) -> Any:
         """What Accelerate makes of the model: DDP, autocast, or for one process in full precision the model itself."""
         if self.ranks.world_size == 1 and self.accelerator.mixed_precision == "no":
             return model
-        carrier = Carrier(model).to(self.device)
+        carrier = Carrier(model, self.task).to(self.device)
         self._wrapped = True
         if self.ranks.world_size > 1:
             self.reduction.carried = carrier.carried
@@ -236,7 +242,8 @@ class Trainer:
         losses, weights = self.check()
         metrics = {}
         if len(losses):
-            metrics["train/loss"] = float(losses.sum() / weights.sum())
+            means = [float(sums.sum() / weights.sum()) for sums in losses.unbind(1)]
+            metrics = dict(zip((f"train/{name}" for name in ("loss", *self.task.terms)), means, strict=True))
         if self.accumulator.grad_norm is not None:
             metrics["train/grad_norm"] = float(self.accumulator.grad_norm)
         self.accumulator = LossAccumulator()
@@ -246,15 +253,16 @@ class Trainer:
         """Look at the losses since the last log line and at what is saved; before each log, evaluation and save.
 
         Returns:
-            [n] sums of losses and of weights over all ranks, float64, on the host; without the steps that a gradient
-            scaler left out.
+            Sums of losses [n, 1 + terms] and of weights [n] over all ranks, float64, on the host; without the steps
+            that a gradient scaler left out.
 
         Raises:
             Diverged: One is NaN or infinite, other than where a gradient scaler has left the step out.
         """
         reduced = sum_over_ranks(self.accumulator.tensors(self.device), self.ranks.world_size)
         losses, weights = (tensor.cpu() for tensor in reduced)
-        finite = losses.isfinite()
+        losses = losses.reshape(len(weights), 1 + len(self.task.terms))
+        finite = losses.isfinite().all(1)
         if not self._healthy() or (not (finite.any() if self.scaler is not None else finite.all()) and len(losses)):
             bad = [step for step, good in zip(self.accumulator.steps, finite.tolist(), strict=True) if not good]
             raise Diverged(bad[0] if bad else self.schedule.updates - 1, self.lr)
@@ -284,7 +292,7 @@ class Trainer:
         if peak is None:
             return None, None
         micro = next(samples.batches(0, 1)).micros[0]
-        return flops_per_sample(self.model, micro.inputs, len(micro.targets)), peak
+        return flops_per_sample(self.model, micro.inputs, micro.size), peak
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Whole parameters and buffers of the model or the moving average by name, for rank 0 to save."""
@@ -333,7 +341,7 @@ class Trainer:
         size = total
         if self.scaler is None:  # which looks at the gradient itself, and overflows at times where nothing is wrong
             norms = foreach_norm([p.grad for p in self._parameters if p.grad is not None])
-            size = torch.stack(norms).sum() + total
+            size = torch.stack(norms).sum() + total.sum()
         (size,) = sum_over_ranks([size], self.ranks.world_size)
         return not bool(size.isfinite())
 
@@ -350,25 +358,28 @@ class Trainer:
             pulse.batches += 1
             travels = i == last and carried is not None
             with ALWAYS if travels or carried is None else self.forward.no_sync():
-                outputs, carrying = self._run(micro.inputs)
-                values, weights = self._losses(outputs, micro.targets)
+                values, weights, terms, carrying = self._run(micro.inputs, micro.targets)
                 if micro.size < len(values):  # a placeholder, or a loss that returned more rows
                     values, weights = values[: micro.size], None if weights is None else weights[: micro.size]
-                totals.append(values.detach().sum())
+                totals.append(sum_losses(values, terms, micro.size))
                 if weights is not None:
                     weight_sums.append(weights.detach().sum())
                 self._differentiate(values, factor, carrying, self.reduction.payload(weight_sums) if travels else None)
         if carried is not None:
             self.reduction.received = carried.grad
-        total = totals[0] if last == 0 else torch.stack(totals).sum()
+        total = totals[0] if last == 0 else torch.stack(totals).sum(0)
         if not weight_sums:
             return total, None
         return total, weight_sums[0] if last == 0 else torch.stack(weight_sums).sum()
 
-    def _run(self, inputs: Any) -> tuple[Any, Tensor | None]:
-        """The model's outputs, and the tensor whose gradient is the payload."""
-        found = self.forward(layout.channels_last(inputs) if self.settings.channels_last else inputs)
-        return found if self._wrapped else (found, None)
+    def _run(self, inputs: Any, targets: Any) -> Learned:
+        """What the task says of a micro-batch."""
+        if self.settings.channels_last:
+            inputs = layout.channels_last(inputs)
+        if self._wrapped:
+            return self.forward(inputs, targets)
+        values, weights, terms = self._losses(self.forward, inputs, targets)
+        return values, weights, stack_terms(self.task, terms) if terms else None, None
 
     def _differentiate(
         self, values: Tensor, factor: float, carrying: Tensor | None = None, payload: Tensor | None = None
@@ -393,3 +404,9 @@ class Trainer:
         torch.default_generator.manual_seed(key)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
+
+
+def sum_losses(values: Tensor, terms: Tensor | None, size: int) -> Tensor:
+    """The sum of the losses of `size` samples, and behind it those of the terms where a task names some."""
+    total = values.detach().sum()
+    return total if terms is None else torch.cat([total[None], terms[:size].sum(0).to(total.dtype)])

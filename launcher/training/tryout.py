@@ -26,8 +26,9 @@ from launcher.core.compat import tree_leaves, tree_map, tree_map_only
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.source import Data
 from launcher.losses.per_sample import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
+from launcher.tasks.outputs import Outputs
+from launcher.tasks.supervised import tensor_of
 from launcher.training.modes import modes_kept
-from launcher.training.outputs import Outputs
 
 FEW = 3  # samples of a training batch that is tried
 LARGE = 20_000_000  # parameters; of a larger model only the shapes of the outputs are found, which takes no time
@@ -57,12 +58,12 @@ def try_out(
     Raises:
         ConfigError: Something does not fit.
     """
-    run = partial(_run, model, how.shapes or _is_large(model))
+    run = partial(_run, model, how.shapes or is_large(model))
     splits = {name: copy_for_worker(split, how.workers, name) for name, split in data.splits().items()}
     few = min(FEW, len(splits["train"]))
     with modes_kept(model), generators_kept():
         stream = kind(splits["train"], plan_batch(len(splits["train"]), few, 1, None), 0, 0, CPU, 0)
-        with _explained("data: the first samples of the train split cannot be read"):
+        with explained("data: the first samples of the train split cannot be read"):
             micro = next(stream.batches(0, 1)).micros[0]
         targets = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
         _check_sample(data, "train", micro.inputs, targets, how.leaves_out)
@@ -98,7 +99,7 @@ def read_outputs(model: nn.Module, split: Split, meaning: Outputs) -> Outputs:
     suit(model, split)
     with modes_kept(model), generators_kept(), torch.no_grad():
         inputs, targets = next(in_order(copy_for_worker(split), 0, len(split), 1, CPU, 0))
-        outputs = _run_as_it_is(partial(_run, model.eval(), _is_large(model)), inputs, split)
+        outputs = _run_as_it_is(partial(_run, model.eval(), is_large(model)), inputs, split)
     meaning = _near(meaning, targets)
     return meaning if outputs is None else meaning.fitted(outputs, 1)
 
@@ -143,8 +144,8 @@ def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any, 
             f"loss: {name} takes a score for each of two classes, and the model gives {list(outputs.shape)} for "
             f"{samples} samples, one logit. Use loss=binary_cross_entropy, or a model with two outputs."
         )
-    shapes = f"outputs {_shapes(outputs)} and targets {_shapes(getattr(targets, 'targets', targets))}"
-    with _explained(f"loss: {name} fails on {shapes}"):
+    shapes = f"outputs {shapes_of(outputs)} and targets {shapes_of(getattr(targets, 'targets', targets))}"
+    with explained(f"loss: {name} fails on {shapes}"):
         values, _ = copy.deepcopy(loss)(outputs, targets)
     if values.shape != (samples,):
         raise ConfigError(
@@ -157,7 +158,7 @@ def _try_loss(model: nn.Module, loss: PerSample, outputs: Tensor, targets: Any, 
 
 @torch.no_grad()
 def _try_measuring(run: Run, loss: PerSample, data: Data, name: str, split: Split, meaning: Outputs) -> Outputs:
-    with _explained(f"data: the first samples of the {name} split cannot be read"):
+    with explained(f"data: the first samples of the {name} split cannot be read"):
         inputs, targets = next(in_order(split, 0, len(split), 1, CPU, 0))
     _check_sample(data, name, inputs, targets)
     meaning = _near(meaning, targets)
@@ -178,13 +179,13 @@ def _near(meaning: Outputs, targets: Tensor) -> Outputs:
 
 
 def _measure(loss: PerSample, name: str, outputs: Tensor, targets: Tensor, meaning: Outputs) -> None:
-    shapes = f"outputs {_shapes(outputs)} and targets {_shapes(targets)}"
-    with _explained(f"loss, metrics: one {name} sample with {shapes} cannot be measured"):
+    shapes = f"outputs {shapes_of(outputs)} and targets {shapes_of(targets)}"
+    with explained(f"loss, metrics: one {name} sample with {shapes} cannot be measured"):
         loss(outputs, targets)
         scores, sums = meaning.scores(outputs), meaning.sums(CPU)
         sums.update(scores, targets)
         sums.figures()
-        if meaning.task != "language":
+        if not meaning.dense:
             meaning.columns(scores, targets, True)
 
 
@@ -205,7 +206,7 @@ def _run_as_it_is(run: Run, inputs: Any, *splits: Split) -> Any:
     return outputs
 
 
-def _is_large(model: nn.Module) -> bool:
+def is_large(model: nn.Module) -> bool:
     """Whether a model is to be tried by its shapes alone: it is large, or has no weights here."""
     return sum(one.numel() for one in model.parameters()) > LARGE or any(one.is_meta for one in model.parameters())
 
@@ -219,9 +220,9 @@ def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:
         inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), inputs)
     try:
         if not any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-            return torch.func.functional_call(model, state, (inputs,))
+            return tensor_of(torch.func.functional_call(model, state, (inputs,)))
         try:  # which takes no other tensors than its own
-            return None if shapes else model(inputs)
+            return None if shapes else tensor_of(model(inputs))
         finally:
             with torch.no_grad():
                 for name, before in state.items() if not shapes else ():
@@ -233,7 +234,7 @@ def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:
         if shapes or of_a_device or isinstance(error, torch.OutOfMemoryError):
             return None  # not every model works without memory, nor on a CPU
         raise ConfigError(
-            f"model: {type(model).__name__} fails on inputs {_shapes(inputs)}: {_words(error)}"
+            f"model: {type(model).__name__} fails on inputs {shapes_of(inputs)}: {_words(error)}"
         ) from error
 
 
@@ -243,7 +244,7 @@ def _check_sample(data: Data, name: str, inputs: Any, targets: Any, leaves_out: 
         raise ConfigError(f"data={data.name}: a sample of its {name} split holds NaN or infinity; mend it, or drop it.")
     if not isinstance(targets, Tensor):
         raise ConfigError(
-            f"data={data.name}: a target of its {name} split is a {type(targets).__name__}, {_shapes(targets)}; it "
+            f"data={data.name}: a target of its {name} split is a {type(targets).__name__}, {shapes_of(targets)}; it "
             "must be one number or tensor."
         )
     data.check_targets(name, targets, len(targets))
@@ -278,7 +279,7 @@ def copy_for_worker(split: Split, workers: int | str = "auto", name: str = "") -
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """Put a mistake in the code of others into one sentence, where it is none already."""
     try:
         yield
@@ -290,7 +291,7 @@ def _explained(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {_words(error)}") from error
 
 
-def _shapes(tree: Any) -> str:
+def shapes_of(tree: Any) -> str:
     """Shapes and types of the tensors in a batch."""
 
     def of(leaf: Any) -> str:

@@ -51,7 +51,7 @@ WRONG = {
     "no module to compute again": (["activation_checkpointing=[blocks.*]"], ["blocks.*", "layers.1"]),
     "all modules to compute again": (["activation_checkpointing=true"], ["activation_checkpointing=true", "list"]),
     "margin loss for a regression": (["data=diabetes", "loss=multi_margin"], ["loss", "regression", "mse"]),
-    "class loss for a regression": (["data=diabetes"], ["loss", "regression", "mse"]),
+    "class loss for a regression": (["data=diabetes", "loss=cross_entropy"], ["loss", "regression", "mse"]),
     "regression loss for classes": (["loss=mse"], ["loss", "classification", "cross_entropy"]),
     "missing data": (["data=fashion_mnist", "data.root=nowhere"], ["data.root", "nowhere"]),
     "missing table": (["data=csv", "data.path=no.csv", "data.target=y"], ["data.path", "no.csv"]),

@@ -12,13 +12,29 @@ from launcher.losses.per_sample import PerSample
 
 
 def test_every_option_builds_and_is_tested_above():
-    assert sorted(["binary_cross_entropy", "cross_entropy", "focal", "huber", "l1", "mse", "multi_margin"]) == OPTIONS
+    assert (
+        sorted(["auto", "binary_cross_entropy", "cross_entropy", "focal", "huber", "l1", "mse", "multi_margin"])
+        == OPTIONS
+    )
     for name in OPTIONS:
         lines = (CONF / f"{name}.yaml").read_text().splitlines()
         assert lines[0].startswith("# ") and lines[0].endswith(f"loss={name}")
         assert isinstance(
             build_loss(option(name), numbers() if name in ("mse", "l1", "huber") else classes()), PerSample
         )
+
+
+def test_the_usual_loss_of_each_task():
+    auto = option("auto")
+    assert isinstance(build_loss(auto, numbers()).loss, torch.nn.MSELoss)
+    loss = build_loss(option("auto", weight="balanced", label_smoothing=0.1), classes()).loss
+    expected = build_loss(option("cross_entropy", weight="balanced", label_smoothing=0.1), classes()).loss
+    assert torch.equal(loss.weight, expected.weight) and loss.label_smoothing == expected.label_smoothing == 0.1
+    labels = numbers(2, torch.ones(10, 2))
+    labels.task = "multilabel"
+    assert isinstance(build_loss(auto, labels).loss, torch.nn.BCEWithLogitsLoss)
+    with pytest.raises(ConfigError, match=r"loss\.label_smoothing is 0\.1: the loss of a regression task is MSELoss"):
+        build_loss(option("auto", label_smoothing=0.1), numbers())
 
 
 @pytest.mark.parametrize(

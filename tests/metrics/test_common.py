@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from launcher.training.outputs import Sums
+from launcher.tasks.outputs import Sums
 
 MADE = {"ClassificationSums": (3,), "LabelSums": (3,), "RegressionSums": (3,), "LanguageSums": ()}
 GIVEN = {

@@ -11,7 +11,7 @@ from scored import scored
 
 from launcher.core.errors import ConfigError
 from launcher.metrics.named import compute_metrics, make_metrics, update_metrics
-from launcher.training.outputs import Outputs
+from launcher.tasks.outputs import Outputs
 
 pytestmark = pytest.mark.versions
 

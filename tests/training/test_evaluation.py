@@ -4,13 +4,11 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 from torch import nn
-from trainers import make_accelerator
+from trainers import make_accelerator, supervised
 
 from launcher.core.errors import ConfigError
 from launcher.data import Data, TensorSplit
-from launcher.losses.loss import build_loss
 from launcher.training.evaluation import EvaluationSettings, Evaluator, check_metrics
-from launcher.training.outputs import Outputs
 
 LOSS = {"_target_": "torch.nn.CrossEntropyLoss", "weight": [0.5, 1.0, 3.0]}
 
@@ -21,9 +19,7 @@ def made(**settings):
     split = TensorSplit(torch.randn(23, 4), torch.arange(23) % 3)
     data = Data("made", "classification", (4,), 3, split, split, split)
     ranks, accelerator = make_accelerator()
-    evaluator = Evaluator(
-        build_loss(LOSS, data), Outputs.of(data, LOSS), accelerator, ranks, EvaluationSettings(**settings)
-    )
+    evaluator = Evaluator(supervised(data, LOSS), accelerator, ranks, EvaluationSettings(**settings))
     return evaluator, split, nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
 
 
@@ -48,6 +44,6 @@ def test_it_ends_before_the_batch_at_which_it_is_interrupted():
 
 def test_a_metric_that_there_will_not_be_is_refused():
     evaluator, _, _ = made(batch_size=5)
-    check_metrics(evaluator.outputs, [], {"checkpoint.best": "eval/macro_f1", "scheduler.metric": None})
+    check_metrics(evaluator.task, [], {"checkpoint.best": "eval/macro_f1", "scheduler.metric": None})
     with pytest.raises(ConfigError, match=r"checkpoint\.best=eval/r2: the evaluation has no such metric\. It has: ev"):
-        check_metrics(evaluator.outputs, [], {"checkpoint.best": "eval/r2"})
+        check_metrics(evaluator.task, [], {"checkpoint.best": "eval/r2"})

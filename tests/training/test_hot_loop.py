@@ -13,8 +13,8 @@ from processes import start
 from trainers import make_accelerator, make_trainer
 
 WINDOW = 20  # steps between two log boundaries
-PYTHON_CALLS = 205  # a step of a dense network with SGD: 203 measured with torch 2.14.1, most of them torch's own
-PYTHON_CALLS_DDP = 290  # 286 measured
+PYTHON_CALLS = 211  # a step of a dense network with SGD: 209 measured with torch 2.14.1, most of them torch's own
+PYTHON_CALLS_DDP = 294  # 292 measured
 
 
 def _option(path):

@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 from launcher.models.cnn import CNN
 from launcher.models.mlp import MLP
 from launcher.optimizers.optimizer import build_optimizer
+from launcher.tasks.supervised import Supervised
 from launcher.training import memory
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.001}
@@ -31,7 +32,12 @@ def counted(build, size, micro_batches=1, precision="no", average=False, freeze=
     optimizer = build_optimizer(ADAMW, model, 1.0, True)
     sample = torch.zeros(IMAGE), torch.zeros(1, dtype=torch.int64)
     return memory.count_need(
-        model, Loss(), optimizer, fake, sample, memory.Workload(size, micro_batches > 1, average, precision)
+        model,
+        Supervised(Loss(), None),
+        optimizer,
+        fake,
+        sample,
+        memory.Workload(size, micro_batches > 1, average, precision),
     )
 
 

@@ -12,19 +12,22 @@ from processes import rows, train
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from trainers import supervised
 
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream, of_rank
-from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.distributed.ranks import Ranks, find_ranks
-from launcher.losses.loss import build_loss
+from launcher.losses.per_sample import PerSample
+from launcher.tasks.outputs import Outputs
+from launcher.tasks.supervised import Supervised
 from launcher.training.mixup import MixedStream, MixedTargets, Mixing, mixed
 
 CPU = torch.device("cpu")
 MIXUP, CUTMIX = Mixing(0.4, 0, 1, 0.5), Mixing(0, 1.0, 1, 0.5)
 BOTH = Mixing(0.4, 1.0, 0.8, 0.5)
+CROSS_ENTROPY = {"_target_": "torch.nn.CrossEntropyLoss"}
 OFF = {"alpha": 0, "cutmix_alpha": 0, "prob": 1, "switch_prob": 0.5}
 
 
@@ -164,7 +167,8 @@ def test_shares_and_boxes_have_their_distribution():
 def test_the_loss_is_the_cross_entropy_of_soft_targets(smoothing):
     data = data_of(TensorSplit(*pictures(8)))
     settings = {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": smoothing, "weight": None}
-    _, loss = mixed(OFF | {"alpha": 0.4}, data, build_loss(settings, data))
+    mixed(OFF | {"alpha": 0.4}, data, task := supervised(data, settings))
+    loss = task.loss
     outputs = torch.randn(8, 4, requires_grad=True)
     targets = MixedTargets(torch.arange(8) % 4, torch.arange(8) // 2, 0.3)
     values, weights = loss(outputs, targets)
@@ -181,7 +185,8 @@ def test_class_weights_are_mixed_alike():
     data = data_of(TensorSplit(*pictures(8)))
     class_weights = [1.0, 2.0, 3.0, 4.0]
     settings = {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.0, "weight": class_weights}
-    _, loss = mixed(OFF | {"cutmix_alpha": 1}, data, build_loss(settings, data))
+    mixed(OFF | {"cutmix_alpha": 1}, data, task := supervised(data, settings))
+    loss = task.loss
     outputs, targets = torch.randn(8, 4), MixedTargets(torch.arange(8) % 4, torch.arange(8) // 2, 0.3)
     values, weights = loss(outputs, targets)
     per_class = -outputs.log_softmax(1) * torch.tensor(class_weights)
@@ -191,8 +196,9 @@ def test_class_weights_are_mixed_alike():
 
 def test_off_it_is_the_stream_and_the_loss_of_any_run():
     data = data_of(TensorSplit(*pictures(8)))
-    loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
-    assert mixed(OFF, data, loss) == (Stream, loss)
+    task = supervised(data, CROSS_ENTROPY)
+    loss = task.loss
+    assert mixed(OFF, data, task) == Stream and task.loss is loss
 
 
 @pytest.mark.parametrize(
@@ -208,7 +214,8 @@ def test_refuses_what_cannot_be_mixed(changes, shape, task, whole, message):
     images, labels = pictures(8)
     part = TensorSplit(images.long() if whole else images, labels)
     with pytest.raises(ConfigError, match=message):
-        mixed(OFF | changes, data_of(part, shape, task), build("loss", {"_target_": "torch.nn.CrossEntropyLoss"}))
+        data = data_of(part, shape, task)
+        mixed(OFF | changes, data, Supervised(PerSample(torch.nn.CrossEntropyLoss()), Outputs.of(data, CROSS_ENTROPY)))
 
 
 class Described(Pictures):
@@ -228,7 +235,7 @@ def test_refuses_a_dataset_whose_inputs_are_no_tensor_of_numbers(whole, message)
     drawn = torch.random.get_rng_state()
     with pytest.raises(ConfigError, match=rf"mixup\.alpha: .*{message}"):
         data = data_of(DatasetSplit(Described(8, whole)))
-        mixed(OFF | {"alpha": 0.2}, data, build("loss", {"_target_": "torch.nn.CrossEntropyLoss"}))
+        mixed(OFF | {"alpha": 0.2}, data, supervised(data, CROSS_ENTROPY))
     assert torch.equal(drawn, torch.random.get_rng_state())
 
 

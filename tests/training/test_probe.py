@@ -13,17 +13,15 @@ from kill_loop import OWN, RUN, flat, newest, place
 from processes import rows, start, train
 from safetensors.torch import load_file
 from torch import nn
-from trainers import make_trainer
+from trainers import make_trainer, supervised
 
 from launcher.batching.plan import plan_batch
 from launcher.batching.stream import Stream
 from launcher.core.errors import ConfigError, is_out_of_memory
-from launcher.losses.loss import build_loss
 from launcher.training import probe
 from launcher.training.evaluation import EvaluationSettings, Evaluator
 from launcher.training.exact import ExactTrainer
 from launcher.training.memory import Meter
-from launcher.training.outputs import Outputs
 from launcher.training.trainer import Trainer
 
 MB = 2**20
@@ -39,15 +37,14 @@ def _data(width, samples=64):
 
 def _made(model, data, plan, optimizer=torch.optim.Adam, clip=None, ema=None, kind=Trainer, shards=None, **options):
     """A trainer on the CPU, and what a probe wants to know of a run."""
-    loss = build_loss({"_target_": "torch.nn.CrossEntropyLoss"}, data)
+    task = supervised(data, {"_target_": "torch.nn.CrossEntropyLoss"})
     made = optimizer(model.parameters(), **{"lr": 0.1, **options})
     one_cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.2, "interval": "step"}
     trainer = make_trainer(
-        model, loss, made, one_cycle, steps=20, epoch=4, kind=kind, clip_grad_norm=clip, ema_decay=ema
+        model, task, made, one_cycle, steps=20, epoch=4, kind=kind, clip_grad_norm=clip, ema_decay=ema
     )
     parts = SimpleNamespace(
         data=data, plan=plan, sampler=None, kind=Stream, shards=shards, total_steps=20,
-        outputs=Outputs.of(data, {"_target_": "torch.nn.CrossEntropyLoss"}),
     )  # fmt: skip
     return trainer, parts
 
@@ -105,7 +102,7 @@ def test_what_is_found_is_enough_for_updates_and_evaluations_and_twice_as_much_i
             for batch in Stream(parts.data.train, plan, 0, 0, trainer.device, 0).batches(0, 3):
                 trainer.step(batch)
                 how = EvaluationSettings(plan.evaluation_size(None))
-                evaluator = Evaluator(trainer.loss, parts.outputs, trainer.accelerator, trainer.ranks, how)
+                evaluator = Evaluator(trainer.task, trainer.accelerator, trainer.ranks, how)
                 evaluator.evaluate(trainer.eval_model, parts.data.validation)
         return plan
 

@@ -252,13 +252,13 @@ def _halves(directory, strategy, precision, whole):
     update = {name: before[name] - value for name, value in trainer.weights(model).items()}
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
-        outputs, _ = trainer.forward(part.inputs[:8])
+        values, *_ = trainer.forward(part.inputs[:8], part.targets[:8])
     kept = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in saved if one.numel() == 64 * 256}
     trainer.model.eval(), trainer.eval_model.eval()
     with torch.no_grad(), accelerator.autocast():
         measured = trainer.eval_model(part.inputs[:8])
     torch.save(
-        (update, travelled, sum(kept.values()), outputs.detach(), measured.detach()),
+        (update, travelled, sum(kept.values()), values.detach(), measured.detach()),
         Path(directory) / f"{strategy}.{precision}.{whole}.{ranks.rank}",
     )
 
@@ -274,11 +274,11 @@ def test_bf16_gathers_halves_keeps_none_of_them_and_rounds_as_ddp_does(tmp_path)
     exact, ddp = found["ddp", "no", False], found["ddp", "bf16", False]
     assert ddp[2] == 8 * 2 * 64 * 256, "what autocast keeps: both layers of each of four blocks"
     for whole in (False, True):
-        update, travelled, kept, outputs, measured = found["fsdp", "bf16", whole]
+        update, travelled, kept, values, measured = found["fsdp", "bf16", whole]
         assert travelled == {("all", torch.bfloat16), ("reduce", torch.float32)}
         assert kept == 0
-        assert outputs.dtype == torch.float32
-        for one, two, true in ((outputs, ddp[3], exact[3]), (measured.float(), ddp[4].float(), exact[4])):
+        assert values.dtype == torch.float32
+        for one, two, true in ((values, ddp[3], exact[3]), (measured.float(), ddp[4].float(), exact[4])):
             assert (one - true).norm() < 2 * (two - true).norm() < 0.1 * true.norm()
         one, two, true = (torch.cat([u[name].flatten() for name in exact[0]]) for u in (update, ddp[0], exact[0]))
         assert (one - true).norm() < 2 * (two - true).norm() < 0.1 * true.norm()

@@ -23,8 +23,8 @@ from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.distributed.ranks import find_ranks
 from launcher.losses.per_sample import PerSample
+from launcher.tasks.outputs import Outputs
 from launcher.training import tryout
-from launcher.training.outputs import Outputs
 
 OWN = """
 import torch
@@ -111,7 +111,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         out = self.line(x.flatten(1))
-        return {"": out, "dict": {"logits": out}, "tuple": (out, out), "one": out[:, :1], "squeezed": out.squeeze(),
+        return {"": out, "dict": {"scores": out}, "tuple": (out, out), "one": out[:, :1], "squeezed": out.squeeze(),
                 "detached": out.detach(), "turned": out.T, "more": torch.cat([out, out], 1)}[self.gives]
 
 class Loss(nn.Module):
@@ -243,7 +243,7 @@ def tried(model, loss, data, cut=None, workers=0, **settings):
             ["own.dataset", "+data.measured=other shape"],
             "a sample of its validation split is [3], and input_shape says [4]",
         ),
-        (["own.tensors", "model._target_=own.Net", "+model.gives=dict"], "model: gives a dict of logits for 3 samples"),
+        (["own.tensors", "model._target_=own.Net", "+model.gives=dict"], "model: gives a dict of scores for 3 samples"),
         (["own.tensors", "model._target_=own.Net", "+model.gives=tuple"], "model: gives a tuple for 3 samples"),
         (
             ["own.tensors", "model._target_=own.Net", "+model.gives=one"],
@@ -427,7 +427,7 @@ def built(words, times=None):
     """The parts of a run, and the seconds that each of `times` tries takes."""
     with composition.opened(parse_arguments(words), "train") as (hydra, name):
         settings = composition.compose(hydra, name, words).settings
-    real, taken = tryout.try_out, []
+    real, taken = build.try_task, []
 
     def timed(*arguments):
         for _ in range(times or 1):
@@ -436,11 +436,11 @@ def built(words, times=None):
             taken.append(time.thread_time() - begun)
         return found
 
-    tryout.try_out = timed
+    build.try_task = timed
     try:
         return build.build(settings, find_ranks({}), 1, False, lambda make: make(), tried=times != 0), taken
     finally:
-        tryout.try_out = real
+        build.try_task = real
 
 
 @pytest.fixture
@@ -561,4 +561,4 @@ def test_settings_of_every_loss_option_are_tried(book):
     for path in sorted((REPOSITORY / "conf/loss").glob("*.yaml")):
         settings = OmegaConf.load(path)
         data = "diabetes" if settings._target_.split(".")[-1] in ("MSELoss", "L1Loss", "HuberLoss") else "iris"
-        assert built([f"loss={path.stem}", f"data={data}"])[0].outputs.task
+        assert built([f"loss={path.stem}", f"data={data}"])[0].learner.task.outputs.task

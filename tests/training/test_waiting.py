@@ -14,7 +14,7 @@ from processes import REPOSITORY, start
 from test_hot_loop import _option
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from trainers import make_trainer
+from trainers import make_trainer, supervised
 
 from launcher.batching import stream
 from launcher.batching.plan import plan_batch
@@ -22,7 +22,6 @@ from launcher.data import Data, TensorSplit
 from launcher.data.augmentation import FlipAndShift, augmentation
 from launcher.data.images import Standardise, StandardiseChannels
 from launcher.distributed.ranks import find_ranks
-from launcher.losses.loss import build_loss
 from launcher.metrics.classification import ClassificationSums
 from launcher.metrics.language import LanguageSums
 from launcher.metrics.multilabel import LabelSums
@@ -101,7 +100,8 @@ def _trainer(loss, optimizer, mixup, device):
         change.draws,
     )  # fmt: skip
     data = Data("made", "regression" if regression else "classification", (3, 8, 8), 4, part, part, part)
-    kind, losses = mixed(mixup, data, build_loss(loss, data))
+    losses = supervised(data, loss)
+    kind = mixed(mixup, data, losses)
     part.inputs, part.targets = part.inputs.to(device), part.targets.to(device)
     layers = nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 16), nn.ReLU(), nn.Linear(16, 4)
     model = nn.Sequential(*layers).to(device)
@@ -119,7 +119,7 @@ def _trainer(loss, optimizer, mixup, device):
 
 def _steps(device, watching):
     """Updates with each loss and optimizer, augmented, mixed or not, in micro-batches, clipped, with an average."""
-    losses = [_option(f"loss/{path.name}") for path in sorted((REPOSITORY / "conf/loss").glob("*.yaml"))]
+    losses = [_option(f"loss/{path.name}") for path in sorted((REPOSITORY / "conf/loss").glob("[!a]*.yaml"))]
     if device == META:
         losses = [loss for loss in losses if loss["_target_"] != "torch.nn.MultiMarginLoss"]  # it has no backward there
     weighted = [

@@ -20,8 +20,10 @@ from wandb_server import clean_environment, history, inspect, segments
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
+from launcher.losses.per_sample import PerSample
 from launcher.run import gallery, histograms
-from launcher.training.outputs import Outputs
+from launcher.tasks.outputs import Outputs
+from launcher.tasks.supervised import Supervised
 
 CODE = FAULTY + '\nCOLOUR = "teal"\n'
 RATE = 0.05
@@ -202,7 +204,7 @@ def test_colours_from_a_dataset_names_of_classes_and_numbers_in_their_own_unit()
         net,
         part,
         data.input_shape,
-        Outputs.of(data, {"_target_": "torch.nn.BCEWithLogitsLoss"}),
+        Supervised(PerSample(nn.MSELoss()), Outputs.of(data, {"_target_": "torch.nn.BCEWithLogitsLoss"})),
         4,
         3,
         accelerator,
@@ -219,7 +221,15 @@ def test_colours_from_a_dataset_names_of_classes_and_numbers_in_their_own_unit()
     part = TensorSplit(torch.arange(6.0).view(3, 2), torch.tensor([[0.0], [1.0], [-1.0]]))
     data = Data("numbers", "regression", (2,), 1, part, part, part,
                 target_mean=torch.tensor([10.0]).double(), target_std=torch.tensor([4.0]).double())  # fmt: skip
-    table = gallery.columns(nn.Linear(2, 1), part, data.input_shape, Outputs.of(data, {}), 9, 2, accelerator)
+    table = gallery.columns(
+        nn.Linear(2, 1),
+        part,
+        data.input_shape,
+        Supervised(PerSample(nn.MSELoss()), Outputs.of(data, {})),
+        9,
+        2,
+        accelerator,
+    )
     assert list(table) == ["sample", "predicted", "target"] and table["target"].tolist() == [10, 14, 6]
 
 
@@ -256,4 +266,5 @@ def test_off_none_of_it_is_there(tmp_path):
 def test_a_language_has_no_such_table():
     part = TensorSplit(torch.zeros(3, 4).long(), torch.zeros(3, 4).long())
     with pytest.raises(ConfigError, match=r"wandb\.tables: .*language.*Set it to 0"):
-        gallery.check(Data("text", "language", (4,), 5, part, part, part))
+        data = Data("text", "language", (4,), 5, part, part, part)
+        gallery.check(data, Supervised(PerSample(nn.MSELoss()), Outputs.of(data, {})))

@@ -15,11 +15,13 @@ from launcher.metrics.classification import ClassificationSums
 from launcher.metrics.language import LanguageSums
 from launcher.metrics.multilabel import LabelSums
 from launcher.metrics.regression import RegressionSums
+from launcher.metrics.segmentation import SegmentationSums
+from launcher.tasks.task import Sums
 
 if TYPE_CHECKING:
     from launcher.data.source import Data
 
-Sums = ClassificationSums | LabelSums | RegressionSums | LanguageSums
+TASKS = ("classification", "multilabel", "regression", "language", "segmentation")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Outputs:
     std: Tensor | None = None  # [d] float64
     near: Tensor | None = None  # [d] float64, near the targets of a regression
 
+    @property
+    def dense(self) -> bool:
+        """Whether a sample has many outputs, for its tokens or pixels."""
+        return self.task in ("language", "segmentation")
+
     @classmethod
     def of(cls, data: "Data", loss: Mapping[str, Any]) -> "Outputs":
         """What a model gives that is trained on some data by a loss, as far as they and its settings tell."""
@@ -47,7 +54,14 @@ class Outputs:
         if near is not None and len(near):
             near = near.double().reshape(len(near), -1).mean(0)
         return cls(
-            data.task, data.num_outputs, gives(loss), False, data.class_names, data.target_mean, data.target_std, near
+            data.task,
+            data.num_outputs,
+            gives(loss, data.task),
+            False,
+            data.class_names,
+            data.target_mean,
+            data.target_std,
+            near,
         )
 
     def fitted(self, outputs: Any, samples: int) -> "Outputs":
@@ -61,6 +75,7 @@ class Outputs:
             "multilabel": f"[{samples}, {self.count}], a logit for each label",
             "regression": f"[{samples}, {self.count}], the numbers to predict",
             "language": f"[{samples}, tokens, {self.count}], a score for each token of the vocabulary",
+            "segmentation": f"[{samples}, {self.count}, height, width], a score for each class at each pixel",
         }[self.task]
         binary = self.task == "classification" and self.count == 2
         if binary:
@@ -73,6 +88,7 @@ class Outputs:
         alone = binary and shape in ([samples], [samples, 1])
         right = {
             "language": len(shape) == 3 and shape[0] == samples and shape[2] == self.count,
+            "segmentation": len(shape) == 4 and shape[:2] == [samples, self.count],
             "regression": shape == [samples, self.count] or (self.count == 1 and shape == [samples]),
         }.get(self.task, shape == [samples, self.count])
         if not right and not alone:
@@ -100,6 +116,8 @@ class Outputs:
         """What counts the metrics of the task."""
         if self.task == "language":
             return LanguageSums(device)
+        if self.task == "segmentation":
+            return SegmentationSums(self.count, device, self.names)
         if self.task == "multilabel":
             return LabelSums(self.count, device)
         if self.task == "classification":

@@ -21,7 +21,7 @@ from launcher.metrics.classification import ClassificationSums
 from launcher.metrics.multilabel import LabelSums
 from launcher.metrics.named import make_metrics, update_metrics
 from launcher.metrics.regression import RegressionSums
-from launcher.training.outputs import Outputs
+from launcher.tasks.outputs import Outputs
 
 BCE = {"_target_": "torch.nn.BCEWithLogitsLoss", "pos_weight": None}
 
@@ -216,7 +216,7 @@ def test_numbers_of_0_and_1_with_a_sigmoid_each_are_labels():
     torch.testing.assert_close(values.mean(), F.binary_cross_entropy_with_logits(outputs, targets))
     assert fit_task(source("regression", targets, 5), {"_target_": "torch.nn.MSELoss"}).task == "regression"
     shares = fit_task(source("regression", targets * 0.5, 5), BCE)
-    assert shares.task == "regression" and gives(BCE) == "logits"
+    assert shares.task == "regression" and gives(BCE, "regression") == "logits"
     meaning = Outputs.of(shares, BCE).fitted(outputs, 400)
     sums = meaning.sums("cpu")
     sums.update(meaning.scores(outputs), shares.train.targets)
