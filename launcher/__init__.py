@@ -3,6 +3,10 @@
 import os
 import sys
 
+TYPE_CHECKING = False  # typing is not imported before the path is in order: the working directory may have one
+if TYPE_CHECKING:
+    from launcher.run.trained import TrainedModel
+
 __version__ = "0.1.0"
 
 PACKAGE = os.path.dirname(os.path.realpath(__file__))
@@ -36,6 +40,22 @@ def order_path(added: int) -> None:
     # nobody could tell that it had not failed: srun ends the others with SIGTERM then, and reports that.
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR1, lambda number, frame: asked_early.append(number))
+
+
+def load(run_dir: "str | os.PathLike[str]", checkpoint: str | int = "auto", device: str = "cpu") -> "TrainedModel":
+    """The model of a run, a torch.nn.Module in evaluation mode, with the preparation of its samples.
+
+    Args:
+        run_dir: Run directory. What it names of other people's code is trusted as far as by the commands.
+        checkpoint: `auto`: the best where one is kept, else the last; `best`, `last`, or a step.
+        device: Where the model is put, as torch names it.
+
+    Raises:
+        ConfigError: No run or no such checkpoint is there, or it names what no run is made of.
+    """
+    from launcher.run import trained  # with torch, which the commands load after their checks
+
+    return trained.load(run_dir, checkpoint, device)
 
 
 _started = getattr(sys.modules["__main__"], "__file__", None)

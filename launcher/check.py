@@ -266,7 +266,7 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
         return {
             "steps_per_second": 1 / seconds, "around": max(0.0, first["time"] - begun - WINDOW * seconds) + ending,
             "evaluation": sum(row["evaluating"] for row in steady) / len(steady) / samples,
-            "checkpoint_bytes": sum(file.stat().st_size for file in run.glob("checkpoints/*/*")),
+            "checkpoint_bytes": sum(file.stat().st_size for file in run.glob("checkpoints/step_*/*")),
             "step": found["step"], "peak_memory_mb": found["peak_memory_mb"],
         }  # fmt: skip
 

@@ -283,7 +283,7 @@ def left_behind(place: Path) -> dict[str, Any]:
         path = record.parent
         summary = json.loads((path / "summary.json").read_text())
         weights: dict[str, dict[str, str]] = {}
-        for file in sorted(path.glob("checkpoints/*/*.safetensors")):  # one, or its shards
+        for file in sorted(path.glob("checkpoints/step_*/*.safetensors")):  # one, or its shards
             weights.setdefault(file.parent.name, {}).update(tensors(file))
         files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
         files = [file for file in files if not file.startswith("changes-")]  # what git has not committed of the tree

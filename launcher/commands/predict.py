@@ -32,11 +32,9 @@ def command(settings: dict[str, Any]) -> int:
     subject = open_subject(path, run, settings)
     model = subject.load_model()
 
-    import torch
-
     from launcher.batching.stream import in_order
     from launcher.models.mirrored import Mirrored
-    from launcher.tasks.supervised import tensor_of
+    from launcher.run.trained import outputs_in_batches
 
     meaning = subject.read_outputs(model)
     if meaning is None or meaning.dense:
@@ -49,17 +47,14 @@ def command(settings: dict[str, Any]) -> int:
     model.to(accelerator.device).eval()
     batches = in_order(subject.split, 0, 1, settings["batch_size"], accelerator.device, settings["num_workers"])
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
         stack.enter_context(explained_kernels("use device=cpu"))
         try:
             file = stack.enter_context(replacing(output, newline=""))
         except OSError as error:
             raise ConfigError(f"output={output}: cannot be written: {error.strerror}. Name another file.") from error
         writer, names, head = csv.writer(file), iter(subject.names), False
-        for inputs, targets in batches:
-            with accelerator.autocast():
-                scores = meaning.scores(tensor_of(model(inputs)).float().cpu())
-            truth = targets.cpu() if subject.labelled else None
+        for outputs, targets in outputs_in_batches(model, batches, accelerator.autocast):
+            scores, truth = meaning.scores(outputs), targets if subject.labelled else None
             if not head:
                 writer.writerow(["sample", *meaning.columns(scores, truth, True)])
                 head = True

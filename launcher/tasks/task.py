@@ -1,7 +1,7 @@
 """What every task has: losses for each sample of a batch, by which a model is trained and measured."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class Task(nn.Module):
 
     terms: tuple[str, ...] = ()
     may_be_cut: bool = False
-    model_facts: ClassVar[Mapping[str, Any]] = {}
+    model_facts: Mapping[str, Any] = {}  # noqa: RUF012
 
     def losses(self, model: Any, inputs: Any, targets: Any) -> Losses:
         """The losses of the samples of a batch.

@@ -2,9 +2,11 @@
 
 A checkpoint is a directory `step_00000042` with `model.safetensors` (alone enough for inference), `state.pt`
 (optimizer, schedule and the rest, loaded with weights_only=True) and `manifest.json`, which holds the checksum of
-every file and is written last. It is made under another name, flushed to the disk, and renamed.
+every file and is written last. It is made under another name, flushed to the disk, and renamed. Beside them `best` is a
+relative symlink to the best of them.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -26,6 +28,7 @@ log = logging.getLogger("launcher")
 
 NAME = re.compile(r"step_(\d{8,})")
 MANIFEST = "manifest.json"
+BEST = "best"  # beside the checkpoints: a symlink, which `checkpoints` does not list
 
 
 class DamagedCheckpoint(ValueError):
@@ -152,7 +155,39 @@ def newest_good(directory: Path, set_aside: bool = False) -> Path | None:
 def resolve_resume_checkpoint(directory: Path) -> Path | None:
     """The checkpoint to go on from, for who writes new ones: `newest_good`, with the directory put in order."""
     restore_replaced(directory)
-    return newest_good(directory, set_aside=True)
+    found = newest_good(directory, set_aside=True)
+    link_best(directory, found, None if found is None else best_step(found))
+    return found
+
+
+def link_best(directory: Path, newest: Path | None, step: int | None) -> None:
+    """Have the symlink `best` name the checkpoint that `best_of` takes, in one go; none where none was measured.
+
+    For who writes checkpoints: after a new one is complete, and before old ones are pruned, so that the checkpoint of
+    the link is always there. A file system without symlinks costs the link alone, and is named in a warning.
+
+    Args:
+        directory: Of the checkpoints.
+        newest: The newest good one; None where there is none.
+        step: Of the best, by the state of the newest; None where none was measured as such.
+    """
+    link, fresh = directory / BEST, directory / f".{BEST}.new"
+    try:
+        if newest is None or step is None:
+            link.unlink(missing_ok=True)
+            return
+        best = newest.with_name(f"step_{step:08d}")
+        target = best.name if best.exists() else newest.name
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == target:
+                return
+        fresh.unlink(missing_ok=True)  # of a process that was killed in here
+        if not link.is_symlink() and (link / MANIFEST).exists():  # a run that was copied with what its links named
+            shutil.rmtree(link)
+        fresh.symlink_to(target)
+        os.replace(fresh, link)
+    except OSError as error:
+        log.warning("%s does not name the best checkpoint: %s", link, error.strerror)
 
 
 def best_of(newest: Path) -> Path | None:

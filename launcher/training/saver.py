@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from launcher.core.compat import tree_map_only
-from launcher.training.checkpoint import prune, write_checkpoint
+from launcher.training.checkpoint import link_best, prune, write_checkpoint
 
 log = logging.getLogger("launcher")
 
@@ -124,7 +124,9 @@ class Saver:
         begun = time.perf_counter()
         try:
             arrived()
-            write_checkpoint(self.directory, step, *copied)
+            model, state = copied
+            written = write_checkpoint(self.directory, step, model, state)
+            link_best(self.directory, written, state["progress"]["best_step"])
             prune(self.directory, self.keep, best)
             self.failures = 0
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them

@@ -122,6 +122,7 @@ def test_every_command_takes_the_best_unless_told_otherwise(runs, tmp_path):
         assert f"{name} ({which}) of the run" in card and "test part, these weights" in card
         assert json.loads((here / f"out{len(words)}{name}/metadata.json").read_text())["which"] == which
         shutil.rmtree(here / f"out{len(words)}{name}")
+    assert (runs("plain") / "run/checkpoints/best").readlink().name == best
     named = command("evaluate", ["run", f"checkpoint={found['best_step']}"], here).ok().out()
     assert f"{best} (best)" in named
 
@@ -136,6 +137,7 @@ def test_where_no_best_is_kept_all_take_the_last(tmp_path):
     for program, words in (("evaluate", []), ("predict", ["part=test"]), ("export", [])):
         command(program, ["run", *words], directory).ok()
     assert "(last)" in command("evaluate", ["run"], directory).ok().out()
+    assert not (directory / "run/checkpoints/best").is_symlink()
     refused = command("evaluate", ["run", "checkpoint=best"], directory).wait()
     assert refused.status == [2] and "checkpoint=last" in refused.err()
     assert f"final (step {found['step']})  best\n" in (directory / "io-train/out.0").read_text()

@@ -14,7 +14,7 @@ from launcher.training.checkpoint import DamagedCheckpoint, newest_good, read_ch
 pytestmark = pytest.mark.versions
 
 MODEL = {"weight": torch.arange(12.0).view(3, 4), "tied": torch.ones(5)}
-STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "progress": {"step": 3}}
+STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "progress": {"step": 3, "best_step": None}}
 
 
 def write(directory, step, scale=1.0):
@@ -23,7 +23,7 @@ def write(directory, step, scale=1.0):
 
 def test_what_is_written_is_read(tmp_path):
     model, state = read_checkpoint(write(tmp_path, 3))
-    assert all(torch.equal(model[name], MODEL[name]) for name in MODEL) and state["progress"] == {"step": 3}
+    assert all(torch.equal(model[name], MODEL[name]) for name in MODEL) and state["progress"] == STATE["progress"]
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
 
 
@@ -136,3 +136,50 @@ def test_damaged_checkpoints_do_not_take_the_place_of_new_ones(tmp_path):
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [4, 5]
     assert (tmp_path / ".damaged-step_00000009").is_dir() and (tmp_path / ".damaged-step_00000008").is_dir()
     assert checkpoint.resolve_resume_checkpoint(tmp_path).name == "step_00000005"
+
+
+def scored(directory, step, best):
+    """A checkpoint whose run had its best evaluation at a step."""
+    return write_checkpoint(directory, step, MODEL, {"progress": {"step": step, "best_step": best}})
+
+
+def test_the_link_names_the_best_and_is_listed_nowhere(tmp_path):
+    link = tmp_path / "best"
+    checkpoint.link_best(tmp_path, scored(tmp_path, 1, None), None)
+    assert not link.is_symlink(), "none was measured"
+    for step, best, named in ((2, 2, 2), (3, 2, 2), (4, 4, 4), (5, 77, 5)):  # that of step 77 was not saved
+        newest = scored(tmp_path, step, best)
+        checkpoint.link_best(tmp_path, newest, best)
+        assert os.readlink(link) == f"step_{named:08d}", "relative, so that a run may be moved"
+        assert link.resolve() == checkpoint.best_of(newest).resolve()
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [1, 2, 3, 4, 5]
+    assert newest_good(tmp_path).name == "step_00000005"
+    checkpoint.link_best(tmp_path, newest, None)
+    assert not link.is_symlink()
+
+
+def test_the_link_follows_a_run_that_goes_back(tmp_path):
+    """The newest and best is damaged, and set aside: the best is what the one before it says."""
+    scored(tmp_path, 1, 1), scored(tmp_path, 2, 1)
+    checkpoint.link_best(tmp_path, scored(tmp_path, 3, 3), 3)
+    (tmp_path / "step_00000003/state.pt").write_bytes(b"")
+    assert checkpoint.resolve_resume_checkpoint(tmp_path).name == "step_00000002"
+    assert os.readlink(tmp_path / "best") == "step_00000001"
+    for path in (*checkpoint.checkpoints(tmp_path), tmp_path / ".damaged-step_00000003"):
+        shutil.rmtree(path)
+    assert checkpoint.resolve_resume_checkpoint(tmp_path) is None and not (tmp_path / "best").is_symlink()
+
+
+def test_a_copy_in_the_place_of_the_link_becomes_a_link_again(tmp_path):
+    checkpoint.link_best(tmp_path / "run", scored(tmp_path / "run", 1, 1), 1)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # follows links
+    assert not (tmp_path / "copy/best").is_symlink()
+    (tmp_path / "copy/.best.new").symlink_to("step_00000009")  # of a process that was killed
+    checkpoint.resolve_resume_checkpoint(tmp_path / "copy")
+    assert os.readlink(tmp_path / "copy/best") == "step_00000001" and not (tmp_path / "copy/.best.new").is_symlink()
+    other = tmp_path / "other"
+    (other / "best").mkdir(parents=True)
+    (other / "best/mine").touch()
+    scored(other, 1, 1)
+    assert checkpoint.resolve_resume_checkpoint(other).name == "step_00000001", "a person's own is left alone"
+    assert (other / "best/mine").exists()

@@ -100,9 +100,8 @@ def test_copies_take_the_same_memory_and_are_read_once_there(tmp_path, monkeypat
     for step in range(3):
         live["count"] += 1
         expected = {name: value.detach().clone() for name, value in live.items()}
-        saver.save(
-            step, live, {"losses": torch.randn(10 + step), "deep": [live["tied"], {"x": live["image"]}], "n": step}, ()
-        )
+        rest = {"losses": torch.randn(10 + step), "deep": [live["tied"], {"x": live["image"]}], "n": step}
+        saver.save(step, live, STATE | rest, ())
         with torch.no_grad():
             for name, value in live.items():
                 if value.is_floating_point() and name != "own":
@@ -122,7 +121,7 @@ def test_copies_take_the_same_memory_and_are_read_once_there(tmp_path, monkeypat
     assert places[0] == places[1] == places[2]
     assert said == ["mark", "arrived", "write"] * 3
     kept = sum(len(buffers) for buffers in saver.staging._kept.values())
-    assert kept == 10 + 3, "those of the model but its own copy, of the state, and none of a length that has gone"
+    assert kept == 10 + 4, "those of the model but its own copy, of the state, and none of a length that has gone"
 
 
 @pytest.mark.gpu
@@ -141,3 +140,25 @@ def test_on_a_gpu_a_save_waits_for_no_copy(tmp_path):
     for step in range(3):
         model, _ = read_checkpoint(tmp_path / f"step_{step:08d}")
         assert (model["w"] == step).all()
+
+
+def test_the_best_is_linked_before_the_old_one_is_pruned(tmp_path, monkeypatch):
+    """Whenever a save is killed, the link leads to a checkpoint: it does at each call that changes the directory."""
+    saver, seen = Saver(tmp_path, keep=1, max_failures=0), []
+
+    def watched(real):
+        def call(*arguments, **named):
+            result = real(*arguments, **named)
+            seen.append((tmp_path / "best").is_symlink() and (tmp_path / "best").exists())
+            return result
+
+        return call
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    for step, best in ((1, 1), (2, 1), (3, 3), (4, 3), (5, 5)):
+        saver.save(step, {"w": torch.ones(3)}, STATE | {"progress": {"best_step": best}}, (best,))
+        saver.wait()
+        assert os.readlink(tmp_path / "best") == f"step_{best:08d}"
+    assert seen[0] is False and all(seen[1:]) and len(seen) == 12, "five saves, three links, four prunings"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step_00000005"]

@@ -288,7 +288,7 @@ def test_checkpoints_become_artifacts_by_wandbs_own_reader(which, tmp_path):
     whole_run([*words, "hydra.run.dir=run"], tmp_path, environment=home).ok()
     (segment,) = segments(tmp_path / "run")
     found = {r["artifact"]["metadata"]: r["artifact"] for r in inspect(segment) if r["type"] == "artifact"}
-    kept = sorted((tmp_path / "run/checkpoints").iterdir())
+    kept = sorted((tmp_path / "run/checkpoints").glob("step_*"))
     best = torch.load(kept[-1] / "state.pt", weights_only=True)["progress"]["best_step"]
     expected = {path.name: {path.name} for path in kept}
     expected[f"step_{best:08d}"].add("best")
