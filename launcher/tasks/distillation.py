@@ -68,8 +68,8 @@ class Distillation(Supervised):
             wanted = tensor_of(self.teacher(inputs))
         if wanted.shape != outputs.shape:
             raise ConfigError(
-                f"task.teacher: gives {list(wanted.shape)}, and the model {list(outputs.shape)}: they must have learned "
-                "the same classes."
+                f"task.teacher: gives {list(wanted.shape)}, and the model {list(outputs.shape)}: they must have "
+                "learned the same classes."
             )
         with torch.autocast(outputs.device.type, enabled=False):
             outputs, wanted = outputs.float(), wanted.float()

@@ -47,8 +47,8 @@ class MaskedReconstruction(Task):
         found = tensor_of(model(wanted.masked_fill(hidden, 0).view_as(inputs))).flatten(1)
         if found.shape != wanted.shape:
             raise ConfigError(
-                f"task=masked: the model gives {list(found.shape)} for inputs {list(inputs.shape)}; it must give a number "
-                "for each of theirs. Use a model that takes num_outputs from the run, such as model=mlp."
+                f"task=masked: the model gives {list(found.shape)} for inputs {list(inputs.shape)}; it must give a "
+                "number for each of theirs. Use a model that takes num_outputs from the run, such as model=mlp."
             )
         error = (found.float() - wanted.float()).square() * hidden
         return Losses(error.sum(1) / hidden.sum(1).clamp(min=1))

@@ -60,7 +60,7 @@ class Task(nn.Module):
 
     terms: tuple[str, ...] = ()
     may_be_cut: bool = False
-    model_facts: Mapping[str, Any] = {}  # noqa: RUF012
+    model_facts: Mapping[str, Any] = {}
 
     def losses(self, model: Any, inputs: Any, targets: Any) -> Losses:
         """The losses of the samples of a batch.
