@@ -89,7 +89,9 @@ def build(
     suit(model, *data.splits().values())
     kind = mixup.mixed(settings.mixup, data, task)
     lr_scale = scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
-    optimizer = build_optimizer(settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay)
+    optimizer = build_optimizer(
+        settings.optimizer, model, lr_scale, settings.decay_bias_and_norm, settings.layer_decay, settings.param_groups
+    )
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
     schedule = build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
     recompute(model, settings.activation_checkpointing or [])

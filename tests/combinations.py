@@ -143,6 +143,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "ema": {"none": NOTHING, "ema": ("ema_decay=0.8",)},
     "layer_decay": {"none": NOTHING, "decay": ("layer_decay=0.7",)},
+    "param_groups": {"none": NOTHING, "bias": ("param_groups=[{match: ['*bias'], lr: 0.004, weight_decay: 0.0}]",)},
     "freeze": {"none": NOTHING, "bias": ("freeze=['*bias']",), "most": ("freeze=['*.0.*']",)},
     "recompute": {"none": NOTHING, "all": ("activation_checkpointing=['*']",)},
     "strategy": {
@@ -237,6 +238,7 @@ REFUSED: list[Refused] = [
     ("model", ("cnn", "mlp", "linear", "resnet", "batchnorm", "transformer"), "dropout", ("drop_rate",), "drop_rate"),
     ("model", ("linear", "resnet", "batchnorm"), "optimizer", ("muon",), "no hidden 2-d weight"),
     ("model", ("linear", "mlp"), "freeze", ("most",), "matches no parameter"),
+    ("freeze", ("bias",), "param_groups", ("bias",), "matches frozen parameters alone"),
     ("size", ("all",), "warmup", ("steps",), "the whole run has 3"),
     ("model", ("batchnorm",), "exact", ("exact",), "BatchNorm"),
     ("model", ("batchnorm",), "recompute", ("all",), "running statistics"),

@@ -103,6 +103,8 @@ RUNS = [
     one("vit layer_decay lion", 2, "model=timm model.name=test_vit +model.options={img_size:8,patch_size:4,depth:2} "
         f"model.drop_rate=0.2 layer_decay=0.7 optimizer=lion decay_bias_and_norm=false channels_last=true {SOME}",
         "timm"),
+    one("muon param_groups", 2, "model.hidden=[24,24] optimizer=muon layer_decay=0.7 "
+        f"param_groups=[{{match:'*.1.*',lr:0.01}},{{match:'*bias',weight_decay:0.1}}] {SOME}"),
     one("resnet cutmix one_cycle", 3, "model=resnet model.depth=8 model.width=8 channels_last=true "
         "mixup.cutmix_alpha=1.0 freeze=['*bias'] scheduler=one_cycle scheduler.cycle_momentum=true "
         "log_grad_norm=true max_steps=5 eval_every=3"),

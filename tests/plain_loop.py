@@ -25,6 +25,7 @@ SAYS = {
     "data": ("images", "vectors", "batched", "numbers", "tokens"),
     "model": ("cnn", "mlp", "linear", "resnet", "batchnorm", "transformer"),
     "layer_decay": ("none",),
+    "param_groups": ("none",),
     "sampling": ("shuffle",),
     "limit": ("none",),
     "strategy": ("ddp", "static", "unused", "fsdp", "fsdp, whole", "fsdp, kept"),

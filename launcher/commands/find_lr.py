@@ -88,8 +88,10 @@ def _swept(settings: dict[str, Any], low: float, factor: float, steps: int) -> d
     optimizer = dict(settings["optimizer"])
     if optimizer.get("adamw_lr"):  # Muon's second rate keeps its ratio to the first
         optimizer["adamw_lr"] *= low / optimizer["lr"]
+    # As the rates of groups of their own do.
+    own = [g if g.get("lr") is None else g | {"lr": g["lr"] * low / optimizer["lr"]} for g in settings["param_groups"]]
     return settings | {
-        "optimizer": optimizer | {"lr": low},
+        "optimizer": optimizer | {"lr": low}, "param_groups": own,
         "scheduler": {
             "_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": factor, "interval": "step", "warmup": 0
         },

@@ -20,6 +20,7 @@ from launcher.config.setting import (
     NotNegative,
     Off,
     ParameterPatterns,
+    ParamGroups,
     Positive,
     ProjectName,
     RunId,
@@ -283,6 +284,9 @@ class Train(Section):
     freeze: ParameterPatterns = setting("Patterns of the parameters that stay as they are.", [])
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = setting(
         "Layer-wise learning-rate decay: each layer learns at this times the rate of the next deeper one.", None
+    )
+    param_groups: ParamGroups = setting(
+        "Parameters with a learning rate or weight decay of their own, by patterns of names; the last match counts.", []
     )
 
     seed: CountOrZero = setting("Names the order of samples, the augmentation, the initial weights and dropout.")

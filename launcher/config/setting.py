@@ -14,6 +14,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticUndefined
@@ -73,6 +74,28 @@ Tags = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=64)]], Words("a list of texts of at most 64 characters")
 ]
 ParameterPatterns = Annotated[list[Text], Words("a list of patterns of parameter names, such as [layers.0.*]")]
+
+
+class ParamGroup(BaseModel):
+    """Parameters with a learning rate or weight decay of their own."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    match: Text | Annotated[list[Text], Field(min_length=1)]
+    lr: NotNegative | None = None
+    weight_decay: NotNegative | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ParamGroup":
+        if self.lr is None and self.weight_decay is None:
+            raise ValueError("neither lr nor weight_decay")
+        return self
+
+
+ParamGroups = Annotated[
+    list[ParamGroup],
+    Words('a list of groups, each with match and lr or weight_decay: [{match: "head.*", lr: 0.01, weight_decay: 0.0}]'),
+]
 
 
 def setting(about: str, absent: Any = PydanticUndefined, *, may_differ: bool = False, only: str | None = None) -> Any:

@@ -11,6 +11,7 @@ from launcher.config.components import UNSTATED, accepted_names, build, default_
 from launcher.core.errors import ConfigError
 from launcher.optimizers.lean_step import spare_the_compiler
 from launcher.optimizers.muon import Muon
+from launcher.optimizers.own_groups import split_off
 
 
 def build_optimizer(
@@ -19,6 +20,7 @@ def build_optimizer(
     lr_scale: float,
     decay_bias_and_norm: bool,
     layer_decay: float | None = None,
+    own: Sequence[Mapping[str, Any]] = (),
 ) -> Optimizer:
     """Build the optimizer that conf/optimizer describes.
 
@@ -31,6 +33,8 @@ def build_optimizer(
         layer_decay: The learning rate of each layer over that of the next deeper one, in (0, 1], the last layer's
             being the whole (Clark et al. 2020, ELECTRA, https://arxiv.org/abs/2003.10555, section 3.1); see
             `layers_of`. None: one for all.
+        own: Groups with a learning rate and weight decay of their own; see `split_off`. Their rates are multiplied by
+            lr_scale and by layer_decay's share as every other.
 
     Raises:
         ConfigError: An argument is wrong, or nothing is to be trained.
@@ -50,6 +54,7 @@ def build_optimizer(
         groups = _groups_by_layer(model, layer_decay, apart)
     elif apart:
         groups = _groups_by_decay(params)
+    groups = split_off(groups, model, own, kind)
     try:
         optimizer = build("optimizer", fixed, groups, model=model)
     except RuntimeError as error:  # torch refuses fused on a device or beside another option

@@ -32,6 +32,16 @@ WRONG = {
     "two ways to clip": (["clip_grad_norm=1", "clip_grad_value=1"], ["clip_grad_norm=1", "clip_grad_value=1", "null"]),
     "no weights to begin with": (["init_from=nowhere"], ["init_from=nowhere", "safetensors"]),
     "nothing to freeze": (["freeze=[head.*]"], ["freeze", "head.*", "layers.1.weight"]),
+    "a group of nothing": (
+        ["param_groups=[{match: layers.3.weigth, lr: 0.1}]"],
+        ["param_groups", "weigth", "layers.3.weight"],
+    ),
+    "a group that says nothing": (["param_groups=[{match: '*'}]"], ["param_groups", "lr or weight_decay"]),
+    "a group of frozen parameters": (
+        ["freeze=['*bias']", "param_groups=[{match: '*bias', lr: 0.1}]"],
+        ["param_groups", "frozen parameters alone"],
+    ),
+    "a group with another key": (["param_groups=[{match: '*', lr_mult: 0.1}]"], ["param_groups", "lr or weight_decay"]),
     "nothing left to train": (["freeze=['*']"], ["nothing to train"]),
     "a rate that grows towards the input": (["layer_decay=1.5"], ["layer_decay=1.5", "at most 1"]),
     "classes where there are none": (

@@ -194,3 +194,78 @@ def test_a_group_matcher_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm.models", None)
     with pytest.raises(ConfigError, match=r"layer_decay.*pip install timm"):
         build_optimizer(chosen("optimizer/sgd"), model, 1.0, True, 0.5)
+
+
+OWN = [{"match": "head.*", "lr": 0.05, "weight_decay": 0.0}, {"match": ["*bias", "position"], "weight_decay": 0.3}]
+
+
+@pytest.mark.parametrize("decay_bias_and_norm", [True, False])
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_groups_of_ones_own_train_as_plain_groups(decay_bias_and_norm, layer_decay):
+    """The bias of the head is in two: the last counts, with the rate of the others."""
+    torch.manual_seed(0)
+    ours = Transformer()
+    theirs = copy.deepcopy(ours)
+    ours.embed.requires_grad_(False), theirs.embed.requires_grad_(False)
+    optimizer = build_optimizer(
+        chosen("optimizer/sgd", lr=0.01, weight_decay=0.1), ours, 2.0, decay_bias_and_norm, layer_decay, OWN
+    )
+    layers = layers_of(theirs)
+
+    def rate_and_decay(name, p):
+        share = 1.0 if layer_decay is None else layer_decay ** (4 - layers[name])
+        if name == "head.weight":
+            return 2 * 0.05 * share, 0.0
+        if name.endswith("bias") or name == "position":
+            return 2 * 0.01 * share, 0.3
+        return 2 * 0.01 * share, 0.1 if decay_bias_and_norm or p.dim() > 1 else 0.0
+
+    trained = [(name, p, *rate_and_decay(name, p)) for name, p in theirs.named_parameters() if p.requires_grad]
+    plain = torch.optim.SGD(
+        [{"params": [p], "lr": lr, "weight_decay": decay} for _, p, lr, decay in trained], momentum=0.9
+    )
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    for name, _, lr, decay in trained:
+        assert found[id(ours.get_parameter(name))] == (pytest.approx(lr, rel=1e-12), decay), name
+    assert len(found) == len(trained)
+    for step in range(5):
+        generator = torch.Generator().manual_seed(step)
+        tokens, targets = torch.randint(11, (8, 5), generator=generator), torch.randint(3, (8,), generator=generator)
+        for one, its in ((ours, optimizer), (theirs, plain)):
+            its.zero_grad()
+            nn.functional.cross_entropy(one(tokens), targets).backward()
+            its.step()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("name", ["cosine", "step", "linear", "one_cycle", "constant"])
+def test_schedules_scale_groups_of_ones_own_alike(name):
+    model = Transformer()
+    optimizer = build_optimizer(
+        chosen("optimizer/sgd", lr=0.01), model, 1.0, True, None, [{"match": "head*", "lr": 0.05}]
+    )
+    schedule = build_schedule(chosen(f"scheduler/{name}", interval="step", warmup=3), optimizer, 20, 5)
+    for _ in range(20):
+        first, head = (group["lr"] for group in optimizer.param_groups)
+        assert head == pytest.approx(5 * first, rel=1e-6, abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9")
+def test_both_kinds_of_muon_take_a_group_of_ones_own():
+    model = Transformer()
+    own = [{"match": "blocks.0.*", "lr": 0.5}]
+    optimizer = build_optimizer(chosen("optimizer/muon", lr=0.02, adamw_lr=0.003), model, 1.0, True, None, own)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        hidden = p.dim() == 2 and name not in ("embed.weight", "head.weight")
+        assert rates[id(p)] == (0.5 if name.startswith("blocks.0.") else 0.02 if hidden else 0.003), name
+
+
+def test_an_optimizer_without_the_argument_has_no_such_group():
+    with pytest.raises(ConfigError, match="param_groups: Rprop has no argument weight_decay"):
+        build_optimizer(
+            {"_target_": "torch.optim.Rprop", "lr": 0.1}, net(), 1.0, True, None, [{"match": "*", "weight_decay": 0.1}]
+        )
