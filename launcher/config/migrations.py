@@ -30,8 +30,19 @@ def _move(settings: dict[str, Any]) -> dict[str, Any]:
     return moved
 
 
+# Version 2: data=csv became data=table, which leaves out what data=csv kept.
+READERS = {"launcher.data.csv.read_alike": "launcher.data.table.read_alike"}
+
+
+def _table(settings: dict[str, Any]) -> dict[str, Any]:
+    data = settings.get("data")
+    if isinstance(data, dict) and data.get("_target_") == "launcher.data.csv.load":
+        return settings | {"data": data | {"_target_": "launcher.data.table.load", "leave_out": False}}
+    return settings
+
+
 # One for each version, from the one before it.
-MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (_move,)
+MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (_move, _table)
 VERSION = len(MIGRATIONS)
 
 
@@ -59,4 +70,10 @@ def migrated(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     for step in MIGRATIONS[version:]:
         found = step(found)
+    return found
+
+
+def migrated_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run directory kept of its data, data.json, with the names of this launcher."""
+    found: dict[str, Any] = map_texts(dict(record), lambda text: READERS.get(text, text))
     return found

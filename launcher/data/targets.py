@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from launcher.core.errors import ConfigError
-from launcher.data.table import doubts, guess_task, told
+from launcher.data.statistics import doubts, guess_task, told
 
 
 def read_targets(

@@ -109,7 +109,9 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
     if issubclass(kind, unfit.get(data.task, ())):
         other = {"classification": "regression", "regression": "classification"}.get(data.task)
         hint = (
-            f" Or set data.task={other}, where that is meant." if other and data.name in ("csv", "huggingface") else ""
+            f" Or set data.task={other}, where that is meant."
+            if other and data.name in ("table", "huggingface")
+            else ""
         )
         words = f"does not fit data of the task {data.task}. Losses that do: {FITTING[data.task]}.{hint}"
         raise ConfigError(f"loss: {kind.__name__} {words}")

@@ -93,7 +93,9 @@ def _columns(record: Mapping[str, Any]) -> Rows:
     """Name, mean and standard deviation of each column of a table that was standardised."""
     if record["input_mean"] is None:
         return []
-    names = (record["reader"] or {}).get("columns") or map(str, range(len(record["input_mean"])))
+    reader = record["reader"] or {}
+    names = [name for column in reader.get("plan") or () for name in column["inputs"]]  # a column may be several
+    names = names or reader.get("columns") or list(map(str, range(len(record["input_mean"]))))
     return list(zip(names, _digits(record["input_mean"]), _digits(record["input_std"]), strict=True))
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import launcher
 from launcher.config import trust
+from launcher.config.migrations import migrated_record
 from launcher.core.errors import ConfigError
 from launcher.core.files import plain, replacing, write_json
 from launcher.run.command_line import launch_words
@@ -272,7 +273,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def read_data(path: Path) -> dict[str, Any]:
     """What a run wrote of its data: see `record_of`."""
-    return _read(path / DATA, "facts")
+    return migrated_record(_read(path / DATA, "facts"))
 
 
 def _read(file: Path, key: str) -> dict[str, Any]:

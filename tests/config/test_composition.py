@@ -43,6 +43,7 @@ def test_every_group_has_its_options():
         "iris",
         "wine",
         "csv",
+        "table",
         "image_folder",
         "cifar10",
         "imagenet",
@@ -83,7 +84,7 @@ def _run(group, option, place):
     words = [f"{group}={option}", "max_steps=3", "log_every=1", "threads=1", "hydra.run.dir=run"]
     if option in ("mse", "l1", "huber") or (group, option) == ("data", "diabetes"):
         words += ["data=diabetes"] if group == "loss" else ["loss=mse"]
-    if (group, option) == ("data", "csv"):
+    if (group, option) in (("data", "csv"), ("data", "table")):
         (place / "table.csv").write_text(TABLE)
         words += ["data.path=table.csv", "data.target=y"]
     if (group, option) == ("data", "huggingface"):

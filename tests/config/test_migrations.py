@@ -3,7 +3,7 @@
 import pytest
 
 from launcher.config.components import locate
-from launcher.config.migrations import MOVED, VERSION, migrated, stamped
+from launcher.config.migrations import MOVED, READERS, VERSION, migrated, migrated_record, stamped
 from launcher.core.errors import ConfigError
 
 NOW = {"loss": {"_target_": "launcher.losses.focal.FocalLoss"}, "seed": 3}
@@ -31,3 +31,13 @@ def test_tables_that_had_a_file_each_are_named(name):
 def test_versions_that_nobody_knows_are_one_sentence(version):
     with pytest.raises(ConfigError, match=rf"run_dir=there: .*schema_version={version}, .* up to {VERSION}\."):
         migrated({"schema_version": version}, "run_dir=there")
+
+
+def test_a_run_on_csv_is_one_on_a_table_that_keeps_every_column():
+    then = {"schema_version": 1, "data": {"_target_": "launcher.data.csv.load", "path": "t.csv"}, "seed": 3}
+    now = {"_target_": "launcher.data.table.load", "path": "t.csv", "leave_out": False}
+    assert migrated(then, "here") == {"data": now, "seed": 3}
+    record = {"name": "csv", "reader": {"_target_": "launcher.data.csv.read_alike", "columns": ["a"]}}
+    assert migrated_record(record)["reader"] == {"_target_": "launcher.data.table.read_alike", "columns": ["a"]}
+    for name in [now["_target_"], *READERS.values()]:
+        assert locate(name, "data").__name__ == name.rpartition(".")[2]

@@ -56,7 +56,7 @@ def test_things_that_may_occur_together_stay_0_and_1(tmp_path):
     ],
 )
 def test_a_task_is_guessed_as_that_of_the_same_table_in_csv(targets, task, tmp_path):
-    from launcher.data import csv
+    from launcher.data import table as tables
 
     content = {"x": [(7 * i) % 2000 for i in range(2000)], "y": targets}
     dataset = datasets.Dataset.from_dict(content)
@@ -65,7 +65,7 @@ def test_a_task_is_guessed_as_that_of_the_same_table_in_csv(targets, task, tmp_p
     assert data.task == task
     if not isinstance(targets[0], list):
         dataset.to_csv(str(tmp_path / "t.csv"))
-        of_csv = csv.load(str(tmp_path / "t.csv"), "y", "auto", ",", ".", None, [], 0.2, 0.1, 0)
+        of_csv = tables.load(str(tmp_path / "t.csv"), "y", "auto", ",", ".", None, [], 0.2, 0.1, 0, leave_out=False)
         assert of_csv.task == task and of_csv.class_names == data.class_names
         kinds = (int, float) if not isinstance(targets[0], bool) else ()
         assert [n for n in data.notes if n in of_csv.notes] == [n for n in data.notes if isinstance(targets[0], kinds)]
