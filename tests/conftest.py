@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # for the parent of the tests' proc
 import gpus  # noqa: E402
 
 gpus.hide()  # from tests that are not for them, before torch is imported
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="launcher-cache-")  # not that of whoever runs the tests
 os.environ["OMP_NUM_THREADS"] = "1"  # the tests' own arithmetic is small, and runs beside processes they start
 for number in (
     signal.SIGINT,

@@ -26,14 +26,14 @@ def test_every_option_builds_and_is_tested_above():
 
 def test_the_usual_loss_of_each_task():
     auto = option("auto")
-    assert isinstance(build_loss(auto, numbers()).loss, torch.nn.MSELoss)
+    assert isinstance(build_loss(auto, numbers()).loss, torch.nn.HuberLoss)
     loss = build_loss(option("auto", weight="balanced", label_smoothing=0.1), classes()).loss
     expected = build_loss(option("cross_entropy", weight="balanced", label_smoothing=0.1), classes()).loss
     assert torch.equal(loss.weight, expected.weight) and loss.label_smoothing == expected.label_smoothing == 0.1
     labels = numbers(2, torch.ones(10, 2))
     labels.task = "multilabel"
     assert isinstance(build_loss(auto, labels).loss, torch.nn.BCEWithLogitsLoss)
-    with pytest.raises(ConfigError, match=r"loss\.label_smoothing is 0\.1: the loss of a regression task is MSELoss"):
+    with pytest.raises(ConfigError, match=r"loss\.label_smoothing is 0\.1: the loss of a regression task is HuberLoss"):
         build_loss(option("auto", label_smoothing=0.1), numbers())
 
 

@@ -135,7 +135,7 @@ def test_a_text_gives_scores_as_plain_torch_does(place):
         found = torch.func.functional_call(model.model, weights, (tokens,))
         assert torch.equal(model(tokens), found) and found.shape == (1, 16, 256)
         assert F.cross_entropy(found[0, :-1], tokens[0, 1:]) < 6
-    with pytest.raises(ConfigError, match="call the model for its scores"):
+    with pytest.raises(ConfigError, match="call the model instead"):
         model.predict("a book")
 
 

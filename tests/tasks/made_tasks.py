@@ -106,3 +106,13 @@ class Pixels(nn.Module):
 
     def forward(self, x):
         return self.layers(x)
+
+
+def small() -> Data:
+    """Rows of four classes, as numbers in 0..1."""
+    generator = torch.Generator().manual_seed(9)
+    inputs = torch.rand(61, 6, generator=generator)
+    classes = (inputs[:, :4] + 0.2 * torch.rand(61, 4, generator=generator)).argmax(1)
+    cuts = (slice(0, 37), slice(37, 49), slice(49, 61))
+    splits = [TensorSplit(inputs[cut], classes[cut]) for cut in cuts]
+    return Data("small", "classification", (6,), 4, *splits)
