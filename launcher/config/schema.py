@@ -212,6 +212,7 @@ class Data(Component):
         "Names of the folder with the validation images.", ["validation", "val", "valid", "dev"]
     )
     test_folders: Any = argument("Names of the folder with the test images.", ["test", "testing"])
+    on_error: Any = argument("Images that cannot be read: stop, skip, or null: they are not looked for.", None)
     cache: Any = argument("Directory for the encoded text; null: in ~/.cache/launcher.", may_differ=True)
 
 

@@ -14,6 +14,7 @@ from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.extras import import_extra
 from launcher.data.arguments import check_flag, check_folder, check_fraction, check_names, check_seed, check_whole
+from launcher.data.broken import without_broken
 from launcher.data.folders import ENDINGS, Folders, find
 from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, check_bits, converted, look
@@ -61,6 +62,7 @@ def load(
     validation: float,
     split_seed: int,
     bits: int | None,
+    on_error: str | None,
 ) -> Data:
     """Find the images under root/train and the folders of the other two splits, one folder per class.
 
@@ -73,11 +75,12 @@ def load(
     The settings are those of conf/data/image_folder.yaml. `augment` is `none`; `light`: brightness, contrast and
     saturation up to 0.2 up or down; `randaugment`: two of 14 changes at strength 9 of 31 (Cubuk et al. 2019,
     arXiv:1909.13719); or `trivial`: one of them at any strength (Mueller and Hutter 2021, arXiv:2103.10158).
-    `random_erasing` paints over a rectangle in the mean colour (Zhong et al. 2017, arXiv:1708.04896).
+    `random_erasing` paints over a rectangle in the mean colour (Zhong et al. 2017, arXiv:1708.04896). Files that cannot
+    be read are found first and end the start (`on_error` stop) or are left out (skip).
 
     Raises:
-        ConfigError: A folder is missing or empty, a split has a class that training does not have, a setting
-            is outside its range, or torchvision is missing.
+        ConfigError: A folder is missing or empty, a split has a class that training does not have, a file cannot be
+            read, a setting is outside its range, or torchvision is missing.
     """
     _torchvision()  # without it nothing here can be read
     _check_pictures(image_size, crop, min_scale, mean, std)
@@ -89,6 +92,7 @@ def load(
         check_names(setting, names, f"; give names such as {setting}=[val].")
     place = check_folder(root, "that holds the folder train")
     classes, samples, notes = find(place, validation_folders, test_folders)
+    notes += _leave_out_broken(samples, classes, place, on_error)
     for name, share in (("test", test), ("validation", validation)):
         if name not in samples:
             samples["train"], samples[name] = _held_out(name, samples["train"], share, split_seed)
@@ -125,6 +129,20 @@ def load(
             "bits": bits,
         },
     )
+
+
+def _leave_out_broken(samples: dict[str, Samples], classes: list[str], root: Path, on_error: str | None) -> list[str]:
+    """Take the files that cannot be read out of the samples of each split; lines about them for the log."""
+    broken, notes = without_broken([path for part in samples.values() for path, _ in part], root, on_error)
+    for name in samples if broken else ():
+        samples[name] = [sample for sample in samples[name] if sample[0] not in broken]
+        there = {label for _, label in samples[name]}
+        for label in range(len(classes)) if name == "train" else ():
+            if label not in there:
+                raise ConfigError(f"data.on_error: no image of the class {classes[label]!r} of train can be read.")
+        if not there:
+            raise ConfigError(f"data.on_error: no image of the split {name} can be read.")
+    return notes
 
 
 def _openable(paths: Iterable[str]) -> Iterator[Any]:

@@ -22,6 +22,13 @@ from launcher.data.source import Data
 
 PIECE = 1 << 18  # bytes of text that are encoded as one, up to the end of the line
 AT_ONCE = 64  # pieces that the tokenizer's threads share
+PACKED = {  # by the first bytes: what packed it, and what unpacks it
+    b"\x1f\x8b\x08": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\x00": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"PK\x03\x04": ("zip", "unzip"),
+}
 
 
 def load(path: str, block: int, tokenizer: str | None, cache: str | None, validation: float, test: float) -> Data:
@@ -34,6 +41,7 @@ def load(path: str, block: int, tokenizer: str | None, cache: str | None, valida
     check_whole("data.block", block, "number of tokens; it must be an integer >= 1, such as 128")
     test, validation = check_fraction("data.test", test), check_fraction("data.validation", validation)
     file = find("data.path", path, "a text, as in data.path=book.txt")
+    refuse_packed(file)
     vocabulary, kind = 256, np.dtype(np.uint8)
     if tokenizer is not None:
         file, vocabulary, kind = encoded(file, find("data.tokenizer", tokenizer, "a tokenizer.json"), cache)
@@ -74,6 +82,19 @@ def find(setting: str, path: Any, what: str) -> Path:
             return file
     except OSError as error:
         raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}. Name {what}.") from error
+
+
+def refuse_packed(file: Path) -> None:
+    """Refuse a file whose first bytes are those of a packed one: what could be learnt are the bytes of the packing.
+
+    Raises:
+        ConfigError: It is packed.
+    """
+    with file.open("rb") as opened:
+        begin = opened.read(max(map(len, PACKED)))
+    for mark, (name, unpack) in PACKED.items():
+        if begin.startswith(mark):
+            raise ConfigError(f"data.path: {file} is packed by {name} and no plain text; unpack it first: {unpack}.")
 
 
 def mapped(file: Path, kind: np.dtype) -> Tensor:

@@ -1,5 +1,6 @@
 """A language: its samples, its model, its loss and its figures, beside plain PyTorch and the bytes of the file."""
 
+import importlib
 import os
 import threading
 import time
@@ -86,6 +87,16 @@ def test_wrong_input_is_named(content, changes, words, tmp_path):
     with pytest.raises(ConfigError) as caught:
         load(None if content is None else tmp_path / "book", **changes)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("package", ["gzip", "bz2", "lzma"])
+def test_a_packed_text_is_refused(package, tmp_path):
+    """It was trained on, as bytes, in silence."""
+    content = book(tmp_path / "book").read_bytes()
+    load(tmp_path / "book", block=16)
+    (tmp_path / "book.txt").write_bytes(importlib.import_module(package).compress(content))
+    with pytest.raises(ConfigError, match=r"data\.path: .*book\.txt is packed by .*; unpack it first"):
+        load(tmp_path / "book.txt", block=16)
 
 
 def test_the_shortest_file_gives_one_sample_each(tmp_path):
