@@ -16,6 +16,7 @@ from launcher.data.arguments import check_flag, check_whole
 from launcher.data.source import Data, Others
 from launcher.data.splitting import split_three
 from launcher.data.statistics import (
+    CODE,
     CONSTANT,
     NUMBER,
     check_task,
@@ -31,6 +32,7 @@ from launcher.data.table_columns import Column, fit, idle, named_in
 from launcher.data.table_file import Format, Table, read
 
 UNNAMED = re.compile(r"(Unnamed: \d+(_\w+)?)?")  # a column that pandas wrote without a name, or named so
+MANY = 1000  # different numbers of a target that are no classes, however often each comes
 LEFT_OUT = {
     "empty": "without a value in the training split",
     "constant": "the same in every training row",
@@ -147,6 +149,9 @@ def _read_target(table: Table, target: str, task: str) -> Target:
     for row, text in enumerate(texts):
         if text.casefold() in gone:
             raise table.refuse(target, row, "is no target; fill it in or remove the line.")
+    if task == "auto" and (distinct := _many_numbers(table, texts)):
+        cells = _cells(table, target, "number")
+        return Target(cells.values[:, None], None, False, [told(target, distinct, "regression")])
     names, labels, numeric = classes_of(texts, lambda text: plain(text, table.form.decimal))
     notes = []
     if task == "auto":
@@ -163,6 +168,19 @@ def _read_target(table: Table, target: str, task: str) -> Target:
     spelt = len(set(texts)) - len(names)
     notes += [f"target {target!r}: {spelt} classes are spelt in several ways, as 1 and 1.0"] if spelt else []
     return Target(labels, names, numeric, [*notes, *doubts(names)])
+
+
+def _many_numbers(table: Table, texts: Sequence[str]) -> int:
+    """How many different numbers a target has, where they are too many to be classes; else 0.
+
+    Comparing 327,000 of them exactly, as classes are, took 9 of 15 seconds.
+    """
+    different = set(texts)
+    if len(different) <= MANY or any(CODE.match(text) for text in different):
+        return 0
+    number = reader_of_numbers(table.form.decimal, table.form.thousands)
+    values = {number(text) for text in different}
+    return 0 if None in values or len(values) <= MANY else len(values)
 
 
 def _guess(table: Table, target: str, names: list[str], numeric: bool) -> tuple[str, str]:
