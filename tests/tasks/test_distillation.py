@@ -72,7 +72,7 @@ def test_losses_and_weights_are_those_of_a_plain_loop(world, words, tmp_path):
         (["task.temperature=0"], "task.temperature is 0: must be above 0"),
         (["task.share=1.5"], "task.share is 1.5: must lie in 0..1"),
         (
-            ["data=diabetes", "loss=auto", "~loss.weight"],
+            ["data=diabetes", "loss=auto"],
             "needs the scores of classes, and the data is a regression task",
         ),
         (["data=digits", "loss=auto"], "fails on inputs [3, 1, 8, 8]"),
