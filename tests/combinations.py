@@ -82,8 +82,12 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "dropout": {"none": NOTHING, "dropout": ("model.dropout=0.2",), "drop_rate": ("model.drop_rate=0.2",)},
     "loss": {
-        "cross_entropy": NOTHING,
-        "cross_entropy, weights": ("loss.weight=[1.0,0.5,2.0,3.0]",),
+        "auto": NOTHING,
+        "cross_entropy": ("loss=cross_entropy",),
+        "cross_entropy, weights": (
+            "loss=cross_entropy",
+            "loss.weight=[1.0,0.5,2.0,3.0]",
+        ),
         "cross_entropy, balanced, smooth": ("loss.weight=balanced", "loss.label_smoothing=0.1"),
         "focal": ("loss=focal",),
         "focal, balanced": ("loss=focal", "loss.alpha=balanced", "loss.gamma=0.5"),
@@ -227,7 +231,7 @@ REFUSED: list[Refused] = [
     ("data", (*CLASSES, "numbers"), "model", ("transformer",), "block"),
     ("data", ("tokens",), "model", ("cnn", "mlp", "linear", "resnet", "batchnorm", "timm"), "needs"),
     ("data", CLASSES, "loss", REGRESSIONS, "does not fit data of the task classification"),
-    ("data", ("numbers",), "loss", tuple(x for x in FACTORS["loss"] if x not in REGRESSIONS), "loss"),
+    ("data", ("numbers",), "loss", tuple(x for x in FACTORS["loss"] if x not in (*REGRESSIONS, "auto")), "loss"),
     ("data", ("tokens",), "loss", (*REGRESSIONS, "binary_cross_entropy"), "does not fit"),
     ("data", ("tokens",), "loss", ("cross_entropy, weights", "cross_entropy, balanced, smooth", "focal, balanced",
                                    "multi_margin"), "all weigh the same"),

@@ -80,6 +80,9 @@ def mean_loss(settings, outputs, targets, counts):
         weight = (counts.sum() / (classes * counts)).tolist()
     weight = None if weight is None else torch.tensor(weight)
     by_class = len(targets) if weight is None or targets.is_floating_point() else float(weight[targets].sum())
+    if kind == "of_task":  # loss=auto
+        kind = "HuberLoss" if targets.is_floating_point() else "CrossEntropyLoss"
+        settings = {"delta": 1.0, **settings}
     if kind == "CrossEntropyLoss":
         return F.cross_entropy(outputs, targets, weight, label_smoothing=settings["label_smoothing"]), by_class
     if kind == "FocalLoss":

@@ -15,7 +15,7 @@ from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.extras import import_extra
 from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, converted, has_colours, look
-from launcher.data.statistics import standardise, statistics
+from launcher.data.table_statistics import standardise, statistics
 
 AT_ONCE = 1 << 20  # numbers that are read at once to take their statistics
 

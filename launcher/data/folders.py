@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
-from launcher.data.statistics import doubts
+from launcher.data.table_statistics import doubts
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them
 LEFT_BY_OTHERS = ("__MACOSX", "@eaDir")  # archives and file servers; notebooks and file managers hide theirs

@@ -17,7 +17,7 @@ from launcher.data.columns import Numbers, Rows, decoding, measure
 from launcher.data.pillow import check_bits
 from launcher.data.source import Data
 from launcher.data.splitting import hold_out
-from launcher.data.statistics import TASKS, check_task, standardise, target_statistics
+from launcher.data.table_statistics import TASKS, check_task, standardise, target_statistics
 from launcher.data.targets import read_targets
 
 FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}

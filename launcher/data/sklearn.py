@@ -16,7 +16,7 @@ from launcher.data.augmentation import augmentation
 from launcher.data.images import Standardise, images_in_memory, long_tail
 from launcher.data.source import Data
 from launcher.data.splitting import split_three
-from launcher.data.statistics import from_table
+from launcher.data.table_statistics import from_table
 
 # Of the tables of classes: the file, and the names of the classes, which its last column numbers.
 CLASSES = {

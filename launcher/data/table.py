@@ -15,7 +15,10 @@ from launcher.core.errors import ConfigError
 from launcher.data.arguments import check_flag, check_whole
 from launcher.data.source import Data, Others
 from launcher.data.splitting import split_three
-from launcher.data.statistics import (
+from launcher.data.table_cells import MISSING, Cells, plain, read_cells, reader_of_numbers
+from launcher.data.table_columns import Column, fit, idle, named_in
+from launcher.data.table_file import Format, Table, read
+from launcher.data.table_statistics import (
     CODE,
     CONSTANT,
     NUMBER,
@@ -27,9 +30,6 @@ from launcher.data.statistics import (
     standardise,
     told,
 )
-from launcher.data.table_cells import MISSING, Cells, plain, read_cells, reader_of_numbers
-from launcher.data.table_columns import Column, fit, idle, named_in
-from launcher.data.table_file import Format, Table, read
 
 UNNAMED = re.compile(r"(Unnamed: \d+(_\w+)?)?")  # a column that pandas wrote without a name, or named so
 MANY = 1000  # different numbers of a target that are no classes, however often each comes

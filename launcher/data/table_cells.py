@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from launcher.core.errors import ConfigError
-from launcher.data.statistics import NUMBER
+from launcher.data.table_statistics import NUMBER
 
 MISSING = {"", "nan", "-nan", "na", "n/a", "<na>", "#n/a", "#na", "null"}
 STAND_INS = {"?", "-", "--", ".", "unknown", "missing", "none", "nil"}  # a gap, in a column of numbers

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from launcher.core.errors import ConfigError
-from launcher.data.statistics import NUMBER
 from launcher.data.table_cells import MISSING, comma_is_decimal, plain
+from launcher.data.table_statistics import NUMBER
 from launcher.data.table_text import (
     LOOKED_AT,
     PARQUET,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from launcher.core.errors import ConfigError
-from launcher.data.statistics import doubts, guess_task, told
+from launcher.data.table_statistics import doubts, guess_task, told
 
 
 def read_targets(

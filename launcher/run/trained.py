@@ -18,7 +18,7 @@ from launcher.core.extras import import_extra
 from launcher.core.files import number
 from launcher.data import images
 from launcher.data.source import Others
-from launcher.data.statistics import standardise
+from launcher.data.table_statistics import standardise
 from launcher.data.text import find, made_plain
 from launcher.models.mirrored import Mirrored
 from launcher.run import saved

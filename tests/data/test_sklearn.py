@@ -71,7 +71,7 @@ def standardised(values: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 def test_sources_import_neither_scikit_learn_nor_torchvision():
     code = (
-        "import sys; from launcher.data import sklearn, csv, fashion_mnist, image_folder\n"
+        "import sys; from launcher.data import sklearn, fashion_mnist, image_folder\n"
         "sklearn.load_digits(0.2, 0.1, 0, False, 0, None); sklearn.load('iris', 0.2, 0.1, 0)\n"
         "print([m for m in ('sklearn', 'torchvision', 'pandas', 'scipy') if m in sys.modules])"
     )

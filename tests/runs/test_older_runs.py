@@ -14,6 +14,7 @@ from launcher.config import composition
 from launcher.config.command_line import parse_arguments
 from launcher.config.components import COMPONENTS
 from launcher.config.differences import differences
+from launcher.config.migrations import VERSION
 from launcher.config.schema import FOUNDING, SCHEMA
 from launcher.config.tree import UNSTATED, leaves
 from launcher.data.source import build_data
@@ -215,7 +216,7 @@ def test_a_run_from_before_classes_moved_is_taken_up(older):
     file = older / "moved/.hydra/config.yaml"
     text = file.read_text().replace("losses.focal.FocalLoss", "losses.FocalLoss")
     text = text.replace("optimizers.lion.Lion", "optimizers.Lion")
-    file.write_text(text.replace("schema_version: 1\n", ""))
+    file.write_text(text.replace(f"schema_version: {VERSION}\n", ""))
     assert text.count("launcher.losses.FocalLoss") == text.count("launcher.optimizers.Lion") == 1
     for program, more in (("evaluate", ["moved"]), ("rerun", ["moved", "output=again"])):
         command(program, more, older, name=f"../io-{program}").ok()
@@ -224,12 +225,12 @@ def test_a_run_from_before_classes_moved_is_taken_up(older):
     train(same, older).ok()
     assert rows(older / "other") == rows(older / "moved")
     assert "resumed" in train([*words, "epochs=3"], older).ok().out()
-    assert file.read_text().startswith("schema_version: 1\n")
+    assert file.read_text().startswith(f"schema_version: {VERSION}\n")
 
 
 def test_a_run_of_a_later_launcher_is_refused_in_a_sentence(older):
     file = older / "run/.hydra/config.yaml"
-    file.write_text(file.read_text().replace("schema_version: 1\n", "schema_version: 7\n"))
+    file.write_text(file.read_text().replace(f"schema_version: {VERSION}\n", "schema_version: 7\n"))
     for program, words in (("evaluate", ["run"]), ("rerun", ["run"]), ("train", [*RUN, "scheduler=constant"])):
         answer = command(program, words, older, name=f"../io-{program}").wait()
         assert answer.status == [2] and "schema_version=7" in answer.err() and "Traceback" not in answer.err()

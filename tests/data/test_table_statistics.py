@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from launcher.data.statistics import CONSTANT, classes_of, standardise, statistics
+from launcher.data.table_statistics import CONSTANT, classes_of, standardise, statistics
 
 
 @pytest.mark.parametrize("offset", [0, 10**15, 2**53, 10**18, 10**30])
