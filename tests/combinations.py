@@ -82,7 +82,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "dropout": {"none": NOTHING, "dropout": ("model.dropout=0.2",), "drop_rate": ("model.drop_rate=0.2",)},
     "loss": {
-        "auto": NOTHING,
+        "auto": ("loss=auto",),
         "cross_entropy": ("loss=cross_entropy",),
         "cross_entropy, weights": (
             "loss=cross_entropy",
