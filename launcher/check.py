@@ -7,7 +7,6 @@ the global batch that each device will have.
 import contextlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -258,8 +257,7 @@ def steps_taken(composed: Composed, plan: "BatchPlan", validation: int, on_cpu: 
             process.kill()
             process.wait()
         if process.returncode != 0:
-            words = re.sub(r"(step \d+)/\d{12,}", r"\1", said.read_text(errors="replace"))  # of steps without an end
-            return {"failure": "\n".join(words.strip().splitlines()[-15:])}
+            return {"failure": "\n".join(said.read_text(errors="replace").strip().splitlines()[-15:])}
         found = read_json(run / "summary.json")
         first, *rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
         steady = [row for row in rows if row["evaluating"]]

@@ -155,6 +155,17 @@ def command(program, argv, directory, world=1, environment=None, delays=(), name
     return start(_command, arguments, Path(directory) / name, world, environment, delays)
 
 
+def first_weights(argv, directory):
+    """The weights that a run begins with: those of one in directory/begun whose learning rate changes nothing."""
+    from safetensors.torch import load_file
+
+    place = Path(directory) / "begun"
+    place.mkdir()
+    kept = [word for word in argv if not word.startswith(("optimizer.lr", "max_steps"))]
+    train([*kept, "optimizer.lr=1e-30", "max_steps=1", "hydra.run.dir=run"], place).ok()
+    return load_file(place / "run/checkpoints/step_00000001/model.safetensors")
+
+
 def own(directory):
     """The module own.py of a directory, in this process, where there may be others of that name."""
     spec = importlib.util.spec_from_file_location("own", Path(directory) / "own.py")

@@ -18,14 +18,8 @@ from launcher.config.messages import short
 from launcher.config.tree import UNSTATED
 from launcher.core.errors import ConfigError
 
-COMPONENTS = (
-    "data",
-    "task",
-    "model",
-    "loss",
-    "optimizer",
-    "scheduler",
-)  # the groups, whose settings are those of a class
+# The groups, whose settings are those of a class.
+COMPONENTS = ("data", "task", "model", "loss", "optimizer", "scheduler")
 
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # it logs what it then raises: one message is enough
 

@@ -105,3 +105,8 @@ def last_step(run_dir: Path) -> int:
     """Optimizer updates in the newest checkpoint of a run by its name, 0 without one."""
     names = (p.name.partition("step_")[2] for p in run_dir.glob("checkpoints/step_*"))
     return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: ~/.cache/launcher, or in XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "launcher"

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from launcher.core.errors import ConfigError
+from launcher.core.files import cache_folder
 from launcher.core.locks import locked
 from launcher.core.processes import cores
+from launcher.data.pillow import check_depth
 
 ON_ERROR = ("stop", "skip", None)
 SHOWN = 10  # broken files that are named
@@ -41,9 +43,8 @@ def without_broken(paths: Sequence[str], root: Path, on_error: str | None) -> tu
         raise ConfigError(f"data.on_error: {on_error!r} is unknown; pick stop, skip or null.")
     if on_error is None:
         return set(), []
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:24]
-    memory = Path(base) / "launcher" / f"images-{name}.npy"
+    memory = cache_folder() / f"images-{name}.npy"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # without a place to remember, all are read each time
             memory.parent.mkdir(parents=True, exist_ok=True)
@@ -126,10 +127,7 @@ def reason_against(path: str) -> str | None:
         if os.stat(path).st_size == 0:
             return "it has no bytes"
         with Image.open(path) as image:
-            if image.mode in ("I", "F"):
-                return (
-                    f"its pixels are {'32-bit integers' if image.mode == 'I' else 'floats'}; save it with 8 or 16 bits"
-                )
+            check_depth(image)
             _read(image)
     except Exception as error:  # Pillow raises a dozen kinds
         return " ".join(str(error).split()) or type(error).__name__

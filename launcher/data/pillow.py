@@ -25,12 +25,17 @@ def converted(image: Any, mode: str, bits: int | None = None) -> Any:
         image = ImageOps.exif_transpose(image)
     if depth is not None:
         image = Image.fromarray((np.asarray(image) >> (depth - 8)).clip(0, 255).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floats"
-        raise BrokenFile(f"its pixels are {kind}; save it with 8 or 16 bits")
+    check_depth(image)
     if isinstance(image.info.get("transparency"), bytes):  # of a palette: Pillow warns of each where it goes at once
         image = image.convert("RGBA")
     return image.convert(mode)
+
+
+def check_depth(image: Any) -> None:
+    """Raise BrokenFile for an image of 32-bit integers or floats, of which nobody knows the range."""
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floats"
+        raise BrokenFile(f"its pixels are {kind}; save it with 8 or 16 bits")
 
 
 def depth_of(image: Any, bits: int | None) -> int | None:

@@ -15,7 +15,7 @@ from launcher.core.errors import ConfigError
 from launcher.data.arguments import check_flag, check_whole
 from launcher.data.source import Data, Others
 from launcher.data.splitting import split_three
-from launcher.data.table_cells import MISSING, Cells, plain, read_cells, reader_of_numbers
+from launcher.data.table_cells import Cells, gap_texts, plain, read_cells, reader_of_numbers
 from launcher.data.table_columns import Column, fit, idle, named_in
 from launcher.data.table_file import Format, Table, read
 from launcher.data.table_statistics import (
@@ -145,7 +145,7 @@ class Target:
 def _read_target(table: Table, target: str, task: str) -> Target:
     """The target, which has no gap, and lines about what was guessed of it."""
     texts = table.texts(target)
-    gone = {text.strip().casefold() for text in table.form.missing} | MISSING
+    gone = gap_texts(table.form.missing)
     for row, text in enumerate(texts):
         if text.casefold() in gone:
             raise table.refuse(target, row, "is no target; fill it in or remove the line.")

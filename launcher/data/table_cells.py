@@ -45,6 +45,11 @@ class Cells:
         return self.values < 0 if self.kind == "word" else np.isnan(self.values)
 
 
+def gap_texts(missing: Sequence[str]) -> set[str]:
+    """Texts that mean a gap, casefolded: those that are named, beside MISSING."""
+    return {text.strip().casefold() for text in missing} | MISSING
+
+
 def plain(text: str, decimal: str | None) -> str:
     """A number as Python writes it; any other text stays none."""
     return text.replace(".", " ").replace(",", ".") if decimal == "," else text
@@ -128,7 +133,7 @@ def read_cells(
     except TypeError as error:
         raise refuse(0, "is a list or the like") from error
     words = [str(word).strip() for word in found]
-    gone = {text.strip().casefold() for text in missing} | MISSING
+    gone = gap_texts(missing)
     return _of_texts(np.asarray(codes), words, [w.casefold() in gone for w in words], number, refuse, kind, order)
 
 

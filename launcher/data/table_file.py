@@ -157,9 +157,8 @@ def _looked_at(text: str, form: Format, place: str) -> tuple[list[list[str]], bo
         raise ConfigError(f"{place} is empty; its first line must name the columns.")
     names = [str(i) for i in range(len(rows[0]))] if form.header is False else rows.pop(0)
     doubtful = form.header is None and _looks_like_a_row(names, rows, form.decimal)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice and not doubtful:
-        raise ConfigError(f"{place} has more than one column named {twice[0]!r}; give each its own name.")
+    if not doubtful:
+        _check_names(names, place)
     if not rows:
         raise ConfigError(f"{place} has a header ({', '.join(names)}) and no rows below it.")
     if doubtful:
@@ -169,6 +168,12 @@ def _looked_at(text: str, form: Format, place: str) -> tuple[list[list[str]], bo
             f"{len(names) - 1}; data.header=true takes it for names."
         )
     return [names, *rows], form.header is not False
+
+
+def _check_names(names: list[str], place: str) -> None:
+    """Names that are all different, else a ConfigError."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{place} has more than one column named {twice[0]!r}; give each its own name.")
 
 
 def _looks_like_a_row(names: list[str], rows: list[list[str]], decimal: str | None) -> bool:
@@ -235,6 +240,5 @@ def _parquet(found: bytes, form: Format, path: str, setting: str) -> Table:
     if not len(frame) or not len(frame.columns):
         raise ConfigError(f"{setting}: {path} has {len(frame)} rows and {len(frame.columns)} columns; it needs both.")
     names = list(frame.columns)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"{setting}: {path} has more than one column named {twice[0]!r}; give each its own name.")
+    _check_names(names, f"{setting}: {path}")
     return Table(names, frame, replace(form, decimal=form.decimal or "."), f"{setting}: {path}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
+from launcher.core.files import cache_folder
 from launcher.core.locks import locked
 from launcher.data.arguments import check_fraction, check_whole
 from launcher.data.source import Data
@@ -115,25 +116,13 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
     Returns:
         The file, the size of the vocabulary, and the type of a token.
     """
-    tokenizers = import_extra("tokenizers", "data.tokenizer: a text is encoded by the package tokenizers", "text")
     content = tokenizer.read_bytes()
-    try:
-        encoder = tokenizers.Tokenizer.from_buffer(content)
-        changed = made_plain(encoder)
-        words = encoder.get_vocab()
-    except Exception as error:  # tokenizers raises nothing more special
-        raise ConfigError(
-            f"data.tokenizer: {tokenizer} is no tokenizer.json of Hugging Face's tokenizers: {error}."
-        ) from error
-    if not words:
-        raise ConfigError(f"data.tokenizer: {tokenizer} has an empty vocabulary; train it first.")
-    vocabulary = max(words.values()) + 1  # some numbers in between may stand for nothing
+    encoder, changed, vocabulary = open_tokenizer(tokenizer, content)
     kind = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
     with file.open("rb") as text:
         key = f"{hashlib.file_digest(text, 'sha256').hexdigest()[:24]}-{hashlib.sha256(content).hexdigest()[:24]}"
     key += "-plain" if changed else ""  # what an encoder as it came has written before is something else
-    given = Path(cache).expanduser() if cache else None
-    folder = given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "launcher"
+    folder = Path(cache).expanduser() if cache else cache_folder()
     place = folder / f"{key}.{kind.name}"
     if place.exists():
         return place, vocabulary, kind
@@ -155,6 +144,30 @@ def encoded(file: Path, tokenizer: Path, cache: str | None) -> tuple[Path, int, 
             "Set data.cache to a directory you can write."
         ) from error
     return place, vocabulary, kind
+
+
+def open_tokenizer(tokenizer: Path, content: bytes) -> tuple[Any, bool, int]:
+    """A tokenizer that cuts nothing off and adds nothing, whether it had to be made so, and its vocabulary's size.
+
+    Args:
+        tokenizer: Its file, for messages.
+        content: Of that file.
+
+    Raises:
+        ConfigError: It is no tokenizer.json, or knows no words.
+    """
+    tokenizers = import_extra("tokenizers", "data.tokenizer: a text is encoded by the package tokenizers", "text")
+    try:
+        encoder = tokenizers.Tokenizer.from_buffer(content)
+        changed = made_plain(encoder)
+        words = encoder.get_vocab()
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ConfigError(
+            f"data.tokenizer: {tokenizer} is no tokenizer.json of Hugging Face's tokenizers: {error}."
+        ) from error
+    if not words:
+        raise ConfigError(f"data.tokenizer: {tokenizer} has an empty vocabulary; train it first.")
+    return encoder, changed, max(words.values()) + 1  # some numbers in between may stand for nothing
 
 
 def made_plain(encoder: Any) -> bool:
@@ -190,7 +203,7 @@ def pieces_of(file: Path) -> Iterator[list[str]]:
     yield pieces
 
 
-def encode(encoder: Any, pieces: list[str], file: Path, tokenizer: Path) -> list[Any]:
+def encode(encoder: Any, pieces: list[str], file: Path | str, tokenizer: Path) -> list[Any]:
     """What the tokenizer makes of pieces of the text, without the marks that some put around a sentence."""
     try:
         return encoder.encode_batch(pieces, add_special_tokens=False)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 REFRESH = 0.2  # seconds between two pictures of the bar; drawing one takes 0.3 ms (measured)
+ENDLESS = 10**12  # updates from which a run has no end, such as one that check=true stops: its total says nothing
 QUIET = 10.0  # seconds between two plain lines: a SLURM log is read later, by people
 
 
@@ -95,7 +96,8 @@ class Progress:
         """What there is to say, in the order of reading, each with its rank: 0 is the most important."""
         step, row = self.row["step"], self.row
         epoch, epochs = row.get("epoch", step / self.steps_per_epoch), self.total_steps / self.steps_per_epoch
-        parts = [(0, f"step {step}/{self.total_steps}"), (3, f"epoch {epoch:.2f}/{epochs:.4g}")]
+        total = f"/{self.total_steps}" if self.total_steps < ENDLESS else ""
+        parts = [(0, f"step {step}{total}"), (3, f"epoch {epoch:.2f}/{epochs:.4g}")]
         if "train/loss" in row:
             parts.append((2, f"loss {_figure(row['train/loss'])}"))
         if "lr" in row:

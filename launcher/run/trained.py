@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from launcher.batching.splits import Split, TensorSplit, as_indices, suit
 from launcher.batching.stream import in_order
 from launcher.core.errors import ConfigError
-from launcher.core.extras import import_extra
 from launcher.core.files import number
 from launcher.data import images
 from launcher.data.source import Others
 from launcher.data.table_statistics import standardise
-from launcher.data.text import find, made_plain
+from launcher.data.text import encode, find, open_tokenizer
 from launcher.models.mirrored import Mirrored
 from launcher.run import saved
 from launcher.tasks.build import is_supervised
@@ -202,10 +201,9 @@ def tokens_of(text: str, tokenizer: str | None) -> list[int]:
     """The tokens of a text as `data=text` has them: its bytes, or by a tokenizer.json."""
     if tokenizer is None:
         return list(text.encode())
-    tokenizers = import_extra("tokenizers", "data.tokenizer: a text is encoded by the package tokenizers", "text")
-    encoder = tokenizers.Tokenizer.from_file(str(find("data.tokenizer", tokenizer, "a tokenizer.json")))
-    made_plain(encoder)
-    ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
+    file = find("data.tokenizer", tokenizer, "a tokenizer.json")
+    encoder, *_ = open_tokenizer(file, file.read_bytes())
+    ids: list[int] = encode(encoder, [text], "the text", file)[0].ids
     return ids
 
 

@@ -39,7 +39,7 @@ def build_task(settings: Mapping[str, Any] | None, data: Data, loss: Mapping[str
     """
     settings = settings or {"_target_": AUTO}
     target = str(settings.get("_target_"))
-    facts: dict[str, Any] = {"data": data}
+    facts: dict[str, Any] = {}
     if is_supervised(settings):
         if data.task not in TASKS:
             raise ConfigError(
@@ -47,10 +47,10 @@ def build_task(settings: Mapping[str, Any] | None, data: Data, loss: Mapping[str
                 "one of them, or name a class of your own: task._target_=my.module.Task."
             )
         data = fit_task(data, loss)
-        facts |= {"data": data, "loss": build_loss(loss, data), "outputs": Outputs.of(data, loss)}
+        facts = {"loss": build_loss(loss, data), "outputs": Outputs.of(data, loss)}
     elif not is_of_task(loss):
         raise ConfigError(f"loss: the task {target} has a loss of its own. Leave the group loss out.")
-    task = build("task", settings, **data.facts() | facts)
+    task = build("task", settings, **data.facts(), data=data, **facts)
     check_task(task, target)
     data.model_facts = dict(task.model_facts)
     return data, task

@@ -53,16 +53,8 @@ class Outputs:
         near = data.train.targets if data.task == "regression" else None
         if near is not None and len(near):
             near = near.double().reshape(len(near), -1).mean(0)
-        return cls(
-            data.task,
-            data.num_outputs,
-            gives(loss, data.task),
-            False,
-            data.class_names,
-            data.target_mean,
-            data.target_std,
-            near,
-        )
+        given = gives(loss, data.task)
+        return cls(data.task, data.num_outputs, given, False, data.class_names, data.target_mean, data.target_std, near)
 
     def fitted(self, outputs: Any, samples: int) -> "Outputs":
         """The same, once the outputs for some samples were seen.

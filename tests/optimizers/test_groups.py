@@ -100,6 +100,19 @@ def test_depth_follows_the_order_of_the_children():
     assert blocks == {1, 2, 3} and resnet["output.weight"] == 4
 
 
+def train_alike(mine, other):
+    """Five updates of two models, each with its optimizer: they end with the same weights."""
+    for step in range(5):
+        generator = torch.Generator().manual_seed(step)
+        tokens, targets = torch.randint(11, (8, 5), generator=generator), torch.randint(3, (8,), generator=generator)
+        for one, its in (mine, other):
+            its.zero_grad()
+            nn.functional.cross_entropy(one(tokens), targets).backward()
+            its.step()
+    for (name, p), q in zip(mine[0].named_parameters(), other[0].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("decay_bias_and_norm", [True, False])
 def test_rates_fall_per_layer_and_training_is_that_of_plain_groups(decay_bias_and_norm):
     def model():
@@ -127,15 +140,7 @@ def test_rates_fall_per_layer_and_training_is_that_of_plain_groups(decay_bias_an
         ],
         momentum=0.9,
     )
-    for step in range(5):
-        generator = torch.Generator().manual_seed(step)
-        tokens, targets = torch.randint(11, (8, 5), generator=generator), torch.randint(3, (8,), generator=generator)
-        for one, its in ((ours, optimizer), (theirs, plain)):
-            its.zero_grad()
-            nn.functional.cross_entropy(one(tokens), targets).backward()
-            its.step()
-    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=name)
+    train_alike((ours, optimizer), (theirs, plain))
 
 
 @pytest.mark.parametrize("name", ["cosine", "step", "linear", "one_cycle", "constant"])
@@ -228,15 +233,7 @@ def test_groups_of_ones_own_train_as_plain_groups(decay_bias_and_norm, layer_dec
     for name, _, lr, decay in trained:
         assert found[id(ours.get_parameter(name))] == (pytest.approx(lr, rel=1e-12), decay), name
     assert len(found) == len(trained)
-    for step in range(5):
-        generator = torch.Generator().manual_seed(step)
-        tokens, targets = torch.randint(11, (8, 5), generator=generator), torch.randint(3, (8,), generator=generator)
-        for one, its in ((ours, optimizer), (theirs, plain)):
-            its.zero_grad()
-            nn.functional.cross_entropy(one(tokens), targets).backward()
-            its.step()
-    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=name)
+    train_alike((ours, optimizer), (theirs, plain))
 
 
 @pytest.mark.parametrize("name", ["cosine", "step", "linear", "one_cycle", "constant"])

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from made_tasks import Pixels, scenes
-from processes import command, rows, train
+from processes import command, first_weights, rows, train
 from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
 from torch import nn
@@ -22,22 +22,13 @@ WORDS = [
 CUTS = [(1, []), (2, []), (3, ["batch.max_per_device=2"]), (2, ["strategy=fsdp"]), (2, ["exact_across_devices=true"])]
 
 
-def begun(place):
-    """The weights that a run begins with: those of one whose learning rate changes nothing."""
-    other = place / "begun"
-    other.mkdir()
-    words = [word for word in WORDS if not word.startswith(("optimizer.lr", "max_steps"))]
-    train([*words, "optimizer.lr=1e-30", "max_steps=1"], other).ok()
-    return load_file(other / "run/checkpoints/step_00000001/model.safetensors")
-
-
 @pytest.mark.parametrize(("world", "words"), CUTS)
 def test_the_mean_is_over_the_pixels_of_the_global_batch_that_count(world, words, tmp_path):
     """Against a plain loop in float64, whose cross-entropy divides by the pixels of the whole batch."""
     train([*WORDS, *words], tmp_path, world).ok()
     record = rows(tmp_path / "run")
     model = Pixels(2, 3).double()
-    model.load_state_dict({name: tensor.double() for name, tensor in begun(tmp_path).items()})
+    model.load_state_dict({name: tensor.double() for name, tensor in first_weights(WORDS, tmp_path).items()})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     data, losses = scenes(), []
     stream = Stream(data.train, plan_batch(37, 12, 1, None), 3, 0, torch.device("cpu"), 0)

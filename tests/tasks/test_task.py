@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from made_tasks import Agree, Encoder, views
-from processes import command, rows, train
+from processes import command, first_weights, rows, train
 from safetensors.torch import load_file
 
 from launcher.batching.plan import plan_batch
@@ -62,7 +62,7 @@ def test_the_mean_over_a_global_batch_is_that_of_a_plain_loop(world, words, tmp_
     """However the batch is cut: losses, each term and the weights, in float64 to rounding."""
     train([*WORDS, *words, "max_steps=6"], tmp_path, world).ok()
     record = [row for row in rows(tmp_path / "run") if "train/loss" in row]
-    weights = begun(tmp_path)
+    weights = first_weights(WORDS, tmp_path)
     stream = Stream(views().train, plan_batch(37, 12, 1, None), 3, 0, torch.device("cpu"), 0)
     means, last = plain_loop(weights, 6, [stream.samples(step) for step in range(6)])
     for row, expected in zip(record, means, strict=True):
@@ -79,15 +79,6 @@ def test_the_mean_over_a_global_batch_is_that_of_a_plain_loop(world, words, tmp_
     values, weight, terms = Agree(0.3).losses(model, batch, None)
     assert measured["eval/loss"] == pytest.approx(float(values.sum() / weight.sum()), rel=1e-5)
     assert measured["eval/size"] == pytest.approx(float(terms["size"].sum() / weight.sum()), rel=1e-5)
-
-
-def begun(place):
-    """The weights that a run begins with: those of one whose learning rate changes nothing."""
-    other = place / "begun"
-    other.mkdir()
-    words = [word for word in WORDS if not word.startswith("optimizer.lr")]
-    train([*words, "optimizer.lr=1e-30", "max_steps=1"], other).ok()
-    return load_file(other / "run/checkpoints/step_00000001/model.safetensors")
 
 
 @pytest.mark.parametrize(("world", "words"), [(1, ["mixed_precision=bf16"]), (2, ["strategy=fsdp"]), (2, [])])
