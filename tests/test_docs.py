@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
 from processes import REPOSITORY
@@ -91,6 +92,11 @@ PROGRAM = re.compile(
     r"(?:[A-Z_]+=\S* )*(?:python (?:-m )?[\w/.]+|launcher [a-z-]+|torchrun|accelerate launch|srun|sbatch|salloc)(?= |$)"
 )
 SETTINGS = re.compile(r"(?:[+~]*[a-z_]+(?:[./][\w/.@]+)*=\S+(?: |$))+")
+# Settings of each data source that the others may lack: {"table": {"data.path", ...}, ...}.
+SOURCES = {
+    path.stem: {f"data.{key}" for key in yaml.safe_load(path.read_text()) or {} if key not in ("_target_", "defaults")}
+    for path in sorted((REPOSITORY / "conf/data").glob("[a-z]*.yaml"), key=lambda path: path.stem != "digits")
+}
 TAKES_A_RUN = {name: SCHEMAS[name] for name in ("evaluate", "predict", "export", "rerun")}
 COMPOSES: set[tuple[str | None, ...]] = set()  # what has been composed without an error
 COMPOSED = ("train", "find_lr", *TAKES_A_RUN)
@@ -289,8 +295,10 @@ def test_every_setting_named_is_one(page, project):
         beneath = ["hydra/launcher=slurm"] if page.parent.name == "slurm" and program == "train" else []
         own = ["--config-dir", "my_conf"] if program == "train" else []
         many = ["-m"] if program == "train" else []
+        # A setting of one data source: the sentence before has named the source.
+        source = [f"data={name}" for name, takes in SOURCES.items() if key in takes][:1] if "data=" not in words else []
         try:
-            compose(program, [*shlex.split(words), *needs, *beneath, *own, *many])
+            compose(program, [*source, *shlex.split(words), *needs, *beneath, *own, *many])
         except ConfigError as error:
             assert "is not installed: pip install" in str(error), words  # a tracker's package
 
