@@ -11,13 +11,13 @@ from launcher.batching.generators import seed_generators
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
 from launcher.batching.sampling import Balanced, Sampler
 from launcher.batching.splits import TensorSplit, suit
-from launcher.config import components
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.ranks import Ranks
+from launcher.models.build import build_model, without_file
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
-from launcher.run import gallery, saved
+from launcher.run import gallery
 from launcher.schedulers.schedule import Schedule, build_schedule
 from launcher.tasks.build import build_task
 from launcher.training import finetune, mixup, sharded, tryout
@@ -52,7 +52,7 @@ def build(
     ranks: Ranks,
     devices: int,
     resumed: bool,
-    build_model: Callable[[Callable[[], nn.Module]], nn.Module],
+    make_model: Callable[[Callable[[], nn.Module]], nn.Module],
     tried: bool = True,
 ) -> Parts:
     """Build everything that a run is made of, and check that it fits together.
@@ -62,7 +62,7 @@ def build(
         ranks: Of this run.
         devices: That share a global batch.
         resumed: Whether a checkpoint brings the weights: no other file needs to be there.
-        build_model: Given what makes the model, makes it where its weights shall be.
+        make_model: Given what makes the model, makes it where its weights shall be.
         tried: Whether some samples are tried through all of it.
 
     Raises:
@@ -79,11 +79,10 @@ def build(
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     sampler = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    described = saved.without_file(settings.model)
     facts = data.facts()
-    model = build_model(lambda: components.build("model", described, **facts))
+    model = make_model(lambda: build_model(settings.model, facts))
     sources = {"init_from": settings.init_from}
-    if len(described) < len(settings.model):
+    if len(without_file(settings.model)) < len(settings.model):
         sources["model.checkpoint"] = settings.model["checkpoint"]
     begun = finetune.begin(model, {} if resumed else sources, facts["num_outputs"], settings.freeze)
     suit(model, *data.splits().values())

@@ -3,8 +3,8 @@
     launcher export run_dir=outputs/2026-01-31/12-00-00 format=onnx output=model
     launcher export run_dir=outputs/2026-01-31/12-00-00 format=[safetensors,torch_export]
 
-Each takes prepared inputs [n, ...] (metadata.json says how they are prepared), of any n, and gives outputs
-[n, num_outputs]. A directory is written whole or not at all.
+Each takes prepared inputs [n, ...] (metadata.json says how they are prepared), of any n, or a dict of such where the
+run's samples are dicts, and gives outputs [n, num_outputs]. A directory is written whole or not at all.
 """
 
 import contextlib
@@ -55,6 +55,7 @@ def command(settings: dict[str, Any]) -> int:
     from launcher.batching.splits import suit
     from launcher.batching.stream import in_order
     from launcher.batching.workers import choose_workers
+    from launcher.models.build import without_file
     from launcher.run import card
 
     suit(model, subject.split)
@@ -66,10 +67,10 @@ def command(settings: dict[str, Any]) -> int:
     with _whole(output) as making:
         files, samples = _write_files(making, formats, subject, model, example, batches, settings["tolerance"])
         figures = measure(model, subject.read_outputs(model), batches) if subject.labelled else {}
-        whole = run | {"model": saved.without_file(run["model"])}  # what is exported has its weights with it
+        whole = run | {"model": without_file(run["model"])}  # what is exported has its weights with it
         OmegaConf.save(OmegaConf.create(whole), making / "config.yaml")
         metadata = describe(path, subject, model) | {
-            "input_dtype": str(example.dtype).removeprefix("torch."),
+            "input_dtype": _dtypes(example),
             "files": files,
             "compared_on": {"part": subject.part, "input": settings["input"], "samples": samples},
             "tolerance": settings["tolerance"],
@@ -104,7 +105,7 @@ def _write_files(
     formats: list[str],
     subject: Subject,
     model: "nn.Module",
-    example: "Tensor",
+    example: Any,
     batches: Batches,
     tolerance: float,
 ) -> tuple[dict[str, Any], int]:
@@ -125,28 +126,59 @@ def _write_files(
     return files, samples
 
 
-def _example(pairs: Iterable[tuple[Any, "Tensor"]]) -> "Tensor":
-    """Two prepared samples: a batch of one would be taken for a constant."""
+def _example(pairs: Iterable[tuple[Any, "Tensor"]]) -> Any:
+    """The inputs of two prepared samples, a tensor or a dict of some: a batch of one would be taken for a constant."""
     import torch
     from torch import Tensor
 
+    from launcher.core.compat import tree_map_only
+
     inputs, _ = next(iter(pairs))
-    if not isinstance(inputs, Tensor):
-        raise ConfigError(f"run_dir: the model takes a {type(inputs).__name__}, and only one tensor can be exported.")
-    return inputs if len(inputs) == 2 else torch.cat([inputs, inputs])
+    if not isinstance(inputs, Tensor) and not _is_flat(inputs):
+        raise ConfigError(
+            f"run_dir: the model takes a {type(inputs).__name__}, and only one tensor, or a dict of tensors, can be "
+            "exported."
+        )
+    if samples_in(inputs) == 2:
+        return inputs
+    return tree_map_only(Tensor, lambda one: torch.cat([one, one]), inputs)
+
+
+def _is_flat(inputs: Any) -> bool:
+    """Whether inputs are a dict of tensors."""
+    from torch import Tensor
+
+    return isinstance(inputs, dict) and bool(inputs) and all(isinstance(one, Tensor) for one in inputs.values())
+
+
+def _dtypes(example: Any) -> Any:
+    """The type of the inputs, by name where they have names."""
+    if isinstance(example, dict):
+        return {name: _dtypes(one) for name, one in example.items()}
+    return str(example.dtype).removeprefix("torch.")
+
+
+def samples_in(inputs: Any) -> int:
+    """How many samples a tensor or a dict of tensors is of."""
+    return len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
 
 
 def compare(model: "nn.Module", loaded: Loaded, batches: Batches) -> tuple[float, float, int]:
     """The largest difference of an output from the model's, the largest output, and the number of samples."""
     import torch
+    from torch import Tensor
+
+    from launcher.core.compat import tree_map_only
+    from launcher.tasks.supervised import tensor_of
 
     difference, scale, samples = 0.0, 0.0, 0
     with torch.no_grad():
         for inputs, _ in batches():
-            pieces = [inputs] if samples else [inputs[:1], inputs]  # the first one also alone
-            samples += len(inputs)
+            first = tree_map_only(Tensor, lambda one: one[:1], inputs)
+            pieces = [inputs] if samples else [first, inputs]  # the first one also alone
+            samples += samples_in(inputs)
             for piece in pieces:
-                wanted, found = model(piece), loaded(piece)
+                wanted, found = tensor_of(model(piece)), tensor_of(loaded(piece))
                 if wanted.shape != found.shape:
                     raise ConfigError(f"format: outputs {list(found.shape)}, and the model gives {list(wanted.shape)}.")
                 gap = (wanted.double() - found.double()).abs().max().item()
@@ -159,12 +191,14 @@ def measure(model: "nn.Module", meaning: "Outputs | None", batches: Batches) -> 
     """The figures of the model on all samples, in float32 on the CPU; none where a sample has many outputs."""
     import torch
 
+    from launcher.tasks.supervised import tensor_of
+
     if meaning is None or meaning.dense:
         return {}
     sums = meaning.sums("cpu")
     with torch.no_grad():
         for inputs, targets in batches():
-            sums.update(meaning.scores(model(inputs)), targets)
+            sums.update(meaning.scores(tensor_of(model(inputs))), targets)
     return sums.figures()
 
 

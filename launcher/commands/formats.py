@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.core.errors import ConfigError
 from launcher.core.extras import DISTRIBUTION
@@ -11,10 +11,10 @@ from launcher.core.extras import DISTRIBUTION
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Loaded = Callable[["Tensor"], "Tensor"]
+Loaded = Callable[[Any], "Tensor"]  # from inputs, a tensor or a dict of tensors, to outputs
 
 
-def _write_safetensors(model: "nn.Module", example: "Tensor", file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
+def _write_safetensors(model: "nn.Module", example: Any, file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
     """The weights alone, for who has the model's class: a new model that loads them must give the same."""
     import torch
     from safetensors.torch import load_file
@@ -31,14 +31,12 @@ def _write_safetensors(model: "nn.Module", example: "Tensor", file: Path, rebuil
     return fresh
 
 
-def _write_torch_export(
-    model: "nn.Module", example: "Tensor", file: Path, rebuild: Callable[[], "nn.Module"]
-) -> Loaded:
+def _write_torch_export(model: "nn.Module", example: Any, file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
     """The graph and the weights, for torch without the model's class, also from C++."""
     import torch
 
     try:
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(_of_tensors(model, example), (example,), dynamic_shapes=_any_size(example))
         torch.export.save(program, file)
         loaded: Loaded = torch.export.load(file).module()
     except Exception as error:  # whatever the tracing of a person's own model raises
@@ -46,20 +44,65 @@ def _write_torch_export(
     return loaded
 
 
-def _write_onnx(model: "nn.Module", example: "Tensor", file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
+def _write_onnx(model: "nn.Module", example: Any, file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
     """The graph and the weights for other runtimes, by torch's exporter over torch.export."""
     import onnxruntime
     import torch
 
+    names = list(example) if isinstance(example, dict) else ["inputs"]
     try:
-        torch.onnx.export(
-            model, (example,), file, dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["inputs"], output_names=["outputs"], external_data=False, verbose=False,
+        torch.onnx.export(  # which takes a dict that comes last for keyword arguments
+            _of_tensors(model, example), (example, {}), file, dynamo=True, dynamic_shapes=_any_size(example),
+            input_names=names, output_names=["outputs"], external_data=False, verbose=False,
         )  # fmt: skip
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
         raise _cannot("onnx", "torch.onnx.export", model, error) from error
-    return lambda inputs: torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
+    taken = {one.name for one in session.get_inputs()}  # without those that the outputs do not depend on
+
+    def loaded(inputs: Any) -> "Tensor":
+        named = inputs if isinstance(inputs, dict) else {"inputs": inputs}
+        given = {name: one.numpy() for name, one in named.items() if name in taken}
+        return torch.from_numpy(session.run(None, given)[0])
+
+    return loaded
+
+
+def _of_tensors(model: "nn.Module", example: Any) -> "nn.Module":
+    """The model, or where it takes a dict or gives more than a tensor, a module from its inputs to one tensor."""
+    import torch
+    from torch import Tensor, nn
+
+    from launcher.tasks.supervised import tensor_of
+
+    with torch.no_grad():
+        if isinstance(example, Tensor) and isinstance(model(example), Tensor):
+            return model
+
+    class Whole(nn.Module):
+        """The model in one call."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs: Any) -> Any:
+            """One tensor."""
+            return tensor_of(self.model(inputs))
+
+    return Whole().eval()
+
+
+def _any_size(example: Any) -> Any:
+    """What torch.export is told of shapes: any number of samples, and of samples in a dict any length that it allows.
+
+    The lengths of a dict are those of sequences that were padded to the longest of a batch.
+    """
+    from torch.export import Dim
+
+    if not isinstance(example, dict):
+        return ({0: Dim("batch")},)
+    return ({name: {0: Dim.DYNAMIC, **dict.fromkeys(range(1, one.dim()), Dim.AUTO)} for name, one in example.items()},)
 
 
 WRITERS: dict[str, tuple[str, Callable[..., Loaded]]] = {

@@ -129,10 +129,10 @@ def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -
     """
     from safetensors.torch import load_file
 
-    from launcher.config.components import build
+    from launcher.models.build import build_model
 
     given = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
-    model: nn.Module = build("model", without_file(run["model"]), **given)
+    model = build_model(run["model"], given)
     try:
         model.load_state_dict(load_file(chosen / "model.safetensors"))
     except RuntimeError as error:
@@ -141,12 +141,6 @@ def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -
             f"model: its code has changed since {chosen.name} was saved, whose weights no longer fit it ({what})."
         ) from error
     return model
-
-
-def without_file(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a model without the file that its weights begin with, which finetune.py reads."""
-    ours = str(model.get("_target_")).startswith("launcher.models.")
-    return {key: value for key, value in model.items() if key != "checkpoint" or not ours}
 
 
 def read_others(record: Mapping[str, Any], path: Any) -> "Others":

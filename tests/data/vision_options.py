@@ -6,7 +6,7 @@ import torch
 from options import option
 
 from launcher.config.components import build
-from launcher.run.saved import without_file
+from launcher.models.build import without_file
 from launcher.training.finetune import begin
 
 transforms = pytest.importorskip("torchvision.transforms.v2")
