@@ -24,7 +24,9 @@ def load(samples: int, kinds: int, longest: int, test: float, validation: float,
     check_whole("data.kinds", kinds, "number of kinds of brackets; it must be an integer >= 1, such as 2")
     check_whole("data.longest", longest, "number of brackets of the longest word; it must be an integer >= 4")
     if longest < 4 or kinds > 100:
-        raise ConfigError(f"data.longest={longest}, data.kinds={kinds}: take at least 4 brackets, of at most 100 kinds.")
+        raise ConfigError(
+            f"data.longest={longest}, data.kinds={kinds}: take at least 4 brackets, of at most 100 kinds."
+        )
     random = np.random.RandomState(check_seed("data.split_seed", split_seed))
     words, labels = [], np.arange(samples) % 2
     for label in labels:
