@@ -213,6 +213,10 @@ class Data(Component):
     )
     test_folders: Any = argument("Names of the folder with the test images.", ["test", "testing"])
     on_error: Any = argument("Images that cannot be read: stop, skip, or null: they are not looked for.", None)
+    field: Any = argument(
+        "Field of each row of JSON Lines that holds its text; null: files are texts as they are.", None
+    )
+    end_of_text: Any = argument("Token between two documents; auto: the tokenizer's own; null: none.", "auto")
     cache: Any = argument("Directory for the encoded text; null: in ~/.cache/launcher.", may_differ=True)
 
 
