@@ -9,7 +9,7 @@ from torch import nn
 
 from launcher.batching.generators import seed_generators
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
-from launcher.batching.sampling import Balanced, Sampler
+from launcher.batching.sampling import SAMPLERS, Sampler
 from launcher.batching.splits import TensorSplit, suit
 from launcher.config import components
 from launcher.core.errors import ConfigError
@@ -78,7 +78,7 @@ def build(
     data, task = build_task(settings.task, data, settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
-    sampler = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
+    sampler = SAMPLERS[settings.sampling](data, settings.seed) if settings.sampling in SAMPLERS else None
     described = saved.without_file(settings.model)
     facts = data.facts()
     model = build_model(lambda: components.build("model", described, **facts))

@@ -72,6 +72,9 @@ class DatasetSplit:
         plain: The same samples without anything random, for what measures them; None where `dataset` is so itself.
         dtype: Of the numbers that the model takes; see `suit`.
         indices: Whether int32 and int64 are given as they are.
+        checksum: Of what is known of the samples without reading all of them.
+        shards: Samples of each file that they lie in, one after the other; None: they lie elsewhere.
+        open_shards: How many of these files may be open at once.
     """
 
     dataset: Any
@@ -81,6 +84,9 @@ class DatasetSplit:
     plain: Any = None
     dtype: torch.dtype = torch.float32
     indices: bool = True
+    checksum: int = 0
+    shards: tuple[int, ...] | None = None
+    open_shards: int = 1
     loader: Any = field(default=None, init=False, repr=False, compare=False)  # see launcher/batching/loading.py
     workers: int | None = field(default=None, init=False, repr=False, compare=False)  # what num_workers=auto has chosen
 
@@ -95,11 +101,14 @@ class DatasetSplit:
         return len(self.dataset)
 
     def at(self, index: Tensor) -> "DatasetSplit":
-        """The samples `index` alone, [n] int64."""
-        numbers = index.tolist()
+        """The samples `index` alone, [n] int64; in ascending order they lie in the same shards."""
+        numbers, shards = index.tolist(), None
+        if self.shards is not None and bool((index[1:] > index[:-1]).all()):
+            of_each = torch.bucketize(index, torch.tensor(self.shards).cumsum(0), right=True)
+            shards = tuple(torch.bincount(of_each, minlength=len(self.shards)).tolist())
         plain = None if self.plain is None else Subset(self.plain, numbers)
         targets = None if self.targets is None else self.targets[index]
-        return replace(self, dataset=Subset(self.dataset, numbers), plain=plain, targets=targets)
+        return replace(self, dataset=Subset(self.dataset, numbers), plain=plain, targets=targets, shards=shards)
 
 
 Split = TensorSplit | DatasetSplit

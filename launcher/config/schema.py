@@ -213,6 +213,9 @@ class Data(Component):
     )
     test_folders: Any = argument("Names of the folder with the test images.", ["test", "testing"])
     on_error: Any = argument("Images that cannot be read: stop, skip, or null: they are not looked for.", None)
+    dtype: Any = argument("Type of a token in shards without a header: uint16, uint32, ...")
+    vocabulary: Any = argument("Number of tokens that there are; null: as the tokenizer or a header says.")
+    open: Any = argument("Shards of a split that a process maps at once, and that sampling=blocked mixes.")
     field: Any = argument(
         "Field of each row of JSON Lines that holds its text; null: files are texts as they are.", None
     )
@@ -296,8 +299,8 @@ class Train(Section):
 
     seed: CountOrZero = setting("Names the order of samples, the augmentation, the initial weights and dropout.")
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("Precision of forward and backward; no is float32.", "no")
-    sampling: Literal["shuffle", "balanced"] = setting(
-        "Each sample once an epoch, or each class equally often.", "shuffle"
+    sampling: Literal["shuffle", "balanced", "blocked"] = setting(
+        "Each sample once an epoch, each class equally often, or each sample once with few shards open.", "shuffle"
     )
     clip_grad_norm: Positive | None = setting("Largest norm of the gradient; null never clips.", None)
     clip_grad_value: Positive | None = setting("Largest absolute value of each element of the gradient.", None)

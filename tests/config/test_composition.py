@@ -94,6 +94,10 @@ def _run(group, option, place):
     if option in ("text", "transformer"):
         words += {"data": ["model=transformer"], "model": ["data=text"], "experiment": []}[group]
         words += [f"data.path={REPOSITORY / 'README.md'}", "data.block=32", "model.width=32", "model.layers=1"]
+    if (group, option) == ("data", "shards"):
+        (place / "tokens.bin").write_bytes(bytes(500))
+        words += ["data.path=tokens.bin", "data.dtype=uint8", "data.vocabulary=9", "data.block=32"]
+        words += ["model=transformer", "model.width=32", "model.layers=1", "sampling=blocked"]
     if option in ("cifar10", "cifar100"):
         pytest.skip("CIFAR is not installed; tests/data/test_cifar.py reads files of its form")
     if option in ("timm", "torchvision"):
