@@ -87,7 +87,7 @@ RUNS = [
     one("experiment diabetes", 1, "experiment=diabetes"),
     one("experiment imbalanced", 3, f"experiment=imbalanced {SOME}"),
     one("experiment text", 2, f"experiment=text {TEXT} model.width=16 model.layers=2 model.heads=2 {SOME}"),
-    one("shards", 3, "data=shards data.path=../inputs/book.txt data.dtype=uint8 data.vocabulary=128 data.block=16 "
+    one("shards", 3, "data=shards data.path=../inputs/book.txt data.dtype=uint8 data.vocabulary=256 data.block=16 "
         "data.test=0.1 data.validation=0.1 sampling=blocked model=transformer model.width=16 model.layers=2 "
         f"model.heads=2 {SOME}"),
     # Data

@@ -1,7 +1,7 @@
 """Columns of a Hugging Face dataset as inputs: images or numbers of one shape, to tensors."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -37,6 +37,11 @@ class Images:
     fit: bool
     bits: int | None = None
     sure: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image as the model gets it."""
+        return (len(self.mode), self.size[1], self.size[0])
 
     def __call__(self, images: Sequence[Any]) -> Tensor:
         """The images as [n, channels, height, width] uint8.
@@ -147,17 +152,9 @@ def decoding(
         if first is None:
             raise ConfigError(f"data.input: the first row has no image in {column!r}.")
         rows, images_alone = range(0, len(dataset), -(-len(dataset) // LOOK)), dataset.select_columns([column])
-        coloured, notes = look((images_alone[row][column] or first for row in rows), bits)
-        mode = "L" if channels == 1 or (channels is None and not coloured) else "RGB"
-        size = first.size if image_size is None else (image_size, image_size)
-        standardise_channels = StandardiseChannels(
-            [255 * value for value in per_channel("data.mean", mean, len(mode))],
-            [255 * value for value in per_channel("data.std", std, len(mode))],
-        )
-        if min(standardise_channels.std) <= 0:
-            raise ConfigError(f"data.std: {std!r} has a value that is not above 0.")
-        images = Images(mode, size, image_size is not None, bits, channels is not None)
-        return images, (len(mode), size[1], size[0]), standardise_channels, notes
+        shown = (images_alone[row][column] or first for row in rows)
+        images, standardise_channels, notes = decoding_images(first, shown, image_size, (mean, std), channels, bits)
+        return images, images.shape, standardise_channels, notes
     try:
         row = np.asarray(dataset.with_format("numpy")[0][column])
         if row.dtype.kind not in "fiubO":  # dates would become numbers without a word
@@ -170,6 +167,39 @@ def decoding(
         ) from error
     shape = row.shape or (1,)
     return Numbers(shape), shape, None, []
+
+
+def decoding_images(
+    first: Any,
+    shown: Iterable[Any],
+    image_size: int | None,
+    scale: tuple[Any, Any],
+    channels: int | None,
+    bits: int | None,
+) -> tuple[Images, StandardiseChannels, list[str]]:
+    """How images of PIL become a tensor, what is left to do with a batch, and lines for the log.
+
+    Args:
+        first: The first image.
+        shown: Some to look at.
+        image_size: `data.image_size`.
+        scale: `data.mean` and `data.std`.
+        channels: `data.channels`.
+        bits: `data.bits`.
+
+    Raises:
+        ConfigError: The mean or the deviation does not fit.
+    """
+    coloured, notes = look(shown, bits)
+    mode = "L" if channels == 1 or (channels is None and not coloured) else "RGB"
+    size = first.size if image_size is None else (image_size, image_size)
+    mean, std = (
+        [255 * value for value in per_channel(f"data.{name}", given, len(mode))]
+        for name, given in zip(("mean", "std"), scale, strict=True)
+    )
+    if min(std) <= 0:
+        raise ConfigError(f"data.std: {scale[1]!r} has a value that is not above 0.")
+    return Images(mode, size, image_size is not None, bits, channels is not None), StandardiseChannels(mean, std), notes
 
 
 def measure(sets: Mapping[str, Any], column: str, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,37 +50,58 @@ class Shard:
 
     @property
     def split(self) -> str | None:
-        """The split that its name, or else the nearest folder, begins a word with: train, val or test."""
-        for part in reversed(Path(self.name).parts):
-            found = re.findall(rf"(?<![a-z])({'|'.join(SPLITS)})", part.lower())
-            if found:
-                return SPLITS[found[-1]]
-        return None
+        """The split that its name says."""
+        return split_of(self.name)
 
-    def tokens(self) -> np.ndarray:
+    def mapped(self) -> np.ndarray:
         """Its tokens, [length], mapped into memory and not read.
 
         Raises:
             BrokenFile: It is gone, or has become shorter.
         """
-        try:
-            with self.file.open("rb") as opened:
-                area = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-            area.madvise(mmap.MADV_RANDOM)  # samples are drawn from all over it: nothing is read ahead
-            return np.frombuffer(area, self.kind, self.length, self.offset)
-        except (OSError, ValueError) as error:
-            raise BrokenFile(f"data.path: cannot read {self.file} ({error})") from error
+        return map_file(self.file, self.kind, self.length, self.offset)
+
+
+def split_of(name: str) -> str | None:
+    """The split that a name, or else the nearest folder in it, begins a word with: train, val or test."""
+    for part in reversed(Path(name).parts):
+        found = re.findall(rf"(?<![a-z])({'|'.join(SPLITS)})", part.lower())
+        if found:
+            return SPLITS[found[-1]]
+    return None
+
+
+def map_file(file: Path, kind: str, length: int, offset: int = 0) -> np.ndarray:
+    """Numbers of a file, [length], from so many bytes on, mapped into memory and not read.
+
+    Raises:
+        BrokenFile: It is gone, or has become shorter.
+    """
+    try:
+        with file.open("rb") as opened:
+            area = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        area.madvise(mmap.MADV_RANDOM)  # samples are drawn from all over it: nothing is read ahead
+        return np.frombuffer(area, kind, length, offset)
+    except (OSError, ValueError) as error:
+        raise BrokenFile(f"data.path: cannot read {file} ({error})") from error
+
+
+class Mappable(Protocol):
+    """A file whose content can be mapped."""
+
+    def mapped(self) -> np.ndarray:
+        """Its content, which is read where it is asked for."""
 
 
 class OpenShards:
-    """The tokens of shards, of which at most so many are mapped at once: the one not asked for longest goes first.
+    """What is in shards, of which at most so many are mapped at once: the one not asked for longest goes first.
 
     Args:
         shards: The shards.
         most: How many are mapped at most.
     """
 
-    def __init__(self, shards: Sequence[Shard], most: int) -> None:
+    def __init__(self, shards: Sequence[Mappable], most: int) -> None:
         self.shards, self.most = shards, most
         self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
 
@@ -88,7 +109,7 @@ class OpenShards:
         if number not in self._mapped:
             while len(self._mapped) >= self.most:
                 self._mapped.popitem(last=False)
-            self._mapped[number] = self.shards[number].tokens()
+            self._mapped[number] = self.shards[number].mapped()
         self._mapped.move_to_end(number)
         return self._mapped[number]
 
@@ -212,7 +233,7 @@ def checksum(shards: Sequence[Shard], vocabulary: int) -> int:
     """
     found = zlib.crc32(json.dumps([(one.name, one.kind, one.length) for one in shards]).encode())
     for shard in shards[:: -(-len(shards) // PRINTED_SHARDS)]:
-        tokens = shard.tokens()
+        tokens = shard.mapped()
         for place in range(PRINTED_PLACES):
             first = (shard.length - PRINTED_TOKENS) * place // (PRINTED_PLACES - 1)
             some = tokens[max(0, first) :][:PRINTED_TOKENS]

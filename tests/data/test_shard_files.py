@@ -43,7 +43,7 @@ def test_every_format_gives_its_tokens(write, kind, given, tmp_path):
     file = tmp_path / ("a.npy" if given is None and kind in ("int64", ">u2") else "a.bin")
     write(file, TOKENS.astype(kind))
     (shard,) = find_shards(str(tmp_path), given)
-    assert shard.tokens().tolist() == TOKENS.tolist() and shard.length == 77
+    assert shard.mapped().tolist() == TOKENS.tolist() and shard.length == 77
     assert find_shards(str(file), given) == [shard]
     assert shard.vocabulary == {"uint16": 50257, "uint32": 128256}.get(
         kind if write is llmc or shard.offset == 1024 else ""
