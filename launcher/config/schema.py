@@ -213,8 +213,9 @@ class Data(Component):
     )
     test_folders: Any = argument("Names of the folder with the test images.", ["test", "testing"])
     on_error: Any = argument("Images that cannot be read: stop, skip, or null: they are not looked for.", None)
-    dtype: Any = argument("Type of a token in shards without a header: uint16, uint32, ...")
+    dtype: Any = argument("Type of a token where a file does not say it: uint16, uint32, ...")
     vocabulary: Any = argument("Number of tokens that there are; null: as the tokenizer or a header says.")
+    classes: Any = argument("Number of classes; null: the classes of all rows are read at the start.")
     open: Any = argument("Shards of a split that a process maps at once, and that sampling=blocked mixes.")
     field: Any = argument(
         "Field of each row of JSON Lines that holds its text; null: files are texts as they are.", None
