@@ -9,7 +9,7 @@ from torch import nn
 
 from launcher.batching.generators import seed_generators
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
-from launcher.batching.sampling import Balanced, GroupedByLength, Sampler
+from launcher.batching.sampling import Sampler, build_sampler
 from launcher.batching.splits import TensorSplit, suit
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
@@ -78,7 +78,7 @@ def build(
     data, task = build_task(settings.task, data, settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
-    sampler = _sampler(settings, data)
+    sampler = build_sampler(settings.sampling, data, settings.seed, plan.global_size)
     facts = data.facts()
     model = make_model(lambda: build_model(settings.model, facts))
     sources = {"init_from": settings.init_from}
@@ -112,15 +112,6 @@ def build(
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     learner = Learner(model, task, optimizer, schedule)
     return Parts(data, plan, sampler, kind, learner, sharding, begun, total_steps)
-
-
-def _sampler(settings: Any, data: Data) -> Sampler | None:
-    """The order of the training samples; None: shuffled."""
-    if settings.sampling == "balanced":
-        return Balanced(data, settings.seed)
-    if settings.sampling == "group_by_length":
-        return GroupedByLength(data, settings.seed, settings.batch.global_size)
-    return None
 
 
 def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:

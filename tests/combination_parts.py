@@ -73,7 +73,17 @@ def load(kind, source="memory", augment=False, poisoned=False):
             plain = Drawn(raw, targets, False)
             dataset = Whole(raw, targets, False) if source == "batched" else Drawn(raw, targets, augment and n == TRAIN)
             known = targets if kind != "numbers" else None
-            parts.append(DatasetSplit(dataset, known, Scale(), batched=source == "batched", plain=plain))
+            parts.append(
+                DatasetSplit(
+                    dataset,
+                    known,
+                    Scale(),
+                    batched=source == "batched",
+                    plain=plain,
+                    shards=(5, n - 8, 1, 2),
+                    open_shards=2,
+                )
+            )
     task = {"numbers": "regression", "tokens": "language"}.get(kind, "classification")
     outputs = {"numbers": 2, "tokens": 16}.get(kind, CLASSES)
     return Data("made", task, (8,) if kind == "tokens" else shape, outputs, *parts)

@@ -161,7 +161,11 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "exact": {"no": NOTHING, "exact": ("exact_across_devices=true",)},
     "layout": {"usual": NOTHING, "channels_last": ("channels_last=true",)},
-    "sampling": {"shuffle": NOTHING, "balanced": ("sampling=balanced",)},
+    "sampling": {
+        "shuffle": NOTHING,
+        "balanced": ("sampling=balanced",),
+        "blocked": ("sampling=blocked",),
+    },
     "limit": {"none": NOTHING, "2": ("limit_batches=2",)},
     "mixup": {
         "none": NOTHING,
@@ -236,6 +240,7 @@ REFUSED: list[Refused] = [
     ("data", ("tokens",), "loss", ("cross_entropy, weights", "cross_entropy, balanced, smooth", "focal, balanced",
                                    "multi_margin"), "all weigh the same"),
     ("data", ("numbers", "tokens"), "sampling", ("balanced",), "sampling=balanced"),
+    ("data", ("images", "vectors", "augmented", "numbers", "tokens"), "sampling", ("blocked",), "sampling=blocked"),
     ("data", ("numbers", "tokens"), "mixup", ("mixup", "cutmix", "both"), "only classes can be mixed"),
     ("data", ("vectors",), "mixup", ("cutmix", "both"), "no images"),
     ("model", ("linear", "resnet", "batchnorm", "timm"), "dropout", ("dropout",), "dropout"),

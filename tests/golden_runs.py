@@ -87,6 +87,9 @@ RUNS = [
     one("experiment diabetes", 1, "experiment=diabetes"),
     one("experiment imbalanced", 3, f"experiment=imbalanced {SOME}"),
     one("experiment text", 2, f"experiment=text {TEXT} model.width=16 model.layers=2 model.heads=2 {SOME}"),
+    one("shards", 3, "data=shards data.path=../inputs/book.txt data.dtype=uint8 data.vocabulary=256 data.block=16 "
+        "data.test=0.1 data.validation=0.1 sampling=blocked model=transformer model.width=16 model.layers=2 "
+        f"model.heads=2 {SOME}"),
     # Data
     one("wine", 1, "data=wine model=linear scheduler=constant loss.weight=balanced loss.label_smoothing=0.1"),
     one("csv", 3, f"{TABLE} loss=mse model.hidden=[12,12] optimizer=adagrad optimizer.initial_accumulator_value=0.1 "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from launcher.batching.keys import CLASSES, ORDER, derive, derive_each, mix
+from launcher.batching.keys import CLASSES, ORDER, SHARDS, derive, derive_each, mix
 from launcher.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -169,3 +169,69 @@ class GroupedByLength:
         order = permute(np.arange(whole), whole, derive(key, piece))
         batches = drawn[: whole * self.batch].reshape(whole, self.batch)[order]
         return np.concatenate([batches.reshape(-1), drawn[whole * self.batch :]])
+
+
+class Blocked:
+    """The order of sampling=blocked: shard by shard, each sample once an epoch, with few shards open at a time.
+
+    An epoch takes the shards in a permuted order, in groups of as many as may be open at once; within a group the
+    samples of all of its shards are permuted together. What is computed once an epoch is the order of the shards; a
+    position is then found in the time of a search among them, whatever the number of samples.
+
+    Args:
+        data: For the shards of its training split.
+        seed: Of the run.
+
+    Raises:
+        ConfigError: The training split does not lie in shards.
+    """
+
+    def __init__(self, data: "Data", seed: int) -> None:
+        sizes = getattr(data.train, "shards", None)
+        if sizes is None:
+            raise ConfigError(f"sampling=blocked: data={data.name} does not lie in shards. Use sampling=shuffle.")
+        self.seed, self.group = seed, getattr(data.train, "open_shards", 1)
+        self._sizes = np.asarray([size for size in sizes if size], dtype=np.int64)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._known: tuple[int, np.ndarray, np.ndarray] = (-1, self._starts, self._starts)
+
+    def samples_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """See `Sampler`; no sample comes again."""
+        order, bounds = self._layout(epoch)
+        positions = np.asarray(positions)
+        group = (np.searchsorted(bounds, positions, side="right") - 1) // self.group
+        first = bounds[group * self.group]
+        last = bounds[np.minimum((group + 1) * self.group, len(order))]
+        keys = derive_each(np.full(len(positions), derive(self.seed, SHARDS, epoch), dtype=np.uint64), group)
+        inside = first + permute(positions - first, last - first, keys)
+        place = np.searchsorted(bounds, inside, side="right") - 1
+        found: np.ndarray = self._starts[order[place]] + inside - bounds[place]
+        return found
+
+    def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of an epoch in their order, [k], and the position at which each begins, [k + 1]."""
+        known, order, bounds = self._known
+        if known != epoch:
+            order = permute(np.arange(len(self._sizes)), len(self._sizes), derive(self.seed, ORDER, epoch))
+            bounds = np.concatenate([[0], np.cumsum(self._sizes[order])])
+            self._known = (epoch, order, bounds)
+        return order, bounds
+
+
+def build_sampler(name: str, data: "Data", seed: int, batch: int) -> Sampler | None:
+    """The order of the training samples that the setting `sampling` names; None: shuffled, as a Stream does by itself.
+
+    Args:
+        name: Of the order.
+        data: For what the order goes by.
+        seed: Of the run.
+        batch: Samples of a global batch.
+
+    Raises:
+        ConfigError: The data does not tell what the order goes by.
+    """
+    if name == "balanced":
+        return Balanced(data, seed)
+    if name == "blocked":
+        return Blocked(data, seed)
+    return GroupedByLength(data, seed, batch) if name == "group_by_length" else None

@@ -75,6 +75,9 @@ class DatasetSplit:
         collate: Puts a list of samples together, such as `launcher.batching.padding.Pad`; None: as torch does. It must
             be one that a process can be sent: a function at the top of a module, or an object of such a class.
         lengths: [n] int64, of each sample, where it is cheap to know: what sampling=group_by_length goes by.
+        checksum: Of what is known of the samples without reading all of them.
+        shards: Samples of each file that they lie in, one after the other; None: they lie elsewhere.
+        open_shards: How many of these files may be open at once.
     """
 
     dataset: Any
@@ -86,6 +89,9 @@ class DatasetSplit:
     indices: bool = True
     collate: Callable[[list[Any]], Any] | None = None
     lengths: Tensor | None = None
+    checksum: int = 0
+    shards: tuple[int, ...] | None = None
+    open_shards: int = 1
     loader: Any = field(default=None, init=False, repr=False, compare=False)  # see launcher/batching/loading.py
     workers: int | None = field(default=None, init=False, repr=False, compare=False)  # what num_workers=auto has chosen
 
@@ -100,11 +106,15 @@ class DatasetSplit:
         return len(self.dataset)
 
     def at(self, index: Tensor) -> "DatasetSplit":
-        """The samples `index` alone, [n] int64."""
-        numbers = index.tolist()
+        """The samples `index` alone, [n] int64; in ascending order they lie in the same shards."""
+        numbers, shards = index.tolist(), None
+        if self.shards is not None and bool((index[1:] > index[:-1]).all()):
+            of_each = torch.bucketize(index, torch.tensor(self.shards).cumsum(0), right=True)
+            shards = tuple(torch.bincount(of_each, minlength=len(self.shards)).tolist())
         plain = None if self.plain is None else Subset(self.plain, numbers)
         targets, lengths = (None if known is None else known[index] for known in (self.targets, self.lengths))
-        return replace(self, dataset=Subset(self.dataset, numbers), plain=plain, targets=targets, lengths=lengths)
+        dataset = Subset(self.dataset, numbers)
+        return replace(self, dataset=dataset, plain=plain, targets=targets, lengths=lengths, shards=shards)
 
 
 Split = TensorSplit | DatasetSplit

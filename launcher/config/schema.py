@@ -215,6 +215,14 @@ class Data(Component):
     on_error: Any = argument("Images that cannot be read: stop, skip, or null: they are not looked for.", None)
     tokenizer: Any = argument("Of text: tokenizer.json, or a directory with one; null: byte by byte.", None)
     max_tokens: Count = argument("Tokens of a text, of which each is a sample; longer ones are cut off.", 512)
+    dtype: Any = argument("Type of a token where a file does not say it: uint16, uint32, ...")
+    vocabulary: Any = argument("Number of tokens that there are; null: as the tokenizer or a header says.")
+    classes: Any = argument("Number of classes; null: the classes of all rows are read at the start.")
+    open: Any = argument("Shards of a split that a process maps at once, and that sampling=blocked mixes.")
+    field: Any = argument(
+        "Field of each row of JSON Lines that holds its text; null: files are texts as they are.", None
+    )
+    end_of_text: Any = argument("Token between two documents; auto: the tokenizer's own; null: none.", "auto")
     cache: Any = argument("Directory for the encoded text; null: in ~/.cache/launcher.", may_differ=True)
 
 
@@ -294,8 +302,8 @@ class Train(Section):
 
     seed: CountOrZero = setting("Names the order of samples, the augmentation, the initial weights and dropout.")
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("Precision of forward and backward; no is float32.", "no")
-    sampling: Literal["shuffle", "balanced", "group_by_length"] = setting(
-        "Each sample once an epoch; or each class equally often; or once, with those of like length in a batch.",
+    sampling: Literal["shuffle", "balanced", "group_by_length", "blocked"] = setting(
+        "Each sample once an epoch; each class equally often; or once, by length, or shard by shard.",
         "shuffle",
     )
     clip_grad_norm: Positive | None = setting("Largest norm of the gradient; null never clips.", None)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -41,6 +41,11 @@ class Images:
     fit: bool
     bits: int | None = None
     sure: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image as the model gets it."""
+        return (len(self.mode), self.size[1], self.size[0])
 
     def __call__(self, images: Sequence[Any]) -> Tensor:
         """The images as [n, channels, height, width] uint8.
@@ -240,19 +245,11 @@ def _of_images(
     first = dataset[0][column]
     if first is None:
         raise ConfigError(f"data.input: the first row has no image in {column!r}.")
-    channels, bits, image_size = look_at.channels, look_at.bits, look_at.image_size
     rows, images_alone = range(0, len(dataset), -(-len(dataset) // LOOK)), dataset.select_columns([column])
-    coloured, notes = look((images_alone[row][column] or first for row in rows), bits)
-    mode = "L" if channels == 1 or (channels is None and not coloured) else "RGB"
-    size = first.size if image_size is None else (image_size, image_size)
-    prepare = StandardiseChannels(
-        [255 * value for value in per_channel("data.mean", look_at.mean, len(mode))],
-        [255 * value for value in per_channel("data.std", look_at.std, len(mode))],
-    )
-    if min(prepare.std) <= 0:
-        raise ConfigError(f"data.std: {look_at.std!r} has a value that is not above 0.")
-    images = Images(mode, size, image_size is not None, bits, channels is not None)
-    return images, (len(mode), size[1], size[0]), prepare, notes
+    shown = (images_alone[row][column] or first for row in rows)
+    scale = (look_at.mean, look_at.std)
+    images, prepare, notes = decoding_images(first, shown, look_at.image_size, scale, look_at.channels, look_at.bits)
+    return images, images.shape, prepare, notes
 
 
 def _of_numbers(sets: Mapping[str, Any], names: list[str]) -> Inputs:
@@ -275,6 +272,39 @@ def _of_numbers(sets: Mapping[str, Any], names: list[str]) -> Inputs:
     decode.mean, decode.std = measure(sets, names, decode)
     mean, std = (torch.from_numpy(numbers.reshape(-1)) for numbers in (decode.mean, decode.std))
     return Inputs(shape, lambda split, targets: _of_rows(sets[split], names, targets, decode), [], mean, std)
+
+
+def decoding_images(
+    first: Any,
+    shown: Iterable[Any],
+    image_size: int | None,
+    scale: tuple[Any, Any],
+    channels: int | None,
+    bits: int | None,
+) -> tuple[Images, StandardiseChannels, list[str]]:
+    """How images of PIL become a tensor, what is left to do with a batch, and lines for the log.
+
+    Args:
+        first: The first image.
+        shown: Some to look at.
+        image_size: `data.image_size`.
+        scale: `data.mean` and `data.std`.
+        channels: `data.channels`.
+        bits: `data.bits`.
+
+    Raises:
+        ConfigError: The mean or the deviation does not fit.
+    """
+    coloured, notes = look(shown, bits)
+    mode = "L" if channels == 1 or (channels is None and not coloured) else "RGB"
+    size = first.size if image_size is None else (image_size, image_size)
+    mean, std = (
+        [255 * value for value in per_channel(f"data.{name}", given, len(mode))]
+        for name, given in zip(("mean", "std"), scale, strict=True)
+    )
+    if min(std) <= 0:
+        raise ConfigError(f"data.std: {scale[1]!r} has a value that is not above 0.")
+    return Images(mode, size, image_size is not None, bits, channels is not None), StandardiseChannels(mean, std), notes
 
 
 def measure(sets: Mapping[str, Any], names: list[str], numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ class Folders:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._left: Counter[str] = Counter()
+        self.empty: list[str] = []  # folders of training that hold no image, and are no classes
         self._owner: dict[str, tuple[str, str]] = {}  # of a real folder, or of a file behind a link: split and class
         self._linked = False  # whether a file was found by a link
 
@@ -39,7 +40,7 @@ class Folders:
         return None
 
     def classes(self, split: str, place: Path) -> dict[str, list[str]]:
-        """The images of each class of a split, in the order of their paths; of the training split each has one."""
+        """The images of each class of a split, in the order of their paths; a folder without one is no class."""
         for entry in _entries(place):
             if _hidden(entry.name):
                 self._left["hidden files and folders"] += 1
@@ -47,9 +48,13 @@ class Folders:
                 self._left["files outside of the folder of a class"] += 1
         found = {}
         for folder in self.within(place):
-            found[folder.name] = self.images(folder, (split, folder.name))
-            if split == "train" and not found[folder.name]:
-                raise ConfigError(f"data.root: {folder} has no image ({', '.join(ENDINGS)}); fill it, or remove it.")
+            images = self.images(folder, (split, folder.name))
+            if images:
+                found[folder.name] = images
+            elif split == "train":
+                self.empty.append(f"{place.name}/{folder.name}")
+            else:
+                self._left["folders without an image"] += 1
         return found
 
     def images(self, folder: Path, owner: tuple[str, str] = ("", "")) -> list[str]:
@@ -87,9 +92,13 @@ class Folders:
         return [os.path.join(place, name) for place, names in sorted(found) for name in names]
 
     def told(self) -> list[str]:
-        """A line about what was left aside, where anything was."""
+        """Lines about what was left aside, where anything was."""
+        notes = []
+        if self.empty:
+            named = ", ".join(self.empty[:5]) + (f" and {len(self.empty) - 5} more" if len(self.empty) > 5 else "")
+            notes.append(f"no classes, as there is no image ({', '.join(ENDINGS)}) in them: {named}")
         left = ", ".join(f"{count:,} {what}" for what, count in sorted(self._left.items()) if count)
-        return [f"left aside under {self.root}: {left}"] if left else []
+        return [*notes, f"left aside under {self.root}: {left}"] if left else notes
 
     def _claim(self, place: str, real: str, owner: tuple[str, str]) -> bool:
         """Take a real folder, or a file behind a link, for a class. False where it is not to be looked at."""
@@ -160,7 +169,8 @@ def find(
     found = {split: folders.classes(split, place) for split, place in chosen.items()}
     classes, train = list(found["train"]), chosen["train"]
     nested = [inner.parent for place in there for inner in Folders.within(place) if inner.name.casefold() in TRAIN]
-    hint = f" Is data.root={nested[0]} meant?" if nested else ""
+    hint = f" There is no image ({', '.join(ENDINGS)}) in {folders.empty[0]}." if folders.empty else ""
+    hint += f" Is data.root={nested[0]} meant?" if nested else ""
     if len(classes) < 2:
         raise ConfigError(f"data.root: {train} has one class, {classes[0]!r}; at least two are needed.{hint}"
                           if classes else f"data.root: {train} has no folder of a class.{hint}")  # fmt: skip

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.batching.splits import Split, TensorSplit, as_indices, first_infinite
+from launcher.batching.splits import DatasetSplit, Split, TensorSplit, as_indices, first_infinite
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data.splitting import hold_out
 
 PRINTED = 1 << 20  # bytes of a split that its checksum covers at most, in rows at equal distances
+DRAWN = 1 << 24  # samples of which some are drawn at random; of more they are taken at equal distances, in no time
 
 
 @dataclass
@@ -168,7 +169,11 @@ class Data:
         for name, split in self.splits().items():
             if samples < len(split):
                 labels = split.targets if self.task == "classification" else None
-                setattr(self, name, split.at(hold_out(len(split), samples / len(split), 0, labels)[1]))
+                if len(split) > DRAWN:
+                    index = torch.arange(samples) * (len(split) // samples)
+                else:
+                    index = hold_out(len(split), samples / len(split), 0, labels)[1]
+                setattr(self, name, split.at(index))
 
     def move_to(self, device: torch.device) -> None:
         """Let data that lies in memory live on a GPU, where all of it fits into a quarter of what is free there.
@@ -241,7 +246,7 @@ class Others:
 def _print_of(split: Split) -> dict[str, Any]:
     """Samples of a split, and a checksum of what is in memory: all of it, or rows at equal distances."""
     tensors = [getattr(split, "inputs", None), getattr(split, "targets", None)]
-    checksum = 0
+    checksum = split.checksum if isinstance(split, DatasetSplit) else 0
     for tensor in tensors:
         if isinstance(tensor, Tensor) and len(tensor):
             rows = tensor[:: max(1, -(-tensor.nbytes // PRINTED))].cpu().contiguous()

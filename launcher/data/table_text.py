@@ -1,26 +1,16 @@
 """The text of a table's file: unpacked, decoded, and which character parts its columns."""
 
-import bz2
 import csv
-import gzip
 import io
-import lzma
-import zipfile
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ConfigError
+from launcher.data import packed
 
 SEPARATORS = ",;\t|"
 PARQUET = b"PAR1"
 LOOKED_AT = 100  # lines by which the separator is recognised
-PACKED: dict[bytes, Callable[[bytes], bytes]] = {  # by the first bytes of the file, whatever its name
-    b"\x1f\x8b": gzip.decompress,
-    b"BZh": bz2.decompress,
-    b"\xfd7zXZ": lzma.decompress,
-}
 # Begins with a mark that says how it is encoded. UTF-32 is no format of tables.
 MARKED = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -60,30 +50,7 @@ def content(path: Any, setting: str) -> bytes:
     """
     if not path or not isinstance(path, str):
         raise ConfigError(f"{setting}: {path!r} is no file; name a table, as in {setting}=table.csv.")
-    try:
-        found = Path(path).expanduser().read_bytes()
-        for start, unpack in PACKED.items():
-            if found.startswith(start):
-                found = unpack(found)
-        return _unzipped(found, path, setting) if found.startswith(b"PK\x03\x04") else found
-    except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{setting}: {path} is packed and damaged: {error}. Fetch or pack it again.") from error
-    except (OSError, ValueError) as error:
-        words = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{setting}: cannot read {path}: {words}.") from error
-
-
-def _unzipped(packed: bytes, path: str, setting: str) -> bytes:
-    """The one file in a zip archive."""
-    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
-        if any(name.startswith(("xl/", "content.xml")) for name in names):
-            raise ConfigError(f"{setting}: {path} is a workbook of a spreadsheet; save the sheet as CSV.")
-        if len(names) != 1:
-            raise ConfigError(
-                f"{setting}: {path} holds {len(names)} files ({', '.join(names)[:200]}); unpack it and name one."
-            )
-        return archive.read(names[0])
+    return b"".join(packed.pieces(Path(path).expanduser(), setting))
 
 
 def decoded(found: bytes, encoding: str | None, path: str, setting: str) -> tuple[str, list[str]]:

@@ -16,9 +16,10 @@ from launcher.batching.stream import in_order
 from launcher.core.errors import ConfigError
 from launcher.core.files import number
 from launcher.data import images
+from launcher.data.documents import find
 from launcher.data.source import Others
 from launcher.data.table_statistics import standardise
-from launcher.data.text import encode, find, open_tokenizer
+from launcher.data.text import encode, open_tokenizer
 from launcher.models.mirrored import Mirrored
 from launcher.run import saved
 from launcher.tasks.build import is_supervised

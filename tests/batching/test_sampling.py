@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from launcher.batching.keys import derive
 from launcher.batching.plan import plan_batch
-from launcher.batching.sampling import Balanced, EpochPermutation, GroupedByLength, permute
+from launcher.batching.sampling import Balanced, Blocked, EpochPermutation, GroupedByLength, permute
 from launcher.batching.stream import Stream
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
@@ -244,3 +244,52 @@ def test_samples_of_like_length_come_together(n, batch):
 def test_lengths_must_be_known():
     with pytest.raises(ConfigError, match="data=made does not tell the lengths of its samples"):
         GroupedByLength(data(5, 5), 0, 4)
+
+
+def in_shards(sizes, together):
+    """A training split whose samples lie in shards."""
+    labels = torch.zeros(sum(sizes), dtype=torch.int64)
+    part = DatasetSplit(Numbers(labels), labels, shards=tuple(sizes), open_shards=together)
+    return Data("made", "classification", (1,), 1, part, part, part)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    "sizes", [(1,), (1, 1), (5, 0, 3), (97,), (64, 64, 64, 64), (1, 90, 2, 50, 7, 7, 30), tuple(range(40))]
+)
+def test_blocked_is_a_bijection_that_opens_few_shards(sizes, together):
+    n, order = sum(sizes), Blocked(in_shards(sizes, together), 3)
+    of_shard = np.repeat(np.arange(len(sizes)), sizes)
+    epochs = []
+    for epoch in range(3):
+        samples = order.samples_at(epoch, np.arange(n))
+        assert sorted(samples.tolist()) == list(range(n))
+        shards = of_shard[samples]
+        last = {shard: at for at, shard in enumerate(shards.tolist())}
+        opened, most = set(), 0
+        for at, shard in enumerate(shards.tolist()):
+            opened.add(shard)
+            most = max(most, len(opened))
+            opened -= {one for one in opened if last[one] == at}
+        assert most <= together
+        assert all(order.samples_at(epoch, np.array([i]))[0] == samples[i] for i in (0, n // 2, n - 1))
+        epochs.append(tuple(samples.tolist()))
+    assert n < 20 or len(set(epochs)) == 3
+    assert n < 20 or tuple(Blocked(in_shards(sizes, together), 4).samples_at(0, np.arange(n))) != epochs[0]
+
+
+def test_blocked_mixes_shards_and_samples():
+    """Over many epochs each shard comes first as often as by chance, and a sample anywhere within its group."""
+    first, places = np.zeros(6), np.zeros(40)
+    order = Blocked(in_shards((20,) * 6, 2), 0)
+    for epoch in range(1200):
+        samples = order.samples_at(epoch, np.arange(120))
+        first[samples[0] // 20] += 1
+        places[np.flatnonzero(samples == 33)[0] % 40] += 1
+    assert ((first - 200) ** 2 / 200).sum() < 26  # 5 degrees of freedom: 99.99 %
+    assert ((places - 30) ** 2 / 30).sum() < 83  # 39 degrees of freedom: 99.99 %
+
+
+def test_blocked_needs_shards():
+    with pytest.raises(ConfigError, match=r"sampling=blocked: data=made does not lie in shards\. Use sampling=shuffle"):
+        Blocked(data(5, 5), 0)

@@ -5,6 +5,8 @@ import os
 import sys
 from types import SimpleNamespace
 
+import mds_written
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from processes import REPOSITORY, train
@@ -100,6 +102,15 @@ def _run(group, option, place):
     if option in ("text", "transformer"):
         words += {"data": ["model=transformer"], "model": ["data=text"], "experiment": []}[group]
         words += [f"data.path={REPOSITORY / 'README.md'}", "data.block=32", "model.width=32", "model.layers=1"]
+    if (group, option) == ("data", "shards"):
+        (place / "tokens.bin").write_bytes(bytes(500))
+        words += ["data.path=tokens.bin", "data.dtype=uint8", "data.vocabulary=9", "data.block=32"]
+        words += ["model=transformer", "model.width=32", "model.layers=1", "sampling=blocked"]
+    if (group, option) == ("data", "mds"):
+        rows = [{"t": np.arange(i, i + 9, dtype=np.uint16).tobytes()} for i in range(40)]
+        mds_written.write(place / "mds", {"t": "bytes"}, rows, 7)
+        words += ["data.path=mds", "data.input=t", "data.dtype=uint16", "data.vocabulary=50", "batch.global_size=8"]
+        words += ["model=transformer", "model.width=32", "model.layers=1", "sampling=blocked"]
     if option in ("cifar10", "cifar100"):
         pytest.skip("CIFAR is not installed; tests/data/test_cifar.py reads files of its form")
     if option in ("timm", "torchvision"):

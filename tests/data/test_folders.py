@@ -34,6 +34,22 @@ def test_links_are_followed_but_not_in_circles_nor_twice(tmp_path):
         assert words in note
 
 
+def test_a_folder_without_an_image_is_no_class(tmp_path):
+    """It ended the run."""
+    root = pictures(tmp_path / "train", {"ant": 9, "cow": 9})
+    pictures(root / "val", {"ant": 2})
+    plain = folder(root)
+    for name in ("train/bee", "train/dog/deep", "val/cow", "val/elk"):
+        (root / name).mkdir(parents=True)
+    (root / "train/bee/readme.txt").write_text("to come")
+    found = folder(root)
+    assert found.class_names == ["ant", "cow"] and sizes(found) == sizes(plain) and not plain.notes
+    assert [part.dataset.samples for part in parts(found)] == [part.dataset.samples for part in parts(plain)]
+    assert found.notes[0].startswith("no classes, as there is no image")
+    assert found.notes[0].endswith("in them: train/bee, train/dog")
+    assert "1 .txt files, 2 folders without an image" in found.notes[1]
+
+
 @pytest.mark.parametrize(
     ("link", "target"),
     [

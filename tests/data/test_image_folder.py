@@ -145,7 +145,7 @@ def test_image_folder_refuses_folders_that_do_not_fit(tmp_path):
     (tmp_path / "train").mkdir()
     refused(r"data\.root: .*train has no folder of a class")
     (tmp_path / "train" / "bear").mkdir()
-    refused(r"data\.root: .*train/bear has no image \(\.jpg")
+    refused(r"data\.root: .*train has no folder of a class\. There is no image \(\.jpg.*\) in train/bear\.")
     (tmp_path / "train" / "bear").rmdir()
     painted(tmp_path / "train", {"ant": 6})
     refused(r"train has one class, 'ant'")

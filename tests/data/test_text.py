@@ -1,9 +1,12 @@
 """A language: its samples, its model, its loss and its figures, beside plain PyTorch and the bytes of the file."""
 
+import gzip
 import importlib
+import json
 import os
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -89,14 +92,26 @@ def test_wrong_input_is_named(content, changes, words, tmp_path):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize("package", ["gzip", "bz2", "lzma"])
-def test_a_packed_text_is_refused(package, tmp_path):
-    """It was trained on, as bytes, in silence."""
-    content = book(tmp_path / "book").read_bytes()
-    load(tmp_path / "book", block=16)
-    (tmp_path / "book.txt").write_bytes(importlib.import_module(package).compress(content))
-    with pytest.raises(ConfigError, match=r"data\.path: .*book\.txt is packed by .*; unpack it first"):
-        load(tmp_path / "book.txt", block=16)
+@pytest.mark.parametrize("package", ["gzip", "bz2", "lzma", "zipfile"])
+def test_a_packed_text_is_the_text_in_it(package, tmp_path):
+    """It was trained on as bytes of the packing, in silence, and then refused."""
+    content, cache = book(tmp_path / "book").read_bytes() + b"\xff no UTF-8", str(tmp_path / "cache")
+    (tmp_path / "book").write_bytes(content)
+    if package == "zipfile":
+        with zipfile.ZipFile(tmp_path / "book.txt", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("book", content)
+    else:
+        (tmp_path / "book.txt").write_bytes(importlib.import_module(package).compress(content))
+    plain, packed = (load(tmp_path / name, block=16, cache=cache) for name in ("book", "book.txt"))
+    for name, split in plain.splits().items():
+        assert torch.equal(split.inputs, packed.splits()[name].inputs), name
+        assert torch.equal(split.targets, packed.splits()[name].targets), name
+    assert packed.notes == [] and whole_of(packed) == list(content[: len(whole_of(packed))])
+
+
+def whole_of(data):
+    """The tokens of all splits, one after the other."""
+    return torch.cat([split.inputs.flatten() for split in data.splits().values()]).tolist()
 
 
 def test_the_shortest_file_gives_one_sample_each(tmp_path):
@@ -161,11 +176,101 @@ def test_what_a_tokenizer_says_of_single_sentences_is_undone(state, tokenizer, t
     tokenizer.save(str(tmp_path / "state.json"))
     for name in ("state.json", "tokenizer.json"):  # each has a cache of its own: an older version has written it
         data = load(tmp_path / "book", tokenizer=str(tmp_path / name), **settings)
+        told = {"truncation": "cut each text after 8 tokens", "padding": "fill up each text", "dropout": "dropout 0.5"}
+        assert len(data.notes) == (name == "state.json") and all(told[state] in note for note in data.notes)
         whole = torch.cat([part.inputs.flatten() for part in (data.train, data.validation, data.test)]).tolist()
         assert whole == expected[: len(whole)] and len(whole) == (len(expected) - 1) // 10 * 10
     assert (
         len(list((tmp_path / "cache").glob("*.uint16"))) == len(list((tmp_path / "cache").glob("*-plain.uint16"))) + 1
     )
+
+
+def words_of(tmp_path, *more):
+    """A tokenizer of words, with the tokens `more` after them."""
+    tokenizers = pytest.importorskip("tokenizers")
+    names = [f"w{i}" for i in range(50)]
+    vocabulary = {word: i for i, word in enumerate(["?", *names, *more])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    return str(tmp_path / "tokenizer.json")
+
+
+def written(tmp_path, kind):
+    """Documents of 30 words each, in a way that they may lie on the disk, and the numbers of their words."""
+    numbers = np.random.RandomState(1).randint(50, size=(12, 30))
+    texts = [" ".join(f"w{i}" for i in row) + "\n" for row in numbers]
+    if kind == "rows":
+        rows = "".join(json.dumps({"id": i, "body": text}) + "\n" for i, text in enumerate(texts))
+        (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+        return str(tmp_path / "rows.jsonl.gz"), "body", numbers + 1
+    names = []
+    for i, one in enumerate(texts):
+        names.append(tmp_path / "texts" / f"{i % 3}" / f"{i:02d}.txt")
+        names[-1].parent.mkdir(parents=True, exist_ok=True)
+        names[-1].write_bytes(gzip.compress(one.encode()) if i % 4 == 0 else b"\xef\xbb\xbf" + one.encode())
+    (tmp_path / "texts/.hidden").write_bytes(b"\0")
+    (tmp_path / "texts/empty.txt").touch()
+    if kind == "list":
+        return [str(name) for name in reversed(names)], None, numbers[::-1] + 1
+    return str(tmp_path / "texts"), None, numbers[np.argsort(np.arange(12) % 3, kind="stable")] + 1
+
+
+@pytest.mark.parametrize("kind", ["directory", "list", "rows"])
+@pytest.mark.parametrize(
+    ("more", "end", "beside", "expected"),
+    [
+        (("<eos>", "<|endoftext|>"), "auto", None, 52),
+        (("<eos>", "<|endoftext|>"), "auto", {"eos_token": {"content": "<eos>"}}, 51),
+        (("<eos>", "</doc>"), "</doc>", None, 52),
+        (("<eos>",), None, None, None),
+        (("w99",), "auto", {"eos_token": None}, None),
+    ],
+)
+def test_documents_are_parted_by_the_end_of_text(kind, more, end, beside, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "ROWS_AT_ONCE", 5)
+    path, field, numbers = written(tmp_path, kind)
+    if beside is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(beside))
+    settings = {"tokenizer": words_of(tmp_path, *more), "cache": str(tmp_path / "cache"), "field": field}
+    data = build("data", option("data", "text", path=path, block=5, end_of_text=end) | settings)
+    ends = [] if expected is None else [expected]
+    stream = sum(([*row, *ends] for row in numbers.tolist()), [])
+    stream = stream[:-1] if ends else stream  # between two documents, not after the last
+    found = whole_of(data)
+    assert found == stream[: len(found)] and len(found) == (len(stream) - 1) // 5 * 5
+    words = "parted by the token" if ends else "nothing parts the documents"
+    assert any(words in note for note in data.notes), data.notes
+    assert any("12 files" in note for note in data.notes) == (kind != "rows")
+
+
+@pytest.mark.parametrize("kind", ["directory", "list", "rows"])
+def test_bytes_of_documents_follow_each_other(kind, tmp_path):
+    path, field, numbers = written(tmp_path, kind)
+    settings = {"field": field, "cache": str(tmp_path / "cache")}
+    data = build("data", option("data", "text", path=path, block=8) | settings)
+    content = "".join(" ".join(f"w{i - 1}" for i in row) + "\n" for row in numbers.tolist()).encode()
+    assert whole_of(data) == list(content)[: (len(content) - 1) // 8 * 8]
+    assert any("bytes have no token" in note for note in data.notes)
+    with pytest.raises(ConfigError, match=r"data\.end_of_text: bytes have no token '</s>'"):
+        build("data", option("data", "text", path=path, block=8, end_of_text="</s>") | settings)
+
+
+def test_another_field_end_or_content_is_another_stream(tmp_path):
+    rows = [{"a": f"w{i} w1 w2", "b": f"w{i} w3 w4"} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {"tokenizer": words_of(tmp_path, "</s>", "<eos>"), "cache": str(tmp_path / "cache"), "block": 3}
+    streams = [
+        whole_of(load(tmp_path / "rows.jsonl", field=field, end_of_text=end, **settings))
+        for field, end in [("a", "auto"), ("b", "auto"), ("a", "<eos>"), ("a", None), ("a", "auto")]
+    ]
+    assert streams[0] == streams[4] and len({tuple(one) for one in streams}) == 4
+    data = load(tmp_path / "rows.jsonl", **settings)
+    assert any("rows.jsonl is read as it is, JSON and all; data.field=text" in note for note in data.notes)
+    with pytest.raises(ConfigError, match=r"data\.end_of_text: .*tokenizer\.json has no token '<none>'"):
+        load(tmp_path / "rows.jsonl", field="a", end_of_text="<none>", **settings)
+    with pytest.raises(ConfigError, match=r"data\.end_of_text: 7 is no token"):
+        load(tmp_path / "rows.jsonl", field="a", end_of_text=7, **settings)
 
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path):
