@@ -23,6 +23,7 @@ from launcher.tasks.build import build_task
 from launcher.training import finetune, mixup, sharded, tryout
 from launcher.training.batch_norm import check_alone, check_exact
 from launcher.training.evaluation import check_metrics
+from launcher.training.hooks import build_hooks
 from launcher.training.recompute import recompute
 from launcher.training.sharded import Sharding
 from launcher.training.trainer import Learner
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
     sharding: Sharding | None  # how the devices share the model; None where each has the whole of it
     begun: list[str]  # lines about what the weights began with and what is frozen, for the log
     total_steps: int  # updates of the whole run
+    hooks: list[Any]  # a person's own code beside the training
 
     @property
     def model(self) -> nn.Module:
@@ -110,9 +112,10 @@ def build(
         check_mirror(data)
     if settings.wandb.tables:
         gallery.check(data, task)
+    hooks = build_hooks(settings.hooks, data.facts())
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     learner = Learner(model, task, optimizer, schedule)
-    return Parts(data, plan, sampler, kind, learner, sharding, begun, total_steps)
+    return Parts(data, plan, sampler, kind, learner, sharding, begun, total_steps, hooks)
 
 
 def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:

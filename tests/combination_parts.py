@@ -79,6 +79,30 @@ def load(kind, source="memory", augment=False, poisoned=False):
     return Data("made", task, (8,) if kind == "tokens" else shape, outputs, *parts)
 
 
+class Probe:
+    """A hook that logs, draws and remembers."""
+
+    def __init__(self):
+        self.drawn = 0.0
+
+    def after_step(self, run):
+        run.model.eval()
+        if run.step % 2:
+            self.drawn += float(torch.rand(()))
+            run.log("probe/drawn", self.drawn)
+            some = next(p for p in run.model.parameters() if p.requires_grad)
+            run.log("probe/weight", some.abs().sum())
+
+    def after_evaluation(self, run):
+        run.log("probe/loss", run.metrics["eval/loss"])
+
+    def state_dict(self):
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        self.drawn = state["drawn"]
+
+
 class Normalised(nn.Module):
     """A small network with a BatchNorm, for vectors and images."""
 

@@ -180,6 +180,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "none": NOTHING,
         "rollback": ("divergence.action=rollback", "+data.poisoned=true"),
     },
+    "hooks": {"none": NOTHING, "probe": ("hooks=[{_target_: combination_parts.Probe}]",)},
     "ranks": {"1": NOTHING, "2": NOTHING, "3": NOTHING, "4": NOTHING},
 }
 
@@ -564,7 +565,7 @@ def faults_of(combination: Combination, runner: Runner, seed: int) -> list[str]:
                 if exact:
                     different = not_the_same_bits(elsewhere, straight, but=("random",))
                 else:
-                    names = ("train/loss", "lr", "eval/loss")
+                    names = ("train/loss", "lr", "eval/loss", "probe/")
                     mine, theirs = (comparable(combination, path) for path in (elsewhere, straight))
                     different = not_close(mine, theirs, tolerance_of(combination), names)
                 found += [f"{how}: {what}" for what in different]
@@ -581,7 +582,7 @@ def unlike_a_plain_loop(combination: Combination, straight: Path) -> list[str]:
     settings = composed(tuple(words(combination))).plain()
     with LOCK:
         expected = plain_loop.losses(settings, combination)
-    record = [row for row in comparable(combination, straight) if row["step"] <= plain_loop.STEPS]
+    record = [row for row in comparable(combination, straight) if row["step"] <= plain_loop.STEPS and "lr" in row]
     expected = expected[: len(record)]
     return not_close(record, expected, tolerance_of(combination), ("train/loss", "eval/loss"))
 
