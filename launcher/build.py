@@ -101,13 +101,14 @@ def build(
     if shards is not None:
         check_exact(model)
     check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
+    seen = None
     if tried:
         of_kind = partial(kind, sampler=sampler)
         cut = _cut(plan, devices, settings.batch.max_per_device)
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
-        try_task(model, task, data, of_kind, how)
-    check_metrics(task, settings.metrics, wanted)
+        seen = try_task(model, task, data, of_kind, how)
+    check_metrics(task, settings.metrics, wanted, seen)
     if settings.test_time_flip:
         check_mirror(data)
     if settings.wandb.tables:
