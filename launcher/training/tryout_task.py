@@ -55,7 +55,8 @@ def _try_own(model: nn.Module, task: Task, data: Data, kind: Callable[..., Strea
         raise ConfigError(f"{words}: its losses have no gradient; something in it is detached from the model.")
     model.eval()
     task.eval()
-    if how.cut is not None and not task.may_be_cut and _depends_on_others(task, model, micro.inputs, micro.targets):
+    alone = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
+    if how.cut is not None and not task.may_be_cut and _depends_on_others(task, model, micro.inputs, alone):
         raise ConfigError(
             f"{words}: the loss of a sample depends on which others are in its batch, and {how.cut} cuts the global "
             "batch: the result would depend on that. Let one device see all of the batch at once, or say "

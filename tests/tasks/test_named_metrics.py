@@ -29,7 +29,7 @@ def weights_of(directory, step):
     return load_file(directory / f"run/checkpoints/step_{step:08d}/model.safetensors")
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_task_of_ones_own_is_measured_by_what_it_measures(world, tmp_path):
     train(OWN, tmp_path, world).ok()
     measured = {row["step"]: row for row in rows(tmp_path / "run") if "eval/loss" in row}

@@ -109,6 +109,7 @@ def test_the_commands_measure_it_and_say_what_has_no_table(tmp_path):
         (["task._target_=made_tasks.Missing"], "task._target_: cannot import 'made_tasks.Missing'"),
         (["task._target_=torch.nn.ReLU"], "torch.nn.ReLU gives a ReLU, not a launcher.tasks.task.Task"),
         (["loss=mse"], "the task made_tasks.Agree has a loss of its own. Leave the group loss out"),
+        (["loss.weight=balanced"], "loss.weight is 'balanced': the task made_tasks.Agree has a loss of its own"),
         (["mixup.alpha=0.2"], "mixup.alpha: the task Agree takes no mixed classes"),
         (["metrics=[AUROC]"], "metrics: the task Agree has no outputs that metrics could compare"),
         (["wandb.tables=3"], "by the task Agree, have no table"),
