@@ -23,6 +23,7 @@ from launcher.tasks.build import build_task
 from launcher.training import finetune, mixup, sharded, tryout
 from launcher.training.batch_norm import check_alone, check_exact
 from launcher.training.evaluation import check_metrics
+from launcher.training.hooks import build_hooks
 from launcher.training.recompute import recompute
 from launcher.training.sharded import Sharding
 from launcher.training.trainer import Learner
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
     sharding: Sharding | None  # how the devices share the model; None where each has the whole of it
     begun: list[str]  # lines about what the weights began with and what is frozen, for the log
     total_steps: int  # updates of the whole run
+    hooks: list[Any]  # a person's own code beside the training
 
     @property
     def model(self) -> nn.Module:
@@ -98,20 +100,22 @@ def build(
     if shards is not None:
         check_exact(model)
     check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
+    seen = None
     if tried:
         of_kind = partial(kind, sampler=sampler)
         cut = _cut(plan, devices, settings.batch.max_per_device)
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
-        try_task(model, task, data, of_kind, how)
-    check_metrics(task, settings.metrics, wanted)
+        seen = try_task(model, task, data, of_kind, how)
+    check_metrics(task, settings.metrics, wanted, seen)
     if settings.test_time_flip:
         check_mirror(data)
     if settings.wandb.tables:
         gallery.check(data, task)
+    hooks = build_hooks(settings.hooks, data.facts())
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     learner = Learner(model, task, optimizer, schedule)
-    return Parts(data, plan, sampler, kind, learner, sharding, begun, total_steps)
+    return Parts(data, plan, sampler, kind, learner, sharding, begun, total_steps, hooks)
 
 
 def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:

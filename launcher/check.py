@@ -275,7 +275,7 @@ def _settings_of_steps(settings: dict[str, Any], plan: "BatchPlan", samples: int
     """The settings of a run, for one device alone that trains until it is stopped and saves nothing."""
     settings |= {
         "check": False, "profile": False, "eval_every": 2 * WINDOW, "log_every": WINDOW, "max_steps": None,
-        "epochs": sys.maxsize // plan.samples, "max_time": None, "trackers": [],
+        "epochs": sys.maxsize // plan.samples, "max_time": None, "trackers": [], "hooks": [],
         "canonical_shards": max(1, settings["canonical_shards"] // plan.world_size),
         "data": {"_target_": "launcher.check.excerpt", "source": settings["data"], "samples": samples},
     }  # fmt: skip

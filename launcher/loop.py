@@ -27,6 +27,7 @@ from launcher.training import checkpoint
 from launcher.training.clock import Clock
 from launcher.training.divergence import Diverged
 from launcher.training.evaluation import Evaluation, Evaluator
+from launcher.training.hooks import Hooks
 from launcher.training.progress import Progress, Rules, rules_of
 from launcher.training.resume import best_beside, gather_state, go_back, state_before_row
 from launcher.training.trainer import Trainer
@@ -82,6 +83,7 @@ class Loop:
     stop: StopRequest
     rank_zero: RankZero
     profiler: torch.profiler.profile | None
+    hooks: Hooks | None  # None: a run without them does not pay for a call
     after_row: Callable[[int, Mapping[str, float]], None] | None  # what it raises ends the run
     warned: bool = False  # that it takes long to stop
     before: dict[str, Any] | None = None  # what the evaluation and the log line of this step have changed
@@ -162,6 +164,8 @@ class Loop:
                 self.profiler.step()
             if settings.watch_every and progress.step % settings.watch_every == 0:
                 self.rank_zero.watch(progress.step, self.trainer.model)
+            if self.hooks is not None:
+                self.hooks.after_step(progress)
             progress.seen = not (stopping and self._due(settings.eval_every)) and self._evaluate_and_log()
             stopping = stopping or not progress.seen
             best = settings.save_every > 0 and progress.best_step == progress.step
@@ -187,7 +191,7 @@ class Loop:
         self.rank_zero.warn("%s\nGoing back to the last checkpoint.", error.what())
         self.rank_zero.wait_for_checkpoint()
         trainer.rollbacks.go_back(error.step)
-        self.progress = go_back(self.checkpoints, trainer)
+        self.progress = go_back(self.checkpoints, trainer, self.hooks)
         self.rank_zero.go_back(self.progress.recorded)
         self.clock.go_back(self.progress.step)
 
@@ -212,7 +216,7 @@ class Loop:
         progress, schedule, settings = self.progress, self.trainer.schedule, self.settings
         metrics: dict[str, float] = {}
         if self._due(settings.eval_every) or self._due(settings.log_every):
-            self.before = state_before_row(self.trainer, progress)
+            self.before = state_before_row(self.trainer, progress, self.hooks)
         if self._due(settings.eval_every):
             with self.clock.during("evaluating"):
                 evaluation = self._evaluate(self.data.validation)
@@ -223,19 +227,34 @@ class Loop:
             progress.watch(metrics, **settings.rules["patience"])
             if schedule.metric is not None:
                 schedule.observe(metrics[schedule.metric])
+            if self.hooks is not None:
+                self.hooks.after_evaluation(progress, metrics)
         if self._due(settings.log_every):
             metrics = self.trainer.read_metrics() | metrics
+        logged = self._logged() if self.hooks is not None else {}
         if metrics:
             timing = self.clock.row(progress.step, self.plan)
-            self.rank_zero.row(progress.step, metrics | {"lr": self.trainer.lr}, timing)
+            self.rank_zero.row(progress.step, metrics | {"lr": self.trainer.lr} | logged, timing)
             if self.after_row is not None:
                 self.after_row(progress.step, metrics)
+        elif logged:
+            self.rank_zero.row(progress.step, logged, {})
         return True
+
+    def _logged(self) -> dict[str, float]:
+        """The numbers that hooks have logged at this step, on rank 0; what else they have is kept."""
+        assert self.hooks is not None
+        if self.over():
+            self.hooks.at_end(self.progress)
+        numbers = {name: value for name, value in self.hooks.logged.items() if isinstance(value, int | float)}
+        if others := {name: value for name, value in self.hooks.logged.items() if name not in numbers}:
+            self.rank_zero.show_media(self.progress.step, others)
+        return numbers
 
     def _save(self) -> None:
         trainer = self.trainer
         with self.clock.during("saving"):
-            state = gather_state(trainer, self.progress, self.before)
+            state = gather_state(trainer, self.progress, self.before, self.hooks)
             state |= {"over": self.over(), "rules": self.settings.rules}
             weights = trainer.weights(trainer.eval_model)
             # The best of a run that is prolonged, to which its last evaluation does not count.

@@ -98,6 +98,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         from launcher.training.divergence import Rollbacks
         from launcher.training.evaluation import EvaluationSettings, Evaluator
         from launcher.training.flops import useful_threads
+        from launcher.training.hooks import Hooks
         from launcher.training.resume import find_resume_point
         from launcher.training.trainer import TrainerSettings
 
@@ -134,7 +135,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         )
         ending.enter_context(advice(plan, trainer))
         trainer.warm_up(samples)
-        resume_point.restore(trainer, total_steps)
+        hooks = Hooks(parts.hooks, trainer, data, plan.steps_per_epoch, path) if parts.hooks else None
+        resume_point.restore(trainer, total_steps, hooks)
         rank_zero.begin(progress, total_steps, plan.steps_per_epoch, device)
         evaluation = EvaluationSettings(
             plan.evaluation_size(data.tokens), settings.num_workers, settings.metrics, plan.shards,
@@ -148,7 +150,7 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
         loop = Loop(
             trainer=trainer, samples=samples, plan=plan, data=data, evaluator=evaluator, settings=how,
             progress=progress, clock=clock, stop=stop, rank_zero=rank_zero, profiler=rank_zero.profiler(),
-            after_row=after_row and partial(after_row, path),
+            hooks=hooks, after_row=after_row and partial(after_row, path),
         )  # fmt: skip
         loop.run()
 

@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 
 from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.data.augmentation import augmentation
+from launcher.tasks.task import Losses, Task
 
 TRAIN, VALIDATION, TEST, CLASSES = 29, 13, 9, 4  # no last update of a size in combinations.py has a single sample
 NAN = 255  # the first pixel of a sample that comes out as NaN
@@ -48,12 +49,12 @@ class Whole(Drawn):
 
 
 def load(kind, source="memory", augment=False, poisoned=False):
-    """Made data: vectors, images, numbers (a regression) or tokens; in memory or by a Dataset."""
+    """Made data: vectors, images, numbers (a regression), tokens or scenes; in memory or by a Dataset."""
     generator = torch.Generator().manual_seed(5)
     parts = []
     for n in (TRAIN, VALIDATION, TEST):
         labels = torch.tensor([0, 0, 0, 1, 1, 2, 3])[torch.arange(n) % 7]  # out of balance
-        shape = {"images": (3, 8, 8), "tokens": (9,)}.get(kind, (12,))
+        shape = {"images": (3, 8, 8), "scenes": (3, 8, 8), "tokens": (9,)}.get(kind, (12,))
         raw = torch.randint(0, 150, (n, *shape), generator=generator, dtype=torch.uint8)
         raw += (20 * labels).to(torch.uint8).view(-1, *[1] * len(shape))
         if poisoned and n == TRAIN:
@@ -63,6 +64,9 @@ def load(kind, source="memory", augment=False, poisoned=False):
             parts.append(TensorSplit(stream[:, :-1].contiguous(), stream[:, 1:].contiguous()))
             continue
         targets = labels
+        if kind == "scenes":  # a class for each pixel by what is left of it, some of which count nowhere
+            targets = (raw[:, 0].roll(1, -1).long() // 40).clamp(max=CLASSES - 1)
+            targets[torch.rand(targets.shape, generator=generator) < 0.3] = -100
         if kind == "numbers":
             targets = torch.stack([raw.float().mean(1) / 50 - 2, raw[:, 0] / 100 - 1], 1)
         if source == "memory":
@@ -84,9 +88,68 @@ def load(kind, source="memory", augment=False, poisoned=False):
                     open_shards=2,
                 )
             )
-    task = {"numbers": "regression", "tokens": "language"}.get(kind, "classification")
+    task = {"numbers": "regression", "tokens": "language", "scenes": "segmentation"}.get(kind, "classification")
     outputs = {"numbers": 2, "tokens": 16}.get(kind, CLASSES)
     return Data("made", task, (8,) if kind == "tokens" else shape, outputs, *parts)
+
+
+class Teacher(nn.Module):
+    """Scores that are a fixed function of the inputs, of any shape; of no run."""
+
+    def __init__(self, run_dir):
+        super().__init__()
+
+    def forward(self, inputs):
+        flat = inputs.flatten(1)
+        return flat @ torch.arange(flat.shape[1] * CLASSES, device=flat.device).cos().view(-1, CLASSES).to(flat.dtype)
+
+
+class Agree(Task):
+    """Two views of a sample shall have the same outputs, and small ones; some samples weigh twice as much."""
+
+    terms = ("agreement", "size")
+
+    def losses(self, model, inputs, targets):
+        left, right = (model(view).flatten(1).float() for view in (inputs, inputs.flip(-1)))
+        weights = 1 + (inputs.flatten(1)[:, 1] > 0).float()
+        agreement, size = ((values.square().mean(1) * weights) for values in (left - right, left))
+        return Losses(agreement + 0.3 * size, weights, {"agreement": agreement, "size": size})
+
+
+class Pixels(nn.Module):
+    """Scores of the classes at each pixel, from it and those beside it."""
+
+    def __init__(self, input_shape, num_outputs):
+        super().__init__()
+        layers = nn.Conv2d(input_shape[0], 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, num_outputs, 1)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+class Probe:
+    """A hook that logs, draws and remembers."""
+
+    def __init__(self):
+        self.drawn = 0.0
+
+    def after_step(self, run):
+        run.model.eval()
+        if run.step % 2:
+            self.drawn += float(torch.rand(()))
+            run.log("probe/drawn", self.drawn)
+            some = next(p for p in run.model.parameters() if p.requires_grad)
+            run.log("probe/weight", some.abs().sum())
+
+    def after_evaluation(self, run):
+        run.log("probe/loss", run.metrics["eval/loss"])
+
+    def state_dict(self):
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        self.drawn = state["drawn"]
 
 
 class Normalised(nn.Module):

@@ -70,6 +70,17 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "batched": ("+data.kind=images", "+data.source=batched", "num_workers=0"),
         "numbers": ("+data.kind=numbers",),
         "tokens": ("+data.kind=tokens",),
+        "scenes": ("+data.kind=scenes",),
+    },
+    "task": {
+        "auto": NOTHING,
+        "distillation": (
+            "task=distillation",
+            "task.teacher.run_dir=none",
+            "task.teacher._target_=combination_parts.Teacher",
+        ),
+        "masked": ("task=masked", "task.share=0.4"),
+        "agree": ("task._target_=combination_parts.Agree",),
     },
     "model": {
         "cnn": ("model=cnn", "model.channels=[8,16]", "model.dense=8", "model.dropout=0.0"),
@@ -79,6 +90,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "batchnorm": ("model._target_=combination_parts.Normalised",),
         "timm": ("model=timm", "model.name=test_vit", "+model.options={img_size:8,patch_size:4,depth:2}"),
         "transformer": ("model=transformer", "model.width=16", "model.layers=2", "model.heads=2"),
+        "pixels": ("model._target_=combination_parts.Pixels",),
     },
     "dropout": {"none": NOTHING, "dropout": ("model.dropout=0.2",), "drop_rate": ("model.drop_rate=0.2",)},
     "loss": {
@@ -184,6 +196,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "none": NOTHING,
         "rollback": ("divergence.action=rollback", "+data.poisoned=true"),
     },
+    "hooks": {"none": NOTHING, "probe": ("hooks=[{_target_: combination_parts.Probe}]",)},
     "ranks": {"1": NOTHING, "2": NOTHING, "3": NOTHING, "4": NOTHING},
 }
 
@@ -228,6 +241,8 @@ ELSEWHERE = {"model": ("torchvision",)}  # options that need what takes long to 
 IMAGES = ("images", "augmented", "dataset", "workers", "batched")
 CLASSES = (*IMAGES, "vectors")
 REGRESSIONS = ("mse", "l1", "huber")
+LOSSES = tuple(loss for loss in FACTORS["loss"] if loss != "auto")
+OTHER_MODELS = tuple(model for model in FACTORS["model"] if model != "pixels")
 FSDP = ("fsdp", "fsdp, whole", "fsdp, kept")
 Refused = tuple[str, tuple[str, ...], str, tuple[str, ...], str]
 REFUSED: list[Refused] = [
@@ -243,9 +258,22 @@ REFUSED: list[Refused] = [
     ("data", ("images", "vectors", "augmented", "numbers", "tokens"), "sampling", ("blocked",), "sampling=blocked"),
     ("data", ("numbers", "tokens"), "mixup", ("mixup", "cutmix", "both"), "only classes can be mixed"),
     ("data", ("vectors",), "mixup", ("cutmix", "both"), "no images"),
-    ("model", ("linear", "resnet", "batchnorm", "timm"), "dropout", ("dropout",), "dropout"),
-    ("model", ("cnn", "mlp", "linear", "resnet", "batchnorm", "transformer"), "dropout", ("drop_rate",), "drop_rate"),
-    ("model", ("linear", "resnet", "batchnorm"), "optimizer", ("muon",), "no hidden 2-d weight"),
+    ("data", (*CLASSES, "numbers", "tokens"), "model", ("pixels",), "model"),
+    ("data", ("scenes",), "model", tuple(model for model in OTHER_MODELS if model != "transformer"), "height, width"),
+    ("data", ("scenes",), "model", ("transformer",), "block"),
+    ("data", ("scenes",), "loss", (*REGRESSIONS, "binary_cross_entropy", "multi_margin"), "does not fit"),
+    ("data", ("scenes",), "loss", ("cross_entropy, balanced, smooth", "focal, balanced"), "no classes to balance"),
+    ("data", ("scenes",), "sampling", ("balanced",), "sampling=balanced"),
+    ("data", ("scenes",), "mixup", ("mixup", "cutmix", "both"), "only classes can be mixed"),
+    ("data", ("numbers", "tokens", "scenes"), "task", ("distillation",), "needs the scores of classes"),
+    ("data", ("tokens",), "task", ("masked",), "needs input_shape"),
+    ("model", ("pixels",), "task", ("masked",), "a number for each of theirs"),
+    ("task", ("masked", "agree"), "loss", LOSSES, "has a loss of its own"),
+    ("task", ("masked", "agree"), "mixup", ("mixup", "cutmix", "both"), "takes no mixed classes"),
+    ("task", ("distillation",), "loss", ("binary_cross_entropy",), "needs the scores of classes"),
+    ("model", ("linear", "resnet", "batchnorm", "timm", "pixels"), "dropout", ("dropout",), "dropout"),
+    ("model", (*OTHER_MODELS[:5], "transformer", "pixels"), "dropout", ("drop_rate",), "drop_rate"),
+    ("model", ("linear", "resnet", "batchnorm", "pixels"), "optimizer", ("muon",), "no hidden 2-d weight"),
     ("model", ("linear", "mlp"), "freeze", ("most",), "matches no parameter"),
     ("freeze", ("bias",), "param_groups", ("bias",), "matches frozen parameters alone"),
     ("size", ("all",), "warmup", ("steps",), "the whole run has 3"),
@@ -511,10 +539,11 @@ def not_close(
 
 def is_the_same_anywhere(combination: Combination) -> bool:
     """Whether nothing random, and no statistic, belongs to what one rank or one micro-batch sees."""
-    by_rank = combination["dropout"] != "none" or combination["model"] == "batchnorm"
+    by_rank = combination["dropout"] != "none" or combination["model"] == "batchnorm" or combination["task"] == "masked"
     return not by_rank and combination["strategy"] != "compressed"
 
 
+FIGURES = tuple(f"{part}/{name}" for part in ("train", "eval") for name in ("loss", *plain_loop.TERMS))
 OF_ONE_SIZE = ("lion", "muon", "rmsprop")  # whose steps are as large where a gradient is nearly zero
 
 
@@ -569,7 +598,7 @@ def faults_of(combination: Combination, runner: Runner, seed: int) -> list[str]:
                 if exact:
                     different = not_the_same_bits(elsewhere, straight, but=("random",))
                 else:
-                    names = ("train/loss", "lr", "eval/loss")
+                    names = (*FIGURES, "lr", "probe/")
                     mine, theirs = (comparable(combination, path) for path in (elsewhere, straight))
                     different = not_close(mine, theirs, tolerance_of(combination), names)
                 found += [f"{how}: {what}" for what in different]
@@ -586,9 +615,9 @@ def unlike_a_plain_loop(combination: Combination, straight: Path) -> list[str]:
     settings = composed(tuple(words(combination))).plain()
     with LOCK:
         expected = plain_loop.losses(settings, combination)
-    record = [row for row in comparable(combination, straight) if row["step"] <= plain_loop.STEPS]
+    record = [row for row in comparable(combination, straight) if row["step"] <= plain_loop.STEPS and "lr" in row]
     expected = expected[: len(record)]
-    return not_close(record, expected, tolerance_of(combination), ("train/loss", "eval/loss"))
+    return not_close(record, expected, tolerance_of(combination), FIGURES)
 
 
 # --- All of them -----------------------------------------------------------------------------------------------------

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 
 STEPS = 8  # updates that are compared
 WORD = 2**64 - 1
+TERMS = ("hard", "soft", "agreement", "size")  # of the tasks below, beside the loss
 LENGTHS = ("T_max", "total_iters", "total_steps")
 
 
 # What the loop below does: these values of a factor, where it does not do all of them
 SAYS = {
-    "data": ("images", "vectors", "batched", "numbers", "tokens"),
-    "model": ("cnn", "mlp", "linear", "resnet", "batchnorm", "transformer"),
+    "data": ("images", "vectors", "batched", "numbers", "tokens", "scenes"),
+    "model": ("cnn", "mlp", "linear", "resnet", "batchnorm", "transformer", "pixels"),
     "layer_decay": ("none",),
-    "param_groups": ("none",),
     "sampling": ("shuffle",),
     "limit": ("none",),
     "strategy": ("ddp", "static", "unused", "fsdp", "fsdp, whole", "fsdp, kept"),
@@ -36,7 +36,7 @@ ALONE = {"ranks": ("1",), "micro": ("whole", "auto"), "exact": ("no",)}  # where
 def can_say(combination):
     """Whether the loop below does what a combination asks for."""
     limits = dict(SAYS)
-    if combination["dropout"] != "none" or combination["model"] == "batchnorm":
+    if combination["dropout"] != "none" or combination["model"] == "batchnorm" or combination["task"] == "masked":
         limits |= ALONE
     return all(combination[factor] in values for factor, values in limits.items())
 
@@ -74,6 +74,8 @@ def mean_loss(settings, outputs, targets, counts):
     kind = settings["_target_"].rpartition(".")[2]
     if outputs.dim() == 3:
         outputs, targets = outputs.flatten(0, 1), targets.flatten()
+    if outputs.dim() == 4:  # the pixels that are of a class
+        outputs, targets = outputs.movedim(1, -1)[targets != -100], targets[targets != -100]
     classes = outputs.shape[1]
     weight = settings.get("weight") or settings.get("alpha")
     if weight == "balanced":
@@ -97,6 +99,59 @@ def mean_loss(settings, outputs, targets, counts):
         return F.binary_cross_entropy_with_logits(outputs, hot, pos_weight=positive), len(targets)
     plain = {"MSELoss": F.mse_loss, "L1Loss": F.l1_loss, "HuberLoss": F.huber_loss}[kind]
     return plain(outputs, targets, **({"delta": settings["delta"]} if kind == "HuberLoss" else {})), len(targets)
+
+
+def mean_of_mixture(settings, outputs, targets, share, others, counts):
+    """The mean loss of a batch for targets that are mixed with those of others, and what it was divided by."""
+    loss, weight = mean_loss(settings, outputs, targets, counts)
+    if share == 1:
+        return loss, weight
+    theirs, weight_of_theirs = mean_loss(settings, outputs, targets[others], counts)
+    both = share * weight + (1 - share) * weight_of_theirs
+    return (share * weight * loss + (1 - share) * weight_of_theirs * theirs) / both, both
+
+
+def learned(settings, task, model, inputs, targets, share, others, counts):
+    """Of a batch the mean loss, what it was divided by, and the means of its terms, by name.
+
+    The numbers that a masked reconstruction hides are drawn in training before anything else is.
+    """
+    if task == "masked":
+        flat, model_input = inputs.flatten(1), inputs
+        if model.training:
+            hidden = torch.rand_like(flat) < settings["task"]["share"]
+        else:
+            order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0))
+            hidden = (order < round(settings["task"]["share"] * flat.shape[1])).expand_as(flat)
+        model_input = torch.where(hidden, torch.zeros(()), flat).view_as(inputs)
+        wrong = torch.where(hidden, model(model_input).flatten(1).float() - flat, torch.zeros(()))
+        # A number that is NaN makes its sample's loss NaN, hidden or not.
+        wrong = wrong + flat.isnan().any(1, keepdim=True) * math.nan if flat.isnan().any() else wrong
+        return (wrong.square().sum(1) / hidden.sum(1).clamp(min=1)).mean(), len(flat), {}
+    if task == "agree":
+        one, two = model(inputs).flatten(1).float(), model(inputs.flip(-1)).flatten(1).float()
+        weights = torch.where(inputs.flatten(1)[:, 1] > 0, 2.0, 1.0)
+        means = [(values.square().mean(1) * weights).sum() / weights.sum() for values in (one - two, one)]
+        return means[0] + 0.3 * means[1], float(weights.sum()), dict(zip(("agreement", "size"), means, strict=True))
+    outputs = model(inputs).float()
+    hard, weight = mean_of_mixture(settings["loss"], outputs, targets, share, others, counts)
+    if task != "distillation":
+        return hard, weight, {}
+    share_of_teacher, temperature = settings["task"]["share"], settings["task"]["temperature"]
+    flat = inputs.flatten(1)
+    wanted = flat @ torch.cos(torch.arange(flat.shape[1] * outputs.shape[1])).view(-1, outputs.shape[1]).to(flat.dtype)
+    wanted, found = (wanted.float() / temperature).softmax(1), (outputs / temperature).log_softmax(1)
+    each = temperature**2 * (torch.special.xlogy(wanted, wanted) - wanted * found).sum(1)
+    kind = settings["loss"]["_target_"].rpartition(".")[2]
+    of_class = settings["loss"].get("weight") or settings["loss"].get("alpha")
+    if of_class and kind in ("of_task", "CrossEntropyLoss", "FocalLoss"):
+        if of_class == "balanced":
+            of_class = (counts.sum() / (len(counts) * counts)).tolist()
+        of_class = torch.tensor(of_class)
+        each = each * (share * of_class[targets] + (1 - share) * of_class[targets[others]])
+    soft = each.sum() / weight
+    terms = {"hard": hard, "soft": soft}
+    return (1 - share_of_teacher) * hard + share_of_teacher * soft, weight, terms
 
 
 def mixed(settings, inputs, key):
@@ -136,16 +191,32 @@ class Lion(torch.optim.Optimizer):
                 m.mul_(b2).add_((1 - b2) * p.grad)
 
 
-def optimizers_of(settings, model, scale, all_decay):
-    """One optimizer, or two for Muon, without any fused or batched kernel."""
+def optimizers_of(settings, model, scale, all_decay, own):
+    """One optimizer, or two for Muon, without any fused or batched kernel; `own` is the setting param_groups."""
     given = {k: v for k, v in settings.items() if k not in ("_target_", "fused", "foreach")}
     name = settings["_target_"].rpartition(".")[2]
     params = [p for p in model.parameters() if p.requires_grad]
 
     def groups(some):
+        """Those with groups of their own behind the others."""
+        entry_of = {
+            id(p): entry for entry in own for name, p in model.named_parameters()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in entry["match"])
+        }  # fmt: skip
+        usual, apart = [], []
+        for group in by_decay(some):
+            rest = [p for p in group["params"] if id(p) not in entry_of]
+            usual += [{**group, "params": rest}] if rest else []
+            for entry in own:
+                params = [p for p in group["params"] if entry_of.get(id(p)) is entry]
+                said = {"lr": entry["lr"] * scale, "weight_decay": entry["weight_decay"]}
+                apart += [{**group, **said, "params": params}] if params else []
+        return usual + apart
+
+    def by_decay(some):
         vectors = [p for p in some if p.dim() <= 1]
         if all_decay or not given.get("weight_decay"):
-            return some
+            return [{"params": some}]
         matrices = [p for p in some if p.dim() > 1]
         return [g for g in ({"params": matrices}, {"params": vectors, "weight_decay": 0.0}) if g["params"]]
 
@@ -176,14 +247,16 @@ def losses(settings, combination):
         (part.inputs, part.targets) if hasattr(part, "inputs") else (part.dataset.inputs, part.dataset.targets)
         for part in (data.train, data.validation)
     )
-    tokens = combination["data"] == "tokens"
+    tokens, task = combination["data"] == "tokens", combination["task"]
     scaled = [inputs if tokens else inputs.float() / 64 - 1 for inputs, _ in (train, held_out)]
     if settings["data"].get("poisoned") and not tokens:
         scaled[0][train[0].flatten(1)[:, 0] == combination_parts.NAN] = math.nan
     n, seed = len(train[1]), settings["seed"]
-    counts = None if train[1].is_floating_point() or tokens else torch.bincount(train[1])
+    counts = torch.bincount(train[1]) if data.task == "classification" else None
     shape = {"input_shape": data.input_shape, "block": data.input_shape[0]}
     shape |= {"num_outputs": data.num_outputs, "num_classes": data.num_outputs}
+    if task == "masked":
+        shape |= dict.fromkeys(("num_outputs", "num_classes"), math.prod(data.input_shape))
     given = dict(settings["model"])
     known = inspect.signature(get_class(given["_target_"]).__init__).parameters
     torch.manual_seed(seed)
@@ -194,7 +267,8 @@ def losses(settings, combination):
     size = min(settings["batch"]["global_size"], n)
     rule, base = settings["batch"]["lr_scaling"], settings["batch"]["base_size"]
     scale = {"none": 1.0, "linear": size / base, "sqrt": math.sqrt(size / base)}[rule]
-    optimizers = optimizers_of(settings["optimizer"], model, scale, settings["decay_bias_and_norm"])
+    all_decay, own = settings["decay_bias_and_norm"], settings["param_groups"]
+    optimizers = optimizers_of(settings["optimizer"], model, scale, all_decay, own)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
 
     # The schedule: torch's own, over the groups of all optimizers, behind a linear warmup
@@ -223,7 +297,7 @@ def losses(settings, combination):
     logged = per_epoch if settings["log_every"] == "epoch" else settings["log_every"]
     half = torch.autocast("cpu", torch.bfloat16, enabled=settings["mixed_precision"] == "bf16")
     clip, cut = settings["clip_grad_norm"], settings["clip_grad_value"]
-    rows, sums = [], [0.0, 0.0]
+    rows, sums = [], {}
 
     def ended(step):
         """The row after an update, where there is one."""
@@ -231,13 +305,14 @@ def losses(settings, combination):
         if every and (step % every == 0 or step == total):
             average.eval()
             with torch.no_grad(), half:
-                outputs = average(scaled[1])
-            row["eval/loss"] = mean_loss(settings["loss"], outputs.float(), held_out[1], counts)[0].item()
+                found, _, terms = learned(settings, task, average, *scaled[1:], held_out[1], 1.0, None, counts)
+            row |= {f"eval/{name}": value.item() for name, value in {"loss": found, **terms}.items()}
             if plateau and step >= warmup:
                 schedule.step(row["eval/loss"])
-        if (step % logged == 0 or step == total) and sums[1]:
-            row["train/loss"] = sums[0] / sums[1]
-            sums[:] = [0.0, 0.0]
+        if (step % logged == 0 or step == total) and sums:
+            weight = sums.pop("weight")
+            row |= {f"train/{name}": value / weight for name, value in sums.items()}
+            sums.clear()
         return [{"step": step, **row}] if row else []
 
     for step in range(min(total, STEPS)):
@@ -256,13 +331,7 @@ def losses(settings, combination):
         torch.manual_seed(derive(seed, 3, step, 0) >> 1)
         inputs, share, others = mixed(settings["mixup"], scaled[0][index], derive(seed, 4, step))
         with half:
-            outputs = model(inputs)
-        loss, weight = mean_loss(settings["loss"], outputs.float(), train[1][index], counts)
-        if share < 1:
-            theirs, weight_of_theirs = mean_loss(settings["loss"], outputs.float(), train[1][index][others], counts)
-            both = share * weight + (1 - share) * weight_of_theirs
-            loss = (share * weight * loss + (1 - share) * weight_of_theirs * theirs) / both
-            weight = both
+            loss, weight, terms = learned(settings, task, model, inputs, train[1][index], share, others, counts)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -280,7 +349,8 @@ def losses(settings, combination):
                 mine.lerp_(theirs, 1 - settings["ema_decay"]) if settings["ema_decay"] else mine.copy_(theirs)
             for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
                 mine.copy_(theirs)
-        sums[0] += loss.item() * weight
-        sums[1] += weight
+        for name, value in {"loss": loss, **terms}.items():
+            sums[name] = sums.get(name, 0.0) + value.item() * weight
+        sums["weight"] = sums.get("weight", 0.0) + weight
         rows += ended(step + 1)
     return rows

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,10 @@ def seed_generators(seed: int) -> None:
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
-    """Put the generators of torch (that of the CPU), NumPy and Python back afterwards."""
+def generators_kept(devices: Sequence[int] = ()) -> Iterator[None]:
+    """Put the generators of torch (that of the CPU, and of these GPUs), NumPy and Python back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=list(devices)):
         try:
             yield
         finally:

@@ -3,7 +3,7 @@
 import numpy as np
 
 # What a random number is for: each purpose has numbers of its own. Initial weights have torch's own generator.
-ORDER, AUGMENT, DROPOUT, MIX, CLASSES, SHARDS = 1, 2, 3, 4, 16, 17
+ORDER, AUGMENT, DROPOUT, MIX, HOOKS, CLASSES, SHARDS = 1, 2, 3, 4, 5, 16, 17
 
 
 def mix(values: np.ndarray) -> np.ndarray:

@@ -92,6 +92,7 @@ def _swept(settings: dict[str, Any], low: float, factor: float, steps: int) -> d
     own = [g if g.get("lr") is None else g | {"lr": g["lr"] * low / optimizer["lr"]} for g in settings["param_groups"]]
     return settings | {
         "optimizer": optimizer | {"lr": low}, "param_groups": own,
+        "hooks": [],
         "scheduler": {
             "_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": factor, "interval": "step", "warmup": 0
         },

@@ -16,6 +16,7 @@ from launcher.config.setting import (
     Duration,
     Every,
     Fraction,
+    HookList,
     Mode,
     NotNegative,
     Off,
@@ -355,6 +356,9 @@ class Train(Section):
     test_time_flip: bool = setting("Measures the test split by the mean over an image and its mirror.", False)
     metrics: TorchMetrics = setting("torchmetrics by name, beside the metrics that the task has.", [])
     checkpoint: Checkpoint = argument("When checkpoints are saved, and which are kept.")
+    hooks: HookList = setting(
+        "Code of your own that is called after updates, evaluations and at the end.", [], may_differ=True
+    )
     trackers: Annotated[
         list[Tracker | OwnTracker],
         Words(f"a list of {', '.join(get_args(Tracker))} or classes of your own, such as trackers=[wandb,csv]"),

@@ -98,6 +98,19 @@ ParamGroups = Annotated[
 ]
 
 
+class Hook(BaseModel):
+    """A class of a person's own, by its `_target_`, and the arguments of its constructor."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    target: Text = Field(alias="_target_")
+
+
+HookList = Annotated[
+    list[Hook], Words("a list of classes of your own with their arguments: [{_target_: my.module.Hook, every: 10}]")
+]
+
+
 def setting(about: str, absent: Any = PydanticUndefined, *, may_differ: bool = False, only: str | None = None) -> Any:
     """A setting.
 

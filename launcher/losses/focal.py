@@ -11,6 +11,7 @@ class FocalLoss(nn.Module):
     `alpha_y * (1 - p_y)^gamma * -log p_y` for a sample of class y: Lin et al., Focal Loss for Dense Object
     Detection (2017), https://arxiv.org/abs/1708.02002, with the softmax over k classes in the place of their
     sigmoid. The mean divides by the sum of alpha [k] over the samples, as torch.nn.CrossEntropyLoss(weight=alpha) does.
+    A pixel of no class (-100) has the loss 0, and with alpha the weight 0.
     """
 
     alpha: Tensor | None
@@ -27,8 +28,13 @@ class FocalLoss(nn.Module):
         # infinite there, and infinity times nll = 0 is nan. Behind the clamp it is 0, as the loss's own is.
         missing = (-torch.expm1(-nll)).clamp_min(torch.finfo(torch.float32).tiny)
         values = missing**self.gamma * nll
-        return values if self.alpha is None else values * self.alpha[targets]
+        return values if self.alpha is None else values * self._alpha_of(self.alpha, targets)
 
     def weights(self, targets: Tensor) -> Tensor | None:
         """What each sample counts in the mean: alpha of its class, or None for 1."""
-        return None if self.alpha is None else self.alpha[targets]
+        return None if self.alpha is None else self._alpha_of(self.alpha, targets)
+
+    @staticmethod
+    def _alpha_of(alpha: Tensor, targets: Tensor) -> Tensor:
+        """Alpha of each class, 0 for one of many targets of a sample that is none, such as -100."""
+        return alpha[targets] if targets.dim() == 1 else alpha[targets.clamp(min=0)] * (targets >= 0)

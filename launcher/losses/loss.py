@@ -47,6 +47,12 @@ def is_of_task(settings: Mapping[str, Any]) -> bool:
     return settings.get("_target_") == OF_TASK
 
 
+def set_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of loss=auto that are set, which are those of cross-entropy."""
+    unset = {"label_smoothing": (0, None), "weight": (None,)}
+    return {k: v for k, v in settings.items() if k != "_target_" and v not in unset.get(k, ())}
+
+
 def resolve(settings: Mapping[str, Any], task: str) -> Mapping[str, Any]:
     """Settings of a loss; where they leave it to the task, those of its loss.
 
@@ -56,8 +62,7 @@ def resolve(settings: Mapping[str, Any], task: str) -> Mapping[str, Any]:
     if not is_of_task(settings):
         return settings
     kind = AUTO.get(task, nn.CrossEntropyLoss)
-    unset = {"label_smoothing": (0, None), "weight": (None,)}
-    given = {k: v for k, v in settings.items() if k != "_target_" and v not in unset.get(k, ())}
+    given = set_arguments(settings)
     if given and kind is not nn.CrossEntropyLoss:
         name, value = next(iter(given.items()))
         raise ConfigError(

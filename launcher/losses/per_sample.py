@@ -90,6 +90,9 @@ class PerSample(nn.Module):
             values = values.float()
         if values.dim() == 0:
             values = values.expand(len(targets))
+        if weights is None and self.task == "segmentation" and values.shape == targets.shape:
+            counts = targets >= 0  # a pixel of no class counts nowhere, whatever the loss makes of it
+            values, weights = values.where(counts, 0), counts.to(values.dtype)
         if self.language:
             values = values.unflatten(0, (samples, -1))
             weights = None if weights is None else weights.unflatten(0, (samples, -1))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from launcher.build import Parts
 
 MOVABLE = ("data.path", "data.root", "data.tokenizer")  # where the same data may lie in another place
-RECORDS = ("train.log", "metrics.jsonl", "timings.jsonl", "histograms.jsonl")  # what is appended to
+RECORDS = ("train.log", "metrics.jsonl", "timings.jsonl", "histograms.jsonl", "media.jsonl")  # what is appended to
 
 
 class Found(NamedTuple):

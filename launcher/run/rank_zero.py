@@ -123,8 +123,13 @@ class RankZero:
 
     @_on_rank_0
     def row(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float]) -> None:
-        """Write a row of the record, and of the timings, and show it."""
+        """Write a row of the record, and of the timings where it is not empty, and show it."""
         self.reporter.row(step, metrics, timing)
+
+    @_on_rank_0
+    def show_media(self, step: int, logged: Mapping[str, Any]) -> None:
+        """Keep images and histograms, and show them."""
+        self.reporter.show_media(step, logged)
 
     @_on_rank_0
     def watch(self, step: int, model: "nn.Module") -> None:

@@ -12,8 +12,9 @@ from launcher.core.files import numbers, plain, replacing
 
 log = logging.getLogger("launcher")
 
-# In a run directory: rows whose values are lists, an end, an end, counts of bins; and a table of predictions.
-HISTOGRAMS, TABLE = "histograms.jsonl", "wandb/predictions.npz"
+# In a run directory: rows whose values are lists, an end, an end, counts of bins; rows of such or of images; and a
+# table of predictions.
+HISTOGRAMS, MEDIA, TABLE = "histograms.jsonl", "media.jsonl", "wandb/predictions.npz"
 
 
 class Record:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 from launcher.config.composed import Composed
 from launcher.core.files import ends, numbers, read_json, write_json, write_text
 from launcher.distributed.threads import takes_all_cores
-from launcher.run import gallery, histograms, provenance
-from launcher.run.record import HISTOGRAMS, TABLE, Record, of_time
+from launcher.run import gallery, provenance
+from launcher.run.media import Media
+from launcher.run.record import HISTOGRAMS, MEDIA, TABLE, Record, of_time
 from launcher.run.run_directory import UNSHOWN, RunDirectory
 from launcher.run.terminal import Progress as Bar
 from launcher.run.terminal import final_table
 from launcher.run.trackers import views
 from launcher.run.trackers.views import MADE_ANEW, Views
 from launcher.run.trackers.wandb import WandbTracker
+from launcher.training import histograms
 from launcher.training.checkpoint import checkpoints, step_of
 from launcher.training.evaluation import Evaluation
 from launcher.training.progress import Progress
@@ -58,6 +60,10 @@ class Reporter:
         self._watched: str | None = settings.wandb.watch or None if self.tracker is not None else None
         if self._watched or self.histograms.path.exists():
             self.histograms.open(progress.step or None)
+        self.media = Media(self.path)
+        self._has_media = bool(settings.hooks) or (self.path / MEDIA).exists()
+        if self._has_media:
+            self.media.open(progress.recorded)
         for stale in ("stopped.json", "summary.json", "evaluation.json", TABLE, UNSHOWN):
             (self.path / stale).unlink(missing_ok=True)
         self._viewed = [name for name in settings.trackers if name != "wandb"]
@@ -65,13 +71,20 @@ class Reporter:
         self.bar = Bar(total_steps, progress.step, steps_per_epoch)
 
     def row(self, step: int, figures: Mapping[str, float], timing: Mapping[str, float]) -> None:
-        """Take the figures of a step, and the rates since the last row."""
+        """Take the figures of a step, and the rates since the last row; no rates where hooks alone have figures."""
         row = {"step": step, "epoch": step / self.steps_per_epoch, **figures}
         self.record.write(row)
-        self.timings.write(timing)
-        self.bar.update(row | dict(timing))
+        if timing:
+            self.timings.write(timing)
+            self.bar.update(row | dict(timing))
         if self.tracker is not None:
             self.tracker.log(row | of_time(timing))
+
+    def show_media(self, step: int, logged: Mapping[str, Any]) -> None:
+        """Keep images and histograms that hooks have logged at a step, and show them."""
+        row = self.media.write(step, logged)
+        if self.tracker is not None:
+            self.tracker.log(row)
 
     def watch(self, step: int, model: "nn.Module") -> None:
         """Keep histograms of the gradients and weights after a step, and show them in W&B, where that is on."""
@@ -88,6 +101,8 @@ class Reporter:
             record.open(recorded or None)
         if self._watched:
             self.histograms.open(recorded or None)
+        if self._has_media:
+            self.media.open(recorded)
         self.views = views.start(self.path, self._viewed)
 
     def close(
@@ -124,6 +139,7 @@ class Reporter:
         self.record.sync()
         for record in (self.record, self.timings, self.histograms):
             record.close()
+        self.media.close()
         self.bar.close()
         final_table(summary)
 

@@ -6,7 +6,7 @@ from typing import Any
 from launcher.config.components import build, locate, named
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data
-from launcher.losses.loss import build_loss, fit_task, is_of_task
+from launcher.losses.loss import build_loss, fit_task, is_of_task, set_arguments
 from launcher.tasks.outputs import TASKS, Outputs
 from launcher.tasks.supervised import Supervised
 from launcher.tasks.task import Task, check_task
@@ -50,6 +50,9 @@ def build_task(settings: Mapping[str, Any] | None, data: Data, loss: Mapping[str
         facts = {"loss": build_loss(loss, data), "outputs": Outputs.of(data, loss)}
     elif not is_of_task(loss):
         raise ConfigError(f"loss: the task {target} has a loss of its own. Leave the group loss out.")
+    elif given := set_arguments(loss):
+        name, value = next(iter(given.items()))
+        raise ConfigError(f"loss.{name} is {value!r}: the task {target} has a loss of its own. Leave loss.{name} out.")
     task = build("task", settings, **data.facts(), data=data, **facts)
     check_task(task, target)
     data.model_facts = dict(task.model_facts)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from launcher.batching.splits import Split, first_infinite
 from launcher.batching.stream import in_order
-from launcher.core.compat import tree_leaves
+from launcher.core.compat import tree_leaves, tree_map_only
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.distributed.collectives import at_rank_0, from_rank_0, sum_over_ranks, sum_over_shards
 from launcher.distributed.pulse import pulse
 from launcher.distributed.ranks import Ranks
 from launcher.metrics.classification import ClassificationSums
-from launcher.metrics.named import compute_metrics, make_metrics, update_metrics
+from launcher.metrics.named import compute_metrics, make_metrics, try_metrics, update_metrics
 from launcher.tasks.supervised import Supervised
 from launcher.tasks.task import Task
 
@@ -81,7 +81,7 @@ class Evaluator:
         if world > 1:
             for buffer in model.buffers():  # BatchNorm's, which only rank 0 keeps up to date
                 dist.broadcast(buffer, src=0)
-        kept: list[tuple[Tensor, Tensor]] = []
+        kept: list[tuple[Any, Any]] = []
         mine = range(self.shards * rank // world, self.shards * (rank + 1) // world)
         counts = [self._count(model, split, shard, interrupted, kept) for shard in mine]
         model.train(was_training)
@@ -109,7 +109,7 @@ class Evaluator:
         split: Split,
         shard: int,
         interrupted: Callable[[], bool],
-        kept: list[tuple[Tensor, Tensor]],
+        kept: list[tuple[Any, Any]],
     ) -> list[Tensor]:
         """Whether one shard was interrupted, its samples, the sums of its losses and weights, and those of its metrics.
 
@@ -142,7 +142,7 @@ class Evaluator:
             if scores is not None:
                 sums.update(scores, targets)
             if self.settings.metrics:
-                kept.append((scores.cpu(), targets.cpu()))
+                kept.append(tree_map_only(Tensor, Tensor.cpu, (scores, targets)))
         return [stopped, counted, loss_sum, weight_sum, *sums.tensors()]
 
     def _equally_many(self, batches: Iterator[tuple[Any, Any]], split: Split) -> Iterator[tuple[Any, Any, bool]]:
@@ -154,15 +154,16 @@ class Evaluator:
         for _ in range(missing if self.settings.in_step else 0):
             yield *next(in_order(split, 0, len(split), 1, self.device, 0)), False
 
-    def _named(self, kept: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    def _named(self, kept: list[tuple[Any, Any]]) -> dict[str, float]:
         """The metrics that settings name, on rank 0."""
         gathered = at_rank_0(kept, self.ranks.world_size, self.ranks.rank)
-        if gathered is None or not isinstance(self.task, Supervised):
+        if gathered is None:
             return {}
-        metrics = make_metrics(list(self.settings.metrics), self.task.outputs)
+        outputs = self.task.outputs if isinstance(self.task, Supervised) else None
+        metrics = make_metrics(list(self.settings.metrics), outputs)
         for scores, targets in (pair for of_rank in gathered for pair in of_rank):
             pulse.batches += 1
-            update_metrics(metrics, self.task.outputs, scores, targets)
+            update_metrics(metrics, outputs, scores, targets)
         return compute_metrics(metrics)
 
 
@@ -176,22 +177,33 @@ def _check_inputs(split: Split, ranks: Ranks, batch_size: int) -> None:
         first += len(tree_leaves(targets)[0])
 
 
-def check_metrics(task: Task, metrics: Iterable[Any], wanted: Mapping[str, str | None]) -> None:
+def check_metrics(
+    task: Task, metrics: Iterable[Any], wanted: Mapping[str, str | None], seen: tuple[Any, Any] | None = None
+) -> None:
     """Check, before anything is measured, that an evaluation will have the metrics that settings name.
 
-    `wanted` is setting to metric, such as `checkpoint.best` to `eval/loss`, or None.
+    Args:
+        task: Whose outputs they are of.
+        metrics: As the setting names them.
+        wanted: Setting to metric, such as `checkpoint.best` to `eval/loss`, or None.
+        seen: What a task of a person's own has measured of a few samples, and their targets; None: it was not tried.
 
     Raises:
-        ConfigError: There is no such metric.
+        ConfigError: There is no such metric, or the task has nothing for it.
     """
     names = ["loss", *task.terms, *task.sums("cpu").figures()]
     if isinstance(task, Supervised):
         names += make_metrics(list(metrics), task.outputs)
-    elif list(metrics):
-        raise ConfigError(
-            f"metrics: the task {type(task).__name__} has no outputs and targets that metrics by name could compare. "
-            "Set metrics=[]; a task counts metrics of its own by its method `sums`."
-        )
+    elif given := list(metrics):
+        if type(task).measure is Task.measure or (seen is not None and seen[0] is None):
+            raise ConfigError(
+                f"metrics: the task {type(task).__name__} has no outputs that metrics could compare with the targets. "
+                "Set metrics=[], or return outputs beside the losses from a method `measure` of the task."
+            )
+        own = make_metrics(given, None)
+        if seen is not None:
+            try_metrics(own, *seen)
+        names += own
     known = [f"eval/{name}" for name in names]
     for setting, metric in wanted.items():
         if metric is not None and metric not in known:

@@ -22,20 +22,24 @@ from launcher.training.trainer import LossAccumulator, Trainer
 
 if TYPE_CHECKING:
     from launcher.run.record import Record
+    from launcher.training.hooks import Hooks
 
 log = logging.getLogger("launcher")
 
 
-def state_before_row(trainer: Trainer, progress: Progress) -> dict[str, Any]:
+def state_before_row(trainer: Trainer, progress: Progress, hooks: "Hooks | None") -> dict[str, Any]:
     """What an evaluation and a log line change, as it is before them; for `gather_state`."""
     return {
+        **({} if hooks is None else {"hooks": hooks.state()}),
         "progress": asdict(replace(progress, seen=False)),
         "schedule": trainer.schedule.state_dict(),
         "window": trainer.accumulator,  # a log line begins another
     }
 
 
-def gather_state(trainer: Trainer, progress: Progress, before: dict[str, Any] | None = None) -> dict[str, Any]:
+def gather_state(
+    trainer: Trainer, progress: Progress, before: dict[str, Any] | None = None, hooks: "Hooks | None" = None
+) -> dict[str, Any]:
     """Everything but the weights of the eval model that the next step depends on; whole on rank 0.
 
     The losses since the last log line are summed over the ranks, in the order in which the log would do it, and
@@ -58,6 +62,7 @@ def gather_state(trainer: Trainer, progress: Progress, before: dict[str, Any] | 
         "lr": trainer.lr,
         "window": _summed(trainer.accumulator, trainer),
         "random": random_states,
+        **({} if hooks is None else {"hooks": hooks.state()}),
         "before": before and before | {"window": _summed(before["window"], trainer)},
     }
 
@@ -123,11 +128,11 @@ class ResumePoint:
     checkpoint: Path | None = None  # that it was read from; None of a new run
     saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # weights and state, until a trainer has them
 
-    def restore(self, trainer: Trainer, total_steps: int) -> None:
+    def restore(self, trainer: Trainer, total_steps: int, hooks: "Hooks | None" = None) -> None:
         """Put weights and state into a trainer, and let go of them: they may be as large as it once more."""
         if self.saved is None or self.checkpoint is None:
             return
-        restore(*self.saved, trainer)
+        restore(*self.saved, trainer, hooks)
         self.saved = None
         log.info("resume     from %s, at step %d of %d", self.checkpoint.name, self.progress.step, total_steps)
 
@@ -169,7 +174,9 @@ def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | Non
     return by_rank_0("the best checkpoint to be verified", verified, ranks)
 
 
-def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: Trainer) -> Progress:
+def restore(
+    weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: Trainer, hooks: "Hooks | None" = None
+) -> Progress:
     """Put weights of the eval model, and the rest as `gather_state` made it, into a run at any number of ranks."""
     trainer.load_weights(trainer.eval_model, weights)
     if state["model"] is not None:
@@ -188,15 +195,17 @@ def restore(weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: Tr
         of_rank = state["random"][rank]
         random.setstate(of_rank["python"])
         _set_numpy_state(of_rank["numpy"])
+    if hooks is not None:
+        hooks.restore(state.get("hooks"))
     return Progress(**state["progress"])
 
 
-def go_back(directory: Path, trainer: Trainer) -> Progress:
+def go_back(directory: Path, trainer: Trainer, hooks: "Hooks | None" = None) -> Progress:
     """Return to the newest good checkpoint, on every rank; raises DamagedCheckpoint where there is none."""
     found = by_rank_0("the checkpoints to be verified", partial(resolve_resume_checkpoint, directory), trainer.ranks)
     if found is None:
         raise DamagedCheckpoint(f"there is no checkpoint in {directory} to go back to; save more often")
-    return restore(*read_checkpoint(found), trainer)
+    return restore(*read_checkpoint(found), trainer, hooks)
 
 
 def _numpy_state() -> dict[str, Any]:

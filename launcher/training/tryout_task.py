@@ -19,11 +19,16 @@ from launcher.tasks.task import Losses, Task
 from launcher.training.modes import modes_kept
 from launcher.training.tryout import CPU, FEW, How, copy_for_worker, explained, is_large, shapes_of, try_out
 
+Seen = tuple[Any, Any]  # what a task measures of some samples beside the losses, and their targets
 
-def try_task(model: nn.Module, task: Task, data: Data, kind: Callable[..., Stream], how: How) -> None:
+
+def try_task(model: nn.Module, task: Task, data: Data, kind: Callable[..., Stream], how: How) -> Seen | None:
     """Try some training samples, and some of each split that is measured.
 
     What looks strange is added to the data's notes. A supervised task learns what the outputs of the model are like.
+
+    Returns:
+        Of a task with losses of its own, what it measures of a few samples, and their targets; None: it was not tried.
 
     Raises:
         ConfigError: Something does not fit.
@@ -32,10 +37,11 @@ def try_task(model: nn.Module, task: Task, data: Data, kind: Callable[..., Strea
         task.outputs = try_out(model, task.loss, data, task.outputs, kind, how)
     if type(task).losses is not Supervised.losses and not how.shapes and not is_large(model):
         with modes_kept(model), generators_kept():
-            _try_own(copy.deepcopy(model), copy.deepcopy(task), data, kind, how)
+            return _try_own(copy.deepcopy(model), copy.deepcopy(task), data, kind, how)
+    return None
 
 
-def _try_own(model: nn.Module, task: Task, data: Data, kind: Callable[..., Stream], how: How) -> None:
+def _try_own(model: nn.Module, task: Task, data: Data, kind: Callable[..., Stream], how: How) -> Seen:
     """Try a task with losses of its own, on copies of the model and of itself."""
     splits = {name: copy_for_worker(split, how.workers, name) for name, split in data.splits().items()}
     few, words = min(FEW, len(splits["train"])), f"task: {type(task).__name__}"
@@ -49,7 +55,8 @@ def _try_own(model: nn.Module, task: Task, data: Data, kind: Callable[..., Strea
         raise ConfigError(f"{words}: its losses have no gradient; something in it is detached from the model.")
     model.eval()
     task.eval()
-    if how.cut is not None and not task.may_be_cut and _depends_on_others(task, model, micro.inputs, micro.targets):
+    alone = getattr(micro.targets, "targets", micro.targets)  # of mixed samples
+    if how.cut is not None and not task.may_be_cut and _depends_on_others(task, model, micro.inputs, alone):
         raise ConfigError(
             f"{words}: the loss of a sample depends on which others are in its batch, and {how.cut} cuts the global "
             "batch: the result would depend on that. Let one device see all of the batch at once, or say "
@@ -66,6 +73,7 @@ def _try_own(model: nn.Module, task: Task, data: Data, kind: Callable[..., Strea
             if seen is not None:
                 sums.update(seen, targets)
             sums.figures()
+    return seen, targets
 
 
 def _check_losses(words: str, task: Task, losses: Any, samples: int) -> None:

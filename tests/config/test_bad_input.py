@@ -95,6 +95,9 @@ WRONG = {
     "mirror of a table": (["data=iris", "test_time_flip=true"], ["test_time_flip", "[4]"]),
     "no CIFAR": (["data=cifar10", "data.root=here"], ["data.root", "cifar-10-batches-py", "data.download"]),
     "unknown metric": (["metrics=[AUROCK]"], ["metrics", "AUROC"]),
+    "hook by its name alone": (["hooks=[my.module.Hook]"], ["hooks=['my.module.Hook']", "_target_: my.module.Hook"]),
+    "hook without a class": (["hooks=[{every: 3}]"], ["hooks=", "_target_: my.module.Hook"]),
+    "hook that is not there": (["hooks=[{_target_: nowhere.Hook}]"], ["hooks", "nowhere.Hook"]),
     "the worst as the best": (["checkpoint.best=eval/accuracy"], ["checkpoint.best_mode=min", "best_mode=max"]),
     "a rate that would wait for ever": (
         ["scheduler=plateau", "eval_every=null"],

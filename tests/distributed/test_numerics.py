@@ -20,7 +20,7 @@ from launcher.metrics.classification import ClassificationSums
 from launcher.metrics.language import LanguageSums
 from launcher.metrics.multilabel import LabelSums
 from launcher.metrics.regression import RegressionSums
-from launcher.run import histograms
+from launcher.training import histograms
 
 POOLING = OWN + (
     "class Net(torch.nn.Module):\n"

@@ -5,6 +5,7 @@ import torch
 from loss_cases import WEIGHTS
 
 from launcher.losses.focal import FocalLoss
+from launcher.losses.per_sample import PerSample
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
@@ -18,6 +19,29 @@ def test_focal_is_its_formula(gamma):
     torch.testing.assert_close(values, formula.float(), rtol=1e-5, atol=1e-6)
     plain = FocalLoss(gamma)(outputs, targets)
     torch.testing.assert_close(plain, (-((1 - p) ** gamma) * p.log()).float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [None, WEIGHTS])
+def test_pixels_of_no_class_count_nowhere(alpha):
+    """The mean is over the others alone, for focal and for a loss of a person's own, which knows nothing of them."""
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(5, 4, 3, 2), torch.randint(4, (5, 3, 2))
+    targets[0, 1:], targets[3] = -100, -100
+    flat, true = outputs.movedim(1, -1)[targets >= 0], targets[targets >= 0]
+    p, of_class = flat.softmax(1)[torch.arange(len(true)), true], torch.tensor(alpha or [1.0] * 4)[true]
+    expected = ((1 - p) ** 2 * -p.log() * of_class).sum() / of_class.sum()
+    values, weights = PerSample(FocalLoss(2, alpha), "segmentation")(outputs, targets)
+    torch.testing.assert_close(values.sum() / weights.sum(), expected)
+    assert values[3] == weights[3] == 0
+    if alpha is None:
+
+        class Own(torch.nn.Module):
+            def forward(self, outputs, targets):
+                return (outputs.argmax(1) != targets).float() / (targets + 100)
+
+        values, weights = PerSample(Own(), "segmentation")(outputs, targets)
+        wrong = (flat.argmax(1) != true).float() / (true + 100)
+        torch.testing.assert_close(values.sum() / weights.sum(), wrong.mean())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -59,6 +59,23 @@ def test_named_metrics_of_regression():
     assert float(metrics["SpearmanCorrCoef"].compute()) == pytest.approx(float(spearman), abs=1e-5)
 
 
+def test_pixels_of_no_class_count_nowhere():
+    """As with torchmetrics' own ignore_index, in batches of which one has none that counts."""
+    generator = torch.Generator().manual_seed(4)
+    scores = torch.randn(6, 3, 5, 4, generator=generator)
+    classes = torch.randint(3, (6, 5, 4), generator=generator)
+    classes[torch.rand(6, 5, 4, generator=generator) < 0.3] = -100
+    classes[2:4] = -100
+    meaning = Outputs("segmentation", 3)
+    names = ["JaccardIndex", "AUROC", {"name": "F1Score", "average": "macro"}]
+    metrics = make_metrics(names, meaning)
+    for x, y in zip(scores.split(2), classes.split(2), strict=True):
+        update_metrics(metrics, meaning, x, y)
+    for name, more in (("JaccardIndex", {}), ("AUROC", {}), ("F1Score", {"average": "macro"})):
+        metric = getattr(torchmetrics, name)(task="multiclass", num_classes=3, ignore_index=-100, **more)
+        assert float(metrics[name].compute()) == pytest.approx(float(metric(scores.softmax(1), classes)), abs=1e-6)
+
+
 def test_the_try_leaves_no_trace():
     metric = make_metrics(["Accuracy"], Outputs("classification", 3))["Accuracy"]
     metric.update(torch.eye(3)[:2], torch.tensor([0, 0]))
@@ -73,6 +90,8 @@ def test_the_try_leaves_no_trace():
         (["AUROC"], "regression", ["AUROC", "regression"]),
         (["BLEUScore"], "classification", ["BLEUScore", "text"]),
         (["ConfusionMatrix"], "classification", ["ConfusionMatrix", "one number"]),
+        (["MeanIoU"], "segmentation", ["MeanIoU", "JaccardIndex", "F1Score"]),
+        (["AUROC"], "language", ["AUROC", "classification", "language"]),
         ([{"name": "Accuracy", "average": "none"}], "classification", ["Accuracy", "one number"]),
         ([{"name": "FBetaScore", "beta": -1.0}], "classification", ["FBetaScore", "beta"]),
         ([{"name": "FBetaScore", "gamma": 1.0}], "classification", ["FBetaScore", "gamma"]),

@@ -64,6 +64,17 @@ def test_losses_and_weights_are_those_of_a_plain_loop(world, words, tmp_path):
     assert {"eval/hard", "eval/soft", "eval/accuracy"} <= rows(tmp_path / "run")[-1].keys()
 
 
+@pytest.mark.soak
+def test_mixed_samples_may_be_cut(tmp_path):
+    """Their targets are no tensor: a loss of one sample at a time is the loss of that sample all the same."""
+    train(TEACHER, tmp_path, name="io0").ok()
+    words = [*STUDENT, "mixup.alpha=0.4", "max_steps=4"]
+    for name, cut in {"whole": [], "cut": ["batch.max_per_device=5"]}.items():
+        train([*words, *cut, f"hydra.run.dir={name}"], tmp_path, name=f"io{name}").ok()
+    whole, cut = (rows(tmp_path / name) for name in ("whole", "cut"))
+    assert [row == pytest.approx(other, rel=1e-4) for row, other in zip(whole, cut, strict=True)] == [True] * len(whole)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -75,7 +75,7 @@ def test_a_model_begins_with_what_was_learned_without_labels(tmp_path):
     [
         (["task.share=0"], "task.share is 0: must lie between 0 and 1"),
         (["loss=mse"], "has a loss of its own. Leave the group loss out"),
-        (["metrics=[AUROC]"], "metrics: the task MaskedReconstruction has no outputs and targets"),
+        (["metrics=[AUROC]"], "metrics: the task MaskedReconstruction has no outputs that metrics could"),
         (["test_time_flip=true"], "test_time_flip"),
     ],
 )

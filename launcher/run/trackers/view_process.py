@@ -77,7 +77,8 @@ def new_rows(record: BinaryIO, clock: BinaryIO, complete: bool) -> Iterator[tupl
         row, timing = _next_row(record), _next_row(clock)
         while row and timing and timing["step"] < row["step"]:
             timing = _next_row(clock)
-        if row is None or (timing is None and not complete):
+        timed = row is not None and "lr" in row  # else hooks alone have figures at that step, and nothing was timed
+        if row is None or (timed and timing is None and not complete):
             record.seek(before[0])
             clock.seek(before[1])
             return

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
 from launcher.core import compat_python
-from launcher.run.record import HISTOGRAMS, TABLE, Record, of_time
+from launcher.run.record import HISTOGRAMS, MEDIA, TABLE, Record, of_time
 from launcher.run.trackers.process import ignore_signals
 from launcher.run.trackers.wandb import HARD_LIMIT, PATIENT
 
@@ -251,10 +251,10 @@ class View:
             self.run.log_code(place, name=f"source-{self.run.project}")
 
     def _follow(self) -> None:
-        metrics, timings, histograms = (
-            Record(self.run_dir / name).rows() for name in ("metrics.jsonl", "timings.jsonl", HISTOGRAMS)
+        metrics, timings, histograms, media = (
+            Record(self.run_dir / name).rows() for name in ("metrics.jsonl", "timings.jsonl", HISTOGRAMS, MEDIA)
         )
-        replayed = (metrics, ({"step": row["step"]} | of_time(row) for row in timings), histograms)
+        replayed = (metrics, ({"step": row["step"]} | of_time(row) for row in timings), histograms, media)
         for count, row in enumerate(heapq.merge(*replayed, key=lambda row: row["step"])):
             self._log(row)
             if count % 1000 == 0:
@@ -266,9 +266,15 @@ class View:
     def _log(self, row: dict[str, Any]) -> None:
         step = row["step"]
         if step >= max(self.first, self.last):  # a step may have histograms beside its row: W&B puts them together
-            shown = {name: self._histogram(v) if isinstance(v, list) else v for name, v in row.items()}
+            shown = {name: self._shown(value) for name, value in row.items()}
             self.run.log({name: value for name, value in shown.items() if name != "step"}, step=step)
             self.last = step
+
+    def _shown(self, value: Any) -> Any:
+        """A figure, or what W&B calls a histogram (a list, see record.py) or an image."""
+        if isinstance(value, dict):
+            return self.wandb.Image(str(self.run_dir / value["image"]))
+        return self._histogram(value) if isinstance(value, list) else value
 
     def _histogram(self, row: list[float]) -> Any:
         import numpy as np

@@ -21,9 +21,10 @@ from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
 from launcher.losses.per_sample import PerSample
-from launcher.run import gallery, histograms
+from launcher.run import gallery
 from launcher.tasks.outputs import Outputs
 from launcher.tasks.supervised import Supervised
+from launcher.training import histograms
 
 CODE = FAULTY + '\nCOLOUR = "teal"\n'
 RATE = 0.05
@@ -84,7 +85,7 @@ def test_histograms_of_every_so_many_steps_are_those_of_the_weights_and_gradient
 WATCHED = """
 import sys, torch, wandb
 from torch import nn
-from launcher.run import histograms
+from launcher.training import histograms
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3))
 net[0].bias.data.fill_(0.25)
