@@ -1,7 +1,7 @@
 """What a run is made of: built on the CPU from the config, and checked to fit together, for train.py and check.py."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from launcher.batching.splits import TensorSplit, suit
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.ranks import Ranks
-from launcher.models.build import build_model, without_file
+from launcher.models.build import build_model, kept_facts, without_checkpoint
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery
@@ -54,6 +54,7 @@ def build(
     resumed: bool,
     make_model: Callable[[Callable[[], nn.Module]], nn.Module],
     tried: bool = True,
+    kept: Mapping[str, Any] = {},
 ) -> Parts:
     """Build everything that a run is made of, and check that it fits together.
 
@@ -64,6 +65,7 @@ def build(
         resumed: Whether a checkpoint brings the weights: no other file needs to be there.
         make_model: Given what makes the model, makes it where its weights shall be.
         tried: Whether some samples are tried through all of it.
+        kept: What an earlier start of the run has kept for the model; see `run_directory.kept_facts`.
 
     Raises:
         ConfigError: Something is wrong.
@@ -79,12 +81,16 @@ def build(
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     sampler = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
-    facts = data.facts()
-    model = make_model(lambda: build_model(settings.model, facts))
+    facts = data.facts() | dict(kept)
+    model = make_model(lambda: build_model(settings.model, facts, begins=not resumed))
+    data.model_facts |= kept_facts(model)
     sources = {"init_from": settings.init_from}
-    if len(without_file(settings.model)) < len(settings.model):
+    if len(without_checkpoint(settings.model)) < len(settings.model):
         sources["model.checkpoint"] = settings.model["checkpoint"]
-    begun = finetune.begin(model, {} if resumed else sources, facts["num_outputs"], settings.freeze)
+    if (line := getattr(model, "begun_with", "")) and settings.init_from is not None:
+        raise ConfigError("init_from and model.name: both name weights to begin with. Set model.weights=false.")
+    begun = [f"weights    {line}"] if line else []
+    begun += finetune.begin(model, {} if resumed else sources, facts["num_outputs"], settings.freeze)
     suit(model, *data.splits().values())
     kind = mixup.mixed(settings.mixup, data, task)
     lr_scale = scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)

@@ -9,21 +9,40 @@ from launcher.config import components
 from launcher.models.keywords import take_keywords
 
 
-def build_model(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:
-    """Build the model that conf/model describes, with initial weights.
+def build_model(settings: Mapping[str, Any], facts: Mapping[str, Any], begins: bool = False) -> nn.Module:
+    """Build the model that conf/model describes.
 
     Args:
-        settings: The group; a file of weights in it is left aside.
+        settings: The group; `checkpoint`, a file of weights, is left aside.
         facts: What its constructor may ask for by name.
+        begins: Whether it begins with weights that its library keeps beside its configuration; else whoever calls this
+            brings them, from a checkpoint.
 
     Raises:
         ConfigError: As for `components.build`.
     """
-    model: nn.Module = components.build("model", without_file(settings), **facts)
+    described = without_checkpoint(settings) if begins else without_file(settings)
+    model: nn.Module = components.build("model", described, **facts)
     return take_keywords(model)
 
 
-def without_file(settings: Mapping[str, Any]) -> dict[str, Any]:
+def kept_facts(model: nn.Module) -> dict[str, Any]:
+    """What is to be known beside the settings to build a model again where the files that described it are gone."""
+    kept = getattr(model, components.KEPT, None)
+    return {components.KEPT: kept} if isinstance(kept, dict) else {}
+
+
+def without_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a model without the file that its weights begin with, which training/finetune.py reads."""
-    ours = str(settings.get("_target_")).startswith("launcher.models.")
-    return {key: value for key, value in settings.items() if key != "checkpoint" or not ours}
+    return {key: value for key, value in settings.items() if key != "checkpoint" or not is_ours(settings)}
+
+
+def without_file(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, and without weights that the model's library would read."""
+    plain = without_checkpoint(settings)
+    return plain | {"weights": False} if is_ours(settings) and "weights" in plain else plain
+
+
+def is_ours(settings: Mapping[str, Any]) -> bool:
+    """Whether what the settings describe is made by code of the launcher."""
+    return str(settings.get("_target_")).startswith("launcher.models.")

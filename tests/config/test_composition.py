@@ -94,6 +94,10 @@ def _run(group, option, place):
     if option in ("text", "transformer"):
         words += {"data": ["model=transformer"], "model": ["data=text"], "experiment": []}[group]
         words += [f"data.path={REPOSITORY / 'README.md'}", "data.block=32", "model.width=32", "model.layers=1"]
+    if option == "transformers":
+        pytest.importorskip("transformers")
+        words += ["data=text", f"data.path={REPOSITORY / 'README.md'}", "data.block=16", "model.auto=causal"]
+        words += ["model.type=gpt2", "+model.config.n_embd=16", "+model.config.n_layer=1", "+model.config.n_head=2"]
     if option in ("cifar10", "cifar100"):
         pytest.skip("CIFAR is not installed; tests/data/test_cifar.py reads files of its form")
     if option in ("timm", "torchvision"):
