@@ -9,7 +9,7 @@ from torch import nn
 
 from launcher.batching.generators import seed_generators
 from launcher.batching.plan import BatchPlan, plan_batch, scale_learning_rate
-from launcher.batching.sampling import Balanced, Sampler
+from launcher.batching.sampling import Balanced, GroupedByLength, Sampler
 from launcher.batching.splits import TensorSplit, suit
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
@@ -80,7 +80,7 @@ def build(
     data, task = build_task(settings.task, data, settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
-    sampler = Balanced(data, settings.seed) if settings.sampling == "balanced" else None
+    sampler = _sampler(settings, data)
     facts = data.facts() | dict(kept)
     model = make_model(lambda: build_model(settings.model, facts, begins=not resumed))
     data.model_facts |= kept_facts(model)
@@ -118,6 +118,15 @@ def build(
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     learner = Learner(model, task, optimizer, schedule)
     return Parts(data, plan, sampler, kind, learner, sharding, begun, total_steps)
+
+
+def _sampler(settings: Any, data: Data) -> Sampler | None:
+    """The order of the training samples; None: shuffled."""
+    if settings.sampling == "balanced":
+        return Balanced(data, settings.seed)
+    if settings.sampling == "group_by_length":
+        return GroupedByLength(data, settings.seed, settings.batch.global_size)
+    return None
 
 
 def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from launcher.data.source import Data
 
 ROUNDS = 8  # of the Feistel network
+SORTED = 50  # batches whose samples are sorted together; as many as in transformers' LengthGroupedSampler
 
 
 class Sampler(Protocol):
@@ -120,3 +121,51 @@ class Balanced:
         keys = derive_each(np.full(len(chosen), derive(self.seed, CLASSES), dtype=np.uint64), chosen, cycle)
         sample = self._members[self._starts[chosen] + permute(member, sizes, keys)]
         return sample + self.size * (cycle - begun // sizes)
+
+
+class GroupedByLength:
+    """The order of sampling=group_by_length: samples of like length in a batch, which then has little to fill up.
+
+    As transformers' LengthGroupedSampler: the samples of 50 batches, drawn at random, are sorted by length and cut into
+    batches, whose order is drawn anew, so that it tells nothing of their lengths. To find a position takes the sorting
+    of its 50 batches, whatever the size of the data.
+
+    Args:
+        data: For the lengths of its training samples.
+        seed: Of the run.
+        batch: Samples of a global batch.
+
+    Raises:
+        ConfigError: The data does not tell the lengths.
+    """
+
+    def __init__(self, data: "Data", seed: int, batch: int) -> None:
+        lengths = getattr(data.train, "lengths", None)
+        if lengths is None:
+            raise ConfigError(
+                f"sampling=group_by_length: data={data.name} does not tell the lengths of its samples (a DatasetSplit "
+                "has `lengths`), or all have one. Use sampling=shuffle."
+            )
+        self.seed, self.batch, self.lengths = seed, batch, lengths.numpy()
+
+    def samples_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """See `Sampler`; no sample comes again."""
+        positions = np.asarray(positions)
+        found, sort = np.empty(len(positions), np.int64), SORTED * self.batch
+        pieces = positions // sort
+        for piece in np.unique(pieces):
+            here = pieces == piece
+            found[here] = self._sorted(epoch, int(piece), sort)[positions[here] - piece * sort]
+        return found
+
+    def _sorted(self, epoch: int, piece: int, sort: int) -> np.ndarray:
+        """The samples of some batches, batch after batch, those of each from the longest to the shortest."""
+        size, key = len(self.lengths), derive(self.seed, ORDER, epoch)
+        drawn = permute(np.arange(piece * sort, min((piece + 1) * sort, size)), size, key)
+        drawn = drawn[np.argsort(-self.lengths[drawn], kind="stable")]
+        whole = len(drawn) // self.batch  # what is left at the end of an epoch stays there
+        if whole < 2:
+            return drawn
+        order = permute(np.arange(whole), whole, derive(key, piece))
+        batches = drawn[: whole * self.batch].reshape(whole, self.batch)[order]
+        return np.concatenate([batches.reshape(-1), drawn[whole * self.batch :]])

@@ -72,6 +72,9 @@ class DatasetSplit:
         plain: The same samples without anything random, for what measures them; None where `dataset` is so itself.
         dtype: Of the numbers that the model takes; see `suit`.
         indices: Whether int32 and int64 are given as they are.
+        collate: Puts a list of samples together, such as `launcher.batching.padding.Pad`; None: as torch does. It must
+            be one that a process can be sent: a function at the top of a module, or an object of such a class.
+        lengths: [n] int64, of each sample, where it is cheap to know: what sampling=group_by_length goes by.
     """
 
     dataset: Any
@@ -81,6 +84,8 @@ class DatasetSplit:
     plain: Any = None
     dtype: torch.dtype = torch.float32
     indices: bool = True
+    collate: Callable[[list[Any]], Any] | None = None
+    lengths: Tensor | None = None
     loader: Any = field(default=None, init=False, repr=False, compare=False)  # see launcher/batching/loading.py
     workers: int | None = field(default=None, init=False, repr=False, compare=False)  # what num_workers=auto has chosen
 
@@ -98,8 +103,8 @@ class DatasetSplit:
         """The samples `index` alone, [n] int64."""
         numbers = index.tolist()
         plain = None if self.plain is None else Subset(self.plain, numbers)
-        targets = None if self.targets is None else self.targets[index]
-        return replace(self, dataset=Subset(self.dataset, numbers), plain=plain, targets=targets)
+        targets, lengths = (None if known is None else known[index] for known in (self.targets, self.lengths))
+        return replace(self, dataset=Subset(self.dataset, numbers), plain=plain, targets=targets, lengths=lengths)
 
 
 Split = TensorSplit | DatasetSplit

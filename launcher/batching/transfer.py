@@ -18,9 +18,9 @@ PLAIN = {  # types that NumPy has too
 }  # fmt: skip
 
 
-def collate_to_send(samples: Any) -> Any:
+def collate_to_send(collate: Callable[[Any], Any] | None, samples: Any) -> Any:
     """A batch as a process sends it: `to_device` makes tensors of the arrays."""
-    return _each(default_collate(samples), Tensor, _smaller)
+    return _each((collate or default_collate)(samples), Tensor, _smaller)
 
 
 def _smaller(tensor: Tensor) -> Tensor | np.ndarray:

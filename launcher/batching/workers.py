@@ -35,7 +35,7 @@ def choose_workers(workers: int | str, split: Split, size: int) -> int:
         return 0
     if split.workers is None:
         try:
-            dataset = as_a_worker_gets_it(split.dataset)
+            dataset, _ = as_a_worker_gets_it((split.dataset, split.collate))
         except Exception as error:
             split.workers, why = 0, f"the dataset cannot be sent to another process: {error}"
         else:

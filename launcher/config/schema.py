@@ -292,8 +292,9 @@ class Train(Section):
 
     seed: CountOrZero = setting("Names the order of samples, the augmentation, the initial weights and dropout.")
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("Precision of forward and backward; no is float32.", "no")
-    sampling: Literal["shuffle", "balanced"] = setting(
-        "Each sample once an epoch, or each class equally often.", "shuffle"
+    sampling: Literal["shuffle", "balanced", "group_by_length"] = setting(
+        "Each sample once an epoch; or each class equally often; or once, with those of like length in a batch.",
+        "shuffle",
     )
     clip_grad_norm: Positive | None = setting("Largest norm of the gradient; null never clips.", None)
     clip_grad_value: Positive | None = setting("Largest absolute value of each element of the gradient.", None)

@@ -39,6 +39,7 @@ class Data:
         input_std: [d] float64, what the column was then divided by.
         reader: How samples from elsewhere are read and prepared exactly as these: `_target_`, a function
             (path, **the other keys) -> Others, and its arguments, plain values. None: only its own splits are known.
+        vocabulary: Tokens that the inputs are numbers of, where they are texts to tell something of.
         model_facts: What the task lets a model know in place of what `facts` says of the data.
         notes: Lines that who trains on it should read: what was guessed, left out, or looks strange.
     """
@@ -57,6 +58,7 @@ class Data:
     input_std: Tensor | None = None
     reader: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    vocabulary: int | None = None
     model_facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -183,7 +185,7 @@ class Data:
     def facts(self) -> dict[str, Any]:
         """What a model's or a loss's constructor may ask for by name.
 
-        A language has a `block` and no `input_shape`: what asks for that is made for numbers, not for tokens.
+        Tokens have no `input_shape`: what asks for that is made for numbers.
         """
         if self.tokens is not None:
             words = dict.fromkeys(("num_classes", "num_outputs", "out_features"), self.num_outputs)
@@ -196,7 +198,10 @@ class Data:
         }
         if self.task in ("classification", "multilabel"):
             facts["num_classes"] = self.num_outputs
-        if len(self.input_shape) == 3:
+        if self.vocabulary is not None:
+            facts["vocab_size"] = self.vocabulary
+            del facts["input_shape"], facts["in_features"]
+        elif len(self.input_shape) == 3:
             facts["in_channels"] = self.input_shape[0]
         return facts | self.model_facts
 

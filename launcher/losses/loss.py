@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from launcher.batching.splits import TensorSplit
 from launcher.config.components import build, locate
 from launcher.core.errors import ConfigError
 from launcher.losses.per_sample import CLASSIFYING, LOGISTIC, REGRESSING, PerSample
@@ -140,7 +141,15 @@ def build_loss(settings: Mapping[str, Any], data: "Data") -> PerSample:
         raise ConfigError(f"loss._target_: {target!r} gives a {type(loss).__name__}, not a torch.nn.Module.")
     if isinstance(loss, (*CLASSIFYING, *REGRESSING)):
         _try_out(loss, settings, data)
-    return PerSample(loss, data.task)
+    return PerSample(loss, data.task, _may_be_padded(data))
+
+
+def _may_be_padded(data: "Data") -> bool:
+    """Whether some target may be none, as far as it is known without reading: of a text in one file all are tokens."""
+    for split in data.splits().values():
+        if not isinstance(split, TensorSplit) or (not split.mapped and bool((split.targets < 0).any())):
+            return True
+    return False
 
 
 def balanced_weights(key: str, data: "Data") -> Tensor:

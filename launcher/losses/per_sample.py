@@ -41,9 +41,10 @@ class PerSample(nn.Module):
         loss: A torch loss (its `reduction` becomes "none"), or any module (outputs, targets) -> [n], [n, ...]
             or a scalar; it may have a method `weights(targets) -> [n] | None`.
         task: Of the data, which says what its targets are; None leaves them as they are.
+        padded: Of a language: some targets may be none, as `ignore_index` says, and weigh nothing.
     """
 
-    def __init__(self, loss: nn.Module, task: str | None = None):
+    def __init__(self, loss: nn.Module, task: str | None = None, padded: bool = True):
         super().__init__()
         self.loss, self.task = loss, task
         self.language = task == "language"
@@ -52,6 +53,7 @@ class PerSample(nn.Module):
             loss.reduction = "none"  # type: ignore[assignment]
         self.elementwise = isinstance(loss, REGRESSING)
         self.weigh: Callable[[Tensor], Tensor | None] | None = getattr(loss, "weights", None)
+        self.padded = padded and self.language
         if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
             self.weigh = self._torch_weights
 
@@ -105,7 +107,7 @@ class PerSample(nn.Module):
         if targets.is_floating_point():  # class probabilities: torch divides by n
             return None
         # Plain labels, one for each sample, are all valid: the default ignore_index (-100) costs nothing.
-        if ignored < 0 and targets.dim() == 1:
+        if ignored < 0 and targets.dim() == 1 and not self.padded:
             return None if weight is None else weight[targets]
         valid = targets != ignored
         return valid.float() if weight is None else weight[targets.where(valid, 0)] * valid

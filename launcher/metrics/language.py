@@ -6,18 +6,26 @@ from torch.nn import functional as F
 
 
 class LanguageSums:
-    """Tokens, how many of them were the likeliest, and the sum of -log p, in float64, on the device of the outputs."""
+    """Tokens, how many of them were the likeliest, and the sum of -log p, in float64, on the device of the outputs.
 
-    def __init__(self, device: torch.device | str):
+    Args:
+        device: Where outputs and targets will be.
+        ignored: The target of what is none, such as the filling of a short sequence; it counts nowhere.
+    """
+
+    def __init__(self, device: torch.device | str, ignored: int = -100):
+        self._ignored = ignored
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Count the tokens of sequences by the scores of the next token [n, t, v] and the next tokens [n, t]."""
         outputs, targets = outputs.flatten(0, 1), targets.flatten().long()
-        self._sums[0] += len(targets)
-        self._sums[1] += (outputs.argmax(1) == targets).sum()
-        self._sums[2] += F.cross_entropy(outputs, targets, reduction="none").double().sum()
+        valid = targets != self._ignored
+        self._sums[0] += valid.sum()
+        self._sums[1] += ((outputs.argmax(1) == targets) & valid).sum()
+        each = F.cross_entropy(outputs, targets, reduction="none", ignore_index=self._ignored)
+        self._sums[2] += each.double().sum()
 
     def tensors(self) -> list[Tensor]:
         """As ClassificationSums.tensors."""

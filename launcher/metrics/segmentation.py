@@ -11,9 +11,13 @@ class SegmentationSums:
         num_classes: k.
         device: Where outputs and targets will be.
         names: Of the classes, for figures of their own; None: their numbers.
+        ignored: The target of what is no class; it counts nowhere.
     """
 
-    def __init__(self, num_classes: int, device: torch.device | str, names: list[str] | None = None):
+    def __init__(
+        self, num_classes: int, device: torch.device | str, names: list[str] | None = None, ignored: int = -100
+    ):
+        self._ignored = ignored
         self._counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)  # found, predicted, true
         self._names = names or [str(number) for number in range(num_classes)]
 
@@ -21,7 +25,7 @@ class SegmentationSums:
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Count pixels by scores [n, k, h, w] and classes [n, h, w]; one of no class, such as -100, counts nowhere."""
         k = self._counts.shape[1]
-        valid = (targets >= 0) & (targets < k)
+        valid = (targets >= 0) & (targets < k) & (targets != self._ignored)
         predicted, true = outputs.argmax(1)[valid], targets[valid].long()
         pairs = torch.bincount(true * k + predicted, minlength=k * k).view(k, k)
         self._counts += torch.stack([pairs.diagonal(), pairs.sum(0), pairs.sum(1)])

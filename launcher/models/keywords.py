@@ -23,14 +23,17 @@ def take_keywords(model: nn.Module) -> nn.Module:
     """Let `model({"a": a, "b": b})` mean `model(a=a, b=b)` where its forward names these parameters.
 
     Everything else that calls the model, such as DDP, torch.compile, an evaluation or an export, goes on to give it one
-    object. It is a hook, so that the names in the state dict stay. Models of the launcher's own and a Sequential take
-    tensors alone, and go without: a hook costs 2 us a call.
+    object. It is a hook, so that the names in the state dict stay. A Sequential and those of the launcher's own models
+    that have one parameter take tensors alone, and go without: a hook costs 2 us a call.
 
     Returns:
         The same model.
     """
-    alone = isinstance(model, nn.Sequential | torch.jit.ScriptModule) or type(model).__module__.startswith("launcher.")
-    if isinstance(model, nn.Module) and not alone and (found := parameters_of(model)) is not None:
+    if not isinstance(model, nn.Module) or isinstance(model, nn.Sequential | torch.jit.ScriptModule):
+        return model
+    found = parameters_of(model)
+    alone = type(model).__module__.startswith("launcher.") and found is not None and len(found.names) == 1
+    if found is not None and not alone:
         model.register_forward_pre_hook(partial(_by_name, found), with_kwargs=True)
     return model
 

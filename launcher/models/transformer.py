@@ -14,7 +14,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Causal self-attention of several heads, by torch's fused kernels."""
+    """Self-attention of several heads, by torch's fused kernels; causal where no mask says what is seen."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -22,14 +22,14 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, rotation: Rotation | None) -> Tensor:
-        """Map [n, t, width] to [n, t, width]; position i sees the positions 0 .. i."""
+    def forward(self, hidden: Tensor, rotation: Rotation | None, seen: Tensor | None = None) -> Tensor:
+        """Map [n, t, width] to [n, t, width]; position i sees what `seen` [n, 1, 1 or t, t] says, or 0 .. i."""
         projected = self.query_key_value(hidden).unflatten(-1, (3, self.heads, -1))
         query, key, value = projected.permute(2, 0, 3, 1, 4).unbind()  # [n, heads, t, width / heads] each
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        attended = F.scaled_dot_product_attention(query, key, value, seen, dropout, is_causal=seen is None)
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
@@ -56,9 +56,9 @@ class Block(nn.Module):
         self.norm2, self.feed_forward = nn.LayerNorm(width), feed_forward
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, rotation: Rotation | None) -> Tensor:
-        """Map [n, t, width] to [n, t, width]."""
-        hidden = hidden + self.dropout(self.attention(self.norm1(hidden), rotation))
+    def forward(self, hidden: Tensor, rotation: Rotation | None, seen: Tensor | None = None) -> Tensor:
+        """Map [n, t, width] to [n, t, width]; `seen` as for the attention."""
+        hidden = hidden + self.dropout(self.attention(self.norm1(hidden), rotation, seen))
         return hidden + self.dropout(self.feed_forward(self.norm2(hidden)))
 
 
@@ -97,41 +97,24 @@ class Transformer(nn.Module):
         tie_weights: bool,
     ) -> None:
         super().__init__()
-        for setting, number in (("width", width), ("layers", layers), ("heads", heads)):
-            check_width(f"model.{setting}", number)
-        hidden = _hidden(width, mlp_ratio, activation)
-        if width % heads:
-            raise ConfigError(f"model.width: {width} is no multiple of model.heads={heads}.")
+        check_width("model.layers", layers)
         if positions not in ("learned", "rotary"):
             raise ConfigError(f"model.positions: {positions!r} is unknown; pick learned or rotary.")
-        if positions == "rotary" and width // heads % 2:
-            raise ConfigError(
-                f"model.positions: rotary turns pairs of numbers, and width / heads = {width // heads} is odd."
-            )
+        check_heads(width, heads, positions)
         if not isinstance(tie_weights, bool):
             raise ConfigError(f"model.tie_weights: {tie_weights!r} is neither true nor false.")
-
-        def feed_forward() -> nn.Module:
-            if activation == "swiglu":
-                return SwiGLU(width, hidden)
-            return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
         self.head_width = width // heads
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(width, Attention(width, heads, dropout), feed_forward(), dropout) for _ in range(layers)
+            Block(width, Attention(width, heads, dropout), feed_forward(width, mlp_ratio, activation), dropout)
+            for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
         # Where it is the output layer as well, the embedding is the last matrix: there Muon looks for that.
         self.positions = nn.Embedding(block, width) if positions == "learned" else None
         self.embedding = nn.Embedding(num_classes, width)
         self.output = None if tie_weights else nn.Linear(width, num_classes, bias=False)
-        for name, parameter in self.named_parameters():
-            if name.endswith(".bias"):
-                nn.init.zeros_(parameter)
-            elif parameter.dim() > 1:
-                ends = name.endswith(("attention.output.weight", "feed_forward.2.weight", "feed_forward.down.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers if ends else 1))
+        start(self, layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [n, t] int64, t <= block, to scores of the next one [n, t, num_classes]."""
@@ -145,6 +128,36 @@ class Transformer(nn.Module):
             hidden = block(hidden, rotation)
         output = self.embedding if self.output is None else self.output
         return F.linear(self.norm(hidden), output.weight)
+
+
+def check_heads(width: Any, heads: Any, positions: str) -> None:
+    """Check that heads of an attention fit a width, and rotary positions the heads, else a ConfigError."""
+    check_width("model.width", width)
+    check_width("model.heads", heads)
+    if width % heads:
+        raise ConfigError(f"model.width: {width} is no multiple of model.heads={heads}.")
+    if positions == "rotary" and width // heads % 2:
+        raise ConfigError(
+            f"model.positions: rotary turns pairs of numbers, and width / heads = {width // heads} is odd."
+        )
+
+
+def feed_forward(width: int, ratio: Any, activation: Any) -> nn.Module:
+    """The layer for each token alone, from [..., width] to [..., width]."""
+    hidden = _hidden(width, ratio, activation)
+    if activation == "swiglu":
+        return SwiGLU(width, hidden)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+def start(model: nn.Module, layers: int) -> None:
+    """Initial weights of a transformer of so many blocks."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.dim() > 1:
+            ends = name.endswith(("attention.output.weight", "feed_forward.2.weight", "feed_forward.down.weight"))
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers if ends else 1))
 
 
 def rotations(length: int, width: int, device: torch.device) -> Rotation:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from launcher.batching.padding import IGNORED
 from launcher.core.errors import ConfigError
 from launcher.losses.loss import gives
 from launcher.metrics.classification import ClassificationSums
@@ -41,6 +42,7 @@ class Outputs:
     mean: Tensor | None = None  # [d] float64, by which targets of a regression were standardised; None: they were not
     std: Tensor | None = None  # [d] float64
     near: Tensor | None = None  # [d] float64, near the targets of a regression
+    ignored: int = IGNORED  # the target of a token or pixel that is none
 
     @property
     def dense(self) -> bool:
@@ -54,7 +56,9 @@ class Outputs:
         if near is not None and len(near):
             near = near.double().reshape(len(near), -1).mean(0)
         given = gives(loss, data.task)
-        return cls(data.task, data.num_outputs, given, False, data.class_names, data.target_mean, data.target_std, near)
+        scale = (data.target_mean, data.target_std)
+        ignored = loss.get("ignore_index", IGNORED)
+        return cls(data.task, data.num_outputs, given, False, data.class_names, *scale, near, ignored)
 
     def fitted(self, outputs: Any, samples: int) -> "Outputs":
         """The same, once the outputs for some samples were seen.
@@ -107,9 +111,9 @@ class Outputs:
     def sums(self, device: torch.device | str) -> Sums:
         """What counts the metrics of the task."""
         if self.task == "language":
-            return LanguageSums(device)
+            return LanguageSums(device, self.ignored)
         if self.task == "segmentation":
-            return SegmentationSums(self.count, device, self.names)
+            return SegmentationSums(self.count, device, self.names, self.ignored)
         if self.task == "multilabel":
             return LabelSums(self.count, device)
         if self.task == "classification":

@@ -264,7 +264,7 @@ def copy_for_worker(split: Split, workers: int | str = "auto", name: str = "") -
     if not workers or not isinstance(split, DatasetSplit):
         return replace(split)  # with a loader of its own
     try:
-        dataset, plain = as_a_worker_gets_it((split.dataset, split.plain))
+        dataset, plain, collate = as_a_worker_gets_it((split.dataset, split.plain, split.collate))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         if workers == "auto":  # will load them where they are
             return replace(split)
@@ -275,7 +275,7 @@ def copy_for_worker(split: Split, workers: int | str = "auto", name: str = "") -
         ) from error
     except Exception:  # what only a process that is just starting may be sent
         return replace(split)
-    return replace(split, dataset=dataset, plain=plain)
+    return replace(split, dataset=dataset, plain=plain, collate=collate)
 
 
 @contextmanager

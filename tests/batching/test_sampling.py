@@ -1,5 +1,7 @@
 """Orders of samples, in which every sample or every class comes equally often, on any number of ranks from any step."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.utils.data import Dataset
 
 from launcher.batching.keys import derive
 from launcher.batching.plan import plan_batch
-from launcher.batching.sampling import Balanced, EpochPermutation, permute
+from launcher.batching.sampling import Balanced, EpochPermutation, GroupedByLength, permute
 from launcher.batching.stream import Stream
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
@@ -208,3 +210,37 @@ def test_each_epoch_has_an_order_of_its_own():
     first, second = (EpochPermutation(50, seed=1).samples_at(epoch, np.arange(50)).tolist() for epoch in (0, 1))
     assert sorted(first) == sorted(second) == [*range(50)] and first != second
     assert EpochPermutation(50, seed=1).samples_at(0, np.array([7])).tolist() == [first[7]]
+
+
+class Lengths(Numbers):
+    """Samples with a length of their own."""
+
+    def __init__(self, lengths):
+        super().__init__(torch.zeros(len(lengths), dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("n", "batch"), [(1000, 8), (401, 8), (37, 8), (5, 8), (800, 16), (8, 8)])
+def test_samples_of_like_length_come_together(n, batch):
+    """Each once an epoch; within 50 batches no batch has a length that another one's lie around."""
+    lengths = torch.randint(1, 500, (n,), generator=torch.Generator().manual_seed(n))
+    split = DatasetSplit(Lengths(lengths), lengths=lengths)
+    grouped = GroupedByLength(Data("made", "regression", (1,), 1, split, split, split), 3, batch)
+    orders = [grouped.samples_at(epoch, np.arange(n)) for epoch in range(3)]
+    assert all(sorted(order) == list(range(n)) for order in orders)
+    assert n < 10 or len({tuple(order) for order in orders}) == 3
+    together = 50 * batch
+    for piece in range(0, n, together):
+        here = lengths.numpy()[orders[1][piece : piece + together]]
+        batches = sorted((here[at : at + batch] for at in range(0, len(here), batch)), key=lambda one: -one.max())
+        assert all(longer.min() >= shorter.max() for longer, shorter in itertools.pairwise(batches))
+        if len(here) >= 16 * batch:  # and the batches are not from the longest to the shortest
+            assert (
+                abs(np.corrcoef(here[: len(here) // batch * batch], np.arange(len(here) // batch * batch))[0, 1]) < 0.6
+            )
+    picked = np.array([n - 1, 0, n // 2, n // 3])
+    assert grouped.samples_at(1, picked).tolist() == orders[1][picked].tolist(), "any position alone"
+
+
+def test_lengths_must_be_known():
+    with pytest.raises(ConfigError, match="data=made does not tell the lengths of its samples"):
+        GroupedByLength(data(5, 5), 0, 4)

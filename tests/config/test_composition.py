@@ -49,8 +49,10 @@ def test_every_group_has_its_options():
         "imagenet",
         "huggingface",
         "text",
+        "brackets",
+        "shapes",
     } <= found["data"]
-    assert {"mlp", "cnn", "resnet", "linear", "timm", "torchvision", "transformer"} <= found["model"]
+    assert {"mlp", "cnn", "resnet", "linear", "timm", "torchvision", "transformer", "encoder", "unet"} <= found["model"]
     assert {"default", "small", "large"} <= found["batch"]
     assert {"fashion_mnist", "imbalanced", "diabetes", "text"} <= found["experiment"]
 
@@ -91,6 +93,10 @@ def _run(group, option, place):
         pytest.importorskip("datasets")
         (place / "table.csv").write_text(TABLE)
         words += ["data.path=table.csv", "data.input=a", "data.target=y", "num_workers=0"]
+    pairs = {"brackets": "encoder", "shapes": "unet"}  # data, and the model that is made for it
+    for data, model in pairs.items():
+        if option in (data, model):
+            words += [f"data={data}", f"model={model}", "data.samples=100"]
     if option in ("text", "transformer"):
         words += {"data": ["model=transformer"], "model": ["data=text"], "experiment": []}[group]
         words += [f"data.path={REPOSITORY / 'README.md'}", "data.block=32", "model.width=32", "model.layers=1"]

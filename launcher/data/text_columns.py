@@ -1,0 +1,178 @@
+"""A column of texts as sequences of tokens, by a tokenizer or byte by byte, kept in a file for the next start."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.core.errors import ConfigError
+from launcher.core.files import cache_folder
+from launcher.core.locks import locked
+from launcher.data.arguments import check_whole
+from launcher.data.text import find, open_tokenizer
+from launcher.data.token_rows import PADDING
+
+BEGIN, FIRST_BYTE = 1, 2  # tokens of bytes: 0 fills up, 1 begins each text, 2 is the byte 0
+BYTES = FIRST_BYTE + 256
+AT_ONCE = 4096  # texts that the tokenizer's threads share
+PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
+
+
+@dataclass
+class Sequences:
+    """Sequences of tokens: `tokens` [total] one after the other, `offsets` [n + 1] int64 where each begins."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest one."""
+        return int(np.diff(self.offsets).max(initial=0))
+
+
+@dataclass
+class Vocabulary:
+    """What makes tokens of texts.
+
+    Args:
+        file: tokenizer.json of Hugging Face's tokenizers, or a directory that holds one; None: byte by byte.
+        most: Tokens of a text at most, with those that the tokenizer puts around it; what is beyond is cut off.
+        cache: Directory for what was encoded; None: the user's own.
+    """
+
+    file: str | None
+    most: int
+    cache: str | None
+
+    def __post_init__(self) -> None:
+        check_whole("data.max_tokens", self.most, "number of tokens; it must be an integer >= 1, such as 512")
+        self.size, self.padding, self._encoder, self._path = BYTES, PADDING, None, Path()
+        if self.file is None:
+            return
+        place = Path(str(self.file)).expanduser()
+        self._path = find("data.tokenizer", str(place / "tokenizer.json" if place.is_dir() else place), "a tokenizer.json")
+        self._content = self._path.read_bytes()
+        self._encoder, _, self.size = open_tokenizer(self._path, self._content)
+        known = (self._encoder.token_to_id(name) for name in PADS)
+        self.padding = next((number for number in known if number is not None), PADDING)
+        self._encoder.enable_truncation(self.most)
+
+    def sequences(self, texts: Sequence[str | None], where: str) -> tuple[Sequences, int]:
+        """The tokens of texts, and how many of the texts were too long.
+
+        Args:
+            texts: One per row.
+            where: The column and the split, for messages.
+
+        Raises:
+            ConfigError: A text is missing, or has no tokens.
+        """
+        missing = next((row for row, text in enumerate(texts) if text is None), None)
+        if missing is not None:
+            raise ConfigError(f"data.input: row {missing} of {where} has no text; remove it, or give it one.")
+        if self._encoder is None:
+            found, cut = _of_bytes([text.encode() for text in texts if text is not None], self.most)
+        else:
+            found, cut = self._kept([text for text in texts if text is not None], where)
+        empty = np.flatnonzero(np.diff(found.offsets) == 0)
+        if len(empty):
+            raise ConfigError(f"data.input: row {empty[0]} of {where} has a text without tokens; remove it.")
+        return found, cut
+
+    def _kept(self, texts: list[str], where: str) -> tuple[Sequences, int]:
+        """The same by the tokenizer, from a file that the first process to need it writes while the others wait."""
+        content = hashlib.sha256(f"{self.most}".encode() + self._content)
+        for text in texts:
+            content.update(f"{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
+        folder = Path(self.cache).expanduser() if self.cache else cache_folder()
+        place = folder / f"{content.hexdigest()[:48]}.texts"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not place.exists():
+                with locked(folder / f"{place.stem}.lock"):
+                    if not place.exists():
+                        with tempfile.TemporaryDirectory(dir=folder, prefix=".encoding-") as making:
+                            self._write(texts, where, Path(making, "whole"))
+                            os.replace(Path(making, "whole"), place)
+            found = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in ("tokens", "offsets", "cut")}
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"data.cache: cannot keep the encoded texts in {folder}: {why}. Set data.cache to a directory you can "
+                "write."
+            ) from error
+        return Sequences(found["tokens"], np.array(found["offsets"])), int(found["cut"][0])
+
+    def _write(self, texts: list[str], where: str, place: Path) -> None:
+        pieces, lengths, cut = [np.empty(0, np.uint32)], [0], 0
+        for first in range(0, len(texts), AT_ONCE):
+            try:
+                encodings = self._encoder.encode_batch(texts[first : first + AT_ONCE])  # type: ignore[attr-defined]
+            except Exception as error:  # tokenizers raises nothing more special
+                raise ConfigError(f"data.tokenizer: {self._path} cannot encode {where}: {error}.") from error
+            for encoding in encodings:
+                pieces.append(np.asarray(encoding.ids, np.uint32))
+                lengths.append(len(encoding.ids))
+                cut += bool(encoding.overflowing)
+        place.mkdir()
+        content = {"tokens": np.concatenate(pieces), "offsets": np.cumsum(lengths), "cut": np.array([cut])}
+        for name, array in content.items():
+            np.save(place / f"{name}.npy", array)
+
+
+def _of_bytes(texts: Sequence[bytes], most: int) -> tuple[Sequences, int]:
+    """Each byte a token, behind one that begins the text."""
+    cut = [text[: most - 1] for text in texts]
+    lengths = np.array([0, *(1 + len(text) for text in cut)])
+    offsets = np.cumsum(lengths)
+    tokens = np.full(offsets[-1], BEGIN, np.uint16)
+    joined = np.frombuffer(b"".join(cut), np.uint8).astype(np.uint16) + FIRST_BYTE
+    inside = np.ones(len(tokens), bool)
+    inside[offsets[:-1]] = False
+    tokens[inside] = joined
+    return Sequences(tokens, offsets), sum(len(text) > most - 1 for text in texts)
+
+
+def of_texts(
+    columns: Mapping[str, Sequence[str | None]], name: str, vocabulary: Vocabulary
+) -> tuple[dict[str, Sequences], list[str]]:
+    """The tokens of a column of texts of each split, and lines for the log.
+
+    Args:
+        columns: Split to its texts.
+        name: Of the column.
+        vocabulary: What makes tokens of them.
+    """
+    found, cut = {}, 0
+    for split, texts in columns.items():
+        found[split], more = vocabulary.sequences(texts, f"{name!r} of {split}")
+        cut += more
+    how = "byte by byte" if vocabulary.file is None else f"by {vocabulary.file}"
+    longest = max(one.longest for one in found.values())
+    notes = [f"texts of {name!r} are read {how}: {vocabulary.size:,} tokens, the longest text has {longest:,}"]
+    if cut:
+        notes.append(f"{cut:,} texts of {name!r} are longer than data.max_tokens={vocabulary.most:,} and cut off there")
+    return found, notes
+
+
+def of_lists(columns: Mapping[str, Sequence[Any]], name: str) -> tuple[dict[str, Sequences], int]:
+    """The tokens of a column that holds lists of them, of each split, and the size of their vocabulary.
+
+    Raises:
+        ConfigError: A row is empty, or holds what is no token.
+    """
+    found, size = {}, 0
+    for split, rows in columns.items():
+        row = next((row for row, tokens in enumerate(rows) if not tokens or None in tokens or min(tokens) < 0), None)
+        if row is not None:
+            raise ConfigError(f"data.input: row {row} of {name!r} of {split} is {rows[row]!r}, no list of tokens >= 0.")
+        tokens = np.concatenate([np.asarray(tokens, np.int64) for tokens in rows])
+        found[split] = Sequences(tokens.astype(np.uint32), np.cumsum([0, *map(len, rows)]))
+        size = max(size, int(tokens.max()) + 1)
+    return found, size
