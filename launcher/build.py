@@ -14,6 +14,7 @@ from launcher.batching.splits import TensorSplit, suit
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.ranks import Ranks
+from launcher.models import adapters
 from launcher.models.build import build_model, kept_facts, without_checkpoint
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
@@ -90,7 +91,8 @@ def build(
     if (line := getattr(model, "begun_with", "")) and settings.init_from is not None:
         raise ConfigError("init_from and model.name: both name weights to begin with. Set model.weights=false.")
     begun = [f"weights    {line}"] if line else []
-    begun += finetune.begin(model, {} if resumed else sources, facts["num_outputs"], settings.freeze)
+    put = partial(adapters.adapt, settings=settings.adapter, facts=facts)
+    begun += finetune.begin(model, {} if resumed else sources, facts["num_outputs"], settings.freeze, put)
     suit(model, *data.splits().values())
     kind = mixup.mixed(settings.mixup, data, task)
     lr_scale = scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
@@ -109,7 +111,8 @@ def build(
         cut = _cut(plan, devices, settings.batch.max_per_device)
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
-        try_task(model, task, data, of_kind, how)
+        with adapters.all_called(model):
+            try_task(model, task, data, of_kind, how)
     check_metrics(task, settings.metrics, wanted)
     if settings.test_time_flip:
         check_mirror(data)

@@ -1,6 +1,6 @@
 """What a run begins with: weights of another run or of a file, and parameters that stay as they are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MethodType
@@ -12,10 +12,21 @@ from launcher.models.weights import NAMES, Loaded, match, read, shape, shown
 from launcher.training import checkpoint
 
 
-def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, patterns: Sequence[str]) -> list[str]:
-    """Load weights and freeze parameters; gives lines for the log.
+def begin(
+    model: nn.Module,
+    sources: Mapping[str, str | None],
+    outputs: int,
+    patterns: Sequence[str],
+    put_adapters: Callable[[nn.Module], list[str]] = lambda model: [],
+) -> list[str]:
+    """Load weights, put adapters in, and freeze parameters; gives lines for the log.
 
-    `sources` is setting to what it names, as for `load_weights`, or None. The model gives so many `outputs`.
+    Args:
+        model: The bare model.
+        sources: Setting to what it names, as for `load_weights`, or None.
+        outputs: That the model gives.
+        patterns: As for `freeze`.
+        put_adapters: Changes the model once it has its weights, and gives lines for the log.
 
     Raises:
         ConfigError: Two settings name weights; or as for `load_weights` and `freeze`.
@@ -29,6 +40,7 @@ def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, pat
         if setting == "model.checkpoint":
             _check_whole(model, loaded, source, outputs)
         lines.append(f"weights    {loaded}")
+    lines += put_adapters(model)
     if frozen := freeze(model, patterns):
         lines.append(f"frozen     {shown(frozen)}")
     return lines

@@ -19,7 +19,7 @@ from launcher.core.errors import ConfigError
 from launcher.run.command_line import config_options, launch_words
 
 CONF = REPOSITORY / "conf"
-GROUPS = ("optimizer", "loss", "scheduler", "batch", "data", "model", "strategy", "experiment")
+GROUPS = ("optimizer", "loss", "scheduler", "batch", "data", "model", "adapter", "strategy", "experiment")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 FASHION = ("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz", "fashion_mnist")
 TABLE = "a,b,y\n" + "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(40))
@@ -100,6 +100,8 @@ def _run(group, option, place):
     if option in ("text", "transformer"):
         words += {"data": ["model=transformer"], "model": ["data=text"], "experiment": []}[group]
         words += [f"data.path={REPOSITORY / 'README.md'}", "data.block=32", "model.width=32", "model.layers=1"]
+    if option == "lora":
+        pytest.importorskip("peft")
     if option == "transformers":
         pytest.importorskip("transformers")
         words += ["data=text", f"data.path={REPOSITORY / 'README.md'}", "data.block=16", "model.auto=causal"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from model_options import settings
-from processes import command, rows, summary, train
+from processes import command, summary, train
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -158,18 +158,15 @@ WORDS = [
 
 @pytest.mark.soak
 def test_a_run_from_a_directory_goes_on_and_is_read_without_it(place, monkeypatch):
-    """Its first loss is that of transformers' own model; 1 and 2 ranks agree; all that follows needs no directory."""
+    """All that follows the start needs no directory, and gives what transformers itself gives by these weights."""
     monkeypatch.chdir(place)
     shutil.copytree(place / "bytes", place / "moved")
     run = [*WORDS, "model.name=moved"]
-    train([*run, "hydra.run.dir=two", "max_steps=4"], place, 2, name="io-two").ok()
     said = train([*run, "hydra.run.dir=one", "max_steps=2"], place, name="io-one").ok().out()
     assert "weights    29 of 29 tensors from moved" in said, said
     shutil.rmtree(place / "moved")
     train([*run, "hydra.run.dir=one", "max_steps=4"], place, name="io-on").ok()
     assert summary(place / "one")["step"] == 4
-    for row, other in zip(rows(place / "one"), rows(place / "two"), strict=True):
-        assert row == pytest.approx(other, rel=1e-4)
 
     model = launcher.load("one")
     ids = torch.frombuffer(bytearray(b"a book of words, read"), dtype=torch.uint8).long()[None]
