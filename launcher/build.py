@@ -15,7 +15,7 @@ from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.ranks import Ranks
 from launcher.models import adapters
-from launcher.models.build import build_model, kept_facts, without_checkpoint
+from launcher.models.build import build_model, files_of, kept_facts
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery
@@ -85,14 +85,12 @@ def build(
     facts = data.facts() | dict(kept)
     model = make_model(lambda: build_model(settings.model, facts, begins=not resumed))
     data.model_facts |= kept_facts(model)
-    sources = {"init_from": settings.init_from}
-    if len(without_checkpoint(settings.model)) < len(settings.model):
-        sources["model.checkpoint"] = settings.model["checkpoint"]
+    sources = {} if resumed else {"init_from": settings.init_from, **files_of(settings.model)}
     if (line := getattr(model, "begun_with", "")) and settings.init_from is not None:
         raise ConfigError("init_from and model.name: both name weights to begin with. Set model.weights=false.")
     begun = [f"weights    {line}"] if line else []
     put = partial(adapters.adapt, settings=settings.adapter, facts=facts)
-    begun += finetune.begin(model, {} if resumed else sources, facts["num_outputs"], settings.freeze, put)
+    begun += finetune.begin(model, sources, facts["num_outputs"], settings.freeze, put)
     suit(model, *data.splits().values())
     kind = mixup.mixed(settings.mixup, data, task)
     lr_scale = scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)

@@ -6,7 +6,11 @@ from typing import Any
 from torch import nn
 
 from launcher.config import components
+from launcher.core.errors import ConfigError
 from launcher.models.keywords import take_keywords
+from launcher.models.pretrained import cached
+
+FILES = ("checkpoint", "pretrained")  # settings of our models that name a file of weights
 
 
 def build_model(settings: Mapping[str, Any], facts: Mapping[str, Any], begins: bool = False) -> nn.Module:
@@ -32,9 +36,24 @@ def kept_facts(model: nn.Module) -> dict[str, Any]:
     return {components.KEPT: kept} if isinstance(kept, dict) else {}
 
 
+def files_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The files that the weights begin with, by the setting that names them; None where it names none.
+
+    Raises:
+        ConfigError: `pretrained` weights are not on this machine.
+    """
+    if not is_ours(settings):
+        return {}
+    found = {"model.checkpoint": settings["checkpoint"]} if "checkpoint" in settings else {}
+    wanted = settings.get("pretrained", False)
+    if not isinstance(wanted, bool):
+        raise ConfigError(f"model.pretrained={wanted}: must be true or false.")
+    return found | ({"model.pretrained": str(cached(settings))} if wanted else {})
+
+
 def without_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a model without the file that its weights begin with, which training/finetune.py reads."""
-    return {key: value for key, value in settings.items() if key != "checkpoint" or not is_ours(settings)}
+    return {key: value for key, value in settings.items() if key not in FILES or not is_ours(settings)}
 
 
 def without_file(settings: Mapping[str, Any]) -> dict[str, Any]:
