@@ -213,6 +213,8 @@ class Data(Component):
     )
     test_folders: Any = argument("Names of the folder with the test images.", ["test", "testing"])
     on_error: Any = argument("Images that cannot be read: stop, skip, or null: they are not looked for.", None)
+    tokenizer: Any = argument("Of text: tokenizer.json, or a directory with one; null: byte by byte.", None)
+    max_tokens: Count = argument("Tokens of a text, of which each is a sample; longer ones are cut off.", 512)
     cache: Any = argument("Directory for the encoded text; null: in ~/.cache/launcher.", may_differ=True)
 
 

@@ -35,7 +35,7 @@ def load(samples: int, kinds: int, longest: int, test: float, validation: float,
     targets = torch.from_numpy(labels.astype(np.int64))
     tokens, offsets = np.concatenate(words), np.cumsum([0, *map(len, words)])
     train, validated, tested = (
-        token_split(tokens, offsets, targets, rows)
+        token_split({"input_ids": tokens}, offsets, targets, rows)
         for rows in split_three(samples, test, validation, split_seed, targets)
     )
     return Data(

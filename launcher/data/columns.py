@@ -1,21 +1,25 @@
-"""Columns of a Hugging Face dataset as inputs: images or numbers of one shape, to tensors."""
+"""Columns of a Hugging Face dataset as inputs: images, numbers of one shape, or texts, to tensors."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.extras import import_extra
 from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, converted, has_colours, look
 from launcher.data.table_statistics import standardise, statistics
+from launcher.data.text_columns import Sequences, Vocabulary, lengths_of, of_lists, of_texts
+from launcher.data.token_rows import PADDING, token_split
 
 AT_ONCE = 1 << 20  # numbers that are read at once to take their statistics
 
@@ -109,9 +113,9 @@ class Rows(Dataset):
     """Rows of a dataset, a whole batch at once.
 
     Args:
-        dataset: A map-style dataset of the library, with one column.
+        dataset: A map-style dataset of the library, with one column, or several of numbers.
         targets: [n, ...], one for each row.
-        decode: What the column holds, as one tensor [n, ...].
+        decode: What the columns hold, as one tensor [n, ...].
     """
 
     preload = ("datasets",)  # workers of an evaluation start in 0.25 s, without it in 3 s (measured)
@@ -126,64 +130,165 @@ class Rows(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        (column,) = self.dataset[indices].values()
-        return list(zip(self.decode(column), self.targets[indices], strict=True))
+        return list(zip(self.decode(_together(self.dataset[indices])), self.targets[indices], strict=True))
 
 
-def decoding(
-    dataset: Any, column: str, image_size: int | None, mean: Any, std: Any, channels: int | None, bits: int | None
-) -> tuple[Images | Numbers, tuple[int, ...], StandardiseChannels | None, list[str]]:
-    """How a column becomes a tensor, the shape of a sample, what is left to do with a batch, and lines for the log.
+def _together(batch: Mapping[str, Any]) -> Any:
+    """The one column of a batch, or several of numbers side by side, [n, columns]."""
+    columns = list(batch.values())
+    return columns[0] if len(columns) == 1 else np.column_stack(columns)
 
-    By the first row; of images, by some at equal distances.
+
+@dataclass(frozen=True)
+class Look:
+    """How images are read: the settings of these names in conf/data/huggingface.yaml."""
+
+    image_size: int | None
+    mean: Any
+    std: Any
+    channels: int | None
+    bits: int | None
+
+
+class Inputs(NamedTuple):
+    """What columns are as inputs."""
+
+    shape: tuple[int, ...]  # of a sample; of sequences (the longest,)
+    split: Callable[[str, Tensor], DatasetSplit]  # from the name of a split and its targets
+    notes: list[str]  # lines for the log
+    mean: Tensor | None = None  # of the shape of a sample, flat, float64: what was subtracted
+    std: Tensor | None = None
+    vocabulary: int | None = None  # tokens of sequences
+
+
+def read_inputs(sets: Mapping[str, Any], names: list[str], look_at: Look, vocabulary: Vocabulary) -> Inputs:
+    """The inputs in some columns of the splits of a dataset.
 
     Raises:
-        ConfigError: It is no column of images or numbers, or mean or std do not fit.
+        ConfigError: The columns hold no images, numbers of one shape, texts or lists of tokens; or a row no such thing.
     """
-    feature = dataset.features[column]
-    if type(feature).__name__ == "Image":
-        import_extra("PIL.Image", "data.input: images are read with Pillow", "hf")
-        first = dataset[0][column]
-        if first is None:
-            raise ConfigError(f"data.input: the first row has no image in {column!r}.")
-        rows, images_alone = range(0, len(dataset), -(-len(dataset) // LOOK)), dataset.select_columns([column])
-        coloured, notes = look((images_alone[row][column] or first for row in rows), bits)
-        mode = "L" if channels == 1 or (channels is None and not coloured) else "RGB"
-        size = first.size if image_size is None else (image_size, image_size)
-        standardise_channels = StandardiseChannels(
-            [255 * value for value in per_channel("data.mean", mean, len(mode))],
-            [255 * value for value in per_channel("data.std", std, len(mode))],
+    kinds = {name: kind_of(sets, name) for name in names}
+    if set(kinds.values()) == {"text"} and len(names) == 1:
+        texts = {split: _cells(dataset, names[0]).to_pylist() for split, dataset in sets.items()}
+        found, notes = of_texts(texts, names[0], vocabulary)
+        return _of_sequences({"input_ids": found}, vocabulary.size, vocabulary.padding, notes)
+    if set(kinds.values()) == {"tokens"} and (len(names) == 1 or "input_ids" in names):
+        columns, sizes = {}, {}
+        for name in names:
+            key = "input_ids" if len(names) == 1 else name
+            columns[key], sizes[key] = of_lists({split: _cells(rows, name) for split, rows in sets.items()}, name)
+        return _of_sequences(columns, sizes["input_ids"], PADDING, [])
+    if len(names) > 1 and set(kinds.values()) != {"numbers"}:
+        raise ConfigError(
+            f"data.input: {', '.join(f'{name} holds {kind}' for name, kind in kinds.items())}. Several columns must be "
+            "one number each, or lists of tokens of which one is called input_ids."
         )
-        if min(standardise_channels.std) <= 0:
-            raise ConfigError(f"data.std: {std!r} has a value that is not above 0.")
-        images = Images(mode, size, image_size is not None, bits, channels is not None)
-        return images, (len(mode), size[1], size[0]), standardise_channels, notes
+    if kinds[names[0]] == "images":
+        decode, shape, prepare, notes = _of_images(sets["train"], names[0], look_at)
+        return Inputs(shape, lambda split, targets: _of_rows(sets[split], names, targets, decode, prepare), notes)
+    return _of_numbers(sets, names)
+
+
+def kind_of(sets: Mapping[str, Any], name: str) -> str:
+    """What a column holds: images, text, tokens, numbers, or what the library calls it."""
+    dataset = sets["train"]
+    if type(dataset.features[name]).__name__ == "Image":
+        return "images"
+    held = str(dataset.features.arrow_schema.field(name).type)
+    if held in ("string", "large_string", "string_view"):
+        return "text"
+    if re.fullmatch(r"(large_)?list<\w+: u?int\d+>", held):
+        lengths = np.concatenate([lengths_of(_cells(rows, name)) for rows in sets.values()])
+        ragged = bool((lengths != lengths[0]).any())
+        return "tokens" if ragged or name in ("input_ids", "attention_mask", "token_type_ids") else "numbers"
+    return "numbers" if re.fullmatch(r"u?int\d+|float|halffloat|double|bool|.*list<.*|decimal.*", held) else held
+
+
+def _cells(dataset: Any, name: str) -> Any:
+    """A column as one of Arrow's arrays."""
+    return dataset.select_columns([name]).with_format("arrow")[:].column(0).combine_chunks()
+
+
+def _of_sequences(
+    columns: Mapping[str, Mapping[str, Sequences]], vocabulary: int, padding: int, notes: list[str]
+) -> Inputs:
+    """Inputs of sequences of tokens, {key: {split: sequences}}."""
+    first = columns["input_ids"]
+    for key, found in columns.items():
+        for split, one in found.items():
+            if not np.array_equal(one.offsets, first[split].offsets):
+                raise ConfigError(f"data.input: {key} and input_ids of {split} have other lengths in some row.")
+
+    def split_of(split: str, targets: Tensor) -> DatasetSplit:
+        tokens = {key: found[split].tokens for key, found in columns.items()}
+        return token_split(tokens, first[split].offsets, targets, None, padding)
+
+    return Inputs((max(one.longest for one in first.values()),), split_of, notes, vocabulary=vocabulary)
+
+
+def _of_rows(
+    dataset: Any, names: list[str], targets: Tensor, decode: Callable[[Any], Tensor], prepare: Any = None
+) -> DatasetSplit:
+    return DatasetSplit(Rows(dataset.select_columns(names), targets, decode), targets, prepare, batched=True)
+
+
+def _of_images(
+    dataset: Any, column: str, look_at: Look
+) -> tuple[Images, tuple[int, ...], StandardiseChannels, list[str]]:
+    """How images become a tensor, by some of them; their shape, what is left to do, and lines for the log."""
+    import_extra("PIL.Image", "data.input: images are read with Pillow", "hf")
+    first = dataset[0][column]
+    if first is None:
+        raise ConfigError(f"data.input: the first row has no image in {column!r}.")
+    channels, bits, image_size = look_at.channels, look_at.bits, look_at.image_size
+    rows, images_alone = range(0, len(dataset), -(-len(dataset) // LOOK)), dataset.select_columns([column])
+    coloured, notes = look((images_alone[row][column] or first for row in rows), bits)
+    mode = "L" if channels == 1 or (channels is None and not coloured) else "RGB"
+    size = first.size if image_size is None else (image_size, image_size)
+    prepare = StandardiseChannels(
+        [255 * value for value in per_channel("data.mean", look_at.mean, len(mode))],
+        [255 * value for value in per_channel("data.std", look_at.std, len(mode))],
+    )
+    if min(prepare.std) <= 0:
+        raise ConfigError(f"data.std: {look_at.std!r} has a value that is not above 0.")
+    images = Images(mode, size, image_size is not None, bits, channels is not None)
+    return images, (len(mode), size[1], size[0]), prepare, notes
+
+
+def _of_numbers(sets: Mapping[str, Any], names: list[str]) -> Inputs:
+    """Inputs of numbers, standardised by the training split: one column of one shape, or several of one number each."""
+    dataset = sets["train"]
     try:
-        row = np.asarray(dataset.with_format("numpy")[0][column])
+        row = np.asarray(_together(dataset.select_columns(names).with_format("numpy")[:1])[0])
         if row.dtype.kind not in "fiubO":  # dates would become numbers without a word
             raise TypeError
         row = row.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"data.input: column {column!r} holds {feature}, neither images nor numbers; the columns are: "
-            f"{', '.join(dataset.column_names)}."
+            f"data.input: column {', '.join(map(repr, names))} holds {dataset.features[names[0]]}, neither images, "
+            f"numbers of one shape nor text; the columns are: {', '.join(dataset.column_names)}."
         ) from error
     shape = row.shape or (1,)
-    return Numbers(shape), shape, None, []
+    # As NumPy's own float64: the library would make them float32.
+    sets = {split: one.with_format("numpy", dtype=np.float64) for split, one in sets.items()}
+    decode = Numbers(shape)
+    decode.mean, decode.std = measure(sets, names, decode)
+    mean, std = (torch.from_numpy(numbers.reshape(-1)) for numbers in (decode.mean, decode.std))
+    return Inputs(shape, lambda split, targets: _of_rows(sets[split], names, targets, decode), [], mean, std)
 
 
-def measure(sets: Mapping[str, Any], column: str, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of a column of numbers over the training split.
+def measure(sets: Mapping[str, Any], names: list[str], numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of columns of numbers over the training split.
 
     Raises:
         ConfigError: A row of any split is none that the model could take.
     """
 
     def pieces(split: str) -> Iterator[np.ndarray]:
-        dataset = sets[split].select_columns([column])
+        dataset = sets[split].select_columns(names)
         at_once = max(1, AT_ONCE // math.prod(numbers.shape))
         for first in range(0, len(dataset), at_once):
-            yield numbers.raw(dataset[first : first + at_once][column])
+            yield numbers.raw(_together(dataset[first : first + at_once]))
 
     try:
         found = statistics(pieces("train"))

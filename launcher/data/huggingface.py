@@ -1,6 +1,7 @@
-"""A dataset in Hugging Face's format on this machine: images or numbers in one column, the target in another."""
+"""A dataset in Hugging Face's format on this machine: images, numbers or texts in columns, the target in another."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
 from launcher.data.arguments import check_flag, check_fraction, check_seed, check_whole
-from launcher.data.columns import Numbers, Rows, decoding, measure
+from launcher.data.columns import Look, read_inputs
 from launcher.data.pillow import check_bits
 from launcher.data.source import Data
 from launcher.data.splitting import hold_out
 from launcher.data.table_statistics import TASKS, check_task, standardise, target_statistics
 from launcher.data.targets import read_targets
+from launcher.data.text_columns import Vocabulary
 
-FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+FILES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # which may come behind these
 NAMES = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
 
 
@@ -29,8 +31,8 @@ def load(
     name: str | None,
     download: bool,
     splits: Mapping[str, str | None],
-    input: str,
-    target: str,
+    input: str | Sequence[str],
+    target: str | Sequence[str],
     task: str,
     image_size: int | None,
     mean: float | Sequence[float],
@@ -40,12 +42,16 @@ def load(
     split_seed: int,
     channels: int | None,
     bits: int | None,
+    tokenizer: str | None,
+    max_tokens: int,
+    cache: str | None,
 ) -> Data:
-    """Open a dataset, choose two of its columns and split it; the settings are those of conf/data/huggingface.yaml.
+    """Open a dataset, choose columns of it and split it; the settings are those of conf/data/huggingface.yaml.
 
     Images are decoded by the workers, as bytes, and standardised a batch at a time. Numbers, and the target of a
-    regression, are standardised by the training split, as those of data=csv. `task=auto` takes vectors for labels where
-    they hold nothing but 0 and 1 and else for numbers, numbers as data=csv takes them, and all else for classes.
+    regression, are standardised by the training split, as those of data=csv. Texts become tokens, and a batch of them
+    is padded. `task=auto` takes vectors for labels where they hold nothing but 0 and 1 and else for numbers, numbers as
+    data=csv takes them, and all else for classes.
 
     Raises:
         ConfigError: The dataset, a split, a column or a value is missing or unfit, a setting is outside its range, or
@@ -58,48 +64,66 @@ def load(
     if image_size is not None:
         check_whole("data.image_size", image_size, "side in pixels; it must be an integer >= 1, or null")
     seed = check_seed("data.split_seed", split_seed)
+    vocabulary = Vocabulary(tokenizer, max_tokens, cache)
     found = choose(read(path, name, check_flag("data.download", download)), splits, path)
-    for setting, column in (("data.input", input), ("data.target", target)):
-        _check_column(setting, column, found, path)
-    values, task, classes, notes = read_targets(found, target, task)
+    names, wanted = (
+        _columns(setting, given, found, path) for setting, given in (("data.input", input), ("data.target", target))
+    )
+    found = {split: _with_images(dataset, names) for split, dataset in found.items()}
+    values, task, classes, notes = read_targets(found, wanted, task)
     for split, share in (("test", test), ("validation", validation)):
         if split not in found:
             labels = None if classes is None else torch.from_numpy(values["train"])
             kept, out = _held_out(split, len(found["train"]), share, seed, labels, path)
             for name_of, index in ((split, out), ("train", kept)):
                 found[name_of], values[name_of] = found["train"].select(index), values["train"][index]
-    decode, shape, prepare, more = decoding(found["train"], input, image_size, mean, std, channels, bits)
-    notes += more
-    input_mean = input_std = target_mean = target_std = None
-    if isinstance(decode, Numbers):
-        # As NumPy's own float64: the library would make them float32.
-        found = {split: dataset.with_format("numpy", dtype=np.float64) for split, dataset in found.items()}
-        decode.mean, decode.std = measure(found, input, decode)
-        input_mean, input_std = (torch.from_numpy(numbers.reshape(-1)) for numbers in (decode.mean, decode.std))
+    inputs = read_inputs(found, names, Look(image_size, mean, std, channels, bits), vocabulary)
+    target_mean = target_std = None
     if task == "regression":
         centre, spread = target_statistics(values["train"])
         values = {split: standardise(rows, centre, spread) for split, rows in values.items()}
         target_mean, target_std = torch.from_numpy(centre), torch.from_numpy(spread)
-
-    def split_of(split: str) -> DatasetSplit:
-        targets = torch.from_numpy(values[split])
-        return DatasetSplit(Rows(found[split].select_columns([input]), targets, decode), targets, prepare, batched=True)
-
+    train, validated, tested = (
+        inputs.split(split, torch.from_numpy(values[split])) for split in ("train", "validation", "test")
+    )
     return Data(
         name="huggingface",
         task=task,
-        input_shape=shape,
+        input_shape=inputs.shape,
         num_outputs=values["train"].shape[1] if classes is None else len(classes),
-        train=split_of("train"),
-        validation=split_of("validation"),
-        test=split_of("test"),
+        train=train,
+        validation=validated,
+        test=tested,
         class_names=classes,
         target_mean=target_mean,
         target_std=target_std,
-        input_mean=input_mean,
-        input_std=input_std,
-        notes=notes,
+        input_mean=inputs.mean,
+        input_std=inputs.std,
+        notes=notes + inputs.notes,
+        vocabulary=inputs.vocabulary,
     )
+
+
+def _columns(setting: str, given: Any, sets: Mapping[str, Any], path: str) -> list[str]:
+    """The columns that a setting names, one or several."""
+    names: list[Any] = [given] if given is None or isinstance(given, str) else list(given)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"{setting}: {names} names no column, or one twice; name one, or a list.")
+    for name in names:
+        _check_column(setting, name, sets, path)
+    return names
+
+
+def _with_images(dataset: Any, names: list[str]) -> Any:
+    """The dataset, with columns of the bytes of image files as the images in them."""
+    images: Any = None
+    for name in names:
+        held = str(dataset.features.arrow_schema.field(name).type)
+        file = held in ("binary", "large_binary") or re.fullmatch(r"struct<bytes: binary, path: string>", held)
+        if file and type(dataset.features[name]).__name__ != "Image":
+            images = images or import_extra("datasets", "data=huggingface reads with the package datasets", "hf")
+            dataset = dataset.cast_column(name, images.Image())
+    return dataset
 
 
 def _check_column(setting: str, column: str, sets: Mapping[str, Any], path: str) -> None:
@@ -132,13 +156,15 @@ def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
     datasets = import_extra("datasets", "data=huggingface reads with the package datasets", "hf")
     datasets.disable_progress_bars()
     place = Path(path).expanduser()
-    if place.is_file() and place.suffix not in FILES:
+    kind = Path(place.stem).suffix if place.suffix in PACKED else place.suffix
+    if place.is_file() and kind not in FILES:
         raise ConfigError(f"data.path: {path} is none of the files that can be read: {', '.join(FILES)}.")
     try:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             found = datasets.load_from_disk(str(place))
         elif place.is_file():
-            found = datasets.load_dataset(FILES[place.suffix], data_files=str(place))
+            more = {"sep": "\t"} if kind == ".tsv" else {}
+            found = datasets.load_dataset(FILES[kind], data_files=str(place), **more)
         else:
             found = datasets.load_dataset(str(place) if place.is_dir() else path, name)
     except Exception as error:  # the library raises whatever its parts do

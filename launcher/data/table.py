@@ -37,6 +37,7 @@ LEFT_OUT = {
     "empty": "without a value in the training split",
     "constant": "the same in every training row",
     "identifier": "numbering or naming the rows",
+    "text": "texts, of which data=huggingface data.input=COLUMN learns",
 }
 
 

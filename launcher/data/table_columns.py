@@ -11,6 +11,7 @@ import numpy as np
 from launcher.data.table_cells import Cells
 
 FEW_ROWS = 10  # different words from which a column of nothing but different ones names the rows
+WORDY = 4  # words in a cell, on average, above which such a column holds texts
 CYCLES = {"year": 365.2425, "week": 7.0, "day": 1.0}  # days
 
 
@@ -112,7 +113,7 @@ def idle(cells: Cells, train: np.ndarray) -> str:
     here = here[~gaps]
     distinct = len(np.unique(here))
     if cells.kind == "word" and distinct > FEW_ROWS and 2 * distinct > len(here):
-        return "identifier"
+        return "text" if sum(len(word.split()) for word in cells.words) > WORDY * len(cells.words) else "identifier"
     counts = np.arange(len(cells.values))
     whole = cells.kind == "number" and cells.values[0] in (0, 1) and len(counts) > 2
     return "identifier" if whole and np.array_equal(cells.values, cells.values[0] + counts) else ""

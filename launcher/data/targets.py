@@ -1,6 +1,6 @@
 """A column of a Hugging Face dataset as targets: which task it is, and classes, labels or numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -11,9 +11,11 @@ from launcher.data.table_statistics import doubts, guess_task, told
 
 
 def read_targets(
-    sets: Mapping[str, Any], column: str, task: str
+    sets: Mapping[str, Any], columns: Sequence[str], task: str
 ) -> tuple[dict[str, np.ndarray], str, list[str] | None, list[str]]:
     """The targets of each split, what they are, the names of the classes, and lines for the log.
+
+    Several columns are the numbers, or the labels of 0 and 1, of a vector.
 
     Returns:
         Split to [n] int64 classes and their names; or split to [n, d] float64 numbers, and no names.
@@ -21,6 +23,9 @@ def read_targets(
     Raises:
         ConfigError: A target is missing, is of no kind that the task can predict, or of a class that training lacks.
     """
+    if len(columns) > 1:
+        return _of_several(sets, columns, task)
+    (column,) = columns
     values = {split: _cells(dataset, column, split) for split, dataset in sets.items()}
     feature, notes = sets["train"].features[column], list[str]()
     if task == "auto":
@@ -29,6 +34,28 @@ def read_targets(
         return {split: _numbers(column, split, values, task, feature) for split in values}, task, None, notes
     values, classes = _classes(sets, column, values)
     return values, task, classes, [*notes, *doubts(classes)]
+
+
+def _of_several(
+    sets: Mapping[str, Any], columns: Sequence[str], task: str
+) -> tuple[dict[str, np.ndarray], str, None, list[str]]:
+    if task == "classification":
+        raise ConfigError(
+            f"data.target: {', '.join(columns)} are several columns, and a classification has one class per sample. "
+            "Name one column, or use data.task=multilabel for columns of 0 and 1."
+        )
+    values = {}
+    for split, dataset in sets.items():
+        cells = [_cells(dataset, column, split) for column in columns]
+        for column, one in zip(columns, cells, strict=True):
+            if one.ndim > 1 or one.dtype.kind not in "fiub":
+                raise ConfigError(f"data.target: column {column!r} of {split} is not one number per row.")
+        values[split] = np.stack([one.astype(np.float64) for one in cells], 1)
+    named, notes = ", ".join(columns), list[str]()
+    if task == "auto":
+        task, notes = _guess(named, values, None)
+    found = {split: _numbers(named, split, values, task, "numbers") for split in values}
+    return found, task, None, notes
 
 
 def _cells(dataset: Any, column: str, split: str) -> np.ndarray:
@@ -104,10 +131,10 @@ def _classes(
         if strange.any():
             row = int(strange.argmax())
             raise ConfigError(
-                f"data.target: row {row} of {split} has {column!r} = {rows[row]!r}, which is none of the "
+                f"data.target: row {row} of {split} has {column!r} = {rows[row].tolist()!r}, which is none of the "
                 f"{len(known)} classes (-1 is for a row without a label); data.task=regression takes numbers."
             )
         found[split] = np.searchsorted(known, rows).astype(np.int64)
     if len(known) < 2:
-        raise ConfigError(f"data.target: {column!r} has one class, {known[0]!r}; at least two are needed.")
+        raise ConfigError(f"data.target: {column!r} has one class, {known.tolist()[0]!r}; at least two are needed.")
     return found, [str(name) for name in (known.tolist() if named is None else named)]

@@ -52,11 +52,14 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         check_whole("data.max_tokens", self.most, "number of tokens; it must be an integer >= 1, such as 512")
-        self.size, self.padding, self._encoder, self._path = BYTES, PADDING, None, Path()
+        self.size, self.padding, self._path = BYTES, PADDING, Path()
+        self._encoder: Any = None
         if self.file is None:
             return
         place = Path(str(self.file)).expanduser()
-        self._path = find("data.tokenizer", str(place / "tokenizer.json" if place.is_dir() else place), "a tokenizer.json")
+        self._path = find(
+            "data.tokenizer", str(place / "tokenizer.json" if place.is_dir() else place), "a tokenizer.json"
+        )
         self._content = self._path.read_bytes()
         self._encoder, _, self.size = open_tokenizer(self._path, self._content)
         known = (self._encoder.token_to_id(name) for name in PADS)
@@ -113,7 +116,7 @@ class Vocabulary:
         pieces, lengths, cut = [np.empty(0, np.uint32)], [0], 0
         for first in range(0, len(texts), AT_ONCE):
             try:
-                encodings = self._encoder.encode_batch(texts[first : first + AT_ONCE])  # type: ignore[attr-defined]
+                encodings = self._encoder.encode_batch(texts[first : first + AT_ONCE])
             except Exception as error:  # tokenizers raises nothing more special
                 raise ConfigError(f"data.tokenizer: {self._path} cannot encode {where}: {error}.") from error
             for encoding in encodings:
@@ -161,18 +164,29 @@ def of_texts(
     return found, notes
 
 
-def of_lists(columns: Mapping[str, Sequence[Any]], name: str) -> tuple[dict[str, Sequences], int]:
-    """The tokens of a column that holds lists of them, of each split, and the size of their vocabulary.
+def lengths_of(column: Any) -> np.ndarray:
+    """The lengths [n] int64 of the lists in a column of Arrow; of one that is missing 0."""
+    lengths: np.ndarray = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return lengths
+
+
+def of_lists(columns: Mapping[str, Any], name: str) -> tuple[dict[str, Sequences], int]:
+    """The tokens of a column of Arrow that holds lists of them, of each split, and the size of their vocabulary.
 
     Raises:
         ConfigError: A row is empty, or holds what is no token.
     """
     found, size = {}, 0
-    for split, rows in columns.items():
-        row = next((row for row, tokens in enumerate(rows) if not tokens or None in tokens or min(tokens) < 0), None)
-        if row is not None:
-            raise ConfigError(f"data.input: row {row} of {name!r} of {split} is {rows[row]!r}, no list of tokens >= 0.")
-        tokens = np.concatenate([np.asarray(tokens, np.int64) for tokens in rows])
-        found[split] = Sequences(tokens.astype(np.uint32), np.cumsum([0, *map(len, rows)]))
-        size = max(size, int(tokens.max()) + 1)
+    for split, column in columns.items():
+        lengths, tokens = lengths_of(column), column.flatten()
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        strange = tokens.fill_null(-1).to_numpy(zero_copy_only=False) < 0
+        rows = lengths == 0
+        rows[np.searchsorted(offsets, np.flatnonzero(strange), "right") - 1] = True
+        if rows.any():
+            row = int(rows.argmax())
+            held = column[row].as_py()
+            raise ConfigError(f"data.input: row {row} of {name!r} of {split} is {held}, no list of tokens >= 0.")
+        found[split] = Sequences(tokens.to_numpy(zero_copy_only=False).astype(np.uint32), offsets)
+        size = max(size, int(found[split].tokens.max()) + 1)
     return found, size

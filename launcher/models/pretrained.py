@@ -29,8 +29,8 @@ def cached(settings: Mapping[str, Any]) -> Path:
     if library != "timm":
         how = f"torchvision.models.get_model({name!r}, weights='DEFAULT')"
     raise ConfigError(
-        f"model.pretrained=true: the weights of {name} are not in the cache of this machine ({places[-1]}), and nothing "
-        f"is downloaded. Where there is a network, call {how} once, or name a file: model.checkpoint=FILE."
+        f"model.pretrained=true: the weights of {name} are not in the cache of this machine ({places[-1]}), and "
+        f"nothing is downloaded. Where there is a network, call {how} once, or name a file: model.checkpoint=FILE."
     )
 
 

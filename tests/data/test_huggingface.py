@@ -1,5 +1,7 @@
 """Hugging Face datasets: rows beside those of the library itself, and of the same arrays held in memory."""
 
+import gzip
+import io
 import json
 import signal
 import time
@@ -168,13 +170,15 @@ def test_a_cached_dataset_is_found_by_its_name(tmp_path):
         ("saved", {"validation": 0}, ["data.validation", "(0, 1)"]),
         ("saved", {"download": "no"}, ["data.download", "'no'"]),
         ("unlabelled", {}, ["data.target", "row 2", "-1"]),
-        (
-            "t.csv",
-            {"input": "word", "target": "x", "task": "regression"},
-            ["data.input", "'word'", "images nor numbers"],
-        ),
+        ("t.csv", {"input": ["x", "word"], "target": "two"}, ["word holds text", "Several columns must be"]),
+        ("t.csv", {"input": ["x", "x"], "target": "word"}, ["data.input", "twice"]),
+        ("t.csv", {"input": [], "target": "word"}, ["data.input", "no column"]),
+        ("t.csv", {"input": "x", "target": ["word", "x"]}, ["data.target", "'word'", "not one number per row"]),
+        ("t.csv", {"input": "x", "target": ["x", "one"], "task": "classification"}, ["several columns", "multilabel"]),
+        ("t.csv", {"input": "word", "target": "word", "max_tokens": 0}, ["data.max_tokens", "0"]),
+        ("t.csv", {"input": "word", "target": "x", "tokenizer": "no.json"}, ["data.tokenizer", "no.json"]),
         ("t.csv", {"input": "x", "target": "gap"}, ["data.target", "'gap'", "remove"]),
-        ("t.jsonl", {"input": "day", "target": "word"}, ["data.input", "'day'", "timestamp", "images nor numbers"]),
+        ("t.jsonl", {"input": "day", "target": "word"}, ["data.input", "'day'", "timestamp", "shape nor text"]),
         ("t.jsonl", {"input": "x", "target": "day"}, ["data.target", "'day'", "no classes", "data.task"]),
         ("t.jsonl", {"input": "x", "target": "box"}, ["data.target", "'box'", "no classes"]),
         ("t.jsonl", {"input": "list", "target": "word"}, ["data.input", "2 numbers, and the first one 1"]),
@@ -185,10 +189,11 @@ def test_a_cached_dataset_is_found_by_its_name(tmp_path):
 def test_wrong_input_is_named(path, changes, words, tmp_path):
     (tmp_path / "note.txt").write_text("no data")
     (tmp_path / "broken.parquet").write_text("no parquet")
-    lines = [{"x": i, "day": f"2020-01-0{i + 1}T00:00:00", "box": {"a": i}, "list": [1] * (1 + i), "word": f"{i % 2}"}
+    lines = [{"x": i, "day": f"2020-01-0{i + 1}T00:00:00", "box": {"a": i}, "list": [1.5] * (1 + i), "word": f"{i % 2}"}
              for i in range(9)]  # fmt: skip
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "t.csv").write_text("x,word,gap,one\n" + "".join(f"{i},w{i},{i or ''},1\n" for i in range(9)))
+    lines = [f"{i},w{i},{i or ''},1,{i % 2}" for i in range(9)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,word,gap,one,two", *lines, ""]))
     if path in ("saved", "unlabelled"):
         saved(tmp_path / path, unlabelled=path == "unlabelled")
     place = path if path is None or "/" in path else tmp_path / path
@@ -198,6 +203,52 @@ def test_wrong_input_is_named(path, changes, words, tmp_path):
         build("data", settings)
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n" not in str(caught.value)
+
+
+def test_several_columns_are_one_vector(tmp_path):
+    numbers = np.random.RandomState(0).randn(30, 4)
+    content = {name: numbers[:, i].tolist() for i, name in enumerate("abcd")}
+    datasets.Dataset.from_dict(content).to_parquet(str(tmp_path / "t.parquet"))
+    data = load(tmp_path / "t.parquet", input=["c", "a"], target=["b", "d"])
+    assert (data.task, data.input_shape, data.num_outputs) == ("regression", (2,), 2)
+    inputs, targets = every(data.test)
+    rows = {row[2].round(3): row for row in numbers}
+    for x, y in zip(raw(data, inputs), targets * data.target_std + data.target_mean, strict=True):
+        row = rows[np.float64(x[0]).round(3)]
+        assert x.tolist() == pytest.approx(row[[2, 0]], abs=1e-5) and y.tolist() == pytest.approx(row[[1, 3]], abs=1e-5)
+    labels = {"x": numbers[:, 0].tolist(), "wet": [i % 2 for i in range(30)], "cold": [i // 2 % 2 for i in range(30)]}
+    datasets.Dataset.from_dict(labels).to_parquet(str(tmp_path / "l.parquet"))
+    assert load(tmp_path / "l.parquet", input="x", target=["wet", "cold"]).task == "multilabel"
+
+
+def test_packed_tables_and_images_as_bytes(tmp_path):
+    text = "x\tkind\n" + "".join(f"{i}\t{'ab'[i % 2]}\n" for i in range(30))
+    (tmp_path / "t.tsv").write_text(text)
+    (tmp_path / "t.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text.replace("\t", ",").encode()))
+    found = [every(load(tmp_path / name, input="x", target="kind").test) for name in ("t.tsv", "t.tsv.gz", "t.csv.gz")]
+    assert all(torch.equal(one, other) for pair in found for one, other in zip(pair, found[0], strict=True))
+    images, files = pictures(30), []
+    for image in images:
+        image.save(file := io.BytesIO(), format="PNG")
+        files.append(file.getvalue())
+    labels = [i % 3 for i in range(30)]
+    kept = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=kept).save_to_disk(str(tmp_path / "i"))
+    datasets.Dataset.from_dict({"image": files, "label": labels}).to_parquet(str(tmp_path / "bytes.parquet"))
+    pairs = [{"bytes": file, "path": None} for file in files]
+    names = datasets.Features(
+        {
+            "image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "label": datasets.Value("int64"),
+        }
+    )
+    plain = datasets.Dataset.from_dict({"image": pairs, "label": labels}, features=names)
+    plain.to_parquet(str(tmp_path / "struct.parquet"))
+    expected = every(load(tmp_path / "i", input="image", target="label").train)
+    for name in ("bytes.parquet", "struct.parquet"):
+        found = every(load(tmp_path / name, input="image", target="label").train)
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 RUN = [

@@ -219,3 +219,11 @@ def test_advice_to_drop_a_column_can_be_typed(name):
 
     (word,) = shlex.split(named_in("data.drop", [name]))
     assert OverridesParser.create().parse_override(word).value() == [name]
+
+
+def test_a_column_of_texts_is_told_from_one_of_names(tmp_path):
+    rows = [[i % 3, f"row {i} has a few words", f"Smith, Mr. {i}", "ab"[i % 2]] for i in range(60)]
+    path = table(tmp_path / "t.csv", ["x", "text", "name", "y"], rows)
+    notes = load("table", path=path, target="y").notes
+    assert any("texts, of which data=huggingface data.input=COLUMN learns: 'text'" in note for note in notes), notes
+    assert any("naming the rows: 'name'" in note for note in notes), notes
