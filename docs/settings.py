@@ -17,7 +17,7 @@ from launcher.config.schema import SCHEMAS  # noqa: E402
 from launcher.config.tree import UNSTATED, get, show_value  # noqa: E402
 
 PAGE, JSON = ROOT / "docs/settings.md", ROOT / "conf/schema.json"
-OPTIONS = {"batch": "default", "strategy": "ddp"}  # whose defaults the page shows
+OPTIONS = {"adapter": "none", "batch": "default", "strategy": "ddp"}  # whose defaults the page shows
 PROGRAMS = {
     "find_lr": "launcher find-lr, beside those of a training run",
     "evaluate": "launcher evaluate",
@@ -65,6 +65,8 @@ def defaults_of(program: str) -> Any:
             settings[group] = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/{group}/{option}.yaml"))
         fsdp: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/strategy/fsdp.yaml"))
         settings["strategy"] = fsdp | settings["strategy"]
+        lora: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/adapter/lora.yaml"))
+        settings["adapter"] = lora | settings["adapter"]
     return {key: UNSTATED if value == "???" else value for key, value in settings.items()}
 
 

@@ -1,7 +1,7 @@
 """What a run is made of: built on the CPU from the config, and checked to fit together, for train.py and check.py."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from launcher.batching.splits import TensorSplit, suit
 from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.ranks import Ranks
-from launcher.models.build import build_model, without_file
+from launcher.models import adapters
+from launcher.models.build import build_model, files_of, kept_facts
 from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery
@@ -56,6 +57,7 @@ def build(
     resumed: bool,
     make_model: Callable[[Callable[[], nn.Module]], nn.Module],
     tried: bool = True,
+    kept: Mapping[str, Any] = {},
 ) -> Parts:
     """Build everything that a run is made of, and check that it fits together.
 
@@ -66,6 +68,7 @@ def build(
         resumed: Whether a checkpoint brings the weights: no other file needs to be there.
         make_model: Given what makes the model, makes it where its weights shall be.
         tried: Whether some samples are tried through all of it.
+        kept: What an earlier start of the run has kept for the model; see `run_directory.kept_facts`.
 
     Raises:
         ConfigError: Something is wrong.
@@ -81,12 +84,7 @@ def build(
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     sampler = build_sampler(settings.sampling, data, settings.seed, plan.global_size)
-    facts = data.facts()
-    model = make_model(lambda: build_model(settings.model, facts))
-    sources = {"init_from": settings.init_from}
-    if len(without_file(settings.model)) < len(settings.model):
-        sources["model.checkpoint"] = settings.model["checkpoint"]
-    begun = finetune.begin(model, {} if resumed else sources, facts["num_outputs"], settings.freeze)
+    model, begun = _begin(settings, data, resumed, make_model, kept)
     suit(model, *data.splits().values())
     kind = mixup.mixed(settings.mixup, data, task)
     lr_scale = scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
@@ -106,7 +104,8 @@ def build(
         cut = _cut(plan, devices, settings.batch.max_per_device)
         elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
         how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
-        seen = try_task(model, task, data, of_kind, how)
+        with adapters.all_called(model):
+            seen = try_task(model, task, data, of_kind, how)
     check_metrics(task, settings.metrics, wanted, seen)
     if settings.test_time_flip:
         check_mirror(data)
@@ -116,6 +115,26 @@ def build(
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     learner = Learner(model, task, optimizer, schedule)
     return Parts(data, plan, sampler, kind, learner, sharding, begun, total_steps, hooks)
+
+
+def _begin(
+    settings: Any,
+    data: Data,
+    resumed: bool,
+    make_model: Callable[[Callable[[], nn.Module]], nn.Module],
+    kept: Mapping[str, Any],
+) -> tuple[nn.Module, list[str]]:
+    """The model with the weights that it begins with, and lines about them; arguments as for `build`."""
+    facts = data.facts() | dict(kept)
+    model = make_model(lambda: build_model(settings.model, facts, begins=not resumed))
+    data.model_facts |= kept_facts(model)
+    sources = {} if resumed else {"init_from": settings.init_from, **files_of(settings.model)}
+    if (line := getattr(model, "begun_with", "")) and settings.init_from is not None:
+        raise ConfigError("init_from and model.name: both name weights to begin with. Set model.weights=false.")
+    begun = [f"weights    {line}"] if line else []
+    put = partial(adapters.adapt, settings=settings.adapter, facts=facts)
+    begun += finetune.begin(model, sources, facts["num_outputs"], settings.freeze, put)
+    return model, begun
 
 
 def _wanted_metrics(settings: Any, schedule: Schedule) -> dict[str, str | None]:

@@ -117,7 +117,10 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     devices = here if settings.check is True else int(settings.check)
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)
-    built = build.build(settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False)
+    built = build.build(
+        settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False,
+        kept=run_directory.kept_facts(composed),
+    )  # fmt: skip
     earlier = look_into(path, composed, built) if composed.chose_directory else Found()
     data, plan = built.data, built.plan
     with saved.reading():

@@ -85,7 +85,8 @@ def train(composed: Composed, after_row: Callable[[Path, int, Mapping[str, float
             settings = composed.used()
             resumed = run_directory.holds_checkpoint(composed)
             build_model = partial(sharded.build_model, settings.strategy, ranks)
-            parts = build(settings, ranks, ranks.world_size, resumed, build_model)
+            kept = run_directory.kept_facts(composed)
+            parts = build(settings, ranks, ranks.world_size, resumed, build_model, kept=kept)
         data, plan, total_steps = parts.data, parts.plan, parts.total_steps
 
         from launcher.batching import stream

@@ -207,6 +207,7 @@ NOT_A_FACTOR = {
     "max_steps": "the same",
     "max_time": "stopping has tests of its own (test_stopping.py)",
     "init_from": "weights to begin with: test_finetune.py",
+    "adapter": "needs peft, which takes seconds to import: test_adapters.py",
     "compile": "half a minute each on a CPU: test_train.py",
     "test_time_flip": "the test split alone: test_mirrored.py",
     "canonical_shards": "4, which 1, 2 and 4 ranks divide",
@@ -235,7 +236,8 @@ NOT_A_FACTOR = {
     "data": "the data of a person's own: sources have tests of their own",
     "model.hidden": "the model's size",
 }
-ELSEWHERE = {"model": ("torchvision",)}  # options that need what takes long to build: test_library.py
+# Options that need what takes long to build, or data of their own: test_library.py and files of their names.
+ELSEWHERE = {"model": ("torchvision", "transformers", "encoder", "unet")}
 
 # Two values that the launcher refuses together, and a word of its sentence.
 IMAGES = ("images", "augmented", "dataset", "workers", "batched")

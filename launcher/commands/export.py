@@ -48,7 +48,6 @@ def command(settings: dict[str, Any]) -> int:
     if "onnx" in formats:
         need_onnx()
     subject = open_subject(path, run, settings)
-    model = subject.load_model().eval()
 
     import torch
 
@@ -58,6 +57,7 @@ def command(settings: dict[str, Any]) -> int:
     from launcher.models.build import without_file
     from launcher.run import card
 
+    model = _load(subject)
     suit(model, subject.split)
     torch.set_num_threads(choose_threads(settings["threads"], ranks))
     size, cpu = settings["batch_size"], torch.device("cpu")
@@ -67,7 +67,10 @@ def command(settings: dict[str, Any]) -> int:
     with _whole(output) as making:
         files, samples = _write_files(making, formats, subject, model, example, batches, settings["tolerance"])
         figures = measure(model, subject.read_outputs(model), batches) if subject.labelled else {}
-        whole = run | {"model": without_file(run["model"])}  # what is exported has its weights with it
+        whole = run | {
+            "model": without_file(run["model"]),
+            "adapter": {"name": "none"},
+        }  # what is exported has its weights with it
         OmegaConf.save(OmegaConf.create(whole), making / "config.yaml")
         metadata = describe(path, subject, model) | {
             "input_dtype": _dtypes(example),
@@ -100,6 +103,13 @@ def _whole(output: Path) -> Iterator[Path]:
         shutil.rmtree(making, ignore_errors=True)
 
 
+def _load(subject: Subject) -> "nn.Module":
+    """The model in evaluation mode; what its adapters have learned is in its weights."""
+    from launcher.models.adapters import merged
+
+    return merged(subject.load_model().eval())
+
+
 def _write_files(
     making: Path,
     formats: list[str],
@@ -113,7 +123,7 @@ def _write_files(
     files, samples = {}, 0
     for name in formats:
         file, write = WRITERS[name]
-        loaded = write(model, example, making / file, lambda: subject.load_model().eval())
+        loaded = write(model, example, making / file, lambda: _load(subject))
         difference, scale, samples = compare(model, loaded, batches)
         if not difference <= tolerance:
             raise ConfigError(

@@ -53,7 +53,8 @@ def filled(settings: Mapping[str, Any], program: str = "train") -> dict[str, Any
         if known.absent is UNSTATED or group in COMPONENTS:
             continue
         node = whole.setdefault(group, {}) if leaf else whole
-        if isinstance(node, dict) and known.marked("only") in (None, node.get("name", "ddp")):
+        chosen = node.get("name", {"strategy": "ddp"}.get(group)) if isinstance(node, dict) else None
+        if isinstance(node, dict) and known.marked("only") in (None, chosen):
             node.setdefault(leaf or group, copy.deepcopy(known.absent))
     return whole
 

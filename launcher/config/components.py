@@ -20,6 +20,8 @@ from launcher.core.errors import ConfigError
 
 # The groups, whose settings are those of a class.
 COMPONENTS = ("data", "task", "model", "loss", "optimizer", "scheduler")
+# The fact by which a model is built again although the files that first described it are gone.
+KEPT = "kept_config"
 
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # it logs what it then raises: one message is enough
 

@@ -237,6 +237,26 @@ class Model(Component):
     drop_rate: Fraction = argument("The same, as timm calls it.")
 
 
+Patterns = Annotated[list[Text], Field(min_length=1)]
+
+
+class Adapter(Section):
+    """A few parameters that are trained beside a model's own, which stay."""
+
+    instead = "adapter=none or adapter=lora picks one"
+
+    name: Literal["none", "lora"] = setting("None, or LoRA (Hu et al. 2021).", "none")
+    rank: Count = setting("Rank of the update of a layer.", 8, only="lora")
+    alpha: Positive = setting("An update is multiplied by this over the rank.", 16, only="lora")
+    dropout: Fraction = setting("Share of a layer's inputs that dropout hides from its update.", 0.0, only="lora")
+    target_modules: Annotated[
+        Literal["all-linear"] | Patterns, Words("all-linear, or a list of patterns of module names")
+    ] = setting("Layers that are adapted; all-linear: every linear one but the last.", "all-linear", only="lora")
+    modules_to_save: Annotated[
+        Annotated[list[Text], Field()] | None, Words("a list of patterns of module names, or null")
+    ] = setting("Modules that are trained whole; null: the last layer, but of a language none.", None, only="lora")
+
+
 class Wandb(Section):
     """Weights & Biases."""
 
@@ -274,6 +294,7 @@ class Train(Section):
     data: Data = setting("Data source: data=digits.")
     task: Task = argument("Task: task=auto is that of the data.")
     model: Model = setting("Model: model=mlp.")
+    adapter: Adapter = argument("Adapter: adapter=none or lora.")
     loss: Loss = setting("Loss: loss=auto is that of the task.")
     optimizer: Optimizer = setting("Optimizer: optimizer=sgd.")
     scheduler: Scheduler = setting("Learning rate schedule: scheduler=cosine.")

@@ -24,11 +24,12 @@ OURS = (
     "launcher.data.", "launcher.models.", "launcher.losses.", "launcher.optimizers.", "launcher.schedulers.",
     "launcher.metrics.", "launcher.tasks.",
 )  # fmt: skip
-LIBRARIES = ("torch", "torchvision", "timm")
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft")
+TRUSTED = "LAUNCHER_TRUST_REMOTE_CODE"  # of the environment: 1 where model.trust_remote_code of a run directory counts
 # Of the standard library and other packages that can run or write anything: what makes a value and no more.
 GENERAL = sys.stdlib_module_names | {
-    "accelerate", "cloudpickle", "datasets", "dill", "fsspec", "hydra", "hydra_plugins", "joblib", "numpy", "omegaconf",
-    "pandas", "pip", "pkg_resources", "posix", "safetensors", "setuptools", "wandb", "yaml",
+    "accelerate", "cloudpickle", "datasets", "dill", "fsspec", "huggingface_hub", "hydra", "hydra_plugins", "joblib",
+    "numpy", "omegaconf", "pandas", "pip", "pkg_resources", "posix", "safetensors", "setuptools", "wandb", "yaml",
 }  # fmt: skip
 VALUES = {
     *(f"builtins.{name}" for name in ("bool", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "range",
@@ -53,8 +54,15 @@ def check_names(settings: Any, run_dir: Path) -> None:
     """Refuse by their names what no run is made of, and warn of what a stranger brings; nothing is imported.
 
     Raises:
-        ConfigError: A `_target_`, or a class in `trackers`, is nothing that a run is made of.
+        ConfigError: A `_target_`, or a class in `trackers`, is nothing that a run is made of; or the model is code that
+            stands beside its weights.
     """
+    model = settings.get("model")
+    if isinstance(model, dict) and model.get("trust_remote_code") and os.environ.get(TRUSTED) != "1":
+        raise ConfigError(
+            f"run_dir={run_dir}: its model.trust_remote_code={model['trust_remote_code']} runs the code in "
+            f"{model.get('name')}, with all your rights. Set {TRUSTED}=1 in the environment where you trust it."
+        )
     foreign = is_foreign(run_dir) and os.environ.get("RANK", "0") == "0"
     trackers = settings.get("trackers")
     named = [("trackers", str(one)) for one in trackers if "." in str(one)] if isinstance(trackers, list) else []
@@ -65,7 +73,7 @@ def check_names(settings: Any, run_dir: Path) -> None:
         if foreign and root not in (*GENERAL, *LIBRARIES, "launcher") and not _is_here(root):
             log.warning(
                 "run_dir=%s belongs to another user (uid %s), and its %s=%s is code from outside of the working "
-                "directory, torch, torchvision and timm: it runs with your rights.",
+                "directory, torch and the model libraries: it runs with your rights.",
                 run_dir, _owner(run_dir), key, target,
             )  # fmt: skip
 
@@ -93,11 +101,12 @@ def _is_fit(name: str) -> bool:
 
 
 def _is_part(found: Any, identity: str) -> bool:
-    """Whether something of torch, torchvision or timm is a part of a model or what trains it."""
+    """Whether something of torch or a model library is a part of a model or what trains it."""
     from torch import nn, optim
 
     if inspect.isclass(found):
-        return issubclass(found, nn.Module | optim.Optimizer | optim.lr_scheduler.LRScheduler)
+        parts = nn.Module | optim.Optimizer | optim.lr_scheduler.LRScheduler
+        return issubclass(found, parts) or any(base.__name__ == "PreTrainedConfig" for base in found.__mro__)
     name = identity.rpartition(".")[2]
     if identity.startswith(("torch.nn.functional.", "torch._C._nn.", "torch._VariableFunctionsClass.")):
         return name != "from_file"  # which can make one

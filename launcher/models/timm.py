@@ -19,7 +19,8 @@ def create(
     """
     channels, _, _ = check_image("timm", input_shape)
     timm = import_extra("timm", "model=timm needs the package timm", "vision")
-    check_name("timm", name, timm.list_models(), "python -c 'import timm; print(timm.list_models())'")
+    names = "list_pretrained" if "." in str(name) else "list_models"  # with the name of weights behind it, or without
+    check_name("timm", name, getattr(timm, names)(), f"python -c 'import timm; print(timm.{names}())'")
     model = timm.create_model(
         name, pretrained=False, num_classes=num_outputs, in_chans=channels, drop_rate=drop_rate or None, **options
     )

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.config.components import KEPT
 from launcher.config.composed import Composed, publish
 from launcher.config.places import check_writable, make_directory
 from launcher.config.tree import directory_override
@@ -21,7 +22,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text
 from launcher.distributed.ranks import Ranks
 from launcher.distributed.rendezvous import by_rank_0, judged_by_rank_0
-from launcher.run import shared
+from launcher.run import provenance, shared
 from launcher.run.command_line import config_options, launch_words
 from launcher.run.config_file import CONFIG, read_config, write_config
 from launcher.run.earlier_run import RECORDS, Found, check_same, has_checkpoint, is_finished, look_into
@@ -177,6 +178,14 @@ def holds_checkpoint(composed: Composed) -> bool:
     """Whether this start will go on from a checkpoint, as any rank can see it, before anything is made."""
     _, before = _places(composed)
     return before is not None and has_checkpoint(before)
+
+
+def kept_facts(composed: Composed) -> dict[str, Any]:
+    """What the run that this start goes on with has kept for its model: then no other file needs to be there."""
+    _, before = _places(composed)
+    if before is None or not has_checkpoint(before):
+        return {}
+    return {key: fact for key, fact in provenance.read_data(before)["facts"].items() if key == KEPT}
 
 
 def _make_new(path: Path) -> Path:

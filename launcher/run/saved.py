@@ -129,10 +129,12 @@ def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -
     """
     from safetensors.torch import load_file
 
+    from launcher.models.adapters import adapt
     from launcher.models.build import build_model
 
     given = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
     model = build_model(run["model"], given)
+    adapt(model, run.get("adapter"), given)
     try:
         model.load_state_dict(load_file(chosen / "model.safetensors"))
     except RuntimeError as error:

@@ -1,6 +1,6 @@
 """What a run begins with: weights of another run or of a file, and parameters that stay as they are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MethodType
@@ -11,11 +11,24 @@ from launcher.core.errors import ConfigError
 from launcher.models.weights import NAMES, Loaded, match, read, shape, shown
 from launcher.training import checkpoint
 
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # of files that hold weights
 
-def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, patterns: Sequence[str]) -> list[str]:
-    """Load weights and freeze parameters; gives lines for the log.
 
-    `sources` is setting to what it names, as for `load_weights`, or None. The model gives so many `outputs`.
+def begin(
+    model: nn.Module,
+    sources: Mapping[str, str | None],
+    outputs: int,
+    patterns: Sequence[str],
+    put_adapters: Callable[[nn.Module], list[str]] = lambda model: [],
+) -> list[str]:
+    """Load weights, put adapters in, and freeze parameters; gives lines for the log.
+
+    Args:
+        model: The bare model.
+        sources: Setting to what it names, as for `load_weights`, or None.
+        outputs: That the model gives.
+        patterns: As for `freeze`.
+        put_adapters: Changes the model once it has its weights, and gives lines for the log.
 
     Raises:
         ConfigError: Two settings name weights; or as for `load_weights` and `freeze`.
@@ -26,9 +39,10 @@ def begin(model: nn.Module, sources: Mapping[str, str | None], outputs: int, pat
     lines = []
     for setting, source in named.items():
         loaded = load_weights(model, source, setting)
-        if setting == "model.checkpoint":
-            _check_whole(model, loaded, source, outputs)
+        if setting != "init_from":
+            _check_whole(model, loaded, f"{setting}={source}", outputs)
         lines.append(f"weights    {loaded}")
+    lines += put_adapters(model)
     if frozen := freeze(model, patterns):
         lines.append(f"frozen     {shown(frozen)}")
     return lines
@@ -65,7 +79,7 @@ def _check_whole(model: nn.Module, loaded: Loaded, source: str, outputs: int) ->
     for names, what in ((missing, "lacks"), ([n for n in loaded.reshaped if n not in last], "has other shapes of")):
         if names:
             raise ConfigError(
-                f"model.checkpoint={source}: {loaded.file} {what} {len(names)} tensors: {shown(names)}. It must be of "
+                f"{source}: {loaded.file} {what} {len(names)} tensors: {shown(names)}. It must be of "
                 "the same model.name, norm and options; init_from takes whatever fits."
             )
 
@@ -112,6 +126,13 @@ def _find(source: Path, setting: str) -> Path:
     for name in NAMES:
         if (source / name).is_file():
             return source / name
+    if source.is_dir() and not (source / "checkpoints").is_dir():
+        alone = [file for file in source.iterdir() if file.suffix in SUFFIXES]
+        if len(alone) == 1:
+            return alone[0]
+        if alone:
+            names = sorted(file.name for file in alone)
+            raise ConfigError(f"{setting}={source}: several files of weights are there: {shown(names)}. Name one.")
     try:
         newest = checkpoint.newest_good(source / "checkpoints")
         if newest is None:

@@ -74,6 +74,10 @@ WRONG = {
     "no class at all": (["model._target_=os.path"], ["model._target_", "os.path"]),
     "an argument that the class lacks": (["+model.depth=3"], ["model.depth", "hidden"]),
     "no hidden unit": (["model.hidden=[0]"], ["model.hidden", "at least 1"]),
+    "no such adapter": (["adapter=lorra"], ["adapter=lorra", "lora"]),
+    "an adapter of no rank": (["adapter=lora", "adapter.rank=0"], ["adapter.rank=0", "at least 1"]),
+    "a setting of no adapter": (["adapter.rank=4"], ["adapter.rank", "no such setting"]),
+    "modules of no kind": (["adapter=lora", "adapter.target_modules=linear"], ["adapter.target_modules", "all-linear"]),
     "image model on a table": (["data=iris", "model=cnn"], ["model", "image"]),
     "unknown torchvision model": (
         ["model=torchvision", "model.name=resnet19"],

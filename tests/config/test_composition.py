@@ -21,7 +21,7 @@ from launcher.core.errors import ConfigError
 from launcher.run.command_line import config_options, launch_words
 
 CONF = REPOSITORY / "conf"
-GROUPS = ("optimizer", "loss", "scheduler", "batch", "data", "model", "strategy", "experiment")
+GROUPS = ("optimizer", "loss", "scheduler", "batch", "data", "model", "adapter", "strategy", "experiment")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 FASHION = ("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz", "fashion_mnist")
 TABLE = "a,b,y\n" + "".join(f"{i % 7},{i * 2 % 5},{i % 2}\n" for i in range(40))
@@ -111,6 +111,12 @@ def _run(group, option, place):
         mds_written.write(place / "mds", {"t": "bytes"}, rows, 7)
         words += ["data.path=mds", "data.input=t", "data.dtype=uint16", "data.vocabulary=50", "batch.global_size=8"]
         words += ["model=transformer", "model.width=32", "model.layers=1", "sampling=blocked"]
+    if option == "lora":
+        pytest.importorskip("peft")
+    if option == "transformers":
+        pytest.importorskip("transformers")
+        words += ["data=text", f"data.path={REPOSITORY / 'README.md'}", "data.block=16", "model.auto=causal"]
+        words += ["model.type=gpt2", "+model.config.n_embd=16", "+model.config.n_layer=1", "+model.config.n_head=2"]
     if option in ("cifar10", "cifar100"):
         pytest.skip("CIFAR is not installed; tests/data/test_cifar.py reads files of its form")
     if option in ("timm", "torchvision"):

@@ -237,6 +237,23 @@ def test_parts_of_runs_are_let_through(tmp_path):
         trust.check_targets({"model": {"_target_": target}}, tmp_path)
 
 
+def test_code_beside_weights_is_not_run_for_a_directory(tmp_path, monkeypatch):
+    settings = {"model": {"_target_": "launcher.models.transformers.create", "name": "x/y", "trust_remote_code": True}}
+    with pytest.raises(ConfigError, match=r"trust_remote_code=True runs the code in x/y.*LAUNCHER_TRUST_REMOTE_CODE=1"):
+        trust.check_names(settings, tmp_path)
+    monkeypatch.setenv("LAUNCHER_TRUST_REMOTE_CODE", "1")
+    trust.check_names(settings, tmp_path)
+
+
+def test_of_transformers_models_and_their_configurations_are_let_through(tmp_path):
+    pytest.importorskip("transformers")
+    for target in ("transformers.BertConfig", "transformers.BertModel"):
+        trust.check_targets({"model": {"_target_": target}}, tmp_path)
+    for target in ("transformers.AutoModel.from_pretrained", "huggingface_hub.snapshot_download"):
+        with pytest.raises(ConfigError, match="nothing that a run is made of"):
+            trust.check_targets({"model": {"_target_": target}}, tmp_path)
+
+
 def test_a_strangers_own_code_is_named(theirs, caplog, monkeypatch):
     """A package that neither we nor the person brought is named where the directory is another user's."""
     plant(theirs, "model", "pluggy.PluginManager", {"project_name": "x"})

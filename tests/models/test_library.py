@@ -12,6 +12,9 @@ from torch import nn
 from vision_options import make, theirs
 
 from launcher.core.errors import ConfigError
+from launcher.models.build import build_model, files_of
+from launcher.models.pretrained import cached
+from launcher.training.finetune import begin
 
 pytestmark = pytest.mark.versions
 
@@ -128,3 +131,44 @@ def test_a_run_with_group_norm_has_the_same_rows_on_1_and_2_ranks(tmp_path):
         (tmp_path / "run").rename(tmp_path / f"run{world}")
     for row, other in zip(rows(tmp_path / "run1"), rows(tmp_path / "run2"), strict=True):
         assert other == pytest.approx(row, rel=1e-3)
+
+
+def test_the_librarys_own_weights_come_from_its_cache(tmp_path, monkeypatch):
+    """torchvision's from that of torch.hub, timm's from that of Hugging Face; what is not there is a sentence."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
+    for library, name in (("torchvision", "resnet18"), ("timm", "test_resnet.r160_in1k")):
+        with pytest.raises(ConfigError, match=rf"pretrained=true: the weights of {name} are not in the cache"):
+            cached({"_target_": f"launcher.models.{library}.create", "name": name})
+    published = theirs("torchvision", seed=1, num_classes=1000)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(published.state_dict(), tmp_path / "hub/checkpoints/resnet18-f37072fd.pth")
+    place = tmp_path / "hub/models--timm--test_resnet.r160_in1k"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text("abc")
+    (place / "snapshots/abc").mkdir(parents=True)
+    small = pytest.importorskip("timm").create_model("test_resnet", num_classes=1000)
+    save_file(small.state_dict(), place / "snapshots/abc/model.safetensors")
+    for library, name, expected in (("torchvision", "resnet18", published), ("timm", "test_resnet.r160_in1k", small)):
+        described = {"_target_": f"launcher.models.{library}.create", "name": name, "checkpoint": None, "norm": "batch"}
+        described |= {"options": {}, "pretrained": True} | ({"drop_rate": 0.0} if library == "timm" else {})
+        model = build_model(described, {"input_shape": (3, 32, 32), "num_outputs": 10})
+        (line,) = begin(model, files_of(described), 10, [])
+        assert "of another shape: fc.weight" in line
+        own = model.state_dict()
+        assert all(own[key].equal(one) for key, one in expected.state_dict().items() if not key.startswith("fc."))
+    with pytest.raises(ConfigError, match=r"no model 'resnet50\.a9_in1k'.*resnet50\.a3_in1k.*list_pretrained"):
+        make("timm", name="resnet50.a9_in1k")
+
+
+def test_a_directory_with_one_file_of_weights_is_one_to_begin_with(tmp_path):
+    torch.save(theirs("torchvision", seed=1, num_classes=10).state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    model = make("torchvision")
+    (line,) = begin(model, {"init_from": str(tmp_path)}, 10, [])
+    assert "122 tensors from" in line and "missing" not in line
+    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match=r"several files .*: other\.safetensors, resnet18-f37072fd\.pth\. Name one"):
+        begin(model, {"init_from": str(tmp_path)}, 10, [])

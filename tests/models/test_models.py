@@ -5,7 +5,7 @@ import torch
 from model_options import CONF, make
 from torch import nn
 
-ELSEWHERE = {"timm", "torchvision", "transformer", "encoder", "unet"}  # in test files of their own
+ELSEWHERE = {"timm", "torchvision", "transformer", "transformers", "encoder", "unet"}  # in test files of their own
 NAMES = sorted({path.stem for path in CONF.glob("*.yaml")} - ELSEWHERE)
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 17, 5), (1, 1, 1)]
 TABLES = [(4,), (13,)]
