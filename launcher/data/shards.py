@@ -26,6 +26,7 @@ def load(
     open: int,
     validation: float,
     test: float,
+    end_of_text: int | None = None,
 ) -> Data:
     """Cut each shard into samples of `block` tokens, each with the token that follows as its target.
 
@@ -40,6 +41,10 @@ def load(
     check_whole("data.open", open, "number of shards; it must be an integer >= 1, such as 16")
     shards = find_shards(path, dtype)
     known, notes = _vocabulary(vocabulary, tokenizer, shards)
+    if end_of_text is not None and (type(end_of_text) is not int or not 0 <= end_of_text < known):
+        raise ConfigError(
+            f"data.end_of_text: {end_of_text!r} is no token; it must be an integer in 0..{known - 1}, or null."
+        )
     sets, told = _sets(shards, block)
     parts = _cut(sets, block, {"test": test, "validation": validation})
     if len(sets["train"]) > open:
@@ -64,6 +69,7 @@ def load(
         validation=split("validation"),
         test=split("test"),
         notes=[*notes, *told],
+        end_of_text=end_of_text,
     )
 
 

@@ -41,6 +41,7 @@ class Data:
         reader: How samples from elsewhere are read and prepared exactly as these: `_target_`, a function
             (path, **the other keys) -> Others, and its arguments, plain values. None: only its own splits are known.
         vocabulary: Tokens that the inputs are numbers of, where they are texts to tell something of.
+        end_of_text: The token that ends a document, of a language whose samples may hold several; None: unknown.
         model_facts: What the task lets a model know in place of what `facts` says of the data.
         notes: Lines that who trains on it should read: what was guessed, left out, or looks strange.
     """
@@ -60,6 +61,7 @@ class Data:
     reader: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     vocabulary: int | None = None
+    end_of_text: int | None = None
     model_facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -194,7 +196,8 @@ class Data:
         """
         if self.tokens is not None:
             words = dict.fromkeys(("num_classes", "num_outputs", "out_features"), self.num_outputs)
-            return {"block": self.tokens, **words, **self.model_facts}
+            end = {} if self.end_of_text is None else {"end_of_text": self.end_of_text}
+            return {"block": self.tokens, **words, **end, **self.model_facts}
         facts: dict[str, Any] = {
             "input_shape": self.input_shape,
             "in_features": math.prod(self.input_shape),

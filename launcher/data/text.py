@@ -80,6 +80,7 @@ def load(
         validation=split(rest - validated, rest),
         test=split(rest, samples),
         notes=[*notes, *stream.notes],
+        end_of_text=stream.end,
     )
 
 
@@ -90,6 +91,7 @@ class Stream(NamedTuple):
     vocabulary: int
     kind: np.dtype  # of a token
     notes: list[str]  # for the log
+    end: int | None = None  # the token that ends a document
 
 
 def _about(documents: Documents) -> list[str]:
@@ -158,9 +160,9 @@ def encoded(documents: Documents, tokenizer: Path, end_of_text: str | None, cach
     encoder, undone, vocabulary = open_tokenizer(tokenizer, content)
     kind = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
     notes = [f"{tokenizer} would {' and '.join(undone)}; switched off, as a text is one stream"] if undone else []
-    end, key = None, f"{_digest(documents)}-{hashlib.sha256(content).hexdigest()[:24]}"
+    key = f"{_digest(documents)}-{hashlib.sha256(content).hexdigest()[:24]}"
+    end, told = find_end(encoder, tokenizer, end_of_text)
     if not documents.alone:
-        end, told = find_end(encoder, tokenizer, end_of_text)
         notes.append(told)
         key += "" if end is None else f"-{end}"
     key += "-plain" if undone else ""  # what an encoder as it came has written before is something else
@@ -175,7 +177,7 @@ def encoded(documents: Documents, tokenizer: Path, end_of_text: str | None, cach
                 tokens.write(np.asarray(encoding.ids, dtype=kind).tobytes())
                 begun = True
 
-    return Stream(kept(f"{key}.{kind.name}", write, cache), vocabulary, kind, notes)
+    return Stream(kept(f"{key}.{kind.name}", write, cache), vocabulary, kind, notes, end)
 
 
 def find_end(encoder: Any, tokenizer: Path, end_of_text: str | None) -> tuple[int | None, str]:

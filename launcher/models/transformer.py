@@ -81,6 +81,10 @@ class Transformer(nn.Module):
         dropout: Share dropped in training of the attention weights, of what the blocks add, and of their input,
             in [0, 1).
         tie_weights: Use the embedding as the output layer too (Press and Wolf 2017).
+        within_documents: A token sees those of its own document alone, whose positions begin anew, as if each document
+            were a sample: attention by blocks along the diagonal. A mask takes [n, t, t] truths, and the kernels that
+            take one are slower.
+        end_of_text: The token that ends a document, and is its last.
     """
 
     def __init__(
@@ -95,6 +99,8 @@ class Transformer(nn.Module):
         activation: str,
         dropout: float,
         tie_weights: bool,
+        within_documents: bool = False,
+        end_of_text: int | None = None,
     ) -> None:
         super().__init__()
         check_width("model.layers", layers)
@@ -103,6 +109,12 @@ class Transformer(nn.Module):
         check_heads(width, heads, positions)
         if not isinstance(tie_weights, bool):
             raise ConfigError(f"model.tie_weights: {tie_weights!r} is neither true nor false.")
+        if within_documents and end_of_text is None:
+            raise ConfigError(
+                "model.within_documents: the data does not say which token ends a document. Set data.end_of_text, or "
+                "model.within_documents=false."
+            )
+        self.end_of_text = end_of_text if within_documents else None
         self.head_width = width // heads
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -118,16 +130,28 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [n, t] int64, t <= block, to scores of the next one [n, t, num_classes]."""
-        hidden, rotation = self.embedding(tokens), None
+        hidden, rotation, seen, places = self.embedding(tokens), None, None, None
+        if self.end_of_text is not None:
+            seen, places = documents(tokens, self.end_of_text)
         if self.positions is not None:
-            hidden = hidden + self.positions.weight[: tokens.shape[1]]
-        else:
+            weight = self.positions.weight
+            hidden = hidden + (weight[: tokens.shape[1]] if places is None else weight[places])
+        else:  # turned by the same angle, two tokens see each other as before: they need not begin anew
             rotation = rotations(tokens.shape[1], self.head_width, tokens.device)
         hidden = self.dropout(hidden)
         for block in self.blocks:
-            hidden = block(hidden, rotation)
+            hidden = block(hidden, rotation, seen)
         output = self.embedding if self.output is None else self.output
         return F.linear(self.norm(hidden), output.weight)
+
+
+def documents(tokens: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """What tokens [n, t] of several documents see, [n, 1, t, t], and the place of each in its document, [n, t]."""
+    ends = tokens == end
+    number = ends.cumsum(1) - ends.long()  # of the document; its last token is the one that ends it
+    at = torch.arange(tokens.shape[1], device=tokens.device)
+    seen = (number[:, :, None] == number[:, None, :]) & (at[:, None] >= at)
+    return seen[:, None], seen.sum(-1) - 1
 
 
 def check_heads(width: Any, heads: Any, positions: str) -> None:

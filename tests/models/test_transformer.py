@@ -147,3 +147,21 @@ def test_dropout_works_in_training_alone():
 def test_refuses_what_makes_no_model(changes, message):
     with pytest.raises(ConfigError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_document_in_a_block_is_as_one_alone(variant):
+    """Attention by blocks along the diagonal, with positions that begin anew."""
+    model = shaken(make(**variant, within_documents=True, end_of_text=3))
+    texts = [torch.tensor(text) for text in ([4, 5, 3], [3], [6, 4, 4, 3], [7, 8])]
+    together = model(torch.cat(texts)[None])[0]
+    for scores, text in zip(together.split([len(text) for text in texts]), texts, strict=True):
+        torch.testing.assert_close(scores, model(text[None])[0], rtol=1e-4, atol=1e-5)
+    plain = make(**variant)
+    plain.load_state_dict(model.state_dict())
+    assert not torch.allclose(plain.eval()(torch.cat(texts)[None])[0], together, atol=1e-3)
+
+
+def test_documents_need_a_token_that_ends_them():
+    with pytest.raises(ConfigError, match=r"Set data\.end_of_text, or model\.within_documents=false"):
+        make(within_documents=True)
