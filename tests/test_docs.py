@@ -92,10 +92,13 @@ PROGRAM = re.compile(
     r"(?:[A-Z_]+=\S* )*(?:python (?:-m )?[\w/.]+|launcher [a-z-]+|torchrun|accelerate launch|srun|sbatch|salloc)(?= |$)"
 )
 SETTINGS = re.compile(r"(?:[+~]*[a-z_]+(?:[./][\w/.@]+)*=\S+(?: |$))+")
-# Settings of each data source that the others may lack: {"table": {"data.path", ...}, ...}.
+# Settings of each data source, model or adapter that the others may lack: {"data=table": {"data.path", ...}, ...}.
 SOURCES = {
-    path.stem: {f"data.{key}" for key in yaml.safe_load(path.read_text()) or {} if key not in ("_target_", "defaults")}
-    for path in sorted((REPOSITORY / "conf/data").glob("[a-z]*.yaml"), key=lambda path: path.stem != "digits")
+    f"{group}={path.stem}": {
+        f"{group}.{key}" for key in yaml.safe_load(path.read_text()) or {} if key not in ("_target_", "defaults")
+    }
+    for group, first in (("data", "digits"), ("model", "mlp"), ("adapter", "none"))
+    for path in sorted((REPOSITORY / "conf" / group).glob("[a-z]*.yaml"), key=lambda path: path.stem != first)
 }
 TAKES_A_RUN = {name: SCHEMAS[name] for name in ("evaluate", "predict", "export", "rerun")}
 COMPOSES: set[tuple[str | None, ...]] = set()  # what has been composed without an error
@@ -295,8 +298,9 @@ def test_every_setting_named_is_one(page, project):
         beneath = ["hydra/launcher=slurm"] if page.parent.name == "slurm" and program == "train" else []
         own = ["--config-dir", "my_conf"] if program == "train" else []
         many = ["-m"] if program == "train" else []
-        # A setting of one data source: the sentence before has named the source.
-        source = [f"data={name}" for name, takes in SOURCES.items() if key in takes][:1] if "data=" not in words else []
+        # A setting of one data source, model or adapter: the sentence before has named it.
+        named = f"{key.partition('.')[0]}=" in words
+        source = [option for option, takes in SOURCES.items() if key in takes][:1] if not named else []
         try:
             compose(program, [*source, *shlex.split(words), *needs, *beneath, *own, *many])
         except ConfigError as error:

@@ -37,6 +37,7 @@ def create(
     download: bool,
     trust_remote_code: bool,
     block: int | None = None,
+    vocab_size: int | None = None,
     kept_config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a model of transformers; the settings are those of conf/model/transformers.yaml.
@@ -51,6 +52,7 @@ def create(
         download: Whether what is not there may be downloaded.
         trust_remote_code: Whether code beside the weights is run.
         block: Of a language, tokens that the model sees at once.
+        vocab_size: Of texts to tell something of, tokens that they are numbers of.
         kept_config: The configuration of an earlier start of the run: no file is needed.
 
     Returns:
@@ -77,17 +79,13 @@ def create(
     known = _config(library, place, type, kept_config, trust_remote_code)
     if kept_config is None:
         _change(known, config)
-        _fit(known, kind.__name__, num_outputs, block, config, free=name is None or not weights)
+        vocabulary = num_outputs if vocab_size is None and block is not None else vocab_size
+        new = name is None or not weights
+        _fit_vocabulary(known, vocabulary, new and "vocab_size" not in config, "Classification" not in kind.__name__)
+        _fit(known, kind.__name__, num_outputs, block, new and "max_position_embeddings" not in config)
     if hasattr(known, "use_cache"):
         known.use_cache = False  # of keys and values, for generating token by token
-    trusted = {"trust_remote_code": trust_remote_code}
-    try:
-        if place is None or not weights or not _has_values():
-            model, line = kind.from_config(known, **trusted).float(), ""
-        else:
-            model, line = _load(kind, place, known, trusted)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"model.auto={auto}: {' '.join(str(error).split())[:300]}") from error
+    model, line = _make(kind, place if weights else None, known, {"trust_remote_code": trust_remote_code})
     if kept_config is None and "Classification" not in kind.__name__ and block is not None:
         line += _cut_vocabulary(model, num_outputs)
     if trust_remote_code:
@@ -177,23 +175,22 @@ def _change(known: Any, changes: Mapping[str, Any]) -> None:
         setattr(known, key, value)
 
 
-def _fit(known: Any, kind: str, outputs: int, block: int | None, changes: Mapping[str, Any], free: bool) -> None:
-    """Tell a configuration what the data are, and compare it with them.
+def _fit(known: Any, kind: str, outputs: int, block: int | None, free: bool) -> None:
+    """Tell a configuration how many outputs and positions the data need.
 
     Args:
         known: The configuration.
         kind: Name of the class.
         outputs: As for `create`.
         block: As for `create`.
-        changes: What a person has set.
-        free: Whether no weights depend on the size of the vocabulary.
+        free: Whether neither weights nor a person have set the positions.
 
     Raises:
-        ConfigError: They do not fit together.
+        ConfigError: The model sees fewer tokens at once than a sample has.
     """
     longest = getattr(known, "max_position_embeddings", None)
     if block is not None and isinstance(longest, int) and longest < block:
-        if not free or "max_position_embeddings" in changes:
+        if not free:
             raise ConfigError(
                 f"data.block={block}: the model sees at most {longest} tokens at once "
                 f"(max_position_embeddings). Set data.block={longest}, or less."
@@ -204,18 +201,45 @@ def _fit(known: Any, kind: str, outputs: int, block: int | None, changes: Mappin
         if known.pad_token_id is None:  # by which models that predict the next token find the last one of a sample
             ends = getattr(known, "eos_token_id", None)
             known.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
+
+
+def _fit_vocabulary(known: Any, vocabulary: int | None, free: bool, exactly: bool) -> None:
+    """Tell a configuration how many tokens there are, or compare it with them.
+
+    Args:
+        known: The configuration.
+        vocabulary: Tokens of the data; None where nobody knows.
+        free: Whether neither weights nor a person have set it.
+        exactly: Whether there is an output for each token.
+
+    Raises:
+        ConfigError: The data have others.
+    """
+    if vocabulary is None or not hasattr(known.get_text_config(), "vocab_size"):
         return
-    if block is not None and free and "vocab_size" not in changes:
-        known.vocab_size = outputs
+    if free:
+        known.get_text_config().vocab_size = vocabulary
         for special in ("bos_token_id", "eos_token_id", "pad_token_id"):  # of another vocabulary
-            if (getattr(known, special, None) or 0) >= outputs:
+            if (getattr(known, special, None) or 0) >= vocabulary:
                 setattr(known, special, None)
-    have = known.get_text_config().vocab_size if block is not None else outputs
-    if not outputs <= have <= outputs + PADDED or (free and have != outputs):
+    have = known.get_text_config().vocab_size
+    if have < vocabulary or (exactly and have > vocabulary + PADDED):
         raise ConfigError(
-            f"model: its vocabulary has {have} tokens, and that of the data {outputs}. Use the tokenizer that belongs "
-            "to the model (data.tokenizer), or begin with random weights (model.weights=false)."
+            f"model: its vocabulary has {have} tokens, and that of the data {vocabulary}. Use the tokenizer that "
+            "belongs to the model (data.tokenizer), or begin with random weights (model.weights=false)."
         )
+
+
+def _make(kind: Any, place: Path | None, known: Any, trusted: Mapping[str, Any]) -> tuple[Any, str]:
+    """A model with the weights in a directory, or random ones; and a line on them."""
+    try:
+        if place is None or not _has_values():
+            return kind.from_config(known, **trusted).float(), ""
+        return _load(kind, place, known, trusted)
+    except (ValueError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"model.auto={kind.__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _cut_vocabulary(model: Any, outputs: int) -> str:

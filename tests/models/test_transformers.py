@@ -94,6 +94,14 @@ def test_models_of_the_next_token_classify_by_the_last_one_that_is_not_padding()
     torch.testing.assert_close(whole[:1], short)
 
 
+def test_of_texts_to_classify_the_vocabulary_is_that_of_the_data(place):
+    facts = {"num_outputs": 2, "vocab_size": 11}
+    assert make(type="bert", facts=facts, config={"hidden_size": 12}).config.vocab_size == 11
+    assert make(name=str(place / "bert"), facts=facts).config.vocab_size == 30  # has tokens that the data have not
+    with pytest.raises(ConfigError, match="its vocabulary has 30 tokens, and that of the data 31"):
+        make(name=str(place / "bert"), facts=facts | {"vocab_size": 31})
+
+
 def test_a_vocabulary_that_was_rounded_up_is_cut(place):
     model = make(auto="causal", name=str(place / "gpt"), facts={"num_outputs": 300, "block": 32}).eval()
     theirs = transformers.GPT2LMHeadModel.from_pretrained(place / "gpt").eval()
