@@ -49,7 +49,8 @@ def _of_timm(name: str) -> list[Path]:
     if about.url:
         places.append(_in_hub(about.url))
     elif not places:
-        places.append(Path(hub.constants.HF_HUB_CACHE) / f"models--{about.hf_hub_id.replace('/', '--')}")
+        cache = import_extra("huggingface_hub.constants", "model=timm needs huggingface_hub", "vision").HF_HUB_CACHE
+        places.append(Path(cache) / f"models--{about.hf_hub_id.replace('/', '--')}")
     return places
 
 

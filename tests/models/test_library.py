@@ -135,9 +135,9 @@ def test_a_run_with_group_norm_has_the_same_rows_on_1_and_2_ranks(tmp_path):
 
 def test_the_librarys_own_weights_come_from_its_cache(tmp_path, monkeypatch):
     """torchvision's from that of torch.hub, timm's from that of Hugging Face; what is not there is a sentence."""
-    hub = pytest.importorskip("huggingface_hub")
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
     for library, name in (("torchvision", "resnet18"), ("timm", "test_resnet.r160_in1k")):
         with pytest.raises(ConfigError, match=rf"pretrained=true: the weights of {name} are not in the cache"):
