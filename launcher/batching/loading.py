@@ -18,6 +18,7 @@ from launcher.batching.splits import DatasetSplit, as_numbers
 from launcher.batching.transfer import collate_to_send, copied_aside
 from launcher.batching.workers import choose_workers
 from launcher.core.compat import tree_leaves
+from launcher.core.errors import ConfigError
 from launcher.distributed import children
 
 
@@ -118,7 +119,12 @@ def pair(batch: Any) -> tuple[Any, Any]:
     """Inputs and targets of a batch; of samples that are no pair all of it, and zeros [n] as targets."""
     if isinstance(batch, list | tuple) and len(batch) == 2:
         return batch[0], batch[1]
-    first = next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    if first is None:
+        raise ConfigError(
+            f"data: a batch is a {type(batch).__name__} without a tensor in it. A dataset's samples, or the `collate` "
+            "of its split, must give tensors: a pair (inputs, targets), or inputs alone."
+        )
     return batch, torch.zeros(len(first), dtype=torch.int64, device=first.device)
 
 

@@ -158,6 +158,8 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
         raise ConfigError(f"{group}: {error.strerror}: {short(str(error.filename))}. Name a shorter one.") from error
     except (TypeError, ValueError, AssertionError, InstantiationException) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if isinstance(cause, ConfigError):  # of a part that is built first
+            raise ConfigError(f"{group}: {cause}") from error
         frame = traceback.extract_tb(cause.__traceback__)[-1]
         if isinstance(cause, InstantiationException) and frame.filename.endswith("target_policy.py"):
             refused = re.search(r"'([\w.]+)'", str(cause))

@@ -89,6 +89,10 @@ def explain(hydra: "Hydra", config_name: str, overrides: list[str], error: Excep
         return f"{option}: there is a choice of {found[1]} already; write {option[1:]}."
     if found := re.search(r"Could not override '([^']+)'", text):
         return _no_such_setting(hydra, config_name, overrides, found[1], text)
+    if "Cannot merge DictConfig with ListConfig" in str(cause):
+        key, _, value = text.partition("override ")[2].partition("\n")[0].partition("=")
+        right = f"be a list; write {key}=[...]" if value.startswith("{") else f"be no list; write {key}.NAME=..."
+        return f"{key}={short(value)}: must {right}."
     if found := re.search(r"(?:argument|parameters) '([^'=]+)=(.*?)'(?:\n| requires)", text):
         return (
             f"{found[1]}={found[2]}: these are several values. With -m a sweep tries each of them; "
@@ -105,7 +109,8 @@ def explain(hydra: "Hydra", config_name: str, overrides: list[str], error: Excep
     if "hydra.runtime.output_dir" in text:
         return "hydra.run.dir: refers to itself by hydra.runtime.output_dir."
     if found := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{found[1]} is missing: give {found[1]}=..."
+        key = whole[1] if (whole := re.search(r"full_key: (\S+)", text)) else found[1]
+        return f"{key} is missing: give {key}=..."
     if isinstance(cause, OmegaConfBaseException) and (said := _bad_reference(hydra, config_name, str(cause))):
         return said
     if found := re.search(r"Primary config (?:module|directory)[^.]*|Cannot find primary config '([^']+)'", text):

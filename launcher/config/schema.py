@@ -17,6 +17,7 @@ from launcher.config.setting import (
     Every,
     Fraction,
     HookList,
+    MetricList,
     Mode,
     NotNegative,
     Off,
@@ -37,7 +38,6 @@ from launcher.config.setting import (
 )
 
 Widths = Annotated[list[Count], Words("a list of whole numbers of at least 1")]
-TorchMetrics = Annotated[list[Any], Words("a list of torchmetrics names, such as [AUROC]")]
 SplitName = Literal["train", "validation", "test"]
 Tracker = Literal[  # those after csv are Accelerate's, which takes their names as they are
     "wandb", "tensorboard", "csv", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"
@@ -375,7 +375,7 @@ class Train(Section):
     )
     eval_every: Every = setting("Updates between two evaluations, or epoch; null: never.", "epoch")
     test_time_flip: bool = setting("Measures the test split by the mean over an image and its mirror.", False)
-    metrics: TorchMetrics = setting("torchmetrics by name, beside the metrics that the task has.", [])
+    metrics: MetricList = setting("torchmetrics by name, beside the metrics that the task has.", [])
     checkpoint: Checkpoint = argument("When checkpoints are saved, and which are kept.")
     hooks: HookList = setting(
         "Code of your own that is called after updates, evaluations and at the end.", [], may_differ=True
@@ -429,7 +429,7 @@ class Evaluate(SavedRun):
 
     part: SplitName = MEASURED_SPLIT
     output: Text | None = setting("File for the metrics; null: evaluation_PART.json in the run directory.")
-    metrics: TorchMetrics = setting("torchmetrics by name, beside those of the run.")
+    metrics: MetricList = setting("torchmetrics by name, beside those of the run.")
     test_time_flip: bool | None = setting("Mean of the outputs for an image and its mirror; null: as the run did.")
     device: Device = setting("Auto, cpu, or shared: processes share a GPU.")
     timeout: Positive = setting("Seconds until the watchdog takes a silent process for hung.")

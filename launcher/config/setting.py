@@ -111,6 +111,30 @@ HookList = Annotated[
 ]
 
 
+class NamedMetric(BaseModel):
+    """A metric of torchmetrics by its `name`, or of a person's own by its `_target_`, and what its constructor gets."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    name: Text | None = None
+    target: Text | None = Field(None, alias="_target_")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "NamedMetric":
+        if (self.name is None) == (self.target is None):
+            raise ValueError("either name or _target_")
+        return self
+
+
+MetricList = Annotated[
+    list[Text | NamedMetric],
+    Words(
+        "a list of names of torchmetrics, or of metrics with their arguments: [AUROC, {name: FBetaScore, beta: 0.5}, "
+        "{_target_: my.module.Kappa}]"
+    ),
+]
+
+
 def setting(about: str, absent: Any = PydanticUndefined, *, may_differ: bool = False, only: str | None = None) -> Any:
     """A setting.
 

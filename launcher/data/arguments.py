@@ -1,6 +1,6 @@
 """Checks of the settings of data sources; each error names the setting."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +47,15 @@ def check_names(setting: str, names: Any, example: str) -> list[str]:
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ConfigError(f"{setting}: {names!r} is not a list{example}")
     return [str(name) for name in names]
+
+
+def check_unused(settings: Mapping[str, Any], why: str) -> None:
+    """Refuse settings of `data` that something else than null would do nothing for, else a ConfigError.
+
+    Args:
+        settings: Name to value.
+        why: What the data is, such as "x holds no images".
+    """
+    for name, value in settings.items():
+        if value is not None:
+            raise ConfigError(f"data.{name}={value}: {why}. Set it to null.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
-from launcher.data.arguments import check_flag, check_fraction, check_seed, check_whole
+from launcher.data.arguments import check_flag, check_fraction, check_seed, check_unused, check_whole
 from launcher.data.columns import Look, read_inputs
 from launcher.data.pillow import check_bits
 from launcher.data.source import Data
@@ -69,6 +69,8 @@ def load(
     names, wanted = (
         _columns(setting, given, found, path) for setting, given in (("data.input", input), ("data.target", target))
     )
+    if both := sorted({*names} & {*wanted}):
+        raise ConfigError(f"data.input, data.target: both name {both[0]!r}; what is to be predicted is no input.")
     found = {split: _with_images(dataset, names) for split, dataset in found.items()}
     values, task, classes, notes = read_targets(found, wanted, task)
     for split, share in (("test", test), ("validation", validation)):
@@ -78,6 +80,11 @@ def load(
             for name_of, index in ((split, out), ("train", kept)):
                 found[name_of], values[name_of] = found["train"].select(index), values["train"][index]
     inputs = read_inputs(found, names, Look(image_size, mean, std, channels, bits), vocabulary)
+    if inputs.mean is not None or inputs.vocabulary is not None:
+        unused = {"image_size": image_size, "channels": channels, "bits": bits}
+        check_unused(unused, f"{', '.join(names)} holds no images")
+    if inputs.vocabulary is None:
+        check_unused({"tokenizer": tokenizer}, f"{', '.join(names)} holds no text")
     target_mean = target_std = None
     if task == "regression":
         centre, spread = target_statistics(values["train"])

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.extras import import_extra
-from launcher.data.arguments import check_fraction, check_seed, check_whole
+from launcher.data.arguments import check_fraction, check_seed, check_unused, check_whole
 from launcher.data.columns import Images, decoding_images
 from launcher.data.mds_files import WHOLE, RowShard, array_of, checksum, find_sets, image_of
 from launcher.data.pillow import LOOK, check_bits
@@ -55,7 +55,10 @@ def load(
     seed = check_seed("data.split_seed", split_seed)
     rows: dict[str, Rows] = {split: Rows(shards, input, open) for split, shards in sets.items()}
     if target is None:
+        of_images = {"image_size": image_size, "classes": classes, "channels": channels, "bits": bits}
+        check_unused(of_images, "without data.target the rows are tokens")
         return _language(rows, encoding, dtype, vocabulary, {"test": test, "validation": validation}, seed)
+    check_unused({"dtype": dtype, "vocabulary": vocabulary}, "with data.target the rows are images")
     labels, count, notes = _classes(rows, target, classes)
     _check_images(encoding, image_size, channels, bits)
     first = rows["train"].image(0)

@@ -121,6 +121,11 @@ class Data:
         Raises:
             ConfigError: Something could not be trained on or measured.
         """
+        if not isinstance(self.num_outputs, int) or self.num_outputs < 1:
+            raise ConfigError(
+                f"data={self.name}: its num_outputs is {self.num_outputs!r}; it must be the number of classes, labels "
+                "or numbers that a model gives, at least 1."
+            )
         if self.class_names is not None:
             name, often = Counter(self.class_names).most_common(1)[0]
             if often > 1 or len(self.class_names) != self.num_outputs:
@@ -129,6 +134,12 @@ class Data:
         for name, split in self.splits().items():
             if len(split) == 0:
                 raise ConfigError(f"data={self.name}: its {name} split is empty.")
+            lengths = getattr(split, "lengths", None)
+            if lengths is not None and tuple(lengths.shape) != (len(split),):
+                raise ConfigError(
+                    f"data={self.name}: the lengths of its {name} split are {list(lengths.shape)}; give one for each "
+                    f"of its samples, [{len(split)}]."
+                )
             if isinstance(split, TensorSplit) and not split.mapped and not (leaves_out and name == "train"):
                 row = first_infinite(split.inputs)
                 if row is not None:

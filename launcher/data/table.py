@@ -12,7 +12,7 @@ import torch
 
 from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
-from launcher.data.arguments import check_flag, check_whole
+from launcher.data.arguments import check_flag, check_unused, check_whole
 from launcher.data.source import Data, Others
 from launcher.data.splitting import split_three
 from launcher.data.table_cells import Cells, gap_texts, plain, read_cells, reader_of_numbers
@@ -31,6 +31,7 @@ from launcher.data.table_statistics import (
     told,
 )
 
+OF_TEXT = ("delimiter", "encoding", "header")  # of `Format`: what a file that is no text has of its own
 UNNAMED = re.compile(r"(Unnamed: \d+(_\w+)?)?")  # a column that pandas wrote without a name, or named so
 MANY = 1000  # different numbers of a target that are no classes, however often each comes
 LEFT_OUT = {
@@ -108,6 +109,9 @@ def load(
     for setting, column in named:
         if column not in table.names:
             raise ConfigError(f"{setting}: {path} has no column {column!r}; it has: {columns}.{table.hint()}")
+    _check_choice(choice, target)
+    if table.text is None:
+        check_unused({key: getattr(form, key) for key in OF_TEXT}, f"{path} is parquet, which says that itself")
     found = _read_target(table, target, task)
     labels = None if found.classes is None else torch.from_numpy(found.values)
     cells = {name: _cells(table, name) for name in table.names if name != target and name not in choice.drop}
@@ -131,6 +135,17 @@ class Choice:
     keep: list[str]
     leave_out: bool
     categories: int
+
+
+def _check_choice(choice: Choice, target: str) -> None:
+    """Refuse columns that are to be two things at once, else a ConfigError."""
+    for setting, columns in (("data.drop", choice.drop), ("data.keep", choice.keep)):
+        if target in columns:
+            raise ConfigError(
+                f"{setting}: {target!r} is data.target, which is no input anyway. Take it out of the list."
+            )
+    if both := [name for name in choice.keep if name in choice.drop]:
+        raise ConfigError(f"data.keep, data.drop: both name {both[0]!r}. Take it out of one of them.")
 
 
 @dataclass

@@ -93,7 +93,12 @@ def _find(name: str) -> Any:
     found = getattr(torchmetrics, name, None) or getattr(torchmetrics.classification, name, None)  # as BinaryAUROC
     found = found or getattr(segmentation, name, None)  # as MeanIoU
     if not (isinstance(found, type) and issubclass(found, torchmetrics.Metric)):
-        near = get_close_matches(name, torchmetrics.__all__, n=3, cutoff=0.4)
+        if "." in name:
+            raise ConfigError(
+                f"metrics: {name} is no name of torchmetrics; a class of your own is {{_target_: {name}}}."
+            )
+        near = [one for one in torchmetrics.__all__ if one.lower() == name.lower().replace("_", "")]
+        near = near or get_close_matches(name, torchmetrics.__all__, n=3, cutoff=0.4)
         raise ConfigError(
             f"metrics: torchmetrics has no metric {name!r}."
             + (f" Did you mean {' or '.join(near)}?" if near else " See https://lightning.ai/docs/torchmetrics")

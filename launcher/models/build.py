@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from launcher.config import components
 from launcher.core.errors import ConfigError
@@ -26,8 +27,34 @@ def build_model(settings: Mapping[str, Any], facts: Mapping[str, Any], begins: b
         ConfigError: As for `components.build`.
     """
     described = without_checkpoint(settings) if begins else without_file(settings)
+    _check_kind(described, facts)
     model: nn.Module = components.build("model", described, **facts)
+    if unmade := [name for name, one in model.named_parameters() if is_lazy(one)]:
+        raise ConfigError(
+            f"model: {type(model).__name__} has parameters without a shape before its first call, such as {unmade[0]}. "
+            "Give its layers their sizes (Linear, not LazyLinear): in_features and in_channels are among what a model "
+            "is told of the data."
+        )
     return take_keywords(model)
+
+
+def _check_kind(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse a model whose constructor needs what samples of another kind have, else a ConfigError."""
+    if not settings.get("_target_"):
+        return
+    target, right = str(settings["_target_"]), "mlp"
+    needed = set(components.required_names(components.locate(target, "model"))) - settings.keys() - facts.keys()
+    if "block" in facts:
+        what, right = "a stream of tokens", "transformer"
+    elif "vocab_size" in facts:
+        what, right = "texts of any length", "encoder"
+    else:
+        what = "numbers" if "in_channels" not in facts else "images"
+    if found := needed & {"input_shape", "in_features", "vocab_size", "block"}:
+        raise ConfigError(
+            f"model: {target} needs {', '.join(sorted(found))}, which the data does not have, whose samples are "
+            f"{what}. Use a model for these, such as model={right}, or other data."
+        )
 
 
 def kept_facts(model: nn.Module) -> dict[str, Any]:

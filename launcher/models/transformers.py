@@ -82,7 +82,9 @@ def create(
         vocabulary = num_outputs if vocab_size is None and block is not None else vocab_size
         new = name is None or not weights
         _fit_vocabulary(known, vocabulary, new and "vocab_size" not in config, "Classification" not in kind.__name__)
-        _fit(known, kind.__name__, num_outputs, block, new and "max_position_embeddings" not in config)
+        called = getattr(known, "attribute_map", {}).get("max_position_embeddings")  # as GPT-2 does: n_positions
+        free = new and not {"max_position_embeddings", called} & {*config}
+        _fit(known, kind.__name__, num_outputs, block, free)
     if hasattr(known, "use_cache"):
         known.use_cache = False  # of keys and values, for generating token by token
     model, line = _make(kind, place if weights else None, known, {"trust_remote_code": trust_remote_code})

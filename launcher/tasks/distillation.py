@@ -63,9 +63,23 @@ class Distillation(Supervised):
         outputs = tensor_of(model(inputs)).float()
         return self._both(outputs, inputs, targets), self.outputs.scores(outputs)
 
+    def _wanted(self, inputs: Any) -> Tensor:
+        """The scores of the teacher, else a ConfigError where it was made for other inputs."""
+        try:
+            return tensor_of(self.teacher(inputs))
+        except ConfigError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(
+                f"task.teacher: fails on the inputs of this run ({type(error).__name__}: {error}). Name a run on data "
+                "of the same shape."
+            ) from error
+
     def _both(self, outputs: Tensor, inputs: Any, targets: Any) -> Losses:
         with torch.no_grad():
-            wanted = tensor_of(self.teacher(inputs))
+            wanted = self._wanted(inputs)
         if wanted.shape != outputs.shape:
             raise ConfigError(
                 f"task.teacher: gives {list(wanted.shape)}, and the model {list(outputs.shape)}: they must have "

@@ -21,14 +21,16 @@ class MaskedReconstruction(Task):
     hides others in each update, as dropout does; an evaluation hides the same ones of all samples.
 
     Args:
-        input_shape: Of a sample.
         share: Of the numbers that are hidden, in 0..1, both excluded.
+        input_shape: Of a sample; tokens have none.
     """
 
     hidden: Tensor
 
-    def __init__(self, input_shape: Sequence[int], share: float) -> None:
+    def __init__(self, share: float, input_shape: Sequence[int] | None = None) -> None:
         super().__init__()
+        if input_shape is None:
+            raise ConfigError("task=masked: hides numbers, and the samples are tokens. Use other data.")
         if not 0 < share < 1:
             raise ConfigError(f"task.share is {share}: must lie between 0 and 1, such as 0.5.")
         self.share, size = share, math.prod(input_shape)

@@ -90,6 +90,15 @@ def check_task(task: Any, target: str) -> None:
     """Check that an object is a task, else a ConfigError."""
     if not isinstance(task, Task):
         raise ConfigError(f"task._target_: {target} gives a {type(task).__name__}, not a launcher.tasks.task.Task.")
+    if type(task).losses is Task.losses:
+        raise ConfigError(
+            f"task: {type(task).__name__} has no method losses(self, model, inputs, targets), which returns the losses "
+            "of a batch."
+        )
+    if "loss" in task.terms:
+        raise ConfigError(
+            f"task: {type(task).__name__} has a term 'loss', the name of the whole. Give it another in `terms`."
+        )
     trained = [name for name, parameter in task.named_parameters() if parameter.requires_grad]
     if trained:
         raise ConfigError(

@@ -250,7 +250,7 @@ class Hooks:
             return called()
         except ConfigError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # which would end one rank, and say nothing
             what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise HookFailed(f"hooks: {self.run._caller} raised at step {self.run.step}: {what}") from error
 

@@ -91,6 +91,8 @@ def _check_losses(words: str, task: Task, losses: Any, samples: int) -> None:
                 f"{words}: its {name} are {shapes_of(tensor)} for {samples} samples; give one number per sample, "
                 f"[{samples}]."
             )
+    if losses.weights is not None and bool((losses.weights < 0).any()):
+        raise ConfigError(f"{words}: its weights are negative for some samples; give what each counts, 0 or more.")
     if set(losses.terms) != set(task.terms):
         raise ConfigError(
             f"{words}: its losses have the terms {', '.join(losses.terms) or 'none'}, and the class names "

@@ -11,11 +11,13 @@ import pytest
 import torch
 from drawing import DRAWS, Drawing
 
+from launcher.batching import loading
 from launcher.batching.keys import AUGMENT, derive
 from launcher.batching.loading import InProcessLoader, SeededDataset, open_loader
 from launcher.batching.plan import BatchPlan
 from launcher.batching.stream import Stream, in_order
 from launcher.batching.transfer import to_device
+from launcher.core.errors import ConfigError
 from launcher.data import DatasetSplit
 
 CPU = torch.device("cpu")
@@ -162,3 +164,9 @@ def test_initial_seed_of_torch_does_not_depend_on_the_devices(workers):
         every = [micro for stream in streams for batch in stream.batches(0, 2) for micro in batch.micros]
         found.append({int(t): float(x) for micro in every for x, t in zip(micro.inputs, micro.targets, strict=True)})
     assert len(found[0]) == 20 and found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("batch", [None, "rubbish", [], {"a": 3}])
+def test_a_batch_without_a_tensor_is_refused(batch):
+    with pytest.raises(ConfigError, match=f"a batch is a {type(batch).__name__} without a tensor"):
+        loading.pair(batch)

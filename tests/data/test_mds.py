@@ -98,6 +98,7 @@ def test_images_have_their_classes(classes, tmp_path):
         ({"image_size": 0}, ["data.image_size", "0"]),
         ({"channels": 2}, ["data.channels", "2"]),
         ({"std": 0.0}, ["data.std", "0.0"]),
+        ({"dtype": "int64"}, ["data.dtype=int64", "rows are images"]),
         ({"validation": 0.0}, ["data.validation", "(0, 1)"]),
     ],
 )
@@ -116,6 +117,7 @@ def test_wrong_tokens_are_named(tmp_path):
         ({"vocabulary": None}, "data.vocabulary: set the number"),
         ({"vocabulary": 3}, r"data.vocabulary: row 0 of .*/t/t.* has the token \d+, which is none of 0..2"),
         ({"dtype": "uint8"}, "data.vocabulary"),
+        ({"classes": 4}, "data.classes=4: without data.target the rows are tokens"),
     ]:
         with pytest.raises(ConfigError, match=words):
             load(tmp_path / "t", **(WORDS | {"vocabulary": 5} | changes))

@@ -30,6 +30,16 @@ def test_targets_that_are_no_classes_are_refused_in_a_sentence(targets):
         Data("own", "classification", (2,), 3, part, part, part).class_counts  # noqa: B018
 
 
+def test_lengths_and_outputs_that_do_not_fit_are_refused():
+    samples = [(torch.zeros(2), i % 2) for i in range(6)]
+    right, wrong = (DatasetSplit(samples, lengths=torch.ones(n)) for n in (6, 5))
+    Data("own", "classification", (2,), 2, right, right, right).check()
+    with pytest.raises(ConfigError, match=r"the lengths of its train split are \[5\]; give one for each .*, \[6\]"):
+        Data("own", "classification", (2,), 2, wrong, right, right).check()
+    with pytest.raises(ConfigError, match="its num_outputs is 0"):
+        Data("own", "classification", (2,), 0, right, right, right).check()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_first_line_of_each_option_says_how_to_pick_it(name):
     first = (CONF / f"{name}.yaml").read_text().splitlines()[0]

@@ -328,6 +328,8 @@ def test_csv_refuses_what_is_no_table(tmp_path):
         ({"delimiter": ", "}, r"data\.delimiter: ', ' "),
         ({"delimiter": ";"}, r"data\.target: .* it has: a,b,c,kind\."),
         ({"drop": ["d"]}, r"data\.drop: .*no column 'd'"),
+        ({"drop": ["a", "kind"]}, r"data\.drop: 'kind' is data\.target"),
+        ({"drop": ["a"], "keep": ["b", "a"]}, r"data\.keep, data\.drop: both name 'a'"),
         ({"drop": "a"}, r"data\.drop: 'a' is not a list"),
     ],
 )

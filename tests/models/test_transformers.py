@@ -86,6 +86,14 @@ def test_a_new_model_is_made_of_a_type_and_a_kept_one_of_its_configuration(place
     ])  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["n_positions", "max_position_embeddings"])
+def test_positions_that_a_person_has_set_stay(name):
+    facts = {"num_outputs": 30, "block": 8}
+    assert make(auto="causal", type="gpt2", facts=facts, config={**GPT, name: 9}).config.n_positions == 9
+    with pytest.raises(ConfigError, match=r"data.block=8: the model sees at most 7 tokens"):
+        make(auto="causal", type="gpt2", facts=facts, config={**GPT, name: 7})
+
+
 def test_models_of_the_next_token_classify_by_the_last_one_that_is_not_padding():
     model = make(type="gpt2", config={**GPT, "vocab_size": 30, "pad_token_id": None, "eos_token_id": 7}).eval()
     assert model.config.pad_token_id == 7

@@ -67,6 +67,10 @@ class Contrast(Task):
         return Losses(F.cross_entropy(left @ right.T, torch.arange(len(left)), reduction="none"))
 
 
+class Silent(Task):
+    """A class without the one method that it must have."""
+
+
 class Wrong(Agree):
     """What `kind` names is wrong with its losses."""
 
@@ -75,6 +79,8 @@ class Wrong(Agree):
         self.kind = kind
         if kind == "trained":
             self.head = nn.Linear(2, 2)
+        if kind == "called":
+            self.terms = ("loss", "size")
 
     def losses(self, model, inputs, targets):
         found = super().losses(model, inputs, targets)
@@ -82,6 +88,7 @@ class Wrong(Agree):
             "mean": found._replace(values=found.values.mean()),
             "terms": found._replace(terms={"other": found.values}),
             "tensor": found.values,
+            "negative": found._replace(weights=-torch.ones_like(found.values)),
             "detached": found._replace(values=found.values.detach()),
         }.get(self.kind, found)
 

@@ -78,14 +78,14 @@ def test_mixed_samples_may_be_cut(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task.teacher.run_dir=nowhere"], "nowhere"),
+        (["task.teacher.run_dir=nowhere"], "error: task: run_dir=nowhere: no run is there"),
         (["task.temperature=0"], "task.temperature is 0: must be above 0"),
         (["task.share=1.5"], "task.share is 1.5: must lie in 0..1"),
         (
             ["data=diabetes", "loss=auto"],
             "needs the scores of classes, and the data is a regression task",
         ),
-        (["data=digits", "loss=auto"], "fails on inputs [3, 1, 8, 8]"),
+        (["data=digits", "loss=auto"], "task.teacher: fails on the inputs of this run"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(words, message, tmp_path):

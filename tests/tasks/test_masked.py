@@ -27,7 +27,7 @@ class Twice(nn.Module):
 
 def test_the_loss_is_the_error_of_what_was_hidden_alone():
     torch.manual_seed(0)
-    task, model, x = MaskedReconstruction((2, 50), 0.3), Twice(), torch.rand(20, 2, 50) + 1
+    task, model, x = MaskedReconstruction(0.3, (2, 50)), Twice(), torch.rand(20, 2, 50) + 1
     assert task.model_facts["num_outputs"] == 100
     values = task.losses(model, x, None).values
     hidden = model.seen == 0
@@ -40,7 +40,7 @@ def test_the_loss_is_the_error_of_what_was_hidden_alone():
     fixed = model.seen == 0
     assert (fixed == fixed[0]).all() and fixed[0].sum() == 30
     with pytest.raises(ConfigError, match=r"task\.share is 1: must lie between 0 and 1"):
-        MaskedReconstruction((4,), 1)
+        MaskedReconstruction(1, (4,))
 
 
 def test_an_evaluation_is_the_same_on_any_number_of_ranks_and_training_goes_on_bitwise(tmp_path):
@@ -55,7 +55,7 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks_and_training_goes_on_b
     weights = load_file(tmp_path / "two/run/checkpoints/step_00000008/model.safetensors")
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
     model.load_state_dict({name.removeprefix("layers."): tensor for name, tensor in weights.items()})
-    task = MaskedReconstruction((6,), 0.4).eval()
+    task = MaskedReconstruction(0.4, (6,)).eval()
     values = task.losses(model, small().validation.inputs, None).values
     rowed = [row for row in found["two"] if "eval/loss" in row]
     assert rowed[-1]["eval/loss"] == pytest.approx(values.mean().item(), rel=1e-5)

@@ -99,4 +99,4 @@ def test_what_a_task_of_ones_own_does_not_measure_is_one_sentence(metrics, silen
         check_metrics(task, metrics, {"checkpoint.best": "eval/AUROC"}, seen)
     check_metrics(Guess(), [ACCURACY], {"checkpoint.best": "eval/Accuracy"}, (rows, torch.arange(3)))
     with pytest.raises(ConfigError, match="the task MaskedReconstruction has no outputs that metrics could compare"):
-        check_metrics(MaskedReconstruction((4,), 0.5), ["AUROC"], {})
+        check_metrics(MaskedReconstruction(0.5, (4,)), ["AUROC"], {})

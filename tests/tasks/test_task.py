@@ -107,6 +107,7 @@ def test_the_commands_measure_it_and_say_what_has_no_table(tmp_path):
     [
         (["+task.share=1", "task._target_=made_tasks.Contrast"], "made_tasks.Contrast refuses (share=1)"),
         (["task._target_=made_tasks.Missing"], "task._target_: cannot import 'made_tasks.Missing'"),
+        (["task._target_=made_tasks.Silent"], "task: Silent has no method losses("),
         (["task._target_=torch.nn.ReLU"], "torch.nn.ReLU gives a ReLU, not a launcher.tasks.task.Task"),
         (["loss=mse"], "the task made_tasks.Agree has a loss of its own. Leave the group loss out"),
         (["loss.weight=balanced"], "loss.weight is 'balanced': the task made_tasks.Agree has a loss of its own"),
@@ -130,6 +131,8 @@ def test_what_does_not_fit_is_one_sentence(words, message, tmp_path):
         ("terms", "its losses have the terms other, and the class names agreement, size"),
         ("tensor", "task: Wrong.losses gives a Tensor; return launcher.tasks.task.Losses(values)"),
         ("detached", "its losses have no gradient"),
+        ("negative", "task: Wrong: its weights are negative for some samples"),
+        ("called", "task: Wrong has a term 'loss', the name of the whole"),
         ("trained", "parameters of its own that are to be trained, such as head.weight"),
     ],
 )

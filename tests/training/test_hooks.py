@@ -18,7 +18,7 @@ from trainers import make_trainer
 
 from launcher.config.trust import check_targets
 from launcher.core.errors import ConfigError
-from launcher.training.hooks import OWN_NAMES, Hooks, as_logged, build_hooks
+from launcher.training.hooks import OWN_NAMES, HookFailed, Hooks, as_logged, build_hooks
 from launcher.training.progress import Progress
 
 CODE = (
@@ -216,6 +216,17 @@ def test_what_cannot_be_logged_or_saved_is_one_sentence(kind, message, own, tmp_
     with pytest.raises(ConfigError, match=re.escape(message)):
         hooks.after_step(Progress(step=3))
         hooks.state()
+
+
+def test_a_hook_that_leaves_the_program_is_a_failure_with_its_name(own, tmp_path):
+    class Leaves:
+        def after_step(self, run):
+            sys.exit(3)
+
+    model = torch.nn.Linear(2, 2)
+    trainer = make_trainer(model, torch.nn.MSELoss(reduction="none"), torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(HookFailed, match=r"Leaves.after_step raised at step 3: SystemExit: 3"):
+        Hooks([Leaves()], trainer, None, 5, tmp_path).after_step(Progress(step=3))
 
 
 @pytest.mark.parametrize(
