@@ -20,9 +20,9 @@ from launcher.data.documents import find
 from launcher.data.source import Others
 from launcher.data.table_statistics import standardise
 from launcher.data.text import encode, open_tokenizer
-from launcher.models.mirrored import Mirrored
 from launcher.run import saved
 from launcher.tasks.build import is_supervised
+from launcher.tasks.mirrored import Mirrored
 from launcher.tasks.outputs import Outputs
 from launcher.tasks.supervised import tensor_of
 
