@@ -16,11 +16,11 @@ from launcher.data.source import Data, build_data
 from launcher.distributed.ranks import Ranks
 from launcher.models import adapters
 from launcher.models.build import build_model, files_of, kept_facts
-from launcher.models.mirrored import check_mirror
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery
 from launcher.schedulers.schedule import Schedule, build_schedule
 from launcher.tasks.build import build_task
+from launcher.tasks.mirrored import check_mirror
 from launcher.training import finetune, mixup, sharded, tryout
 from launcher.training.batch_norm import check_alone, check_exact
 from launcher.training.evaluation import check_metrics
@@ -108,7 +108,7 @@ def build(
             seen = try_task(model, task, data, of_kind, how)
     check_metrics(task, settings.metrics, wanted, seen)
     if settings.test_time_flip:
-        check_mirror(data)
+        check_mirror(data, task)
     if settings.wandb.tables:
         gallery.check(data, task)
     hooks = build_hooks(settings.hooks, data.facts())

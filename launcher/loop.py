@@ -20,9 +20,9 @@ from launcher.distributed.collectives import at_every_rank
 from launcher.distributed.pulse import pulse
 from launcher.distributed.rendezvous import by_rank_0
 from launcher.distributed.stop_request import StopRequest
-from launcher.models.mirrored import Mirrored
 from launcher.run import gallery
 from launcher.run.rank_zero import RankZero
+from launcher.tasks.mirrored import Mirrored
 from launcher.training import checkpoint
 from launcher.training.clock import Clock
 from launcher.training.divergence import Diverged

@@ -31,7 +31,7 @@ def command(settings: dict[str, Any]) -> int:
     compare_devices(settings["device"], ranks, on_cpu, settings["timeout"])
 
     from launcher.batching.generators import seed_generators
-    from launcher.models.mirrored import Mirrored, check_mirror
+    from launcher.tasks.mirrored import Mirrored, check_mirror
     from launcher.training.evaluation import EvaluationSettings, Evaluator
 
     seed_generators(run["seed"])
@@ -44,7 +44,7 @@ def command(settings: dict[str, Any]) -> int:
     task = subject.build_task(model)
     flip = settings["test_time_flip"]
     if run["test_time_flip"] if flip is None else flip:
-        check_mirror(subject.data)
+        check_mirror(subject.data, task)
         model = Mirrored(model)
     here = {name: settings[name] for name in ("threads", "timeout", "device")} | {"mixed_precision": precision}
     accelerator = start(ranks, run | here, on_cpu)

@@ -33,8 +33,8 @@ def command(settings: dict[str, Any]) -> int:
     model = subject.load_model()
 
     from launcher.batching.stream import in_order
-    from launcher.models.mirrored import Mirrored
     from launcher.run.trained import outputs_in_batches
+    from launcher.tasks.mirrored import Mirrored
 
     meaning = subject.read_outputs(model)
     if meaning is None or meaning.dense:

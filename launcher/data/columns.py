@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.extras import import_extra
+from launcher.data.arguments import check_whole
 from launcher.data.images import StandardiseChannels
-from launcher.data.pillow import LOOK, converted, has_colours, look
+from launcher.data.pillow import LOOK, check_bits, converted, has_colours, look
 from launcher.data.table_statistics import standardise, statistics
 from launcher.data.text_columns import Sequences, Vocabulary, lengths_of, of_lists, of_texts
 from launcher.data.token_rows import PADDING, token_split
@@ -154,6 +155,13 @@ class Look:
     channels: int | None
     bits: int | None
 
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            check_whole("data.image_size", self.image_size, "side in pixels; it must be an integer >= 1, or null")
+        if self.channels not in (1, 3, None) or isinstance(self.channels, bool):
+            raise ConfigError(f"data.channels: {self.channels!r} is none of 1, 3 and null.")
+        check_bits(self.bits)
+
 
 class Inputs(NamedTuple):
     """What columns are as inputs."""
@@ -245,10 +253,8 @@ def _of_images(
     first = dataset[0][column]
     if first is None:
         raise ConfigError(f"data.input: the first row has no image in {column!r}.")
-    rows, images_alone = range(0, len(dataset), -(-len(dataset) // LOOK)), dataset.select_columns([column])
-    shown = (images_alone[row][column] or first for row in rows)
-    scale = (look_at.mean, look_at.std)
-    images, prepare, notes = decoding_images(first, shown, look_at.image_size, scale, look_at.channels, look_at.bits)
+    images_alone = dataset.select_columns([column])
+    images, prepare, notes = decoding_images(lambda row: images_alone[row][column] or first, len(dataset), look_at)
     return images, images.shape, prepare, notes
 
 
@@ -275,36 +281,30 @@ def _of_numbers(sets: Mapping[str, Any], names: list[str]) -> Inputs:
 
 
 def decoding_images(
-    first: Any,
-    shown: Iterable[Any],
-    image_size: int | None,
-    scale: tuple[Any, Any],
-    channels: int | None,
-    bits: int | None,
+    image: Callable[[int], Any], count: int, look_at: Look
 ) -> tuple[Images, StandardiseChannels, list[str]]:
     """How images of PIL become a tensor, what is left to do with a batch, and lines for the log.
 
     Args:
-        first: The first image.
-        shown: Some to look at.
-        image_size: `data.image_size`.
-        scale: `data.mean` and `data.std`.
-        channels: `data.channels`.
-        bits: `data.bits`.
+        image: From the number of a row to its image; some are looked at.
+        count: Number of rows.
+        look_at: Settings.
 
     Raises:
         ConfigError: The mean or the deviation does not fit.
     """
-    coloured, notes = look(shown, bits)
-    mode = "L" if channels == 1 or (channels is None and not coloured) else "RGB"
-    size = first.size if image_size is None else (image_size, image_size)
+    coloured, notes = look(map(image, range(0, count, -(-count // LOOK))), look_at.bits)
+    mode = "L" if look_at.channels == 1 or (look_at.channels is None and not coloured) else "RGB"
+    side = look_at.image_size
+    size = image(0).size if side is None else (side, side)
     mean, std = (
         [255 * value for value in per_channel(f"data.{name}", given, len(mode))]
-        for name, given in zip(("mean", "std"), scale, strict=True)
+        for name, given in (("mean", look_at.mean), ("std", look_at.std))
     )
     if min(std) <= 0:
-        raise ConfigError(f"data.std: {scale[1]!r} has a value that is not above 0.")
-    return Images(mode, size, image_size is not None, bits, channels is not None), StandardiseChannels(mean, std), notes
+        raise ConfigError(f"data.std: {look_at.std!r} has a value that is not above 0.")
+    images = Images(mode, size, side is not None, look_at.bits, look_at.channels is not None)
+    return images, StandardiseChannels(mean, std), notes
 
 
 def measure(sets: Mapping[str, Any], names: list[str], numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:

@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
-from launcher.data.arguments import check_flag, check_fraction, check_seed, check_unused, check_whole
+from launcher.data.arguments import check_flag, check_seed, check_unused
 from launcher.data.columns import Look, read_inputs
-from launcher.data.pillow import check_bits
 from launcher.data.source import Data
-from launcher.data.splitting import hold_out
+from launcher.data.splitting import split_off
 from launcher.data.table_statistics import TASKS, check_task, standardise, target_statistics
 from launcher.data.targets import read_targets
 from launcher.data.text_columns import Vocabulary
@@ -58,12 +55,8 @@ def load(
             a package is missing.
     """
     check_task(task, (*TASKS, "multilabel"))
-    check_bits(bits)
-    if channels not in (1, 3, None) or isinstance(channels, bool):
-        raise ConfigError(f"data.channels: {channels!r} is none of 1, 3 and null.")
-    if image_size is not None:
-        check_whole("data.image_size", image_size, "side in pixels; it must be an integer >= 1, or null")
-    seed = check_seed("data.split_seed", split_seed)
+    look_at = Look(image_size, mean, std, channels, bits)
+    check_seed("data.split_seed", split_seed)
     vocabulary = Vocabulary(tokenizer, max_tokens, cache)
     found = choose(read(path, name, check_flag("data.download", download)), splits, path)
     names, wanted = (
@@ -76,10 +69,11 @@ def load(
     for split, share in (("test", test), ("validation", validation)):
         if split not in found:
             labels = None if classes is None else torch.from_numpy(values["train"])
-            kept, out = _held_out(split, len(found["train"]), share, seed, labels, path)
-            for name_of, index in ((split, out), ("train", kept)):
+            count = len(found["train"])
+            kept, out = split_off(split, count, share, split_seed, labels, f"{count} rows of {path}")
+            for name_of, index in ((split, out.numpy()), ("train", kept.numpy())):
                 found[name_of], values[name_of] = found["train"].select(index), values["train"][index]
-    inputs = read_inputs(found, names, Look(image_size, mean, std, channels, bits), vocabulary)
+    inputs = read_inputs(found, names, look_at, vocabulary)
     if inputs.mean is not None or inputs.vocabulary is not None:
         unused = {"image_size": image_size, "channels": channels, "bits": bits}
         check_unused(unused, f"{', '.join(names)} holds no images")
@@ -138,17 +132,6 @@ def _check_column(setting: str, column: str, sets: Mapping[str, Any], path: str)
         if column not in dataset.column_names:
             columns = ", ".join(dataset.column_names)
             raise ConfigError(f"{setting}: {path} has no column {column!r}; it has: {columns}.")
-
-
-def _held_out(
-    split: str, count: int, share: float, seed: int, labels: Tensor | None, path: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that stay to train on, and those of a split that the dataset does not have."""
-    check_fraction(f"data.{split}", share)
-    kept, out = hold_out(count, share, seed, labels) if count > 1 else (torch.arange(count), torch.arange(0))
-    if len(out) == 0:
-        raise ConfigError(f"data.{split}: {count} rows of {path} leave none to split off; give more rows.")
-    return kept.numpy(), out.numpy()
 
 
 def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.extras import import_extra
-from launcher.data.arguments import check_flag, check_folder, check_fraction, check_names, check_seed, check_whole
+from launcher.data.arguments import check_flag, check_folder, check_names, check_whole
 from launcher.data.broken import without_broken
 from launcher.data.folders import ENDINGS, Folders, find
 from launcher.data.images import StandardiseChannels
 from launcher.data.pillow import LOOK, check_bits, converted, look
 from launcher.data.source import Data, Others
-from launcher.data.splitting import hold_out
+from launcher.data.splitting import split_off
 
 Samples = list[tuple[str, int]]  # (file, class) of each image
 
@@ -196,12 +196,9 @@ def _random_crop(image_size: int, centre: list[Any], min_scale: float, flip: boo
 
 def _held_out(name: str, samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
     """Images that stay to train on, and those of a split that has no folder."""
-    check_fraction(f"data.{name}", share)
     labels = _labels(samples)
-    kept, out = hold_out(len(labels), share, check_seed("data.split_seed", seed), labels)
-    if len(out) == 0:
-        count = len(labels.unique())
-        raise ConfigError(f"data.{name}: {len(labels)} images of {count} classes leave none to split off.")
+    what = f"{len(labels)} images of {len(labels.unique())} classes"
+    kept, out = split_off(name, len(labels), share, seed, labels, what)
     return [samples[i] for i in kept.tolist()], [samples[i] for i in out.tolist()]
 
 

@@ -11,13 +11,12 @@ from torch.utils.data import Dataset
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.core.extras import import_extra
-from launcher.data.arguments import check_fraction, check_seed, check_unused, check_whole
-from launcher.data.columns import Images, decoding_images
+from launcher.data.arguments import check_seed, check_unused, check_whole
+from launcher.data.columns import Images, Look, decoding_images
 from launcher.data.mds_files import WHOLE, RowShard, array_of, checksum, find_sets, image_of
-from launcher.data.pillow import LOOK, check_bits
 from launcher.data.shard_files import KINDS, OpenShards
 from launcher.data.source import Data
-from launcher.data.splitting import hold_out
+from launcher.data.splitting import split_off
 
 IMAGES = ("jpeg", "png", "pil", "bytes")  # encodings of a column that may hold images
 
@@ -49,27 +48,28 @@ def load(
         ConfigError: The directory, a column or a row is missing or unfit, or a setting is outside its range.
     """
     check_whole("data.open", open, "number of shards; it must be an integer >= 1, such as 16")
+    look_at = Look(image_size, mean, std, channels, bits)
     sets = find_sets(path)
     encoding = _encoding("data.input", input, sets)
     assert input is not None
-    seed = check_seed("data.split_seed", split_seed)
+    check_seed("data.split_seed", split_seed)
     rows: dict[str, Rows] = {split: Rows(shards, input, open) for split, shards in sets.items()}
     if target is None:
         of_images = {"image_size": image_size, "classes": classes, "channels": channels, "bits": bits}
         check_unused(of_images, "without data.target the rows are tokens")
-        return _language(rows, encoding, dtype, vocabulary, {"test": test, "validation": validation}, seed)
+        return _language(rows, encoding, dtype, vocabulary, {"test": test, "validation": validation}, split_seed)
     check_unused({"dtype": dtype, "vocabulary": vocabulary}, "with data.target the rows are images")
     labels, count, notes = _classes(rows, target, classes)
-    _check_images(encoding, image_size, channels, bits)
-    first = rows["train"].image(0)
-    shown = (rows["train"].image(row) for row in range(0, len(rows["train"]), -(-len(rows["train"]) // LOOK)))
-    images, standardise, told = decoding_images(first, shown, image_size, (mean, std), channels, bits)
+    if encoding.partition(":")[0] not in IMAGES:
+        raise ConfigError(f"data.input: its column is {encoding}; images are {', '.join(IMAGES)}.")
+    import_extra("PIL.Image", "data.input: images are read with Pillow", "hf")
+    images, standardise, told = decoding_images(rows["train"].image, len(rows["train"]), look_at)
     parts = {}
     for split, of in rows.items():
         of.decode, of.target = images, target
         of.classes = count
         parts[split] = of.split(None if labels is None else labels[split], standardise)
-    _hold_out(parts, {"test": test, "validation": validation}, seed)
+    _hold_out(parts, {"test": test, "validation": validation}, split_seed)
     return Data(
         name="mds",
         task="classification",
@@ -149,28 +149,12 @@ def _classes(
     return labels, highest + 1, [f"{highest + 1} classes, as the highest of all rows is {highest}"]
 
 
-def _check_images(encoding: str, image_size: Any, channels: Any, bits: Any) -> None:
-    """Check how images become the model's inputs."""
-    if encoding.partition(":")[0] not in IMAGES:
-        raise ConfigError(f"data.input: its column is {encoding}; images are {', '.join(IMAGES)}.")
-    import_extra("PIL.Image", "data.input: images are read with Pillow", "hf")
-    if image_size is not None:
-        check_whole("data.image_size", image_size, "side in pixels; it must be an integer >= 1, or null")
-    if channels not in (1, 3, None) or isinstance(channels, bool):
-        raise ConfigError(f"data.channels: {channels!r} is none of 1, 3 and null.")
-    check_bits(bits)
-
-
 def _hold_out(parts: dict[str, DatasetSplit], shares: dict[str, float], seed: int) -> None:
     """Take a share of the training rows for each split that has no directory."""
     for split, share in shares.items():
         if split not in parts:
-            check_fraction(f"data.{split}", share)
             train = parts["train"]
-            nothing = (torch.empty(0), torch.empty(0))
-            kept, out = hold_out(len(train), share, seed, train.targets) if len(train) > 1 else nothing
-            if not len(kept) or not len(out):
-                raise ConfigError(f"data.{split}: {len(train)} rows leave none to split off; give more rows.")
+            kept, out = split_off(split, len(train), share, seed, train.targets, f"{len(train)} rows")
             parts[split], parts["train"] = train.at(out), train.at(kept)
 
 

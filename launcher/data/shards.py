@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from launcher.batching.splits import DatasetSplit
 from launcher.core.errors import BrokenFile, ConfigError
 from launcher.data.arguments import check_fraction, check_whole
-from launcher.data.documents import find
 from launcher.data.shard_files import OpenShards, Shard, checksum, find_shards, unknown
 from launcher.data.source import Data
 from launcher.data.text import open_tokenizer
@@ -78,8 +77,7 @@ def _vocabulary(vocabulary: Any, tokenizer: str | None, shards: Sequence[Shard])
     if vocabulary is not None:
         return check_whole("data.vocabulary", vocabulary, "size of a vocabulary, such as 50257"), []
     if tokenizer is not None:
-        file = find("data.tokenizer", tokenizer, "a tokenizer.json")
-        return open_tokenizer(file, file.read_bytes())[2], []
+        return open_tokenizer(tokenizer).size, []
     said = {shard.vocabulary for shard in shards}
     if len(said) == 1 and (known := said.pop()) is not None:
         return known, [f"a vocabulary of {known} tokens, as of llm.c's headers (data.vocabulary says otherwise)"]

@@ -41,6 +41,27 @@ def hold_out(n: int, fraction: float, seed: int, labels: Tensor | None = None) -
     return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
 
 
+def split_off(split: str, n: int, share: float, seed: int, labels: Tensor | None, what: str) -> tuple[Tensor, Tensor]:
+    """Cut a split that the data do not have off their training samples; see `hold_out`.
+
+    Args:
+        split: Its name.
+        n: Number of training samples.
+        share: Share of them.
+        seed: Seed of the choice.
+        labels: [n] classes, to cut each class alike.
+        what: What the samples are, for messages.
+
+    Raises:
+        ConfigError: The share or the seed is outside its range, or there are too few samples.
+    """
+    share, seed = check_fraction(f"data.{split}", share), check_seed("data.split_seed", seed)
+    kept, out = hold_out(n, share, seed, labels) if n > 1 else (torch.arange(n), torch.arange(0))
+    if len(out) == 0:
+        raise ConfigError(f"data.{split}: {what} leave none to split off; give more of them.")
+    return kept, out
+
+
 def split_three(
     n: int, test: float, validation: float, seed: int, labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,26 +1,25 @@
 """A text of your own as one stream of tokens: its bytes, or what a tokenizer makes of it."""
 
 import hashlib
-import mmap
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from launcher.batching.splits import TensorSplit
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
-from launcher.core.files import cache_folder, read_json
+from launcher.core.files import cache_folder, read_json, replacing
 from launcher.core.locks import locked
 from launcher.data.arguments import check_fraction, check_whole
 from launcher.data.documents import PIECE, Documents, find, find_documents, has_rows
 from launcher.data.packed import packing, pieces
+from launcher.data.shard_files import map_file
 from launcher.data.source import Data
 
 AT_ONCE = 64  # pieces that the tokenizer's threads share, as many rows as are as long
@@ -52,7 +51,7 @@ def load(
     end_of_text = _check_end(end_of_text, tokenizer)
     stream = Stream(documents.files[0], 256, np.dtype(np.uint8), [])
     if tokenizer is not None:
-        stream = encoded(documents, find("data.tokenizer", tokenizer, "a tokenizer.json"), end_of_text, cache)
+        stream = encoded(documents, open_tokenizer(tokenizer), end_of_text, cache)
     elif not documents.alone or packing(documents.files[0]) is not None:
         stream = joined(documents, cache)
     length = stream.file.stat().st_size // stream.kind.itemsize
@@ -65,7 +64,9 @@ def load(
     tested = min(max(1, round(samples * test)), samples - 2)
     rest = samples - tested
     validated = min(max(1, round(rest * validation)), rest - 1)
-    tokens = mapped(stream.file, stream.kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it cannot be written to, which nobody does
+        tokens = torch.from_numpy(map_file(stream.file, stream.kind.str, length))
     inputs, targets = (tokens[first : first + samples * block].view(samples, block) for first in (0, 1))
 
     def split(first: int, last: int) -> TensorSplit:
@@ -123,61 +124,68 @@ def _check_end(end_of_text: Any, tokenizer: str | None) -> str | None:
     return end_of_text
 
 
-def mapped(file: Path, kind: np.dtype) -> Tensor:
-    """The numbers in a file that is not empty, [n], mapped into memory and not read."""
-    with file.open("rb") as opened:
-        area = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    area.madvise(mmap.MADV_RANDOM)  # samples are drawn from all over it: 22 us for each, and 6 ms with reading ahead
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it cannot be written to, which nobody does
-        return torch.from_numpy(np.frombuffer(area, kind))
-
-
 def joined(documents: Documents, cache: str | None) -> Stream:
     """The bytes of documents, unpacked and one after the other, from a file that is kept; see `kept`."""
 
-    def write(tokens: IO[bytes]) -> None:
-        if documents.alone:  # whatever its bytes are
-            tokens.writelines(pieces(documents.files[0], "data.path", PIECE))
-        else:
-            tokens.writelines(text.encode() for text, _ in documents.pieces())
+    def write(place: Path) -> None:
+        with replacing(place, "wb", durable=True) as tokens:
+            if documents.alone:  # whatever its bytes are
+                tokens.writelines(pieces(documents.files[0], "data.path", PIECE))
+            else:
+                tokens.writelines(text.encode() for text, _ in documents.pieces())
 
     file = kept(f"{_digest(documents)}-bytes.uint8", write, cache)
     notes = [] if documents.alone else ["nothing parts the documents: bytes have no token for the end of a text"]
     return Stream(file, 256, np.dtype(np.uint8), notes)
 
 
-def encoded(documents: Documents, tokenizer: Path, end_of_text: str | None, cache: str | None) -> Stream:
+class Tokenizer(NamedTuple):
+    """A tokenizer that cuts nothing off and adds nothing."""
+
+    file: Path
+    content: bytes  # of the file
+    encoder: Any  # of Hugging Face's tokenizers
+    undone: list[str]  # what it would have done
+    size: int  # of its vocabulary
+
+    def encode(self, texts: Sequence[str], where: Any, marks: bool = False) -> list[Any]:
+        """What it makes of texts, with or without the marks that some put around a sentence; where is for messages."""
+        try:
+            return self.encoder.encode_batch(texts, add_special_tokens=marks)
+        except Exception as error:  # tokenizers raises nothing more special
+            raise ConfigError(f"data.tokenizer: {self.file} cannot encode {where}: {error}.") from error
+
+
+def encoded(documents: Documents, tokenizer: Tokenizer, end_of_text: str | None, cache: str | None) -> Stream:
     """The tokens of documents, from a file that is kept; see `kept`.
 
     Args:
         documents: Where the text is.
-        tokenizer: A tokenizer.json.
+        tokenizer: What makes tokens of them.
         end_of_text: The token between two documents; auto: the tokenizer's own; None: none.
         cache: `data.cache`.
     """
-    content = tokenizer.read_bytes()
-    encoder, undone, vocabulary = open_tokenizer(tokenizer, content)
-    kind = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
-    notes = [f"{tokenizer} would {' and '.join(undone)}; switched off, as a text is one stream"] if undone else []
-    key = f"{_digest(documents)}-{hashlib.sha256(content).hexdigest()[:24]}"
-    end, told = find_end(encoder, tokenizer, end_of_text)
+    kind, undone = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32), tokenizer.undone
+    notes = [f"{tokenizer.file} would {' and '.join(undone)}; switched off, as a text is one stream"] if undone else []
+    key = f"{_digest(documents)}-{hashlib.sha256(tokenizer.content).hexdigest()[:24]}"
+    end, told = find_end(tokenizer.encoder, tokenizer.file, end_of_text)
     if not documents.alone:
         notes.append(told)
         key += "" if end is None else f"-{end}"
     key += "-plain" if undone else ""  # what an encoder as it came has written before is something else
 
-    def write(tokens: IO[bytes]) -> None:
+    def write(place: Path) -> None:
         begun = False
-        for batch in batches_of(documents):
-            encodings = encode(encoder, [text for text, _ in batch], documents.files[0], tokenizer)
-            for encoding, (_, begins) in zip(encodings, batch, strict=True):
-                if begins and begun and end is not None:
-                    tokens.write(np.asarray([end], dtype=kind).tobytes())
-                tokens.write(np.asarray(encoding.ids, dtype=kind).tobytes())
-                begun = True
+        with replacing(place, "wb", durable=True) as tokens:
+            for batch in batches_of(documents):
+                encodings = tokenizer.encode([text for text, _ in batch], documents.files[0])
+                for encoding, (_, begins) in zip(encodings, batch, strict=True):
+                    if begins and begun and end is not None:
+                        tokens.write(np.asarray([end], dtype=kind).tobytes())
+                    tokens.write(np.asarray(encoding.ids, dtype=kind).tobytes())
+                    begun = True
 
-    return Stream(kept(f"{key}.{kind.name}", write, cache), vocabulary, kind, notes, end)
+    return Stream(kept(f"{key}.{kind.name}", write, cache), tokenizer.size, kind, notes, end)
 
 
 def find_end(encoder: Any, tokenizer: Path, end_of_text: str | None) -> tuple[int | None, str]:
@@ -217,14 +225,14 @@ def _digest(documents: Documents) -> str:
     return hashlib.sha256("\n".join([*digests, repr(documents.field)]).encode()).hexdigest()[:24]
 
 
-def kept(name: str, write: Callable[[IO[bytes]], None], cache: str | None) -> Path:
-    """A file in the cache, which the first process to need it writes while the others wait.
+def kept(name: str, write: Callable[[Path], None], cache: str | None) -> Path:
+    """A file or directory in the cache, which the first process to need it writes while the others wait.
 
     It is named by the contents of what it is made from, and appears whole or not at all.
 
     Args:
-        name: Of the file.
-        write: Writes it.
+        name: Of it.
+        write: Writes it at the path that it is given.
         cache: `data.cache`.
 
     Raises:
@@ -239,11 +247,8 @@ def kept(name: str, write: Callable[[IO[bytes]], None], cache: str | None) -> Pa
         with locked(folder / f"{place.stem}.lock"):
             if not place.exists():
                 with tempfile.TemporaryDirectory(dir=folder, prefix=".encoding-") as making:
-                    with Path(making, "tokens").open("wb") as tokens:
-                        write(tokens)
-                        tokens.flush()
-                        os.fsync(tokens.fileno())
-                    os.replace(Path(making, "tokens"), place)
+                    write(Path(making, "whole"))
+                    os.replace(Path(making, "whole"), place)
     except OSError as error:
         raise ConfigError(
             f"data.cache: cannot keep the encoded text in {folder}: {error.strerror or error}. "
@@ -252,16 +257,15 @@ def kept(name: str, write: Callable[[IO[bytes]], None], cache: str | None) -> Pa
     return place
 
 
-def open_tokenizer(tokenizer: Path, content: bytes) -> tuple[Any, list[str], int]:
-    """A tokenizer that cuts nothing off and adds nothing, what had to be undone for it, and its vocabulary's size.
-
-    Args:
-        tokenizer: Its file, for messages.
-        content: Of that file.
+def open_tokenizer(named: Any) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names: a tokenizer.json, or a directory with one.
 
     Raises:
-        ConfigError: It is no tokenizer.json, or knows no words.
+        ConfigError: It is none, or knows no words.
     """
+    whole = named and isinstance(named, str) and Path(named).expanduser().is_dir()
+    file = find("data.tokenizer", str(Path(named, "tokenizer.json")) if whole else named, "a tokenizer.json")
+    content = file.read_bytes()
     tokenizers = import_extra("tokenizers", "data.tokenizer: a text is encoded by the package tokenizers", "text")
     try:
         encoder = tokenizers.Tokenizer.from_buffer(content)
@@ -269,11 +273,12 @@ def open_tokenizer(tokenizer: Path, content: bytes) -> tuple[Any, list[str], int
         words = encoder.get_vocab()
     except Exception as error:  # tokenizers raises nothing more special
         raise ConfigError(
-            f"data.tokenizer: {tokenizer} is no tokenizer.json of Hugging Face's tokenizers: {error}."
+            f"data.tokenizer: {file} is no tokenizer.json of Hugging Face's tokenizers: {error}."
         ) from error
     if not words:
-        raise ConfigError(f"data.tokenizer: {tokenizer} has an empty vocabulary; train it first.")
-    return encoder, undone, max(words.values()) + 1  # some numbers in between may stand for nothing
+        raise ConfigError(f"data.tokenizer: {file} has an empty vocabulary; train it first.")
+    # Some numbers in between may stand for nothing.
+    return Tokenizer(file, content, encoder, undone, max(words.values()) + 1)
 
 
 def made_plain(encoder: Any) -> list[str]:
@@ -305,11 +310,3 @@ def batches_of(documents: Documents) -> Iterator[list[tuple[str, bool]]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def encode(encoder: Any, pieces: list[str], file: Path | str, tokenizer: Path) -> list[Any]:
-    """What the tokenizer makes of pieces of the text, without the marks that some put around a sentence."""
-    try:
-        return encoder.encode_batch(pieces, add_special_tokens=False)
-    except Exception as error:  # tokenizers raises nothing more special
-        raise ConfigError(f"data.tokenizer: {tokenizer} cannot encode {file}: {error}.") from error

@@ -1,8 +1,6 @@
 """A column of texts as sequences of tokens, by a tokenizer or byte by byte, kept in a file for the next start."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,8 @@ from typing import Any
 import numpy as np
 
 from launcher.core.errors import ConfigError
-from launcher.core.files import cache_folder
-from launcher.core.locks import locked
 from launcher.data.arguments import check_whole
-from launcher.data.text import find, open_tokenizer
+from launcher.data.text import Tokenizer, kept, open_tokenizer
 from launcher.data.token_rows import PADDING
 
 BEGIN, FIRST_BYTE = 1, 2  # tokens of bytes: 0 fills up, 1 begins each text, 2 is the byte 0
@@ -52,19 +48,13 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         check_whole("data.max_tokens", self.most, "number of tokens; it must be an integer >= 1, such as 512")
-        self.size, self.padding, self._path = BYTES, PADDING, Path()
-        self._encoder: Any = None
-        if self.file is None:
-            return
-        place = Path(str(self.file)).expanduser()
-        self._path = find(
-            "data.tokenizer", str(place / "tokenizer.json" if place.is_dir() else place), "a tokenizer.json"
-        )
-        self._content = self._path.read_bytes()
-        self._encoder, _, self.size = open_tokenizer(self._path, self._content)
-        known = (self._encoder.token_to_id(name) for name in PADS)
-        self.padding = next((number for number in known if number is not None), PADDING)
-        self._encoder.enable_truncation(self.most)
+        self.size, self.padding = BYTES, PADDING
+        self._tokenizer = None if self.file is None else open_tokenizer(self.file)
+        if self._tokenizer is not None:
+            encoder, self.size = self._tokenizer.encoder, self._tokenizer.size
+            known = (encoder.token_to_id(name) for name in PADS)
+            self.padding = next((number for number in known if number is not None), PADDING)
+            encoder.enable_truncation(self.most)
 
     def sequences(self, texts: Sequence[str | None], where: str) -> tuple[Sequences, int]:
         """The tokens of texts, and how many of the texts were too long.
@@ -79,54 +69,35 @@ class Vocabulary:
         missing = next((row for row, text in enumerate(texts) if text is None), None)
         if missing is not None:
             raise ConfigError(f"data.input: row {missing} of {where} has no text; remove it, or give it one.")
-        if self._encoder is None:
+        if self._tokenizer is None:
             found, cut = _of_bytes([text.encode() for text in texts if text is not None], self.most)
         else:
-            found, cut = self._kept([text for text in texts if text is not None], where)
+            found, cut = self._kept(self._tokenizer, [text for text in texts if text is not None], where)
         empty = np.flatnonzero(np.diff(found.offsets) == 0)
         if len(empty):
             raise ConfigError(f"data.input: row {empty[0]} of {where} has a text without tokens; remove it.")
         return found, cut
 
-    def _kept(self, texts: list[str], where: str) -> tuple[Sequences, int]:
-        """The same by the tokenizer, from a file that the first process to need it writes while the others wait."""
-        content = hashlib.sha256(f"{self.most}".encode() + self._content)
+    def _kept(self, tokenizer: Tokenizer, texts: list[str], where: str) -> tuple[Sequences, int]:
+        """The same by the tokenizer, from files that are kept; see `kept`."""
+        content = hashlib.sha256(f"{self.most}".encode() + tokenizer.content)
         for text in texts:
             content.update(f"{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
-        folder = Path(self.cache).expanduser() if self.cache else cache_folder()
-        place = folder / f"{content.hexdigest()[:48]}.texts"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not place.exists():
-                with locked(folder / f"{place.stem}.lock"):
-                    if not place.exists():
-                        with tempfile.TemporaryDirectory(dir=folder, prefix=".encoding-") as making:
-                            self._write(texts, where, Path(making, "whole"))
-                            os.replace(Path(making, "whole"), place)
-            found = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in ("tokens", "offsets", "cut")}
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise ConfigError(
-                f"data.cache: cannot keep the encoded texts in {folder}: {why}. Set data.cache to a directory you can "
-                "write."
-            ) from error
-        return Sequences(found["tokens"], np.array(found["offsets"])), int(found["cut"][0])
 
-    def _write(self, texts: list[str], where: str, place: Path) -> None:
-        pieces, lengths, cut = [np.empty(0, np.uint32)], [0], 0
-        for first in range(0, len(texts), AT_ONCE):
-            try:
-                encodings = self._encoder.encode_batch(texts[first : first + AT_ONCE])
-            except Exception as error:  # tokenizers raises nothing more special
-                raise ConfigError(f"data.tokenizer: {self._path} cannot encode {where}: {error}.") from error
-            for encoding in encodings:
-                pieces.append(np.asarray(encoding.ids, np.uint32))
-                lengths.append(len(encoding.ids))
-                cut += bool(encoding.overflowing)
-        place.mkdir()
-        content = {"tokens": np.concatenate(pieces), "offsets": np.cumsum(lengths), "cut": np.array([cut])}
-        for name, array in content.items():
-            np.save(place / f"{name}.npy", array)
+        def write(place: Path) -> None:
+            pieces, lengths, cut = [np.empty(0, np.uint32)], [0], 0
+            for first in range(0, len(texts), AT_ONCE):
+                for encoding in tokenizer.encode(texts[first : first + AT_ONCE], where, marks=True):
+                    pieces.append(np.asarray(encoding.ids, np.uint32))
+                    lengths.append(len(encoding.ids))
+                    cut += bool(encoding.overflowing)
+            place.mkdir()
+            for name, array in (("tokens", np.concatenate(pieces)), ("offsets", np.cumsum(lengths)), ("cut", [cut])):
+                np.save(place / f"{name}.npy", array)
+
+        place = kept(f"{content.hexdigest()[:48]}.texts", write, self.cache)
+        tokens, offsets, cut = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("tokens", "offsets", "cut"))
+        return Sequences(tokens, np.array(offsets)), int(cut[0])
 
 
 def _of_bytes(texts: Sequence[bytes], most: int) -> tuple[Sequences, int]:

@@ -11,7 +11,7 @@ class FocalLoss(nn.Module):
     `alpha_y * (1 - p_y)^gamma * -log p_y` for a sample of class y: Lin et al., Focal Loss for Dense Object
     Detection (2017), https://arxiv.org/abs/1708.02002, with the softmax over k classes in the place of their
     sigmoid. The mean divides by the sum of alpha [k] over the samples, as torch.nn.CrossEntropyLoss(weight=alpha) does.
-    A pixel of no class (-100) has the loss 0, and with alpha the weight 0.
+    A token or pixel of no class (-100) has the loss 0, and with alpha the weight 0.
     """
 
     alpha: Tensor | None
@@ -36,5 +36,5 @@ class FocalLoss(nn.Module):
 
     @staticmethod
     def _alpha_of(alpha: Tensor, targets: Tensor) -> Tensor:
-        """Alpha of each class, 0 for one of many targets of a sample that is none, such as -100."""
-        return alpha[targets] if targets.dim() == 1 else alpha[targets.clamp(min=0)] * (targets >= 0)
+        """Alpha of each class, 0 for a target that is none, such as -100."""
+        return alpha[targets.clamp(min=0)] * (targets >= 0)

@@ -41,7 +41,7 @@ class PerSample(nn.Module):
         loss: A torch loss (its `reduction` becomes "none"), or any module (outputs, targets) -> [n], [n, ...]
             or a scalar; it may have a method `weights(targets) -> [n] | None`.
         task: Of the data, which says what its targets are; None leaves them as they are.
-        padded: Of a language: some targets may be none, as `ignore_index` says, and weigh nothing.
+        padded: Of a language: some targets may be none, -100 or as `ignore_index` says, and weigh nothing.
     """
 
     def __init__(self, loss: nn.Module, task: str | None = None, padded: bool = True):
@@ -90,8 +90,8 @@ class PerSample(nn.Module):
             values = values.float()
         if values.dim() == 0:
             values = values.expand(len(targets))
-        if weights is None and self.task == "segmentation" and values.shape == targets.shape:
-            counts = targets >= 0  # a pixel of no class counts nowhere, whatever the loss makes of it
+        if weights is None and (self.padded or self.task == "segmentation") and values.shape == targets.shape:
+            counts = targets >= 0  # a token or pixel of no class counts nowhere, whatever the loss makes of it
             values, weights = values.where(counts, 0), counts.to(values.dtype)
         if self.language:
             values = values.unflatten(0, (samples, -1))

@@ -58,7 +58,7 @@ def columns(
     if isinstance(part, TensorSplit):
         raw, targets = part.inputs[numbers].cpu(), part.targets[numbers].cpu()
     else:
-        raw, targets = next(iter(DataLoader(part.dataset, batch_sampler=[numbers])))
+        raw, targets = next(iter(DataLoader(part.dataset, batch_sampler=[numbers], collate_fn=part.collate)))
     inputs = as_numbers(raw if part.prepare is None else part.prepare(raw), part)
     was_training = model.training
     model.eval()
@@ -69,7 +69,7 @@ def columns(
             outputs.append(tensor_of(model(some)).float().cpu())
     model.train(was_training)
     table: dict[str, np.ndarray] = {"sample": np.array(numbers)}
-    if len(input_shape) == 3 and input_shape[0] in COLOURS:
+    if isinstance(raw, Tensor) and len(input_shape) == 3 and input_shape[0] in COLOURS:
         table["image"] = _pixels(raw if raw.shape[1:2] == input_shape[:1] else inputs)
     found = torch.cat(outputs)
     assert isinstance(task, Supervised)

@@ -16,13 +16,12 @@ from launcher.batching.stream import in_order
 from launcher.core.errors import ConfigError
 from launcher.core.files import number
 from launcher.data import images
-from launcher.data.documents import find
 from launcher.data.source import Others
 from launcher.data.table_statistics import standardise
-from launcher.data.text import encode, open_tokenizer
-from launcher.models.mirrored import Mirrored
+from launcher.data.text import open_tokenizer
 from launcher.run import saved
 from launcher.tasks.build import is_supervised
+from launcher.tasks.mirrored import Mirrored
 from launcher.tasks.outputs import Outputs
 from launcher.tasks.supervised import tensor_of
 
@@ -202,9 +201,7 @@ def tokens_of(text: str, tokenizer: str | None) -> list[int]:
     """The tokens of a text as `data=text` has them: its bytes, or by a tokenizer.json."""
     if tokenizer is None:
         return list(text.encode())
-    file = find("data.tokenizer", tokenizer, "a tokenizer.json")
-    encoder, *_ = open_tokenizer(file, file.read_bytes())
-    ids: list[int] = encode(encoder, [text], "the text", file)[0].ids
+    ids: list[int] = open_tokenizer(tokenizer).encode([text], "the text")[0].ids
     return ids
 
 

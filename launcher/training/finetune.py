@@ -55,10 +55,15 @@ def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> L
     with one; or a run directory, which means its best checkpoint, else its newest.
 
     Raises:
-        ConfigError: Nothing is there, it cannot be read, or not one tensor fits.
+        ConfigError: Nothing is there, it cannot be read, not one tensor fits, or some belong to layers with adapters.
     """
     file = _find(Path(str(source)).expanduser(), setting)
     found = read(file, setting)
+    if any(".base_layer." in name for name in found.tensors):
+        raise ConfigError(
+            f"{setting}={source}: {file} has adapters beside the weights of its layers, which would be left out. Add "
+            f"them to the weights first, by launcher export run_dir=RUN output=MERGED, and set {setting}=MERGED."
+        )
     matched, loaded = match(model, found, file)
     own = model.state_dict()
     if not matched:

@@ -28,7 +28,7 @@ from launcher.core.compat import own_tensors
 from launcher.core.errors import ConfigError, is_out_of_memory
 from launcher.core.files import read_json, write_json
 from launcher.distributed.collectives import from_rank_0, sum_over_ranks
-from launcher.models.mirrored import Mirrored
+from launcher.tasks.mirrored import Mirrored
 from launcher.training.advice import advice
 from launcher.training.batch_norm import check_alone
 from launcher.training.evaluation import EvaluationSettings, Evaluator

@@ -22,7 +22,8 @@ def test_focal_is_its_formula(gamma):
 
 
 @pytest.mark.parametrize("alpha", [None, WEIGHTS])
-def test_pixels_of_no_class_count_nowhere(alpha):
+@pytest.mark.parametrize("task", ["segmentation", "language"])
+def test_pixels_and_tokens_of_no_class_count_nowhere(alpha, task):
     """The mean is over the others alone, for focal and for a loss of a person's own, which knows nothing of them."""
     torch.manual_seed(0)
     outputs, targets = torch.randn(5, 4, 3, 2), torch.randint(4, (5, 3, 2))
@@ -30,7 +31,9 @@ def test_pixels_of_no_class_count_nowhere(alpha):
     flat, true = outputs.movedim(1, -1)[targets >= 0], targets[targets >= 0]
     p, of_class = flat.softmax(1)[torch.arange(len(true)), true], torch.tensor(alpha or [1.0] * 4)[true]
     expected = ((1 - p) ** 2 * -p.log() * of_class).sum() / of_class.sum()
-    values, weights = PerSample(FocalLoss(2, alpha), "segmentation")(outputs, targets)
+    if task == "language":  # [n, tokens, classes]
+        outputs, targets = outputs.movedim(1, -1).flatten(1, 2), targets.flatten(1)
+    values, weights = PerSample(FocalLoss(2, alpha), task)(outputs, targets)
     torch.testing.assert_close(values.sum() / weights.sum(), expected)
     assert values[3] == weights[3] == 0
     if alpha is None:
@@ -39,7 +42,7 @@ def test_pixels_of_no_class_count_nowhere(alpha):
             def forward(self, outputs, targets):
                 return (outputs.argmax(1) != targets).float() / (targets + 100)
 
-        values, weights = PerSample(Own(), "segmentation")(outputs, targets)
+        values, weights = PerSample(Own(), task)(outputs, targets)
         wrong = (flat.argmax(1) != true).float() / (true + 100)
         torch.testing.assert_close(values.sum() / weights.sum(), wrong.mean())
 

@@ -12,7 +12,13 @@ from safetensors.torch import load_file
 from vision_options import make
 
 from launcher.config.components import build
-from launcher.models.mirrored import Mirrored
+from launcher.core.errors import ConfigError
+from launcher.data import DatasetSplit
+from launcher.losses.per_sample import PerSample
+from launcher.tasks.masked import MaskedReconstruction as Masked
+from launcher.tasks.mirrored import Mirrored, check_mirror
+from launcher.tasks.outputs import Outputs
+from launcher.tasks.supervised import Supervised
 
 pytestmark = pytest.mark.versions
 
@@ -22,6 +28,28 @@ def test_the_mirror_is_the_mean_of_both():
     images = torch.randn(3, 3, 32, 32)
     mirrored = torch.from_numpy(images.numpy()[..., ::-1].copy())
     torch.testing.assert_close(Mirrored(model)(images), torch.stack([model(images), model(mirrored)]).mean(0))
+
+
+def test_the_classes_of_mirrored_pixels_are_turned_back():
+    """A model that says of each pixel what is in it says the same of an image and its mirror, in the other order."""
+    images = torch.randn(2, 3, 4, 5)
+    assert torch.equal(Mirrored(torch.nn.Identity())(images), images)
+
+
+def test_only_images_and_outputs_are_mirrored():
+    data = build("data", option("data", "digits"))
+    supervised, masked = (
+        Supervised(PerSample(torch.nn.CrossEntropyLoss()), Outputs("classification", 10)),
+        Masked((1, 8, 8), 0.5),
+    )
+    check_mirror(data, supervised)
+    with pytest.raises(ConfigError, match=r"test_time_flip: the task MaskedReconstruction .*set it to false"):
+        check_mirror(data, masked)
+    pixels = data.train.prepare(data.train.inputs[:4])
+    samples = [({"image": image}, 0) for image in pixels]
+    data.train = DatasetSplit(samples, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ConfigError, match="test_time_flip: data=digits gives inputs in a dict"):
+        check_mirror(data, supervised)
 
 
 def test_a_run_mirrors_its_test_part_alone_and_evaluate_can(tmp_path):
