@@ -75,11 +75,9 @@ def build(
     """
     seed_generators(settings.seed)
     leaves_out = settings.divergence.action == "rollback"
-    limit = (settings.limit_batches or 0) * settings.batch.global_size
-    data = build_data(settings.data, leaves_out, limit)
+    data = build_data(settings.data, leaves_out, (settings.limit_batches or 0) * settings.batch.global_size)
     if isinstance(data.train, TensorSplit) and data.train.targets.is_floating_point():
-        # Once, and not in each batch; what is predicted keeps its digits.
-        data.train.targets = data.train.targets.float()
+        data.train.targets = data.train.targets.float()  # once, not in each batch; what is predicted keeps its digits
     data, task = build_task(settings.task, data, settings.loss)
     shards = settings.canonical_shards if settings.exact_across_devices else None
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
@@ -94,27 +92,24 @@ def build(
     total_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or sys.maxsize)
     schedule = build_schedule(settings.scheduler, optimizer, total_steps, plan.steps_per_epoch)
     recompute(model, settings.activation_checkpointing or [])
-    wanted = _wanted_metrics(settings, schedule)
     if shards is not None:
         check_exact(model)
     check_alone(model, data, plan, settings.batch.max_per_device, total_steps)
-    seen = None
-    if tried:
-        of_kind = partial(kind, sampler=sampler)
-        cut = _cut(plan, devices, settings.batch.max_per_device)
-        elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
-        how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
-        with adapters.all_called(model):
-            seen = try_task(model, task, data, of_kind, how)
-    check_metrics(task, settings.metrics, wanted, seen)
+    cut = _cut(plan, devices, settings.batch.max_per_device)
+    elsewhere = settings.strategy.name == "fsdp" and settings.strategy.meta_init and ranks.world_size > 1
+    how = tryout.How(settings.num_workers, cut, elsewhere, leaves_out)
+    with adapters.all_called(model):
+        seen = try_task(model, task, data, partial(kind, sampler=sampler), how) if tried else None
+    check_metrics(task, settings.metrics, _wanted_metrics(settings, schedule), seen)
     if settings.test_time_flip:
         check_mirror(data, task)
     if settings.wandb.tables:
         gallery.check(data, task)
     hooks = build_hooks(settings.hooks, data.facts())
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
-    learner = Learner(model, task, optimizer, schedule)
-    return Parts(data, plan, sampler, kind, learner, sharding, begun, total_steps, hooks)
+    return Parts(
+        data, plan, sampler, kind, Learner(model, task, optimizer, schedule), sharding, begun, total_steps, hooks
+    )
 
 
 def _begin(

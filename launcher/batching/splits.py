@@ -101,6 +101,14 @@ class DatasetSplit:
                 f"data: {type(self.dataset).__name__} has no length and no sample by number, which the order of "
                 "samples and resuming need. Give a map-style Dataset, with __len__ and __getitem__."
             )
+        known = {} if self.lengths is None else {"lengths": len(self.lengths)}
+        known |= {} if self.shards is None else {"shards": sum(self.shards)}
+        for name, count in known.items():
+            if count != len(self):  # an order of samples that goes by them would leave some out
+                raise ConfigError(
+                    f"data: {type(self.dataset).__name__} has {len(self)} samples, and the {name} of its split are "
+                    f"those of {count}. Give them for every sample."
+                )
 
     def __len__(self) -> int:
         return len(self.dataset)

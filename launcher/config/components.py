@@ -132,11 +132,10 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
     given = {k: v for k, v in given.items() if not (v is None and k in facts)}
     given |= {k: v for k, v in facts.items() if k not in given and k in named(function)}
     fixed = {k: v for k, v in given.items() if k not in facts}
-    if names is not None:
-        for key in fixed:
-            if not key.startswith("_") and key not in names:
-                known = ", ".join(sorted(names - {"self", "params", "optimizer"}))
-                raise ConfigError(f"{group}.{key}: {target} has no argument {key!r}. It takes: {known}.")
+    strange = [] if names is None else [key for key in fixed if not key.startswith("_") and key not in names]
+    if names is not None and strange:
+        known = ", ".join(sorted(names - {"self", "params", "optimizer"}))
+        raise ConfigError(f"{group}.{strange[0]}: {target} has no argument {strange[0]!r}. It takes: {known}.")
     missing = [name for name in required_names(function)[len(arguments) :] if name not in given]
     if missing:  # of a run that was made before there was this argument
         then = {name: value for name in missing if (value := absent(f"{group}.{name}")) is not UNSTATED}

@@ -62,20 +62,15 @@ def create(
     Raises:
         ConfigError: A setting is wrong, or something is not there.
     """
-    for setting, value in {"weights": weights, "download": download, "trust_remote_code": trust_remote_code}.items():
-        if not isinstance(value, bool):
-            raise ConfigError(f"model.{setting}={value}: must be true or false.")
-    library = import_extra("transformers", "model=transformers needs the package transformers", "transformers")
-    library.utils.logging.set_verbosity_error()  # what it warns of is in `begun_with`
-    library.utils.logging.disable_progress_bar()
+    flags = {"weights": weights, "download": download, "trust_remote_code": trust_remote_code}
+    if wrong := [f"model.{setting}={value}" for setting, value in flags.items() if not isinstance(value, bool)]:
+        raise ConfigError(f"{wrong[0]}: must be true or false.")
+    library = _library()
     kind = _class(library, auto)
     if (name is None) == (type is None):
-        raise ConfigError(
-            "model.name, model.type: give one of them: model.name=DIRECTORY of a model, or model.type=bert for a new."
-        )
-    place = None
-    if kept_config is None or trust_remote_code:
-        place = None if name is None else find(name, download, trust_remote_code)
+        raise ConfigError("model.name, model.type: give one of them: model.name=DIRECTORY of one, or model.type=bert.")
+    needed = name is not None and (kept_config is None or trust_remote_code)
+    place = find(str(name), download, trust_remote_code) if needed else None
     known = _config(library, place, type, kept_config, trust_remote_code)
     if kept_config is None:
         _change(known, config)
@@ -90,9 +85,8 @@ def create(
     model, line = _make(kind, place if weights else None, known, {"trust_remote_code": trust_remote_code})
     if kept_config is None and "Classification" not in kind.__name__ and block is not None:
         line += _cut_vocabulary(model, num_outputs)
-    if trust_remote_code:
-        line += f" (trusted: code beside the weights in {place} runs with your rights)"
-    model.begun_with = line.strip()
+    trusted = f" (trusted: code beside the weights in {place} runs with your rights)" if trust_remote_code else ""
+    model.begun_with = (line + trusted).strip()
     model.kept_config = json.loads(model.config.to_json_string(use_diff=False))
     return model
 
@@ -129,6 +123,14 @@ def _has_values() -> bool:
     """Whether a tensor that is made here holds numbers: a rank without weights and a plan of memory want none."""
     one = torch.empty(0)
     return type(one) is Tensor and not one.is_meta
+
+
+def _library() -> Any:
+    """The package, silent: what it would warn of is in `begun_with`."""
+    library = import_extra("transformers", "model=transformers needs the package transformers", "transformers")
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+    return library
 
 
 def _class(library: Any, auto: str) -> Any:

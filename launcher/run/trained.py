@@ -157,6 +157,11 @@ class TrainedModel(nn.Module):
     def _read(self, samples: Any) -> Split:
         if self.record["task"] == "language" and isinstance(samples, str):
             return self._read_array(torch.tensor(tokens_of(samples, self.settings["data"].get("tokenizer"))))
+        if "vocab_size" in self.record["facts"]:
+            raise ConfigError(
+                f"samples: data={self.record['name']} gives the model padded tokens and a mask in a dict, which is not "
+                "made of other samples yet. Make that dict, and call the model itself."
+            )
         if hasattr(samples, "to_csv"):
             return self._read_frame(samples)
         paths = isinstance(samples, list | tuple) and all(isinstance(one, str | os.PathLike) for one in samples)

@@ -8,6 +8,16 @@ from launcher.batching.splits import DatasetSplit, TensorSplit, as_numbers, firs
 from launcher.core.errors import ConfigError
 
 
+@pytest.mark.parametrize("known", [{"lengths": torch.ones(4, dtype=torch.int64)}, {"shards": (3, 1)}])
+def test_what_is_told_of_other_samples_is_refused(known):
+    """An order that goes by it would leave samples out, or name some that there are not."""
+    (name,) = known
+    with pytest.raises(ConfigError, match=f"list has 5 samples, and the {name} of its split are those of 4"):
+        DatasetSplit([torch.zeros(2)] * 5, **known)
+    split = DatasetSplit([torch.zeros(2)] * 4, **known)
+    assert len(split.at(torch.tensor([0, 3]))) == 2
+
+
 @pytest.mark.parametrize(
     ("given", "found"), [(torch.uint8, "float64"), (torch.int64, "int64"), (torch.half, "float64")]
 )

@@ -155,7 +155,7 @@ def test_tokens_are_those_of_the_tokenizer_and_are_kept(tokenizer, tmp_path, mon
     (kept,) = (path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock")
     assert kept.suffix == ".uint16" and kept.stat().st_size == 2 * len(expected)
     made = kept.stat().st_mtime_ns
-    load(tmp_path / "book", **settings)
+    load(tmp_path / "book", **settings | {"tokenizer": str(tmp_path)})  # a directory with a tokenizer.json
     assert kept.stat().st_mtime_ns == made
     book(tmp_path / "book", seed=1)
     load(tmp_path / "book", **settings)

@@ -26,6 +26,7 @@ RUNS = {
     "text": (["data=text", "data.path=book.txt", "data.block=16", "model=transformer", "model.width=16",
               "model.heads=2", "model.layers=1", "max_steps=4"], 1),
     "iris": (["data=iris"], 1),
+    "words": (["data=brackets", "data.samples=60", "model=encoder", "max_steps=2", "num_workers=0"], 1),
 }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def place(tmp_path_factory):
     pictures(directory / "photos" / "train", {"ant": 12, "bee": 12})
     (directory / "book.txt").write_text("a book of words, read twice. " * 40)
     for number, (name, (words, world)) in enumerate(RUNS.items()):
-        base = [word for word in WORDS if name not in ("text",) or "hidden" not in word]
+        base = [word for word in WORDS if name not in ("text", "words") or "hidden" not in word]
         train([*base, *words, f"hydra.run.dir={name}"], directory, world, name=f"io{number}").ok()
     return directory
 
@@ -137,6 +138,16 @@ def test_a_text_gives_scores_as_plain_torch_does(place):
         assert F.cross_entropy(found[0, :-1], tokens[0, 1:]) < 6
     with pytest.raises(ConfigError, match="call the model instead"):
         model.predict("a book")
+
+
+def test_of_padded_tokens_nothing_is_guessed(place):
+    """The model takes a dict with a mask, which no array of tokens tells."""
+    model = launcher.load("words")
+    for samples in ([[1, 2, 3]], torch.ones(2, 40, dtype=torch.int64), "(())"):
+        with pytest.raises(ConfigError, match="data=brackets gives the model padded tokens and a mask in a dict"):
+            model.predict(samples)
+    tokens = torch.tensor([[1, 3, 2, 4]])
+    assert model({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
