@@ -58,7 +58,7 @@ def columns(
     if isinstance(part, TensorSplit):
         raw, targets = part.inputs[numbers].cpu(), part.targets[numbers].cpu()
     else:
-        raw, targets = next(iter(DataLoader(part.dataset, batch_sampler=[numbers])))
+        raw, targets = next(iter(DataLoader(part.dataset, batch_sampler=[numbers], collate_fn=part.collate)))
     inputs = as_numbers(raw if part.prepare is None else part.prepare(raw), part)
     was_training = model.training
     model.eval()
