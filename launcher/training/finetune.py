@@ -59,8 +59,13 @@ def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> L
     """
     file = _find(Path(str(source)).expanduser(), setting)
     found = read(file, setting)
-    matched, loaded = match(model, found, file)
     own = model.state_dict()
+    if adapted := [name for name in found.tensors if ".base_layer." in name and name not in own]:
+        raise ConfigError(
+            f"{setting}={source}: {file} holds an adapter beside weights, such as {adapted[0]}. Add what it learned to "
+            "the weights by launcher export, and name what that writes."
+        )
+    matched, loaded = match(model, found, file)
     if not matched:
         raise ConfigError(
             f"{setting}={source}: no tensor in {file} fits the model. The file has {shown(list(found.tensors))}; "

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from launcher.core.errors import ConfigError
+from launcher.models import adapters
 from launcher.training.checkpoint import write_checkpoint
 from launcher.training.finetune import freeze, load_weights
 
@@ -109,6 +110,23 @@ def test_sources_that_cannot_serve(tmp_path):
     }.items():
         with pytest.raises(ConfigError, match=rf"init_from=.*{name}: .*{text}"):
             load_weights(net(), str(tmp_path / name))
+
+
+def test_weights_with_an_adapter_are_no_beginning_until_it_is_merged(tmp_path):
+    """Its layers have other names, and would keep their random values."""
+    pytest.importorskip("peft")
+    how = {"name": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["0"], "modules_to_save": None}
+    trained, begun = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)) for _ in range(2))
+    adapters.adapt(trained, how, {"num_outputs": 3})
+    nn.init.normal_(trained.get_parameter("0.lora_B.default.weight"))
+    inputs = torch.randn(5, 4)
+    wanted = trained(inputs).detach()
+    save_file(trained.state_dict(), tmp_path / "adapted.safetensors")
+    with pytest.raises(ConfigError, match=r"init_from=.*adapted.* beside weights, such as 0\.base_.*launcher export"):
+        load_weights(begun, str(tmp_path / "adapted.safetensors"))
+    save_file(adapters.merged(trained).state_dict(), tmp_path / "merged.safetensors")
+    load_weights(begun, str(tmp_path / "merged.safetensors"))
+    torch.testing.assert_close(begun(inputs), wanted)
 
 
 def test_frozen_parameters_have_no_gradient_and_a_frozen_batchnorm_measures_nothing():
