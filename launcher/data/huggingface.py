@@ -147,7 +147,8 @@ def _held_out(
     check_fraction(f"data.{split}", share)
     kept, out = hold_out(count, share, seed, labels) if count > 1 else (torch.arange(count), torch.arange(0))
     if len(out) == 0:
-        raise ConfigError(f"data.{split}: {count} rows of {path} leave none to split off; give more rows.")
+        each = "" if labels is None else " of each class, of which one is kept to train"
+        raise ConfigError(f"data.{split}: {count} rows of {path} leave none to split off; give more rows{each}.")
     return kept.numpy(), out.numpy()
 
 
