@@ -142,9 +142,12 @@ def build(group: str, settings: Mapping[str, Any], *arguments: Any, **facts: Any
         given, fixed = given | then, fixed | then
         missing = [name for name in missing if name not in then]
     if missing and facts and "_args_" not in given:
+        way = f"Set {group}.{missing[0]}, or pick another {group} or other data."
+        if group not in COMPONENTS:  # one of a list
+            way = f"Write `{missing[0]}: ...` beside its _target_."
         raise ConfigError(
             f"{group}: {target} needs {', '.join(missing)}, which the settings do not give and this run does not have "
-            f"(it has {', '.join(facts)}). Set {group}.{missing[0]}, or pick another {group} or other data."
+            f"(it has {', '.join(facts)}). {way}"
         )
     try:
         partial = instantiate(OmegaConf.create(fixed), _partial_=True, _convert_="all")

@@ -58,7 +58,8 @@ def split_off(split: str, n: int, share: float, seed: int, labels: Tensor | None
     share, seed = check_fraction(f"data.{split}", share), check_seed("data.split_seed", seed)
     kept, out = hold_out(n, share, seed, labels) if n > 1 else (torch.arange(n), torch.arange(0))
     if len(out) == 0:
-        raise ConfigError(f"data.{split}: {what} leave none to split off; give more of them.")
+        each = "" if labels is None else ", at least two of each class"
+        raise ConfigError(f"data.{split}: {what} leave none to split off; give more of them{each}.")
     return kept, out
 
 

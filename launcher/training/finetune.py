@@ -59,13 +59,13 @@ def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> L
     """
     file = _find(Path(str(source)).expanduser(), setting)
     found = read(file, setting)
-    if any(".base_layer." in name for name in found.tensors):
+    own = model.state_dict()
+    if adapted := [name for name in found.tensors if ".base_layer." in name and name not in own]:
         raise ConfigError(
-            f"{setting}={source}: {file} has adapters beside the weights of its layers, which would be left out. Add "
-            f"them to the weights first, by launcher export run_dir=RUN output=MERGED, and set {setting}=MERGED."
+            f"{setting}={source}: {file} has adapters beside weights, such as {adapted[0]}. Add what they learned "
+            f"to the weights, by launcher export run_dir=RUN output=MERGED, and set {setting}=MERGED."
         )
     matched, loaded = match(model, found, file)
-    own = model.state_dict()
     if not matched:
         raise ConfigError(
             f"{setting}={source}: no tensor in {file} fits the model. The file has {shown(list(found.tensors))}; "

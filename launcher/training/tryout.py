@@ -32,6 +32,7 @@ from launcher.training.modes import modes_kept
 
 FEW = 3  # samples of a training batch that is tried
 LARGE = 20_000_000  # parameters; of a larger model only the shapes of the outputs are found, which takes no time
+WORK = 200_000_000_000  # parameters times numbers of a batch: up to this a large model is run, in seconds at most
 CPU = torch.device("cpu")
 Run = Callable[[Any], Any]  # from inputs to outputs; None where the model cannot be run here
 OF_A_DEVICE = re.compile("cuda|cpu|gpu|triton|device|backend", re.IGNORECASE)
@@ -58,7 +59,7 @@ def try_out(
     Raises:
         ConfigError: Something does not fit.
     """
-    run = partial(_run, model, how.shapes or is_large(model))
+    run = _runner(model, how.shapes)
     splits = {name: copy_for_worker(split, how.workers, name) for name, split in data.splits().items()}
     few = min(FEW, len(splits["train"]))
     with modes_kept(model), generators_kept():
@@ -99,7 +100,7 @@ def read_outputs(model: nn.Module, split: Split, meaning: Outputs) -> Outputs:
     suit(model, split)
     with modes_kept(model), generators_kept(), torch.no_grad():
         inputs, targets = next(in_order(copy_for_worker(split), 0, len(split), 1, CPU, 0))
-        outputs = _run_as_it_is(partial(_run, model.eval(), is_large(model)), inputs, split)
+        outputs = _run_as_it_is(_runner(model.eval()), inputs, split)
     meaning = _near(meaning, targets)
     return meaning if outputs is None else meaning.fitted(outputs, 1)
 
@@ -209,6 +210,28 @@ def _run_as_it_is(run: Run, inputs: Any, *splits: Split) -> Any:
 def is_large(model: nn.Module) -> bool:
     """Whether a model is to be tried by its shapes alone: it is large, or has no weights here."""
     return sum(one.numel() for one in model.parameters()) > LARGE or any(one.is_meta for one in model.parameters())
+
+
+def _runner(model: nn.Module, shapes: bool = False) -> Run:
+    """What runs a model here: in full, or of a large one, or with `shapes`, for the shapes of its outputs alone."""
+    without = any(one.is_meta for one in model.parameters())
+    if shapes or without or not is_large(model):
+        return partial(_run, model, shapes or without)
+    return partial(_run_large, model)
+
+
+def _run_large(model: nn.Module, inputs: Any) -> Any:
+    """The shapes of the outputs of a large model, or None.
+
+    Where a model asks for numbers on its way, as those of transformers do of a mask, shapes are not enough: then it is
+    run in full, if that takes no more than seconds.
+    """
+    outputs = _run(model, True, inputs)
+    numbers = max((leaf.numel() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), default=0)
+    if outputs is not None or numbers * sum(one.numel() for one in model.parameters()) > WORK:
+        return outputs
+    with torch.no_grad():
+        return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), _run(model, False, inputs))
 
 
 def _run(model: nn.Module, shapes: bool, inputs: Any) -> Any:

@@ -190,6 +190,7 @@ def test_a_cached_dataset_is_found_by_its_name(tmp_path):
         ("t.jsonl", {"input": "x", "target": "box"}, ["data.target", "'box'", "no classes"]),
         ("t.jsonl", {"input": "list", "target": "word"}, ["data.input", "2 numbers, and the first one 1"]),
         ("t.csv", {"input": "x", "target": "one"}, ["data.target", "one class"]),
+        ("t.csv", {"input": "x", "target": "word"}, ["9 rows", "at least two of each class"]),
         ("t.csv", {"input": "x", "target": "word", "task": "regression"}, ["data.target", "word", "no numbers"]),
     ],
 )

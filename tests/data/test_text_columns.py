@@ -97,6 +97,27 @@ def test_columns_of_tokens_with_a_mask_of_their_own(tmp_path):
     assert torch.equal(alone.test.dataset[3][0]["input_ids"], inputs["input_ids"])
 
 
+def test_labels_and_numbers_of_a_text_are_not_padded(tmp_path):
+    labels = [[i % 2, i // 2 % 2, 1] for i in range(40)]
+    table = {
+        "text": texts(40),
+        "labels": labels,
+        "a": [0.5 * i for i in range(40)],
+        "b": [float(-i) for i in range(40)],
+    }
+    datasets.Dataset.from_dict(table).to_parquet(str(tmp_path / "t.parquet"))
+    rows = dict(zip(table["text"], zip(labels, table["a"], strict=True), strict=True))
+    data = load(tmp_path / "t.parquet", input="text", target="labels")
+    inputs, targets = data.test.collate([data.test.dataset[i] for i in range(5)])
+    assert data.task == "multilabel" and targets.shape == (5, 3) == (len(inputs["input_ids"]), data.num_outputs)
+    written = [bytes(row[row >= FIRST_BYTE].sub(FIRST_BYTE).tolist()).decode() for row in inputs["input_ids"]]
+    assert targets.tolist() == [rows[text][0] for text in written]
+    data = load(tmp_path / "t.parquet", input="text", target=["a", "b"])
+    _, targets = data.test.collate([data.test.dataset[i] for i in range(5)])
+    numbers = targets * data.target_std + data.target_mean
+    torch.testing.assert_close(numbers[:, 1], -2 * numbers[:, 0])
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [

@@ -246,6 +246,11 @@ def test_what_is_no_hook_is_refused(hook, message, own):
         check_targets({"hooks": [{"_target_": "os.system"}]}, Path("run"))
 
 
+def test_a_missing_argument_is_asked_for_where_the_hook_is_named(own):
+    with pytest.raises(ConfigError, match=r"own\.Wrong needs kind, .*\. Write `kind: \.\.\.` beside its _target_\."):
+        build_hooks([{"_target_": "own.Wrong"}], {"num_classes": 3})
+
+
 def test_images_of_any_kind_are_what_a_picture_holds():
     numbers = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0, torch.nan]).view(1, 2, 3)
     assert as_logged(numbers).tolist() == [[0, 0, 128], [255, 255, 0]]

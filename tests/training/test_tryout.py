@@ -554,7 +554,13 @@ def test_a_large_model_is_tried_by_its_shapes(monkeypatch):
         def forward(self, x):
             return super().forward(x) if x.sum().item() else None
 
-    tried(Looks(4, 3), nn.CrossEntropyLoss(), data)  # which does not work without memory: that is not for here
+    tried(Looks(4, 3), nn.CrossEntropyLoss(), data)
+    with pytest.raises(ConfigError, match=r"gives \[3, 7\] for 3 samples"):  # which does not work without memory
+        tried(Looks(4, 7), nn.CrossEntropyLoss(), data)
+    with pytest.raises(ConfigError, match=r"Looks fails on inputs \[3, 4\] float32: RuntimeError: .*shapes"):
+        tried(Looks(5, 3), nn.CrossEntropyLoss(), data)
+    monkeypatch.setattr(tryout, "WORK", 7 * 5 * 3)
+    tried(Looks(4, 7), nn.CrossEntropyLoss(), data)  # would take too long
 
 
 def test_settings_of_every_loss_option_are_tried(book):

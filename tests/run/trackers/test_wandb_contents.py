@@ -20,6 +20,7 @@ from wandb_server import clean_environment, history, inspect, segments
 from launcher.config.components import build
 from launcher.core.errors import ConfigError
 from launcher.data import Data, DatasetSplit, TensorSplit
+from launcher.data.token_rows import token_split
 from launcher.losses.per_sample import PerSample
 from launcher.run import gallery
 from launcher.tasks.outputs import Outputs
@@ -232,6 +233,24 @@ def test_colours_from_a_dataset_names_of_classes_and_numbers_in_their_own_unit()
         accelerator,
     )
     assert list(table) == ["sample", "predicted", "target"] and table["target"].tolist() == [10, 14, 6]
+
+
+class Lengths(nn.Module):
+    """Scores of two classes: how many tokens are real, and how many there are."""
+
+    def forward(self, batch):
+        mask = batch["attention_mask"].float()
+        return torch.stack([mask.sum(1), torch.full((len(mask),), float(mask.shape[1]))], 1)
+
+
+def test_texts_of_any_length_are_padded_for_the_table():
+    lengths, targets = [3, 7, 1, 5], torch.tensor([0, 1, 1, 0])
+    part = token_split({"input_ids": np.ones(16)}, np.cumsum([0, *lengths]), targets)
+    data = Data("texts", "classification", (7,), 2, part, part, part, vocabulary=3)
+    task = Supervised(PerSample(nn.CrossEntropyLoss()), Outputs.of(data, {}))
+    table = gallery.columns(Lengths(), part, (7,), task, 4, 3, Accelerator(cpu=True))
+    assert table["target"].tolist() == ["0", "1", "1", "0"] and table["predicted"].tolist() == ["1"] * 4
+    np.testing.assert_allclose(table["probability"], [1 / (1 + np.exp(n - 8)) for n in lengths], 1e-5)
 
 
 def test_code_and_git_are_what_the_run_was_made_by(shown):
