@@ -268,7 +268,7 @@ REFUSED: list[Refused] = [
     ("data", ("scenes",), "sampling", ("balanced",), "sampling=balanced"),
     ("data", ("scenes",), "mixup", ("mixup", "cutmix", "both"), "only classes can be mixed"),
     ("data", ("numbers", "tokens", "scenes"), "task", ("distillation",), "needs the scores of classes"),
-    ("data", ("tokens",), "task", ("masked",), "needs input_shape"),
+    ("data", ("tokens",), "task", ("masked",), "hides numbers, and the samples are tokens"),
     ("model", ("pixels",), "task", ("masked",), "a number for each of theirs"),
     ("task", ("masked", "agree"), "loss", LOSSES, "has a loss of its own"),
     ("task", ("masked", "agree"), "mixup", ("mixup", "cutmix", "both"), "takes no mixed classes"),

@@ -134,12 +134,6 @@ class Data:
         for name, split in self.splits().items():
             if len(split) == 0:
                 raise ConfigError(f"data={self.name}: its {name} split is empty.")
-            lengths = getattr(split, "lengths", None)
-            if lengths is not None and tuple(lengths.shape) != (len(split),):
-                raise ConfigError(
-                    f"data={self.name}: the lengths of its {name} split are {list(lengths.shape)}; give one for each "
-                    f"of its samples, [{len(split)}]."
-                )
             if isinstance(split, TensorSplit) and not split.mapped and not (leaves_out and name == "train"):
                 row = first_infinite(split.inputs)
                 if row is not None:

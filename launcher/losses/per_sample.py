@@ -88,11 +88,11 @@ class PerSample(nn.Module):
         weights = None if self.weigh is None else self.weigh(targets)
         if values.dtype in HALF:
             values = values.float()
-        if values.dim() == 0:
-            values = values.expand(len(targets))
         if weights is None and (self.padded or self.task == "segmentation") and values.shape == targets.shape:
             counts = targets >= 0  # a token or pixel of no class counts nowhere, whatever the loss makes of it
             values, weights = values.where(counts, 0), counts.to(values.dtype)
+        if values.dim() == 0:
+            values = values.expand(len(targets))
         if self.language:
             values = values.unflatten(0, (samples, -1))
             weights = None if weights is None else weights.unflatten(0, (samples, -1))

@@ -100,6 +100,7 @@ def _own_index():
     accelerator.state.device = torch.device("cuda", 0)
     process_group.take_own_index(accelerator)
     print(accelerator.local_process_index, accelerator.process_index, accelerator.is_main_process)
+    torch.distributed.barrier()  # rank 0 keeps the store by which the other one still connects
     torch.distributed.destroy_process_group()
 
 

@@ -173,8 +173,8 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["data=text", "data.path=book"], ["MLP", "input_shape", "block"]),
-        (["model=transformer"], ["Transformer", "block", "input_shape"]),
+        (["data=text", "data.path=book"], ["MLP", "input_shape", "model=transformer"]),
+        (["model=transformer"], ["Transformer", "block", "model=mlp"]),
         (["data=text", "data.path=book", "model=cnn"], ["CNN", "input_shape"]),
         ([*RUN, "metrics=[Accuracy]"], ["Accuracy", "classification", "language"]),
         ([*RUN, "checkpoint.best=eval/macro_f1", "checkpoint.best_mode=max"], ["eval/macro_f1", "eval/perplexity"]),

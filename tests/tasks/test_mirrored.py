@@ -40,7 +40,7 @@ def test_only_images_and_outputs_are_mirrored():
     data = build("data", option("data", "digits"))
     supervised, masked = (
         Supervised(PerSample(torch.nn.CrossEntropyLoss()), Outputs("classification", 10)),
-        Masked((1, 8, 8), 0.5),
+        Masked(0.5, (1, 8, 8)),
     )
     check_mirror(data, supervised)
     with pytest.raises(ConfigError, match=r"test_time_flip: the task MaskedReconstruction .*set it to false"):
