@@ -177,7 +177,7 @@ def test_a_run_from_a_directory_goes_on_and_is_read_without_it(place, monkeypatc
     """All that follows the start needs no directory, and gives what transformers itself gives by these weights."""
     monkeypatch.chdir(place)
     shutil.copytree(place / "bytes", place / "moved")
-    run = [*WORDS, "model.name=moved"]
+    run = [*WORDS, "model.name=moved", "scheduler=constant"]
     said = train([*run, "hydra.run.dir=one", "max_steps=2"], place, name="io-one").ok().out()
     assert "weights    29 of 29 tensors from moved" in said, said
     shutil.rmtree(place / "moved")
