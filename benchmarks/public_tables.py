@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
@@ -53,10 +54,8 @@ def theirs(table: pd.DataFrame, target: str, record: dict[str, Any]) -> dict[str
     classes = record["task"] == "classification"
     values = table[target].map(str) if classes else table[target].astype(float)
     # Classes that are numbers may be written otherwise: 1 and 1.0
-    labels = pd.factorize(table[target], sort=True)[0] if classes else None
-    train, _, test = (
-        rows.numpy() for rows in split_three(len(table), 0.2, 0.1, 0, None if labels is None else as_tensor(labels))
-    )
+    labels = torch.from_numpy(pd.factorize(table[target], sort=True)[0].astype(np.int64)) if classes else None
+    train, _, test = (rows.numpy() for rows in split_three(len(table), 0.2, 0.1, 0, labels))
     inputs = table.drop(columns=target)
     words = [name for name in inputs if inputs[name].dtype.kind not in "fiu"]
     inputs[words] = inputs[words].map(lambda cell: "none" if pd.isna(cell) else str(cell))
@@ -79,13 +78,6 @@ def theirs(table: pd.DataFrame, target: str, record: dict[str, Any]) -> dict[str
         model.fit(given.iloc[train], values.iloc[train])
         found[name] = float(score(values.iloc[test], model.predict(given.iloc[test])))
     return found
-
-
-def as_tensor(labels: np.ndarray) -> Any:
-    """Classes [n] int64 as the launcher has them."""
-    import torch
-
-    return torch.from_numpy(labels.astype(np.int64))
 
 
 def main() -> None:

@@ -25,13 +25,13 @@ class Pad:
         values: What tensors of a key of the inputs are filled with, such as {"input_ids": 0}; others by 0.
         mask: The key under which the inputs, a dict, get [n, longest] int64, 1 where a sample is and 0 where it has
             ended; None: none. Samples that have the key bring their own.
-        target: What targets are filled with.
+        target: What targets are filled with; None: they are of one length, such as labels, and stay.
         multiple: Lengths are rounded up to a multiple of this: compiled kernels then see few different ones.
     """
 
     values: Mapping[str, float] | None = None
     mask: str | None = "attention_mask"
-    target: float = IGNORED
+    target: float | None = IGNORED
     multiple: int = 1
 
     def __call__(self, samples: Sequence[Any]) -> Any:
@@ -43,7 +43,8 @@ class Pad:
         if not isinstance(samples[0], tuple | list) or len(samples[0]) != 2:
             return self._together(samples, 0)
         inputs, targets = zip(*samples, strict=True)
-        return [self._together(inputs, 0), self._together(targets, self.target)]
+        together = default_collate(list(targets)) if self.target is None else self._together(targets, self.target)
+        return [self._together(inputs, 0), together]
 
     def _together(self, given: Sequence[Any], value: float) -> Any:
         first = given[0]

@@ -211,9 +211,10 @@ def kind_of(sets: Mapping[str, Any], name: str) -> str:
     if held in ("string", "large_string", "string_view"):
         return "text"
     if re.fullmatch(r"(large_)?list<\w+: u?int\d+>", held):
+        if name in ("input_ids", "attention_mask", "token_type_ids"):
+            return "tokens"
         lengths = np.concatenate([lengths_of(_cells(rows, name)) for rows in sets.values()])
-        ragged = bool((lengths != lengths[0]).any())
-        return "tokens" if ragged or name in ("input_ids", "attention_mask", "token_type_ids") else "numbers"
+        return "tokens" if bool((lengths != lengths[0]).any()) else "numbers"
     return "numbers" if re.fullmatch(r"u?int\d+|float|halffloat|double|bool|.*list<.*|decimal.*", held) else held
 
 

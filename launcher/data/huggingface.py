@@ -111,27 +111,22 @@ def _columns(setting: str, given: Any, sets: Mapping[str, Any], path: str) -> li
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"{setting}: {names} names no column, or one twice; name one, or a list.")
     for name in names:
-        _check_column(setting, name, sets, path)
+        for dataset in sets.values():
+            if name not in dataset.column_names:
+                columns = ", ".join(dataset.column_names)
+                raise ConfigError(f"{setting}: {path} has no column {name!r}; it has: {columns}.")
     return names
 
 
 def _with_images(dataset: Any, names: list[str]) -> Any:
     """The dataset, with columns of the bytes of image files as the images in them."""
-    images: Any = None
     for name in names:
         held = str(dataset.features.arrow_schema.field(name).type)
         file = held in ("binary", "large_binary") or re.fullmatch(r"struct<bytes: binary, path: string>", held)
         if file and type(dataset.features[name]).__name__ != "Image":
-            images = images or import_extra("datasets", "data=huggingface reads with the package datasets", "hf")
-            dataset = dataset.cast_column(name, images.Image())
+            library = import_extra("datasets", "data=huggingface reads with the package datasets", "hf")
+            dataset = dataset.cast_column(name, library.Image())
     return dataset
-
-
-def _check_column(setting: str, column: str, sets: Mapping[str, Any], path: str) -> None:
-    for dataset in sets.values():
-        if column not in dataset.column_names:
-            columns = ", ".join(dataset.column_names)
-            raise ConfigError(f"{setting}: {path} has no column {column!r}; it has: {columns}.")
 
 
 def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Sequences of tokens of different lengths, each with a target of its own: classes or numbers of a text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,15 +42,6 @@ class TokenRows(Dataset):
         return [self[index] for index in indices]
 
 
-class PadInputs(Pad):
-    """Fills up the inputs alone, for targets of one length: labels, or several numbers."""
-
-    def __call__(self, samples: Sequence[Any]) -> Any:
-        """The batch, as `Pad` makes it, with the targets as they are."""
-        inputs, targets = zip(*samples, strict=True)
-        return [self._together(inputs, 0), torch.stack(targets)]
-
-
 def token_split(
     columns: Mapping[str, np.ndarray],
     offsets: np.ndarray,
@@ -73,6 +63,6 @@ def token_split(
         TokenRows(columns, offsets, targets, rows.numpy()),
         targets[rows],
         batched=True,
-        collate=PadInputs({"input_ids": padding}, multiple=MULTIPLE),
+        collate=Pad({"input_ids": padding}, target=None, multiple=MULTIPLE),
         lengths=torch.from_numpy(np.diff(offsets))[rows],
     )

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from options import option
-from test_transformer import shaken
-from torch import nn
+from test_transformer import shaken, torchs_own
 from torch.nn import functional as F
 
 from launcher.config.components import build
@@ -25,16 +24,7 @@ def test_it_is_torchs_own_encoder_layers(monkeypatch):
     mask[1, 3:], mask[2, 1:] = 0, 0
     hidden = model.embedding(tokens)
     for block in model.blocks:
-        layer = nn.TransformerEncoderLayer(32, 4, 128, 0.0, "gelu", batch_first=True, norm_first=True)
-        first, _, second = block.feed_forward
-        pairs = {
-            "self_attn.in_proj_": block.attention.query_key_value, "self_attn.out_proj.": block.attention.output,
-            "linear1.": first, "linear2.": second, "norm1.": block.norm1, "norm2.": block.norm2,
-        }  # fmt: skip
-        layer.load_state_dict(
-            {f"{to}{kind}": getattr(of, kind) for to, of in pairs.items() for kind in ("weight", "bias")}
-        )
-        hidden = layer(hidden, src_key_padding_mask=mask == 0)
+        hidden = torchs_own(block)(hidden, src_key_padding_mask=mask == 0)
     hidden = F.layer_norm(hidden, (32,), model.norm.weight, model.norm.bias)
     mean = torch.stack([row[seen.bool()].mean(0) for row, seen in zip(hidden, mask, strict=True)])
     torch.testing.assert_close(model(tokens, mask), model.output(mean), rtol=1e-4, atol=1e-5)

@@ -31,6 +31,18 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def torchs_own(block) -> nn.Module:
+    """Torch's layer of the width 32 and 4 heads, with the weights of a block."""
+    layer = nn.TransformerEncoderLayer(32, 4, 128, 0.0, "gelu", batch_first=True, norm_first=True)
+    first, _, second = block.feed_forward
+    ours = {
+        "self_attn.in_proj_": block.attention.query_key_value, "self_attn.out_proj.": block.attention.output,
+        "linear1.": first, "linear2.": second, "norm1.": block.norm1, "norm2.": block.norm2,
+    }  # fmt: skip
+    layer.load_state_dict({f"{k}{w}": getattr(m, w) for k, m in ours.items() for w in ("weight", "bias")})
+    return layer
+
+
 VARIANTS = [
     {"positions": positions, "activation": activation, "tie_weights": tied}
     for positions, activation, tied in [
@@ -46,14 +58,7 @@ def test_it_is_torchs_own_encoder_layers_with_a_causal_mask(tied):
     hidden = model.embedding.weight[tokens] + model.positions.weight
     mask = nn.Transformer.generate_square_subsequent_mask(10)
     for block in model.blocks:
-        layer = nn.TransformerEncoderLayer(32, 4, 128, 0.0, "gelu", batch_first=True, norm_first=True)
-        first, _, second = block.feed_forward
-        ours = {
-            "self_attn.in_proj_": block.attention.query_key_value, "self_attn.out_proj.": block.attention.output,
-            "linear1.": first, "linear2.": second, "norm1.": block.norm1, "norm2.": block.norm2,
-        }  # fmt: skip
-        layer.load_state_dict({f"{k}{w}": getattr(m, w) for k, m in ours.items() for w in ("weight", "bias")})
-        hidden = layer(hidden, src_mask=mask, is_causal=True)
+        hidden = torchs_own(block)(hidden, src_mask=mask, is_causal=True)
     output = model.embedding.weight if tied else model.output.weight
     expected = F.layer_norm(hidden, (32,), model.norm.weight, model.norm.bias) @ output.T
     torch.testing.assert_close(model(tokens), expected, rtol=1e-4, atol=1e-4)
