@@ -87,7 +87,7 @@ class ProgressDisplay:
     def _count(self) -> str:
         counts = self._counts()
         parts = [f"{counts[State.FINISHED]}/{len(self.trials)} finished"]
-        shown = (State.RUNNING, State.FAILED, State.STOPPED, State.WAITING)
+        shown = (State.RUNNING, State.PRUNED, State.FAILED, State.STOPPED, State.WAITING)
         return ", ".join([*parts, *(f"{counts[state]} {state}" for state in shown if counts[state])])
 
     def _picture(self, width: int) -> Any:

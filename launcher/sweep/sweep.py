@@ -37,6 +37,7 @@ SUMMARY = {  # how a start calls the trials that it finds, in this order
     State.RUNNING: "running",
     State.FAILED: "to try again",
     State.STOPPED: "to resume",
+    State.PRUNED: "pruned before",
     State.INTERRUPTED: "to resume",
     State.NEW: "new",
 }

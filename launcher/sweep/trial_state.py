@@ -10,6 +10,7 @@ class State(StrEnum):
     NEW = "new"  # nothing is there of it
     INTERRUPTED = "interrupted"  # it began, and nothing tells how it ended
     STOPPED = "stopped"  # on request, with all saved
+    PRUNED = "pruned"  # ended early by a search, with all saved: it goes on where it is promoted
     FAILED = "failed"
     FINISHED = "finished"
     WAITING = "waiting"  # for a run of another start that is in its directory
@@ -17,7 +18,7 @@ class State(StrEnum):
     RUNNING = "running"
 
 
-AT_REST = frozenset({State.NEW, State.INTERRUPTED, State.STOPPED, State.FAILED, State.FINISHED})  # as files tell
+AT_REST = frozenset({State.NEW, State.INTERRUPTED, State.STOPPED, State.PRUNED, State.FAILED, State.FINISHED})  # as files tell
 TO_DO = AT_REST - {State.FINISHED}
 
 

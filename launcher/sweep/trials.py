@@ -12,6 +12,7 @@ from launcher.config.tree import key_of
 from launcher.core.files import numbers, read_json
 from launcher.distributed import slurm_commands
 from launcher.run.config_file import CONFIG
+from launcher.run.pruning import PRUNED
 from launcher.sweep.failure import FAILED
 from launcher.sweep.trial_state import State, TrialState
 
@@ -59,6 +60,8 @@ def state_of(path: Path) -> State:
         return State.FINISHED
     if (path / FAILED).exists():
         return State.FAILED
+    if read_json(path / "stopped.json").get("reason") == PRUNED:
+        return State.PRUNED
     return State.STOPPED if status == "stopped" or (path / "stopped.json").exists() else State.INTERRUPTED
 
 

@@ -6,10 +6,10 @@ from launcher.sweep.trial_state import AT_REST, IllegalTransitionError, State, T
 
 # What each transition leads to, and from where: written down once more, as the table of a textbook.
 TABLE = {
-    "wait": ("new interrupted stopped failed", "waiting"),
-    "queue": ("new interrupted stopped failed running", "queued"),
-    "start": ("new interrupted stopped failed queued", "running"),
-    "fail": ("new interrupted stopped failed waiting queued running", "failed"),
+    "wait": ("new interrupted stopped pruned failed", "waiting"),
+    "queue": ("new interrupted stopped pruned failed running", "queued"),
+    "start": ("new interrupted stopped pruned failed queued", "running"),
+    "fail": ("new interrupted stopped pruned failed waiting queued running", "failed"),
 }
 ENDS_FROM = "waiting queued running"
 WAYS = {  # from what its files tell to each other state
