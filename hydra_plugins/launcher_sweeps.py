@@ -1,7 +1,7 @@
 """Hydra's sweeper and launchers for `-m`. Hydra imports this at every start, so it imports nothing heavy itself."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -57,6 +57,36 @@ class GridSweeper(BasicSweeper):
         return returned
 
 
+class OptunaSweeper(BasicSweeper):
+    """A search: Optuna chooses the trials, each by the results of those before; the settings are those of its file."""
+
+    def __init__(self, params: dict[str, str] | None, **options: Any) -> None:
+        super().__init__(max_batch_size=None, params=params)
+        self.options = options
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Search.
+
+        Raises:
+            ConfigError: A setting is wrong, or there is nothing to search; no trial has been started.
+        """
+        from launcher.core.errors import ConfigError
+
+        assert self.config is not None and self.hydra_context is not None
+        try:
+            from launcher.sweep.search import SearchOptions
+            from launcher.sweep.space import space_of
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"hydra/sweeper=optuna: needs {error.name}, which is not installed: "
+                "pip install 'hydra-accelerate-launcher[search]'."
+            ) from error
+        arguments = [*self._parse_config(), *arguments]
+        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        assert isinstance(self.launcher, LocalLauncher), "multirun.sweep refuses others"
+        return self.launcher.search(space_of(parsed), SearchOptions(**plain(self.options)))
+
+
 class LocalLauncher(Launcher):
     """Runs the trials of a sweep on the devices of this machine; the settings are those of its YAML file."""
 
@@ -81,17 +111,30 @@ class LocalLauncher(Launcher):
         """
         from launcher.sweep.sweep import Sweep
 
-        plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
-        start, options = self.how(plain)
+        options = self.read_options()
         sweep = Sweep(self.task, self.config, options)
-        return [self.result(trial) for trial in start(sweep, job_overrides, initial_job_idx, options)]
+        return [self.result(trial) for trial in self.room().run_sweep(sweep, job_overrides, initial_job_idx, options)]
 
-    def how(self, options: dict[str, Any]) -> tuple[Callable[..., Sequence[Any]], Any]:
-        """The function that starts a sweep and returns its trials, and what it takes the YAML file's settings as."""
-        from launcher.sweep.local import run_sweep
+    def search(self, space: Any, how: Any) -> Sequence[JobReturn]:
+        """Run the trials that a search chooses from a `Space`, by its `SearchOptions`; otherwise as `launch`."""
+        from launcher.sweep.search import Search
+        from launcher.sweep.sweep import Sweep
+
+        options = self.read_options()
+        sweep = Sweep(self.task, self.config, options)
+        return [self.result(trial) for trial in self.room().run_search(sweep, Search(sweep, space, how), options)]
+
+    def read_options(self) -> Any:
+        """The settings of the YAML file, as a `LauncherOptions`."""
         from launcher.sweep.options import LocalOptions
 
-        return run_sweep, LocalOptions(**options)
+        return LocalOptions(**plain(self.options))
+
+    def room(self) -> Any:
+        """The module whose `run_sweep` and `run_search` run the trials, and return them."""
+        from launcher.sweep import local
+
+        return local
 
     def result(self, trial: Any) -> JobReturn:
         """What Hydra's sweepers get to know of a trial; without `wait` most are not known yet where SLURM runs them."""
@@ -113,16 +156,27 @@ class LocalLauncher(Launcher):
 class SlurmLauncher(LocalLauncher):
     """Submits the trials of a sweep as one job array; the settings are those of its YAML file."""
 
-    def how(self, options: dict[str, Any]) -> tuple[Callable[..., Sequence[Any]], Any]:
+    def read_options(self) -> Any:
         """See LocalLauncher.
 
         Raises:
             ConfigError: There is no `cluster` in the config.
         """
         from launcher.core.errors import ConfigError
-        from launcher.slurm.job_array import ArrayOptions, submit_sweep
+        from launcher.slurm.job_array import ArrayOptions
 
         if self.config is None or "cluster" not in self.config:
             raise ConfigError("cluster: your train.yaml has none; add `- cluster: default` to its defaults.")
         cluster: Any = OmegaConf.to_container(self.config.cluster, resolve=True)
-        return submit_sweep, ArrayOptions(**options, cluster=cluster)
+        return ArrayOptions(**plain(self.options), cluster=cluster)
+
+    def room(self) -> Any:
+        """See LocalLauncher."""
+        from launcher.slurm import job_array
+
+        return job_array
+
+
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a YAML file, without anything of OmegaConf."""
+    return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in options.items()}

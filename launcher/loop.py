@@ -21,6 +21,7 @@ from launcher.distributed.pulse import pulse
 from launcher.distributed.rendezvous import by_rank_0
 from launcher.distributed.stop_request import StopRequest
 from launcher.run import gallery
+from launcher.run.pruning import PRUNED, Pruning
 from launcher.run.rank_zero import RankZero
 from launcher.tasks.mirrored import Mirrored
 from launcher.training import checkpoint
@@ -52,6 +53,7 @@ class LoopSettings:
     rules: Rules  # which checkpoint is the best, and how long to wait for an improvement
     max_rollbacks: int  # how often the run may go back to a checkpoint; 0: it stops where it diverges
     test_time_flip: bool  # whether the test split is evaluated by two looks at each image
+    pruning: Pruning | None  # by which a search ends the trials that are not worth going on with
 
     @classmethod
     def of(cls, settings: Any, plan: BatchPlan, total_steps: int) -> "LoopSettings":
@@ -65,6 +67,7 @@ class LoopSettings:
             rules=rules_of(settings),
             max_rollbacks=settings.divergence.max_rollbacks if settings.divergence.action == "rollback" else 0,
             test_time_flip=settings.test_time_flip,
+            pruning=Pruning(**settings.pruning) if settings.pruning else None,
         )
 
 
@@ -149,8 +152,10 @@ class Loop:
         progress, settings = self.progress, self.settings
         if not progress.seen:  # what the run before this one had no time for
             progress.seen = self._evaluate_and_log()
-            if not progress.seen or self.over():
+            if not progress.seen or self.over() or self._is_pruned():
                 return self._save()
+        elif self._is_pruned():  # still: others have come meanwhile, or it was killed before it was told
+            return
         if progress.step == 0 and settings.max_rollbacks:  # else what diverges early would have nothing to go back to
             self._save()
         batches = self.samples.batches(progress.step, progress.step if self.over() else settings.total_steps)
@@ -167,7 +172,7 @@ class Loop:
             if self.hooks is not None:
                 self.hooks.after_step(progress)
             progress.seen = not (stopping and self._due(settings.eval_every)) and self._evaluate_and_log()
-            stopping = stopping or not progress.seen
+            stopping = stopping or not progress.seen or self._is_pruned()
             best = settings.save_every > 0 and progress.best_step == progress.step
             if self._due(settings.save_every) or best or self.over() or stopping:
                 self._save()
@@ -200,6 +205,17 @@ class Loop:
 
     def _is_stopped(self) -> bool:
         return bool(self.stop)
+
+    def _is_pruned(self) -> bool:
+        """Whether a search ends the run at this evaluation, which is then a request to stop, on every rank."""
+        pruning, progress = self.settings.pruning, self.progress
+        if pruning is None or not progress.step or self.over() or not self._due(self.settings.eval_every):
+            return False
+        keeps = partial(pruning.keeps, progress.step // self.settings.eval_every)
+        if by_rank_0("the other trials of the sweep to be compared", keeps, self.trainer.ranks):
+            return False
+        self.stop.reason = self.stop.reason or PRUNED
+        return True
 
     def _model(self, flips: bool) -> nn.Module:
         """What is measured; with `flips` by two looks at each image."""

@@ -236,6 +236,11 @@ class Train(Section):
     hooks: HookList = setting(
         "Code of your own that is called after updates, evaluations and at the end.", [], may_differ=True
     )
+    pruning: Annotated[dict[str, Any], Words("null; hydra/sweeper=optuna sets it")] | None = setting(
+        "Set by hydra/sweeper=optuna: how its trials are compared, and the worse ones ended early.",
+        None,
+        may_differ=True,
+    )
     trackers: Annotated[
         list[Tracker | OwnTracker],
         Words(f"a list of {', '.join(get_args(Tracker))} or classes of your own, such as trackers=[wandb,csv]"),
@@ -357,6 +362,26 @@ class Sweeper(Section):
     """Settings of hydra/sweeper=grid."""
 
     max_batch_size: Count | None = setting("Trials that the launcher gets together; null: all.")
+
+
+class Optuna(Section):
+    """Settings of hydra/sweeper=optuna."""
+
+    n_trials: Count = setting("Trials of the search in all; more of them prolong it.")
+    timeout: Duration | None = setting("Time after which no trial is begun: seconds, or 90m, 12h; null: no limit.")
+    sampler: Literal["tpe", "random", "cmaes", "qmc", "gp"] = setting("Chooses the values, of Optuna's samplers.")
+    sampler_options: (
+        Annotated[dict[str, Any], Words("arguments of the sampler, such as {multivariate: true}")] | None
+    ) = setting("Further arguments of Optuna's class.")
+    seed: CountOrZero = setting("Of the sampler.")
+    pruner: Literal["none", "asha", "hyperband", "median"] = setting("Ends the worse trials early.")
+    min_evaluations: Count = setting("Evaluations of a trial before the pruner first decides.")
+    reduction_factor: Annotated[int, Field(ge=2)] = setting("One of so many goes on at a rung of asha and hyperband.")
+    brackets: Count = setting("Brackets of hyperband.")
+    metrics: Annotated[list[Text], Field(min_length=1)] | None = setting(
+        "What is searched for, one or several; null: hydra.launcher.metric, else checkpoint.best."
+    )
+    from_sweeps: list[Text] = setting("Directories of finished sweeps that the sampler learns from.")
 
 
 MODELS: dict[str, type[Section]] = {  # by the name of the primary config

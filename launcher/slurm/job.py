@@ -19,10 +19,11 @@ from launcher.core.errors import ConfigError
 from launcher.core.files import last_step
 from launcher.distributed import slurm_commands
 from launcher.distributed.slurm import job_name
+from launcher.run.pruning import PRUNED
 from launcher.sweep import failure
 
-# Reasons to stop that a person gave: Ctrl-C, and a length of time. A requeue would undo them.
-ASKED = ("SIGINT", "max_time")
+# Reasons to stop that a person, or a search, gave: Ctrl-C, a length of time, worse than others; not to be undone.
+ASKED = ("SIGINT", "max_time", PRUNED)
 # Set for one process and wrong for any other: never to be handed on to a job that is submitted from here.
 OF_A_PROCESS = re.compile(
     r"(SLURM|SLURMD|SRUN|PMI|PMIX|TORCHELASTIC|ACCELERATE)_"

@@ -71,9 +71,7 @@ class ArrayOptions(LauncherOptions):
         return "slurm", settings.threads
 
 
-def submit_sweep(
-    sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: ArrayOptions
-) -> list[Trial]:
+def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: ArrayOptions) -> list[Trial]:
     """Check all trials, the number of the first being `first`, and submit those that are neither done nor under way.
 
     Returns:

@@ -4,9 +4,11 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection
+from typing import TYPE_CHECKING
 
 from launcher.core.processes import cores
 from launcher.distributed.stop_request import StopRequest
@@ -19,6 +21,9 @@ from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.trial_processes import TrialProcesses
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial, state_of
+
+if TYPE_CHECKING:  # which brings Optuna
+    from launcher.sweep.search import Search
 
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other sweeps
 PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (watchdog.py), or a minute to save
@@ -41,10 +46,12 @@ class Executor:
         limit: int | None,  # most trials at once; None: as many as there are devices for
         max_time: float | None,  # seconds that a trial may take
         display: ProgressDisplay,
+        search: "Search | None" = None,  # what comes when no trial waits, one at a time
     ) -> None:
+        self.search = search
         self.pools, self.display = pools, display
-        self.limit, self.max_time = limit or len(trials), max_time
-        self.queue = [trial for trial in trials if trial.state != State.FINISHED]
+        self.limit, self.max_time = limit or sys.maxsize, max_time
+        self.queue = [trial for trial in trials if trial.state not in (State.FINISHED, State.PRUNED)]
         self.running: list[TrialProcesses] = []
         self.environment = environment_of_trials()
         self.ports: set[int] = set()
@@ -53,7 +60,7 @@ class Executor:
 
     def run(self, stop: StopRequest) -> None:
         """Run all trials to their ends, or until it is asked to stop."""
-        while self.running or (self.queue and not stop):
+        while self.running or (self._has_more() and not stop):
             if not stop:
                 self._start_what_fits()
             self._wait()
@@ -61,16 +68,32 @@ class Executor:
                 self._supervise(run, stop.reason)
             self.display.update([(run.trial, run.started) for run in self.running])
 
+    def _has_more(self) -> bool:
+        return bool(self.queue) or (self.search is not None and not self.search.over)
+
+    def _next_trials(self) -> Iterator[Trial]:
+        """Those that wait, and then, as long as there is a device for one, those that a search chooses."""
+        yield from list(self.queue)
+        while self.search is not None and not self.queue and len(self.running) < self.limit:
+            like = self.search.like
+            if not self.pools[like.kind].has(self._devices_for(like)) or (trial := self.search.next()) is None:
+                return
+            self.queue.append(trial)
+            yield trial
+
+    def _devices_for(self, trial: Trial) -> int:
+        """How many a trial takes: of a CPU a core for each thread, as far as there are cores."""
+        return trial.world if trial.kind == "gpu" else min(trial.world * trial.threads, len(self.pools[trial.kind]))
+
     def _start_what_fits(self) -> None:
         blocked: set[str] = set()  # kinds of devices of which there are too few
-        for trial in list(self.queue):
+        for trial in self._next_trials():
             if len(self.running) >= self.limit:
                 return
             if trial.kind in blocked or not self._is_ours(trial):
                 continue
-            pool = self.pools[trial.kind]  # of a CPU it takes a core for each thread, as far as there are cores
-            wanted = trial.world if trial.kind == "gpu" else min(trial.world * trial.threads, len(pool))
-            if (leases := pool.take(wanted)) is None:
+            pool = self.pools[trial.kind]
+            if (leases := pool.take(self._devices_for(trial))) is None:
                 blocked.add(trial.kind)
                 self._say_who_has_them(pool)
                 continue
@@ -89,6 +112,8 @@ class Executor:
             if trial.state == State.FINISHED:
                 self.queue.remove(trial)
                 self.display.say(trial, "finished, by another process")
+                if self.search is not None:
+                    self.search.ended(trial)
                 return False
         return True
 
@@ -106,12 +131,12 @@ class Executor:
         except OSError as error:
             self.pools[trial.kind].give_back(leases)
             trial.lifecycle.fail(f"its directory cannot be written: {error.strerror}")
-            self.display.ended(trial, 0.0)
+            self._note_end(trial, 0.0)
             return
         names = [lease.device for lease in leases]
         run = TrialProcesses(trial, leases)
         run.start(self._environment_of(trial, names), self._cores_of(trial, names))
-        word = {State.NEW: "started", State.FAILED: "tried again"}.get(trial.state, "resumed")
+        word = {State.NEW: "started", State.FAILED: "tried again", State.PRUNED: "promoted"}.get(trial.state, "resumed")
         trial.lifecycle.start()
         self.running.append(run)
         self.display.say(trial, f"{word} on {trial.kind} {','.join(names)}")
@@ -175,7 +200,7 @@ class Executor:
         self.pools[trial.kind].give_back(run.leases)
         if run.went_as_wanted(asked=run.asked is not None or stopping is not None):
             trial.lifecycle.end(state_of(trial.path))
-        elif not stopping and self.retried.get(trial.index, 0) < RETRIES and run.ended_by_accident():
+        elif not stopping and self.retried.get(trial.index, 0) < RETRIES and self._is_accident(run):
             self.retried[trial.index] = self.retried.get(trial.index, 0) + 1
             trial.lifecycle.end(state_of(trial.path))
             self.queue.insert(0, trial)
@@ -187,6 +212,16 @@ class Executor:
                 failure.write(trial.path, trial.reason, run.statuses, run.printed, **more)
             except OSError as error:  # a full disk may be what it failed of; the others go on
                 self.display.say(trial, f"{FAILED} cannot be written: {error.strerror}")
+        self._note_end(trial, seconds)
+
+    def _is_accident(self, run: TrialProcesses) -> bool:
+        """Whether a trial ended by no fault of its own: in a search, which could not take it back, by a SIGKILL too."""
+        killed = self.search is not None and not run.killed and -signal.SIGKILL in run.statuses
+        return run.ended_by_accident() or killed
+
+    def _note_end(self, trial: Trial, seconds: float) -> None:
+        if self.search is not None:
+            self.search.ended(trial)
         self.display.ended(trial, seconds)
 
 

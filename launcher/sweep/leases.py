@@ -76,6 +76,13 @@ class Pool:
         self.lent |= {lease.device for lease in leases}
         return leases
 
+    def has(self, count: int) -> bool:
+        """Whether so many devices are free."""
+        if (leases := self.take(count)) is None:
+            return False
+        self.give_back(leases)
+        return True
+
     def give_back(self, leases: list[Lease]) -> None:
         """Free devices that were taken."""
         for lease in leases:

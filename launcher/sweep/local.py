@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.core.compat_python import stop_fork_server
 from launcher.core.durations import parse_duration
@@ -21,6 +21,9 @@ from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial
 
+if TYPE_CHECKING:  # which brings Optuna
+    from launcher.sweep.search import Search
+
 
 def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: LocalOptions) -> list[Trial]:
     """Check all trials, the number of the first being `first`, then run those that are not done yet.
@@ -31,13 +34,7 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     Raises:
         ConfigError: Something is wrong; no trial has been started.
     """
-    if sweep.task.stop:  # a sweeper that goes on in batches does not know
-        raise SystemExit(int(bool(sweep.task.failed)))
-    ranks = join()
-    if ranks.local_world_size != ranks.world_size:
-        raise ConfigError(
-            "A sweep with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array."
-        )
+    _check_place(sweep)
     print(f"sweep      {len(job_overrides)} trials to compose and check", flush=True)
     try:
         for trial in sweep.compose(job_overrides, first):
@@ -49,15 +46,60 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     except BaseException:
         stop_fork_server()
         raise
-
     sweep.print_counts()
+    _execute(sweep, pools, options, len(sweep.trials))
+    return sweep.trials
+
+
+def run_search(sweep: Sweep, search: "Search", options: LocalOptions) -> list[Trial]:
+    """Check a search, then run what it chooses, until it is over or asked to stop.
+
+    Returns:
+        The trials that ran.
+
+    Raises:
+        ConfigError: Something is wrong; no trial has been started.
+    """
+    _check_place(sweep)
+    try:
+        search.like = search.check()
+        warm_up()
+        pools = open_pools([search.like], options)
+        sweep.begin()
+        search.open()
+    except BaseException:
+        stop_fork_server()
+        raise
+    print(f"search     {os.path.relpath(sweep.path)}: {search}", flush=True)
+    _execute(sweep, pools, options, search.options.n_trials, search)
+    return sweep.trials
+
+
+def _check_place(sweep: Sweep) -> None:
+    """Refuse to go on after a stop, of which a sweeper that hands over batches does not know, and on several nodes."""
+    if sweep.task.stop:
+        raise SystemExit(int(bool(sweep.task.failed)))
+    ranks = join()
+    if ranks.local_world_size != ranks.world_size:
+        raise ConfigError(
+            "A sweep with hydra/launcher=local runs on one machine: start it on one, or as a SLURM array."
+        )
+
+
+def _execute(
+    sweep: Sweep, pools: dict[str, Pool], options: LocalOptions, total: int, search: "Search | None" = None
+) -> None:
+    """Run the trials that are not done yet, and compare them all; `total` is how many there are in the end."""
     for pool in pools.values():
         print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per trial", flush=True)
     stop = sweep.take_stop_requests()
     all_done = all(trial.state == State.FINISHED for trial in sweep.trials)
     max_time = parse_duration(options.max_time_per_run)
-    with ProgressDisplay(sweep.trials) as display:
-        Executor(sweep.trials, pools, options.limit, max_time, display).run(stop)
+    with ProgressDisplay(sweep.trials, total) as display:
+        to_run = sweep.trials if search is None else search.waiting()
+        Executor(to_run, pools, options.limit, max_time, display, search).run(stop)
+    if search is not None:
+        search.close()
     if all_done:
         conclude(sweep.path, options.metric, options.metric_mode)
     else:
@@ -68,7 +110,6 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     sweep.print_failures()
     stop_fork_server()
     sweep.release()
-    return sweep.trials
 
 
 def open_pools(trials: Sequence[Trial], options: LocalOptions) -> dict[str, Pool]:

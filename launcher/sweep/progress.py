@@ -19,10 +19,10 @@ SHOWN = 20  # running trials on a terminal; more only as a number
 
 
 class ProgressDisplay:
-    """The progress of all trials of a sweep on standard output."""
+    """The progress of all trials of a sweep on standard output; a search says how many there are in `total`."""
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
-        self.trials, self._started = trials, time.monotonic()
+    def __init__(self, trials: Sequence[Trial], total: int | None = None) -> None:
+        self.trials, self._total, self._started = trials, total, time.monotonic()
         self._shown = self._started
         self._running: Sequence[tuple[Trial, float]] = ()
         self._live: Any = None
@@ -35,6 +35,11 @@ class ProgressDisplay:
                 console=console, auto_refresh=False, transient=True, get_renderable=lambda: self._picture(console.width)
             )
             self._live.start()
+
+    @property
+    def total(self) -> int:
+        """How many there are in the end, which a search says before it has chosen them."""
+        return self._total or len(self.trials)
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -49,7 +54,7 @@ class ProgressDisplay:
 
     def ended(self, trial: Trial, seconds: float) -> None:
         """Print how a trial ended."""
-        count = f"[{self._counts()[State.FINISHED]}/{len(self.trials)}]"
+        count = f"[{self._counts()[State.FINISHED]}/{self.total}]"
         if trial.state == State.FAILED:
             here = os.path.relpath(trial.path)
             near = trial.path if here.startswith("..") else here
@@ -86,7 +91,7 @@ class ProgressDisplay:
 
     def _count(self) -> str:
         counts = self._counts()
-        parts = [f"{counts[State.FINISHED]}/{len(self.trials)} finished"]
+        parts = [f"{counts[State.FINISHED]}/{self.total} finished"]
         shown = (State.RUNNING, State.PRUNED, State.FAILED, State.STOPPED, State.WAITING)
         return ", ".join([*parts, *(f"{counts[state]} {state}" for state in shown if counts[state])])
 

@@ -58,6 +58,8 @@ class Sweep:
         self.path = Path(name).resolve()  # not made before `begin`
         check_writable(self.path, "hydra.sweep.dir")
         self.trials: list[Trial] = []  # those that have been composed
+        self.names: list[str] = []  # of all that it has ever had, once it is remembered
+        self.pruning: dict[str, Any] | None = None  # what of `Pruning` its trials have in common, in a search
         self._base: dict[str, Any] = {}
         self._lock = lock(self.path) if (self.path / LOCK).exists() else None
 
@@ -73,7 +75,7 @@ class Sweep:
         numbers: dict[str, int] = {}
         for index, overrides in enumerate(job_overrides, first):
             try:
-                trial = self._compose_trial(index, list(overrides), varying)
+                trial = self.compose_trial(index, list(overrides), varying)
                 if (twin := numbers.get(name := self.name_of(trial))) is not None:
                     if sorted(job_overrides[twin - first]) == sorted(overrides):
                         raise ConfigError(f"it is the same as trial {twin}.")
@@ -104,7 +106,8 @@ class Sweep:
         given: Any = OmegaConf.to_container(self.master.hydra.overrides.hydra, resolve=False)
         return [word for word in given if not word.startswith("hydra.mode=")]
 
-    def _compose_trial(self, index: int, overrides: list[str], varying: frozenset[str]) -> Trial:
+    def compose_trial(self, index: int, overrides: list[str], varying: frozenset[str]) -> Trial:
+        """Compose and check one trial, of which the settings `varying` name the directory; see `compose`."""
         name = directory_name(overrides, varying, self.master.hydra.job.config.override_dirname)
         job = {"num": index, "id": str(index), "override_dirname": name}
         composed = self.task.compose([*self._own_overrides(), *overrides], job)
@@ -120,6 +123,9 @@ class Sweep:
         if plain["threads"] != settings.threads:
             words.append(f"threads={plain['threads']}")
         self._name_for_wandb(plain["wandb"], label, varying)
+        if self.pruning is not None:
+            name = str(directory.relative_to(self.path))
+            plain["pruning"] = self.pruning | {"sweep": str(self.path), "trial": name}
         hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
         hydra["run"]["dir"] = str(directory)
         return Trial(
@@ -188,6 +194,7 @@ class Sweep:
             "points": named,
         }
         write_json(self.path / "grid.json", content)
+        self.names = list(named)
         write_text(self.path / "multirun.yaml", OmegaConf.to_yaml(self.master))
 
     def release(self) -> None:
