@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -30,6 +30,9 @@ from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import SUBMISSIONS, Trial, in_queue, state_of, varying_keys
+
+if TYPE_CHECKING:  # which brings Optuna
+    from launcher.sweep.search import Search
 
 TEMPLATE = next(file for file in (PACKAGE / "train.sbatch", PACKAGE.parent / "slurm/train.sbatch") if file.exists())
 SUBMITTED = "submitted.json"  # in the directory of a run: the job and the code
@@ -84,7 +87,7 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
         if key == "cluster" or key.startswith("cluster."):
             raise ConfigError(f"{key}: cannot be swept, since all trials of a job array have the same options.")
     list(sweep.compose(job_overrides, first))
-    to_submit = _left_to_do(sweep)
+    to_submit = _left_to_do(sweep, sweep.trials)
     sweep.print_counts()
     if to_submit:
         submission = Submission(sweep, options, to_submit)
@@ -108,13 +111,66 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     return sweep.trials
 
 
-def _left_to_do(sweep: Sweep) -> list[Trial]:
-    """The trials that are neither finished, nor queued, nor running; of the others their states are noted."""
+def run_search(sweep: Sweep, search: "Search", options: ArrayOptions) -> list[Trial]:
+    """Check a search, then submit what it chooses, as many trials at once as may be, until it is over.
+
+    Returns:
+        The trials that it knew of.
+
+    Raises:
+        ConfigError: Something is wrong, or SLURM refuses; nothing has been submitted, and no directory made.
+    """
+    if not options.wait or options.max_parallel is None:
+        raise ConfigError(
+            "hydra/sweeper=optuna with hydra/launcher=slurm: a search stays and submits each trial by the results of "
+            "those before. Add hydra.launcher.wait=true, and hydra.launcher.max_parallel=4 for so many trials at once."
+        )
+    if swept := [key for key in search.varying if key == "cluster" or key.startswith("cluster.")]:
+        raise ConfigError(f"{swept[0]}: cannot be searched, since all trials have the same options.")
+    trial = search.check()
+    attempt = Submission(sweep, options, [trial])
+    answer = attempt.check()
+    if options.dry_run:
+        _say(f"{attempt.script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
+        return []
+    sweep.begin()
+    search.open()
+    _say(f"search     {os.path.relpath(sweep.path)}: {search}")
+    _wait(sweep, search)
+    search.close()
+    sweep.release()
+    conclude(sweep.path, options.metric, options.metric_mode)
+    return sweep.trials
+
+
+class _Chosen:
+    """What a search has chosen, submitted as it comes; all of it by the code as it was when this began."""
+
+    def __init__(self, sweep: Sweep, search: "Search") -> None:
+        self.sweep, self.search = sweep, search
+        self.code: snapshot.Snapshot | None = None
+        self.left = _left_to_do(sweep, search.waiting())  # of an earlier start
+
+    def submit(self, under_way: int) -> None:
+        """Submit, as one array, as many trials as may run beside those that do."""
+        options: Any = self.sweep.options
+        room = options.max_parallel - under_way
+        chosen, self.left = self.left[:room], self.left[room:]
+        while len(chosen) < room and not self.left and (trial := self.search.next()) is not None:
+            chosen.append(trial)
+        if chosen:
+            submission = Submission(self.sweep, options, chosen, self.code)
+            submission.submit()
+            self.code = submission.code
+
+
+def _left_to_do(sweep: Sweep, trials: Sequence[Trial]) -> list[Trial]:
+    """Those that are neither finished, nor queued, nor running; of the others their states are noted."""
     try:
         active = in_queue(sweep.path)
     except RuntimeError as error:
         raise ConfigError(f"hydra/launcher=slurm: SLURM does not say which trials are queued ({error}).") from error
-    unfinished = [trial for trial in sweep.trials if trial.state != State.FINISHED]
+    unfinished = [trial for trial in trials if trial.state != State.FINISHED]
     for trial in unfinished:
         _note(trial, active.get(sweep.name_of(trial)))
     return [trial for trial in unfinished if trial.state not in UNDER_WAY]
@@ -134,13 +190,17 @@ def _note(trial: Trial, in_queue: State | None) -> None:
 
 
 class Submission:
-    """Trials of a sweep that become one job array."""
+    """Trials of a sweep that become one job array; of `code`, where another submission has copied it."""
 
-    def __init__(self, sweep: Sweep, options: ArrayOptions, trials: Sequence[Trial]) -> None:
+    def __init__(
+        self, sweep: Sweep, options: ArrayOptions, trials: Sequence[Trial], code: snapshot.Snapshot | None = None
+    ) -> None:
         self.sweep, self.options, self.trials = sweep, options, trials
         numbers = [int(place.name) for place in sweep.path.glob(f"{SUBMISSIONS}/*") if place.name.isdigit()]
         self.directory = sweep.path / SUBMISSIONS / str(max(numbers, default=0) + 1)
-        self.code = snapshot.plan(self.directory / "code") if options.snapshot else snapshot.none()
+        self.copies = code is None
+        plan = snapshot.plan(self.directory / "code") if options.snapshot else snapshot.none()
+        self.code = plan if code is None else code
 
     @cached_property
     def command(self) -> list[str]:
@@ -206,14 +266,14 @@ class Submission:
         most = self.options.max_parallel
         limit = f", at most {most} at once" if most else ""
         _say(f"submitted  {len(names)} trials as job array {job}{limit} (squeue --jobs {job}; scancel {job})")
-        if copied:
+        if copied and self.copies:
             _say(f"code       {os.path.relpath(self.code.code)}: what you edit from now on does not reach these jobs")
         if left_out:
             _say(f"warning    not copied, being larger than 20 MB: {', '.join(left_out)}")
 
     def _write_files(self) -> list[str]:
         """Write the script, the code and the tasks; returns the files that are too large for code."""
-        left_out = snapshot.take(self.code, self.sweep.path)
+        left_out = snapshot.take(self.code, self.sweep.path) if self.copies else []
         site = Path(os.environ.get("SITE", "slurm/site.sh"))
         (self.directory / "site.sh").write_bytes(site.read_bytes() if site.is_file() else b"")
         (self.directory / "script.sh").write_text(self.script, encoding="utf-8")
@@ -235,12 +295,18 @@ class Submission:
         return left_out
 
 
-def _wait(sweep: Sweep) -> None:
+def _wait(sweep: Sweep, search: "Search | None" = None) -> None:
     """Show the trials until none is queued or running; a signal ends the waiting alone, not the jobs."""
     stop = sweep.take_stop_requests()
     started: dict[int, float] = {}
-    with ProgressDisplay(sweep.trials) as display:
-        while not stop and (waiting := [trial for trial in sweep.trials if trial.state in UNDER_WAY]):
+    chosen = None if search is None else _Chosen(sweep, search)
+    total = None if search is None else search.options.n_trials
+    with ProgressDisplay(sweep.trials, total) as display:
+        while not stop:
+            if chosen is not None:
+                chosen.submit(sum(trial.state in UNDER_WAY for trial in sweep.trials))
+            if not (waiting := [trial for trial in sweep.trials if trial.state in UNDER_WAY]):
+                break
             try:
                 active = in_queue(sweep.path)
             except RuntimeError as error:  # a controller that restarts
@@ -248,6 +314,8 @@ def _wait(sweep: Sweep) -> None:
                 active = {sweep.name_of(trial): trial.state for trial in waiting}
             for trial in waiting:
                 _follow(trial, active.get(sweep.name_of(trial)), started, display)
+                if search is not None and trial.state not in UNDER_WAY:
+                    search.ended(trial)
             display.update([(t, started[t.index]) for t in sweep.trials if t.state == State.RUNNING])
             time.sleep(min(POLL, 1.0) if len(waiting) < 20 else POLL)
     if stop:
@@ -264,7 +332,8 @@ def _follow(trial: Trial, in_queue: State | None, started: dict[int, float], dis
         if was == State.QUEUED:
             display.say(trial, "runs")
     elif trial.state != State.QUEUED:
-        if trial.state != State.FINISHED:  # cancelled, or out of time without a requeue, where nothing says why
+        if trial.state not in (State.FINISHED, State.PRUNED):
+            # Cancelled, or out of time without a requeue, where nothing says why.
             why = failure.reason_of(trial.path) if trial.state == State.FAILED else ""
             trial.lifecycle.fail(why or f"{trial.state}: its job ended")
         display.ended(trial, time.monotonic() - started.get(trial.index, time.monotonic()))

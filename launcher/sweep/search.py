@@ -68,6 +68,7 @@ class Search:
         self.like: Trial  # one of them, which tells what devices each takes
         self.trials: dict[int, Trial] = {}  # those that this start knows, by number
         self._curves: dict[str, list[float]] = {}  # by name; see Pruning.curve
+        self._going_on: set[int] = set()  # pruned ones that are about to go on
         self._deadline: float | None = None
         self._nothing_new = False  # since it was last asked in vain
 
@@ -209,6 +210,7 @@ class Search:
         if self._nothing_new:
             return None
         if (promoted := self._promoted()) is not None:
+            self._going_on.add(promoted.index)
             return promoted
         while self.left:
             frozen = self.study.ask(self._unfinished())
@@ -227,6 +229,7 @@ class Search:
         self._nothing_new = True
         if (last := self._last()) is not None:
             settings, *others = pickle.loads(last.packed)
+            self._going_on.add(last.index)
             last.packed = pickle.dumps((settings | {"pruning": None}, *others))
         return last
 
@@ -234,6 +237,7 @@ class Search:
         """Tell the study how a trial ended; one that was pruned may still be promoted, and is told in the end."""
         number, self._nothing_new = trial.index, False
         self._curves.pop(self.sweep.name_of(trial), None)
+        self._going_on.discard(number)
         if trial.state == State.FINISHED:
             results = self._results(trial.path)
             if results is None:
@@ -259,7 +263,7 @@ class Search:
         """A trial that waits and may go on by now: of those the one that has come furthest, and then the first."""
         if self.sweep.pruning is None or self.options.pruner == "median":
             return None
-        waiting = [trial for trial in self.trials.values() if trial.state == State.PRUNED]
+        waiting = self._pruned
         if not waiting:
             return None
         curves = {name: self._signed(name) for name in self.sweep.names}
@@ -269,9 +273,13 @@ class Search:
                 return trial
         return None
 
+    @property
+    def _pruned(self) -> list[Trial]:
+        return [t for t in self.trials.values() if t.state == State.PRUNED and t.index not in self._going_on]
+
     def _last(self) -> Trial | None:
         """Where all are pruned, as few are, the best of those that have come furthest: it goes on to its end."""
-        waiting = [trial for trial in self.trials.values() if trial.state == State.PRUNED]
+        waiting = self._pruned
         finished = any(trial.state == TrialState.COMPLETE for trial in self._own)
         if self.left or self._under_way or finished or not waiting:
             return None
@@ -287,7 +295,7 @@ class Search:
 
     @property
     def _under_way(self) -> bool:
-        return any(trial.state != State.PRUNED for trial in self.trials.values())
+        return len(self._pruned) < len(self.trials)
 
     def _compose(self, frozen: FrozenTrial) -> Trial | None:
         """The trial of the sweep for one of the study; None where its settings do not fit each other."""

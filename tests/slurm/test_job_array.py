@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from own_project import OWN, git
 from processes import REPOSITORY
 from slurm_cluster import SEARCH
@@ -64,6 +67,7 @@ WRONG = {
     "no number": (["seed=0,1", "hydra.launcher.max_parallel=0"], ["hydra.launcher.max_parallel=0", "at least 1"]),
     "a wrong trial": (["seed=0,-1"], ["trial 1", "seed=-1"]),
     "an unknown option": (["seed=0,1", "+cluster.partitoin=x"], ["SLURM does not take this job", "partitoin"]),
+    "a search that leaves": (["optimizer.lr=interval(0.1,1)", "hydra/sweeper=optuna"], ["wait=true", "max_parallel=4"]),
     "an unknown partition": (["seed=0,1", "cluster.partition=nowhere"], ["SLURM does not take this job", "partition"]),
 }
 
@@ -159,3 +163,32 @@ def test_two_nodes_a_trial_a_state_from_outside_and_a_cancelled_array(slurm, pro
     assert status == 0 and "1 to resume, 1 new" in out, (out, err)
     assert [json.loads((path / "summary.json").read_text())["world_size"] for path in (slow, ok)] == [4, 4]
     assert weights(slow) == weights(ok)
+
+
+@pytest.mark.soak
+def test_a_search_survives_its_waiting_process(slurm, project):
+    """Killed again and again while its jobs go on: each trial is one of the study, run once, judged by the others."""
+    words = [
+        *WORDS[:1], *WORDS[2:], "epochs=4", "optimizer.lr=tag(log,interval(0.001,1))", "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=6", "hydra.sweeper.pruner=asha", "hydra.sweeper.reduction_factor=2",
+        "hydra.launcher.wait=true", "hydra.launcher.max_parallel=2",
+    ]  # fmt: skip
+    for seconds in (7, 9, 11):
+        process = start(words, project, slurm)
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+    status, out, err = end(start(words, project, slurm))
+    assert status == 0, (out, err)
+    storage = JournalStorage(JournalFileBackend(str(project / "grid/study.log")))
+    found = optuna.load_study(study_name="search", storage=storage).trials
+    assert [trial.number for trial in found] == list(range(6))
+    assert {trial.state.name for trial in found} == {"COMPLETE", "PRUNED"}
+    summaries = [json.loads(file.read_text()) for file in project.glob("grid/*/summary.json")]
+    assert len(summaries) == 6
+    ended = [summary["best"]["eval/loss"] for summary in summaries if summary["status"] == "finished"]
+    assert sorted(ended) == sorted(trial.value for trial in found if trial.state.name == "COMPLETE")
+    submitted = [
+        name for file in project.glob("grid/submissions/*/job.json") for name in json.loads(file.read_text())["points"]
+    ]
+    assert set(submitted) == {file.parent.name for file in project.glob("grid/*/summary.json")}
