@@ -1,13 +1,11 @@
 """Hydra's sweeper and launchers for `-m`. Hydra imports this at every start, so it imports nothing heavy itself."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -18,41 +16,42 @@ BasicSweeper: Any = basic_sweeper()
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of what is swept, as Hydra's own sweeper makes them.
+    """Every combination of what is swept, as Hydra's own sweeper makes them, and lists in step, repeats, files.
 
     Hydra's composes every trial twice, writes files before it has checked them, and gives up all where one failed.
     """
+
+    def __init__(self, max_batch_size: Any, params: dict[str, str] | None, **options: Any) -> None:
+        super().__init__(max_batch_size=max_batch_size, params=params)
+        self.options = options
 
     def sweep(self, arguments: list[str]) -> Any:
         """Hand all trials to the launcher.
 
         Raises:
-            ConfigError: There is none, or more than hydra.launcher.max_points.
-            HydraException: What is swept, or a setting, is wrong.
+            ConfigError: There is none, or more than hydra.launcher.max_points, or they do not go together.
+            HydraException: A setting is wrong.
         """
         from launcher.config.checks import check_options
+        from launcher.sweep.grid import Grid, GridOptions
         from launcher.sweep.sweep import check_count
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         arguments = [*self._parse_config(), *arguments]
         parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
-        lengths = {}  # counted before they are made: a hundred thousand would take the memory
-        for override in parsed:
-            key = override.get_key_element()
-            if override.is_sweep_override() and override.is_discrete_sweep():
-                lengths[key] = sum(1 for _ in override.sweep_string_iterator())
-                if lengths[key] == 0:
-                    raise HydraException(f"{override.input_line}: there is nothing in it to sweep.")
-            else:
-                lengths[key] = 1
         most = self.config.hydra.launcher.get("max_points", 1000)
         check_options({"max_points": most}, "SweepLimit")
-        check_options({"max_batch_size": self.max_batch_size}, "Sweeper", "hydra.sweeper")
-        check_count(math.prod(lengths.values()), most)
+        options = GridOptions(max_batch_size=self.max_batch_size, **plain(self.options))
+        options.check()
+        grid = Grid(parsed, options)
+        check_count(len(grid), most)  # before they are made: a hundred thousand would take the memory
         if isinstance(self.launcher, LocalLauncher):  # which sees one batch at a time
-            self.launcher.task.swept = frozenset(key for key, length in lengths.items() if length > 1)
+            self.launcher.task.swept = grid.varying
+        trials = list(grid.trials())
+        size = options.max_batch_size or len(trials)
+        batches = [trials[first : first + size] for first in range(0, len(trials), size)]
         returned: list[Sequence[JobReturn]] = []
-        for batch in self.split_arguments(parsed, self.max_batch_size):
+        for batch in batches:
             returned.append(self.launcher.launch(batch, initial_job_idx=sum(len(results) for results in returned)))
         return returned
 

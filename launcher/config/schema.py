@@ -358,10 +358,21 @@ class SlurmSweep(SweepOptions):
     dry_run: bool = setting("Prints the script, asks SLURM whether it would take it, and submits nothing.")
 
 
-class Sweeper(Section):
+class Grid(Section):
     """Settings of hydra/sweeper=grid."""
 
     max_batch_size: Count | None = setting("Trials that the launcher gets together; null: all.")
+    zip: (
+        Annotated[
+            list[Annotated[list[Text], Field(min_length=2)]], Words("lists of settings, [[optimizer,optimizer.lr]]")
+        ]
+        | None
+    ) = setting("Settings whose values go in step, not in every combination.")
+    seeds: Count | None = setting("Runs of each trial, with seeds from 0 on.")
+    trials: Text | None = setting("A file with the overrides of a trial in each line.")
+    conditions: Annotated[list[Text], Words("a list such as ['optimizer.momentum if optimizer=sgd']")] | None = setting(
+        "Settings that only some trials have."
+    )
 
 
 class Optuna(Section):

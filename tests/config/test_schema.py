@@ -67,7 +67,7 @@ def test_options_of_a_sweep_are_answered_by_their_whole_names():
     with pytest.raises(
         ConfigError, match=r"^hydra\.sweeper\.max_batch_size=0: must be a whole number of at least 1, or"
     ):
-        check_options({"max_batch_size": 0}, "Sweeper", "hydra.sweeper")
+        check_options({"max_batch_size": 0}, "Grid", "hydra.sweeper")
 
 
 def test_what_is_free_on_resume_are_settings_or_whole_sections():
