@@ -139,7 +139,13 @@ def compose(program, words):
     if arguments.multirun:
         parsed = OverridesParser.create().parse_overrides(arguments.overrides)
         fixed = [override.input_line for override in parsed if not override.is_sweep_override()]
-        swept = {o.get_key_element(): [*o.sweep_string_iterator()] for o in parsed if o.is_sweep_override()}
+        swept = {
+            o.get_key_element(): [*map(str, (o.value().start, o.value().end))]
+            if o.is_interval_sweep()
+            else [*o.sweep_string_iterator()]
+            for o in parsed
+            if o.is_sweep_override()
+        }
         first = {key: values[0] for key, values in swept.items()}
         chosen = [first | {key: value} for key, values in swept.items() for value in values] or [{}]
         points = [[*fixed, *(f"{key}={value}" for key, value in point.items())] for point in chosen]
