@@ -1,4 +1,4 @@
-"""The pictures of a comparison: the curves of the trials, and the effect of each setting."""
+"""The pictures of a comparison: the curves of the trials and of the settings, and the effect of each setting."""
 
 import math
 import statistics
@@ -9,10 +9,20 @@ from typing import Any
 from launcher.core.files import replacing
 from launcher.run import curves
 from launcher.sweep.comparison import Comparison
+from launcher.sweep.group_pictures import (
+    COLOURS,
+    common_curve,
+    draw_bands,
+    draw_front,
+    draw_parallel,
+    legend_below,
+    parallel_names,
+    scale,
+    short,
+)
 from launcher.sweep.statistics import SEED, Sample, best, numbers_first
 
 NAMED = 6  # curves with a colour and a name of their own; the rest are the grey ground they stand out from
-COLOURS = ("#3987e5", "#d95926", "#2b9d74", "#a465c4", "#c79a13", "#4fb3c9")
 
 Panel = Callable[[Any], None]  # draws into matplotlib's axes
 
@@ -55,6 +65,12 @@ def panels_of(sweep: Comparison) -> list[Panel]:
     panels: list[Panel] = []
     if any(len(entry.curve[0]) > 1 for entry in sweep.entries):
         panels.append(partial(_draw_curves, sweep=sweep))
+    if any(group.n > 1 and len(common_curve(sweep, group)[0]) > 1 for group in sweep.repeated):
+        panels.append(partial(draw_bands, sweep=sweep))
+    if len(parallel_names(sweep)) > 1:
+        panels.append(partial(draw_parallel, sweep=sweep))
+    if len(sweep.front) > 1:
+        panels.append(partial(draw_front, sweep=sweep))
     for name, samples in sweep.effects.items():
         panels.append(partial(_draw_effect, sweep=sweep, name=name, samples=samples))
     return panels
@@ -71,20 +87,14 @@ def _draw_curves(axes: Any, sweep: Comparison) -> None:
     for place, entry in reversed(list(enumerate(named))):
         marker = "o" if len(entry.curve[0]) <= 30 else None
         x, y = curves.envelope(*map(np.asarray, entry.curve))
-        label = f"{place + 1}. {_short(' '.join(entry.varied.values()) or entry.name, 34)}"
+        label = f"{place + 1}. {short(' '.join(entry.varied.values()) or entry.name, 34)}"
         axes.plot(x, y, color=COLOURS[place], linewidth=1.7, marker=marker, markersize=3, label=label)
-    _scale(axes, [value for entry in sweep.entries for value in entry.curve[1] if math.isfinite(value)])
+    scale(axes, [value for entry in sweep.entries for value in entry.curve[1] if math.isfinite(value)])
     axes.set_title(f"{sweep.metric}: the best {len(named)} of {len(named) + len(grey)}", parse_math=False)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(True)
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        keys = ", ".join(key.rsplit(".", 1)[-1] for key in sweep.varied)
-        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "ncols": 2, "borderaxespad": 0, "alignment": "left"}
-        legend = axes.legend(handles[::-1], labels[::-1], title=keys, frameon=False, fontsize=8, **below)
-        for text in [*legend.get_texts(), legend.get_title()]:
-            text.set(parse_math=False, fontsize=8)
+    legend_below(axes, ", ".join(key.rsplit(".", 1)[-1] for key in sweep.varied))
 
 
 def _draw_effect(axes: Any, sweep: Comparison, name: str, samples: Sequence[Sample]) -> None:
@@ -101,8 +111,8 @@ def _draw_effect(axes: Any, sweep: Comparison, name: str, samples: Sequence[Samp
         axes.plot(list(shown), list(means), line + "D", color=colour, linewidth=1.4, markersize=6, label="mean")
         dotted = line.replace("-", ":") + "_"
         axes.plot(list(shown), bests, dotted, color=colour, linewidth=1.0, markersize=12, label="best")
-    _scale(axes, [value for values in finite.values() for value in values])
-    names = [_short(sample.label, 18) for sample in samples]
+    scale(axes, [value for values in finite.values() for value in values])
+    names = [short(sample.label, 18) for sample in samples]
     crowded = sum(map(len, names)) > 48
     axes.set_xticks(range(len(names)), names, rotation=35 if crowded else 0, ha="right" if crowded else "center")
     for text in axes.get_xticklabels():
@@ -111,13 +121,3 @@ def _draw_effect(axes: Any, sweep: Comparison, name: str, samples: Sequence[Samp
     axes.set_title(f"{sweep.metric} by {name}", parse_math=False)
     axes.grid(True, axis="y")
     axes.legend(frameon=False, fontsize=8)
-
-
-def _scale(axes: Any, values: Sequence[float]) -> None:
-    """A logarithmic axis for finite values that are positive and far apart."""
-    if values and min(values) > 0 and max(values) > 50 * min(values):
-        axes.set_yscale("log")
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -44,26 +44,6 @@ def ranking(mode: str) -> Callable[[float | None], tuple[bool, float]]:
     return lambda value: (value is None or math.isnan(value), sign * (value or 0.0))
 
 
-def by_seed(results: Iterable[Result], mode: str) -> list[Sample]:
-    """The trials that differ by their seed alone, from the best mean to the worst; empty where there are no such."""
-    groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
-    for settings, value in results:
-        groups.setdefault(without_seed(settings), []).append(value)
-    if all(len(values) < 2 for values in groups.values()):
-        return []
-    samples = [
-        Sample(", ".join(f"{key}={value}" for key, value in settings) or "all seeds", values)
-        for settings, values in groups.items()
-    ]
-    key = ranking(mode)
-    return sorted(samples, key=lambda sample: key(sample.mean))
-
-
-def without_seed(settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Settings without the seed, such that they can be the key of a group."""
-    return tuple((key, value) for key, value in settings.items() if key != SEED)
-
-
 def by_setting(results: Sequence[Result], names: Iterable[str]) -> dict[str, list[Sample]]:
     """For each setting with several values, the trials that have each, whatever their other settings."""
     found: dict[str, list[Sample]] = {}

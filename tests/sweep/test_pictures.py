@@ -20,7 +20,7 @@ def test_the_curves_are_those_of_the_trials(made):
 
 def test_an_effect_shows_mean_and_best(made):
     path, _ = made
-    _, effect, seed = panels_of(read_sweep(path, None, None))
+    *_, effect, seed = panels_of(read_sweep(path, None, None))
     _, found = lines(effect)
     (x0, low), (x1, high) = found["mean"]
     assert (x0, x1) == (0, 1) and abs(low - 0.9) < 1e-9 and abs(high - 0.6) < 1e-9

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from launcher.sweep.statistics import Sample, best, by_seed, by_setting, ranking
+from launcher.sweep.statistics import Sample, best, by_setting, ranking
 
 RESULTS = [
     ({"lr": "0.1", "seed": "0"}, 0.5),
@@ -34,18 +34,6 @@ def test_the_best_is_the_best_of_those_that_are_finite():
 def test_a_ranking_puts_what_is_not_known_last():
     values = [None, 2.0, math.nan, 1.0]
     assert sorted(values, key=ranking("min"))[:2] == [1, 2] and sorted(values, key=ranking("max"))[:2] == [2, 1]
-
-
-def test_seeds_are_grouped_from_the_best_mean_to_the_worst():
-    for mode, order in (("min", ["0.01", "0.1", "auto", "1e-3"]), ("max", ["auto", "0.1", "0.01", "1e-3"])):
-        samples = by_seed(RESULTS, mode)
-        assert [sample.label for sample in samples] == [f"lr={lr}" for lr in order]
-    assert samples[1].values == [0.5, 0.7]
-    assert by_seed([({"seed": "0"}, 1.0), ({"seed": "1"}, 2.0)], "min")[0].label == "all seeds"
-
-
-def test_without_a_repetition_there_are_no_seeds():
-    assert by_seed([RESULTS[0], RESULTS[2]], "min") == []
 
 
 def test_effects_are_over_all_that_share_a_value_numbers_first():
