@@ -138,7 +138,7 @@ class Comparison:
     @property
     def effects(self) -> dict[str, list[Sample]]:
         """The trials that have each value of a setting."""
-        return statistics.by_setting(self.results, self.varied)
+        return statistics.by_setting(self.results, [name for name in self.varied if not name.startswith("wandb.")])
 
     @property
     def metrics(self) -> list[str]:

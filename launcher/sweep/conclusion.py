@@ -20,7 +20,7 @@ from launcher.run import report
 from launcher.sweep.answer import METHOD, answer_of
 from launcher.sweep.comparison import Comparison, read_sweeps
 from launcher.sweep.failure import FAILED, OUTPUT
-from launcher.sweep.groups import interval_text, label_of, p_text, spread_text
+from launcher.sweep.groups import Group, interval_text, label_of, p_text, spread_text
 from launcher.sweep.latex import write_latex
 from launcher.sweep.pictures import draw, svg_pictures
 from launcher.sweep.statistics import best
@@ -33,7 +33,7 @@ FACTS = ("step", "epoch", "world_size", "training_seconds", "samples_per_second"
 STYLE = """
 a { color: var(--blue); } td.n { text-align: right; } tr.first td { font-weight: 600; }
 td.wide { min-width: 14rem; overflow-wrap: anywhere; } section.wide { flex-basis: 100%; }
-.verdict { font-weight: 600; margin-bottom: .5rem; }
+td.keep { white-space: nowrap; } .verdict { font-weight: 600; margin-bottom: .5rem; }
 details { margin: .4rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 """
 
@@ -159,13 +159,20 @@ def _tiles(sweep: Comparison) -> dict[str, Any]:
     tiles: dict[str, Any] = {}
     if sweep.repeated:
         first = sweep.repeated[0]
-        tiles[f"best mean {sweep.metric}, {first.n} seeds, 95 % interval"] = spread_text(first)
+        tiles[f"best mean {sweep.metric} of {first.n} seeds, ± its 95 % interval"] = _mean_text(first)
     if sweep.measured:
         tiles[f"best {sweep.metric} of one trial"] = sweep.measured[0].value
     tiles |= {"trials": len(sweep.entries), "settings varied": len(sweep.varied)}
     seconds = [entry.summary.get("training_seconds") for entry in sweep.measured]
     known = [value for value in seconds if isinstance(value, int | float)]
     return tiles | ({"seconds of training, mean": statistics.fmean(known)} if known else {})
+
+
+def _mean_text(group: Group) -> str:
+    """A mean and half of its interval, short."""
+    estimate = group.estimate
+    half = "" if estimate.high is None else f" ± {estimate.high - estimate.mean:.2g}"
+    return f"{estimate.mean:.4g}{half}"
 
 
 def print_table(sweep: Comparison) -> None:

@@ -1,13 +1,14 @@
 """Pictures of settings rather than of trials: curves with their range over seeds, all settings at once, the front."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.run import curves
 from launcher.sweep.comparison import Comparison, Entry
 from launcher.sweep.groups import Group
-from launcher.sweep.statistics import numbers_first
+from launcher.sweep.statistics import is_scale, numbers_first
 
 COLOURS = ("#3987e5", "#d95926", "#2b9d74", "#a465c4", "#c79a13", "#4fb3c9")
 AXES = 8  # of the parallel coordinates; the settings that explain most
@@ -23,7 +24,7 @@ def draw_bands(axes: Any, sweep: Comparison) -> None:
     for place, group in reversed(list(enumerate(shown))):
         epochs, values = common_curve(sweep, group)
         marker = "o" if len(epochs) <= 30 else None
-        label = f"{place + 1}. {short(' '.join(group.settings.values()) or group.label, 34)} ({group.n})"
+        label = f"{place + 1}. {short(brief(group.settings) or group.label, 34)} ({group.n})"
         axes.fill_between(epochs, values.min(0), values.max(0), color=COLOURS[place], alpha=0.18, linewidth=0)
         axes.plot(epochs, values.mean(0), color=COLOURS[place], linewidth=1.7, marker=marker, markersize=3, label=label)
         everything += values[np.isfinite(values)].tolist()
@@ -60,13 +61,19 @@ def draw_parallel(axes: Any, sweep: Comparison) -> None:
     for rank, group in reversed(list(enumerate(groups))):
         heights = [places[name][group.settings[name]] for name in names] + [(means[rank] - least) / extent]
         colour = COLOURS[rank] if rank < len(COLOURS) else axes.xaxis.label.get_color()
-        alpha, width = (0.95, 1.8) if rank < len(COLOURS) else (0.15, 0.8)
+        alpha, width = (0.95, 1.8) if rank < len(COLOURS) else (max(0.03, min(0.2, 15 / len(groups))), 0.8)
         axes.plot(range(len(heights)), heights, color=colour, alpha=alpha, linewidth=width, solid_joinstyle="round")
     for x, name in enumerate(names):
         axes.axvline(x, color=axes.xaxis.label.get_color(), alpha=0.4, linewidth=0.8)
         different = sorted(places[name].items(), key=lambda item: item[1])
-        for value, height in different[:: math.ceil(len(different) / LABELS)]:
-            axes.text(x + 0.03, height + 0.01, short(value, 12), fontsize=8, parse_math=False)  # above lines that meet
+        shown = (
+            [different[0], different[-1]]
+            if is_scale(places[name])
+            else different[:: math.ceil(len(different) / LABELS)]
+        )
+        for value, height in shown:
+            text = f"{float(value):.3g}" if is_scale(places[name]) else short(value, 12)
+            axes.text(x + 0.03, height + 0.01, text, fontsize=8, parse_math=False)  # above lines that meet
     last = len(names)
     axes.axvline(last, color=axes.xaxis.label.get_color(), alpha=0.4, linewidth=0.8)
     for share in (0.0, 0.5, 1.0):
@@ -100,16 +107,16 @@ def parallel_names(sweep: Comparison) -> list[str]:
 def positions(values: Sequence[str]) -> Mapping[str, float]:
     """A height between 0 and 1 for each value of a setting.
 
-    Many numbers lie at their own distances, on a logarithmic scale where they are positive and far apart; words, and
-    few numbers, at equal distances in order.
+    Many numbers lie at their own distances, on a logarithmic scale where they are far apart; words, and few numbers, at
+    equal distances in order.
     """
     different = sorted(set(values), key=numbers_first)
-    if len(different) > LABELS and not numbers_first(different[-1])[0]:
-        numbers = [float(value) for value in different]
-        if numbers[0] > 0 and numbers[-1] > 50 * numbers[0]:
-            numbers = [math.log(value) for value in numbers]
-        return {v: (x - numbers[0]) / (numbers[-1] - numbers[0]) for v, x in zip(different, numbers, strict=True)}
-    return {value: place / max(1, len(different) - 1) for place, value in enumerate(different)}
+    if not is_scale(different):
+        return {value: place / max(1, len(different) - 1) for place, value in enumerate(different)}
+    numbers = [float(value) for value in different]
+    if on_log_scale(numbers):
+        numbers = [math.log(value) for value in numbers]
+    return {v: (x - numbers[0]) / (numbers[-1] - numbers[0]) for v, x in zip(different, numbers, strict=True)}
 
 
 def draw_front(axes: Any, sweep: Comparison) -> None:
@@ -135,18 +142,48 @@ def draw_front(axes: Any, sweep: Comparison) -> None:
 
 def legend_below(axes: Any, title: str) -> None:
     """A legend under the picture, from the best to the worst, where lines that were drawn last come first."""
+    from matplotlib.transforms import ScaledTranslation
+
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "ncols": 2, "borderaxespad": 0, "alignment": "left"}
-        legend = axes.legend(handles[::-1], labels[::-1], title=title, frameon=False, fontsize=8, **below)
-        for text in [*legend.get_texts(), legend.get_title()]:
-            text.set(parse_math=False, fontsize=8)
+    if not handles:
+        return
+    # In inches, which leave room for the label of the axis however low the picture is.
+    place = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)
+    below = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": place, "borderaxespad": 0}
+    columns = 2 if max(map(len, labels)) < 28 else 1
+    look = {"frameon": False, "fontsize": 8, "alignment": "left"}
+    legend = axes.legend(handles[::-1], labels[::-1], title=title, ncols=columns, **look, **below)
+    for text in [*legend.get_texts(), legend.get_title()]:
+        text.set(parse_math=False, fontsize=8)
 
 
 def scale(axes: Any, values: Sequence[float]) -> None:
     """A logarithmic axis for finite values that are positive and far apart."""
-    if values and min(values) > 0 and max(values) > 50 * min(values):
+    if far_apart(values):
         axes.set_yscale("log")
+
+
+def far_apart(values: Sequence[float]) -> bool:
+    """Whether finite values are positive, and so different that only a logarithmic axis shows them all."""
+    return bool(values) and min(values) > 0 and max(values) > 50 * min(values)
+
+
+def on_log_scale(numbers: Sequence[float]) -> bool:
+    """Whether the numbers that a search has tried of a setting lie more evenly on a logarithmic axis."""
+    if not far_apart(numbers):
+        return False
+    least, middle, greatest = min(numbers), statistics.median(numbers), max(numbers)
+    by_log = math.log(middle / least) / math.log(greatest / least)
+    return abs(by_log - 0.5) < abs((middle - least) / (greatest - least) - 0.5)
+
+
+def brief(settings: Mapping[str, str]) -> str:
+    """The values of settings for a legend: numbers with many digits are rounded."""
+    texts = []
+    for value in settings.values():
+        rounded = len(value) > 6 and not numbers_first(value)[0]
+        texts.append(f"{float(value):.3g}" if rounded else value)
+    return " ".join(texts)
 
 
 def short(text: str, length: int) -> str:

@@ -14,13 +14,11 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from launcher.sweep.inference import LEVEL, holm
-from launcher.sweep.statistics import SEED, Result, numbers_first
+from launcher.sweep.statistics import SEED, Result, bins_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-VALUES = 8  # of a setting with numbers; more are put into BINS of equal counts, as a search tries each number once
-BINS = 4
 SETTINGS = 12  # whose interactions are looked at; above, there are too many to read
 
 
@@ -115,17 +113,10 @@ def _tested(
 
 
 def _columns(values: Sequence[str]) -> "np.ndarray":
-    """One column [n] of zeros and ones for each value but the first; numbers of more than VALUES values in BINS."""
+    """One column [n] of zeros and ones for each value but the first, or for each bin of many numbers."""
     import numpy as np
 
-    different = sorted(set(values), key=numbers_first)
-    classes = {value: place for place, value in enumerate(different)}
-    if len(different) > VALUES and not numbers_first(different[-1])[0]:
-        ranks = np.argsort(np.argsort([classes[value] for value in values], kind="stable"), kind="stable")
-        order = dict(zip(values, ranks * BINS // len(values), strict=True))  # equal values share a bin
-        codes = np.array([order[value] for value in values])
-    else:
-        codes = np.array([classes[value] for value in values])
+    codes = np.array(bins_of(values))
     return (codes[:, None] == np.unique(codes)[1:]).astype(float)
 
 

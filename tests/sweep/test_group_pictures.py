@@ -38,8 +38,10 @@ def test_parallel_coordinates_end_at_the_mean(made, axes):
 
 def test_values_lie_in_order_and_many_numbers_at_their_distances():
     assert positions(["b", "10", "9", "a"]) == {"9": 0, "10": 1 / 3, "a": 2 / 3, "b": 1}
-    found = positions([str(10.0**n) for n in range(8)])
-    assert found["10000.0"] == pytest.approx(4 / 7)
+    found = positions([str(10.0**n) for n in range(13)])
+    assert found["10000.0"] == pytest.approx(4 / 12)
+    found = positions([str(n / 100) for n in range(1, 101)])  # as far apart, but evenly as they are
+    assert found["0.5"] == pytest.approx(49 / 99)
     assert positions(["x"]) == {"x": 0}
 
 
