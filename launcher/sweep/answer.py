@@ -11,7 +11,7 @@ METHOD = (
     "Groups: finished trials that differ by their seed alone; mean with 95 % interval by Student's t. "
     "Pairs: paired t-test over the seeds that both have, p corrected by Holm's method over all pairs; "
     "decided: p < 0.05. "
-    "Runs keep no predictions of single samples, so test samples are not drawn again."
+    "Test samples are not drawn again: runs do not keep the prediction of each."
 )
 
 

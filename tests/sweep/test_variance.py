@@ -6,6 +6,8 @@ from scipy import stats
 
 from launcher.sweep.variance import analysis_of
 
+pytestmark = pytest.mark.versions  # scipy's functions
+
 NAMES = ["a", "b", "seed"]
 
 
