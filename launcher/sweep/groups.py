@@ -159,6 +159,8 @@ def summary_of(pairs: Sequence[Pair], groups: Sequence[Group]) -> str:
         return f"no difference shown ({seeds}): two settings need {LEAST_SEEDS} seeds in common, such as seed=0,1,2"
     decided = sum(pair.decided for pair in tested)
     means = "paired t-test over seeds, Holm's correction, p < 0.05"
+    if len(tested) == 1:
+        return f"{'the two settings that can be compared differ' if decided else 'no difference shown'} ({means})"
     if not decided:
         return f"no difference shown between any of {len(tested)} pairs of settings ({means})"
     return f"{decided} of {len(tested)} pairs of settings differ ({means})"

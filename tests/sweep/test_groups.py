@@ -83,3 +83,9 @@ def test_the_sentence_counts_pairs():
     assert summary_of(pairs, groups).startswith("2 of 3 pairs of settings differ")
     assert [pair.decided for pair in pairs] == [True, True, False] and "p < 0.0001" in pairs[0].verdict
     assert summary_of([], groups[:1]) == ""
+    alike = groups[1:]
+    assert summary_of(pairs_of(alike), alike).startswith("no difference shown (paired t-test")
+    apart = groups[:2]
+    assert summary_of(pairs_of(apart), apart).startswith("the two settings that can be compared differ (paired")
+    null = sweep_of(np.random.default_rng(3).normal(size=(3, 4)))
+    assert summary_of(pairs_of(null), null).startswith("no difference shown between any of 3 pairs of settings")
