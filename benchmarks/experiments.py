@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 from launcher.run.record import Record  # noqa: E402
 from launcher.sweep.comparison import Entry, read_sweep  # noqa: E402
-from launcher.sweep.statistics import without_seed  # noqa: E402
 
 COMMON = ("seed=0,1,2", "device=cpu", "threads=1", "trackers=[]", "checkpoint.every=null")
 # Okabe and Ito (2008): told apart by every kind of colour vision. Without their yellow, orange and sky a little darker,
@@ -546,7 +545,7 @@ def read(title: str, directory: Path) -> list[Setting]:
     """The settings of a sweep in the order of their values; a split's seed counts as a seed."""
     found: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
     for entry in read_sweep(directory, None, None).entries:
-        key = tuple((name, value) for name, value in without_seed(entry.varied) if name != "data.split_seed")
+        key = tuple((name, value) for name, value in entry.settings.items() if name != "data.split_seed")
         found.setdefault(key, []).append(entry)
     order = list(json.loads((directory / "grid.json").read_text())["points"])
     settings = []

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 SEED = "seed"  # the setting whose values are repetitions of the same thing
+VALUES = 12  # of a setting with numbers; more are put into BINS of equal counts, as a search tries each number once
+BINS = 4
 
 Result = tuple[Mapping[str, str], float]
 
@@ -44,36 +46,43 @@ def ranking(mode: str) -> Callable[[float | None], tuple[bool, float]]:
     return lambda value: (value is None or math.isnan(value), sign * (value or 0.0))
 
 
-def by_seed(results: Iterable[Result], mode: str) -> list[Sample]:
-    """The trials that differ by their seed alone, from the best mean to the worst; empty where there are no such."""
-    groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
-    for settings, value in results:
-        groups.setdefault(without_seed(settings), []).append(value)
-    if all(len(values) < 2 for values in groups.values()):
-        return []
-    samples = [
-        Sample(", ".join(f"{key}={value}" for key, value in settings) or "all seeds", values)
-        for settings, values in groups.items()
-    ]
-    key = ranking(mode)
-    return sorted(samples, key=lambda sample: key(sample.mean))
-
-
-def without_seed(settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Settings without the seed, such that they can be the key of a group."""
-    return tuple((key, value) for key, value in settings.items() if key != SEED)
-
-
 def by_setting(results: Sequence[Result], names: Iterable[str]) -> dict[str, list[Sample]]:
-    """For each setting with several values, the trials that have each, whatever their other settings."""
+    """For each setting with several values, the trials that have each, whatever their other settings; see `BINS`."""
     found: dict[str, list[Sample]] = {}
     for name in names:
-        groups: dict[str, list[float]] = {}
-        for settings, value in results:
-            groups.setdefault(settings[name], []).append(value)
+        groups: dict[int, list[Result]] = {}
+        for place, result in zip(bins_of([settings[name] for settings, _ in results]), results, strict=True):
+            groups.setdefault(place, []).append(result)
         if len(groups) > 1:
-            found[name] = [Sample(chosen, groups[chosen]) for chosen in sorted(groups, key=numbers_first)]
+            found[name] = [
+                Sample(
+                    _label_of([settings[name] for settings, _ in groups[place]]), [value for _, value in groups[place]]
+                )
+                for place in sorted(groups)
+            ]
     return found
+
+
+def bins_of(values: Sequence[str]) -> list[int]:
+    """A number for each value of a setting, in the order of the values: its own, or that of a bin of many numbers."""
+    different = sorted(set(values), key=numbers_first)
+    classes = {value: place for place, value in enumerate(different)}
+    if is_scale(different):
+        order = sorted(range(len(values)), key=lambda row: classes[values[row]])
+        # Equal values share the bin of the last of them.
+        classes = {values[row]: rank * BINS // len(values) for rank, row in enumerate(order)}
+    return [classes[value] for value in values]
+
+
+def is_scale(values: Iterable[str]) -> bool:
+    """Whether the values of a setting are so many numbers that each for itself says nothing."""
+    different = set(values)
+    return len(different) > VALUES and not any(numbers_first(value)[0] for value in different)
+
+
+def _label_of(values: Sequence[str]) -> str:
+    ordered = sorted(set(values), key=numbers_first)
+    return ordered[0] if len(ordered) == 1 else f"{float(ordered[0]):.3g} to {float(ordered[-1]):.3g}"
 
 
 def numbers_first(value: str) -> tuple[bool, float, str]:

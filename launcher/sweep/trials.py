@@ -97,7 +97,7 @@ def directory_name(overrides: Sequence[str], varying: frozenset[str], form: Any 
     share a name. `form` is hydra.job.config.override_dirname, which leaves out keys and says what stands in between.
     """
     left_out = set(form.exclude_keys) if form is not None else set()
-    kept = [o for o in overrides if (key_of(o) in varying or not _is_free(key_of(o))) and key_of(o) not in left_out]
+    kept = [o for o in overrides if (key_of(o) in varying or not is_free(key_of(o))) and key_of(o) not in left_out]
     text = ",".join(sorted(kept)) or "defaults"
     if form is not None and (form.kv_sep, form.item_sep) != ("=", ","):
         text = form.item_sep.join(sorted(kept)).replace("=", form.kv_sep) or "defaults"
@@ -114,7 +114,8 @@ def varying_keys(job_overrides: Sequence[Sequence[str]]) -> frozenset[str]:
     return frozenset(key for key in keys if len({own.get(key) for own in chosen}) > 1)
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a setting may differ between two trials that give the same result."""
     # A longer run is another trial of a comparison, and so is one that goes back where another ends.
     lasting = key in ("epochs", "max_steps") or key.startswith("divergence.")
     return not lasting and any(key == free or key.startswith(free + ".") for free in MAY_DIFFER_ON_RESUME)

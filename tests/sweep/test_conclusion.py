@@ -13,7 +13,7 @@ from launcher.sweep.conclusion import compare, conclude, print_table, write_csv,
 
 def test_all_files_are_written(made, capsys):
     path, _ = made
-    compare(path, None, None)
+    compare([path], None, None)
     assert {"grid.csv", "grid.html", "grid.png"} <= {file.name for file in path.iterdir()}
     assert (path / "grid.png").stat().st_size > 10_000 and "grid.html" in capsys.readouterr().out
 
@@ -24,13 +24,13 @@ def test_a_metric_that_no_trial_has_costs_a_sweep_only_that(made, capsys):
     said = capsys.readouterr().out
     assert "metric=eval/acuracy: no trial has it. There are: eval/a" in said and "grid.html" in said
     with pytest.raises(ConfigError, match="eval/accuracy"):
-        compare(path, "eval/acuracy", None)
+        compare([path], "eval/acuracy", None)
 
 
 def test_a_sweep_that_cannot_be_written_to_is_printed(made, capsys):
     path, _ = made
     (path / "grid.csv").mkdir()  # as for root every directory can be written to
-    compare(path, None, None)
+    compare([path], None, None)
     out = capsys.readouterr().out
     assert f"grid.csv, grid.png and grid.html cannot be written into {os.path.realpath(path)}" in out
     assert "best       eval/loss 0.5" in out
@@ -50,7 +50,7 @@ def test_the_best_and_the_spread_are_printed(made, capsys, monkeypatch):
     monkeypatch.setattr(conclusion, "ROWS", 2)
     print_table(read_sweep(path, None, None))
     out = capsys.readouterr().out
-    assert "python launcher/train.py optimizer.lr=0.1 seed=0" in out and "0.6 ± 0.1 of 3 seeds" in out
+    assert "python launcher/train.py optimizer.lr=0.1 seed=0" in out and "0.6 [0.3516, 0.8484] of 3 seeds" in out
     assert "best       eval/loss 0.5: optimizer.lr=0.1, seed=0" in out and "and 5 more in grid.csv" in out
 
 
@@ -84,7 +84,7 @@ def page(made):
 
 
 def test_it_needs_nothing_else_and_trusts_no_text(page):
-    assert "<script" not in page and "&lt;script&gt;no" in page and page.count("<svg") == 3
+    assert "<script" not in page and "&lt;script&gt;no" in page and page.count("<svg") == 4
     assert not re.search(r'(src|href)="(https?:)?//', page)
 
 
@@ -96,7 +96,10 @@ def test_it_says_how_far_the_sweep_is_and_why_a_trial_failed(page):
     assert ("span", "6 of 7 finished, 1 failed") in texts and ("pre", "</pre><script>") in texts
     assert ("summary", "optimizer.lr=<script>alert(1)</script>, seed=0: <script>no</script>") in texts
     headings = [text for tag, text in texts if tag == "h2"]
-    assert headings == ["Best run", "Curves and effects", "Seeds", "Effect of each setting", "Trials", "Failures"]
+    assert headings == [
+        "Best run", "Curves and effects", "Which settings differ", "Settings, seeds together",
+        "What explains the spread", "Effect of each setting", "Trials", "Failures",
+    ]  # fmt: skip
 
 
 def test_only_reports_that_are_there_are_linked(page):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from launcher.sweep.statistics import Sample, best, by_seed, by_setting, ranking
+from launcher.sweep.statistics import Sample, best, bins_of, by_setting, ranking
 
 RESULTS = [
     ({"lr": "0.1", "seed": "0"}, 0.5),
@@ -36,20 +36,19 @@ def test_a_ranking_puts_what_is_not_known_last():
     assert sorted(values, key=ranking("min"))[:2] == [1, 2] and sorted(values, key=ranking("max"))[:2] == [2, 1]
 
 
-def test_seeds_are_grouped_from_the_best_mean_to_the_worst():
-    for mode, order in (("min", ["0.01", "0.1", "auto", "1e-3"]), ("max", ["auto", "0.1", "0.01", "1e-3"])):
-        samples = by_seed(RESULTS, mode)
-        assert [sample.label for sample in samples] == [f"lr={lr}" for lr in order]
-    assert samples[1].values == [0.5, 0.7]
-    assert by_seed([({"seed": "0"}, 1.0), ({"seed": "1"}, 2.0)], "min")[0].label == "all seeds"
-
-
-def test_without_a_repetition_there_are_no_seeds():
-    assert by_seed([RESULTS[0], RESULTS[2]], "min") == []
-
-
 def test_effects_are_over_all_that_share_a_value_numbers_first():
     found = by_setting(RESULTS, ["lr", "seed"])
     assert [sample.label for sample in found["lr"]] == ["1e-3", "0.01", "0.1", "auto"]
     assert found["lr"][1].values == [0.2, 0.3] and found["seed"][1].values == [0.7, 0.3]
     assert by_setting(RESULTS[:2], ["lr"]) == {}
+
+
+def test_many_numbers_are_put_into_bins_of_equal_counts():
+    numbers = np.random.default_rng(0).permutation(40)
+    results = [({"lr": str(number)}, float(number)) for number in numbers]
+    found = by_setting(results, ["lr"])["lr"]
+    assert [sample.label for sample in found] == ["0 to 9", "10 to 19", "20 to 29", "30 to 39"]
+    assert [sorted(sample.values) for sample in found] == [list(range(n, n + 10)) for n in (0, 10, 20, 30)]
+    repeated = [str(min(number, 12)) for number in range(40)]
+    assert len(set(bins_of(repeated)[12:])) == 1  # equal numbers are not torn apart
+    assert bins_of(["b", "10", "9", "b"]) == [2, 1, 0, 2]
