@@ -1,6 +1,6 @@
 """Hydra's sweeper and launchers for `-m`. Hydra imports this at every start, so it imports nothing heavy itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -47,6 +47,11 @@ class GridSweeper(BasicSweeper):
         check_count(len(grid), most)  # before they are made: a hundred thousand would take the memory
         if isinstance(self.launcher, LocalLauncher):  # which sees one batch at a time
             self.launcher.task.swept = grid.varying
+        if options.decide is not None:
+            from launcher.sweep.decision import Decision
+
+            assert isinstance(self.launcher, LocalLauncher), "multirun.sweep refuses others"
+            return self.launcher.follow(lambda sweep: Decision(sweep, grid, options))
         trials = list(grid.trials())
         size = options.max_batch_size or len(trials)
         batches = [trials[first : first + size] for first in range(0, len(trials), size)]
@@ -73,7 +78,7 @@ class OptunaSweeper(BasicSweeper):
 
         assert self.config is not None and self.hydra_context is not None
         try:
-            from launcher.sweep.search import SearchOptions
+            from launcher.sweep.search import Search, SearchOptions
             from launcher.sweep.space import space_of
         except ModuleNotFoundError as error:
             raise ConfigError(
@@ -83,7 +88,8 @@ class OptunaSweeper(BasicSweeper):
         arguments = [*self._parse_config(), *arguments]
         parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
         assert isinstance(self.launcher, LocalLauncher), "multirun.sweep refuses others"
-        return self.launcher.search(space_of(parsed), SearchOptions(**plain(self.options)))
+        space, how = space_of(parsed), SearchOptions(**plain(self.options))
+        return self.launcher.follow(lambda sweep: Search(sweep, space, how))
 
 
 class LocalLauncher(Launcher):
@@ -114,14 +120,13 @@ class LocalLauncher(Launcher):
         sweep = Sweep(self.task, self.config, options)
         return [self.result(trial) for trial in self.room().run_sweep(sweep, job_overrides, initial_job_idx, options)]
 
-    def search(self, space: Any, how: Any) -> Sequence[JobReturn]:
-        """Run the trials that a search chooses from a `Space`, by its `SearchOptions`; otherwise as `launch`."""
-        from launcher.sweep.search import Search
+    def follow(self, feed: Callable[[Any], Any]) -> Sequence[JobReturn]:
+        """Run the trials of the `Feed` that is made for a `Sweep`; otherwise as `launch`."""
         from launcher.sweep.sweep import Sweep
 
         options = self.read_options()
         sweep = Sweep(self.task, self.config, options)
-        return [self.result(trial) for trial in self.room().run_search(sweep, Search(sweep, space, how), options)]
+        return [self.result(trial) for trial in self.room().run_feed(sweep, feed(sweep), options)]
 
     def read_options(self) -> Any:
         """The settings of the YAML file, as a `LauncherOptions`."""
@@ -130,7 +135,7 @@ class LocalLauncher(Launcher):
         return LocalOptions(**plain(self.options))
 
     def room(self) -> Any:
-        """The module whose `run_sweep` and `run_search` run the trials, and return them."""
+        """The module whose `run_sweep` and `run_feed` run the trials, and return them."""
         from launcher.sweep import local
 
         return local

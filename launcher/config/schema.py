@@ -369,6 +369,9 @@ class Grid(Section):
         | None
     ) = setting("Settings whose values go in step, not in every combination.")
     seeds: Count | None = setting("Runs of each trial, with seeds from 0 on.")
+    decide: Fraction | None = setting(
+        "Level at which settings are told apart: seeds are added until they are, at most `seeds`; null: all of them."
+    )
     trials: Text | None = setting("A file with the overrides of a trial in each line.")
     conditions: Annotated[list[Text], Words("a list such as ['optimizer.momentum if optimizer=sgd']")] | None = setting(
         "Settings that only some trials have."

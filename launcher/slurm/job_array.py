@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -25,14 +25,12 @@ from launcher.slurm.job import quote, sbatch_options, submission_environment
 from launcher.slurm.snapshot import PACKAGE
 from launcher.sweep import failure
 from launcher.sweep.conclusion import conclude
+from launcher.sweep.feed import Feed
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import SUBMISSIONS, Trial, in_queue, state_of, varying_keys
-
-if TYPE_CHECKING:  # which brings Optuna
-    from launcher.sweep.search import Search
 
 TEMPLATE = next(file for file in (PACKAGE / "train.sbatch", PACKAGE.parent / "slurm/train.sbatch") if file.exists())
 SUBMITTED = "submitted.json"  # in the directory of a run: the job and the code
@@ -111,8 +109,8 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     return sweep.trials
 
 
-def run_search(sweep: Sweep, search: "Search", options: ArrayOptions) -> list[Trial]:
-    """Check a search, then submit what it chooses, as many trials at once as may be, until it is over.
+def run_feed(sweep: Sweep, feed: Feed, options: ArrayOptions) -> list[Trial]:
+    """Check a feed, then submit what it chooses, as many trials at once as may be, until it is over.
 
     Returns:
         The trials that it knew of.
@@ -122,41 +120,41 @@ def run_search(sweep: Sweep, search: "Search", options: ArrayOptions) -> list[Tr
     """
     if not options.wait or options.max_parallel is None:
         raise ConfigError(
-            "hydra/sweeper=optuna with hydra/launcher=slurm: a search stays and submits each trial by the results of "
-            "those before. Add hydra.launcher.wait=true, and hydra.launcher.max_parallel=4 for so many trials at once."
+            "hydra/launcher=slurm: trials that are chosen by the results of those before are submitted one by one, by "
+            "a process that stays. Add hydra.launcher.wait=true, and hydra.launcher.max_parallel=4 for so many at once."
         )
-    if swept := [key for key in search.varying if key == "cluster" or key.startswith("cluster.")]:
+    if swept := [key for key in feed.varying if key == "cluster" or key.startswith("cluster.")]:
         raise ConfigError(f"{swept[0]}: cannot be searched, since all trials have the same options.")
-    trial = search.check()
+    trial = feed.check()
     attempt = Submission(sweep, options, [trial])
     answer = attempt.check()
     if options.dry_run:
         _say(f"{attempt.script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
         return []
     sweep.begin()
-    search.open()
-    _say(f"search     {os.path.relpath(sweep.path)}: {search}")
-    _wait(sweep, search)
-    search.close()
+    feed.open()
+    _say(f"sweep      {os.path.relpath(sweep.path)}: {feed}")
+    _wait(sweep, feed)
+    feed.close()
     sweep.release()
     conclude(sweep.path, options.metric, options.metric_mode)
     return sweep.trials
 
 
 class _Chosen:
-    """What a search has chosen, submitted as it comes; all of it by the code as it was when this began."""
+    """What a feed has chosen, submitted as it comes; all of it by the code as it was when this began."""
 
-    def __init__(self, sweep: Sweep, search: "Search") -> None:
-        self.sweep, self.search = sweep, search
+    def __init__(self, sweep: Sweep, feed: Feed) -> None:
+        self.sweep, self.feed = sweep, feed
         self.code: snapshot.Snapshot | None = None
-        self.left = _left_to_do(sweep, search.waiting())  # of an earlier start
+        self.left = _left_to_do(sweep, feed.waiting())  # of an earlier start
 
     def submit(self, under_way: int) -> None:
         """Submit, as one array, as many trials as may run beside those that do."""
         options: Any = self.sweep.options
         room = options.max_parallel - under_way
         chosen, self.left = self.left[:room], self.left[room:]
-        while len(chosen) < room and not self.left and (trial := self.search.next()) is not None:
+        while len(chosen) < room and not self.left and (trial := self.feed.next()) is not None:
             chosen.append(trial)
         if chosen:
             submission = Submission(self.sweep, options, chosen, self.code)
@@ -295,13 +293,12 @@ class Submission:
         return left_out
 
 
-def _wait(sweep: Sweep, search: "Search | None" = None) -> None:
+def _wait(sweep: Sweep, feed: Feed | None = None) -> None:
     """Show the trials until none is queued or running; a signal ends the waiting alone, not the jobs."""
     stop = sweep.take_stop_requests()
     started: dict[int, float] = {}
-    chosen = None if search is None else _Chosen(sweep, search)
-    total = None if search is None else search.options.n_trials
-    with ProgressDisplay(sweep.trials, total) as display:
+    chosen = None if feed is None else _Chosen(sweep, feed)
+    with ProgressDisplay(sweep.trials, feed) as display:
         while not stop:
             if chosen is not None:
                 chosen.submit(sum(trial.state in UNDER_WAY for trial in sweep.trials))
@@ -314,8 +311,8 @@ def _wait(sweep: Sweep, search: "Search | None" = None) -> None:
                 active = {sweep.name_of(trial): trial.state for trial in waiting}
             for trial in waiting:
                 _follow(trial, active.get(sweep.name_of(trial)), started, display)
-                if search is not None and trial.state not in UNDER_WAY:
-                    search.ended(trial)
+                if feed is not None and trial.state not in UNDER_WAY:
+                    feed.ended(trial)
             display.update([(t, started[t.index]) for t in sweep.trials if t.state == State.RUNNING])
             time.sleep(min(POLL, 1.0) if len(waiting) < 20 else POLL)
     if stop:

@@ -22,6 +22,7 @@ from launcher.core.files import read_json
 from launcher.run.record import Record
 from launcher.sweep import failure, groups, pareto, statistics, variance
 from launcher.sweep.groups import Group, Pair
+from launcher.sweep.inference import LEAST_SEEDS, LEVEL
 from launcher.sweep.pareto import Point
 from launcher.sweep.statistics import SEED, Sample
 from launcher.sweep.trial_state import State
@@ -77,6 +78,7 @@ class Comparison:
     mode: str  # min or max
     modes: dict[str, str]  # of all metrics that are compared, the one that counts first
     entries: list[Entry]
+    decides: list[dict[str, Any]]  # of sweeps that added seeds until they were decided: the level, and the most seeds
 
     @property
     def name(self) -> str:
@@ -111,7 +113,9 @@ class Comparison:
     @cached_property
     def pairs(self) -> list[Pair]:
         """Each two groups compared by the seeds that both have."""
-        return groups.pairs_of(self.groups)
+        looks = max((known["seeds"] - LEAST_SEEDS + 1 for known in self.decides), default=1)
+        level = min((known["level"] for known in self.decides), default=LEVEL)
+        return groups.pairs_of(self.groups, looks, level)
 
     @property
     def verdict(self) -> str:
@@ -197,7 +201,8 @@ def read_sweeps(paths: Sequence[Path], metric: str | None, mode: str | None, out
     _find_varied(entries, paths)
     rank = statistics.ranking(first_mode)
     entries.sort(key=lambda entry: (entry.state != State.FINISHED, *rank(entry.value), entry.name))
-    return Comparison(output, paths, chosen, first_mode, modes, entries)
+    decides = [known for path in paths if (known := read_json(path / "grid.json").get("decides"))]
+    return Comparison(output, paths, chosen, first_mode, modes, entries, decides)
 
 
 def _read_entries(path: Path) -> list[Entry]:

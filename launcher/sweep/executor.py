@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection
-from typing import TYPE_CHECKING
 
 from launcher.core.processes import cores
 from launcher.distributed.stop_request import StopRequest
@@ -16,14 +15,12 @@ from launcher.distributed.threads import exported_threads
 from launcher.run.lock import is_held
 from launcher.sweep import failure
 from launcher.sweep.failure import FAILED
+from launcher.sweep.feed import Feed
 from launcher.sweep.leases import Lease, Pool
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.trial_processes import TrialProcesses
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial, state_of
-
-if TYPE_CHECKING:  # which brings Optuna
-    from launcher.sweep.search import Search
 
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other sweeps
 PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (watchdog.py), or a minute to save
@@ -46,9 +43,9 @@ class Executor:
         limit: int | None,  # most trials at once; None: as many as there are devices for
         max_time: float | None,  # seconds that a trial may take
         display: ProgressDisplay,
-        search: "Search | None" = None,  # what comes when no trial waits, one at a time
+        feed: Feed | None = None,  # what comes when no trial waits, one at a time
     ) -> None:
-        self.search = search
+        self.feed = feed
         self.pools, self.display = pools, display
         self.limit, self.max_time = limit or sys.maxsize, max_time
         self.queue = [trial for trial in trials if trial.state not in (State.FINISHED, State.PRUNED)]
@@ -69,14 +66,14 @@ class Executor:
             self.display.update([(run.trial, run.started) for run in self.running])
 
     def _has_more(self) -> bool:
-        return bool(self.queue) or (self.search is not None and not self.search.over)
+        return bool(self.queue) or (self.feed is not None and not self.feed.over)
 
     def _next_trials(self) -> Iterator[Trial]:
         """Those that wait, and then, as long as there is a device for one, those that a search chooses."""
         yield from list(self.queue)
-        while self.search is not None and not self.queue and len(self.running) < self.limit:
-            like = self.search.like
-            if not self.pools[like.kind].has(self._devices_for(like)) or (trial := self.search.next()) is None:
+        while self.feed is not None and not self.queue and len(self.running) < self.limit:
+            like = self.feed.like
+            if not self.pools[like.kind].has(self._devices_for(like)) or (trial := self.feed.next()) is None:
                 return
             self.queue.append(trial)
             yield trial
@@ -112,8 +109,8 @@ class Executor:
             if trial.state == State.FINISHED:
                 self.queue.remove(trial)
                 self.display.say(trial, "finished, by another process")
-                if self.search is not None:
-                    self.search.ended(trial)
+                if self.feed is not None:
+                    self.feed.ended(trial)
                 return False
         return True
 
@@ -215,13 +212,13 @@ class Executor:
         self._note_end(trial, seconds)
 
     def _is_accident(self, run: TrialProcesses) -> bool:
-        """Whether a trial ended by no fault of its own: in a search, which could not take it back, by a SIGKILL too."""
-        killed = self.search is not None and not run.killed and -signal.SIGKILL in run.statuses
+        """Whether a trial ended by no fault of its own: where others are chosen by it, by a SIGKILL too."""
+        killed = self.feed is not None and not run.killed and -signal.SIGKILL in run.statuses
         return run.ended_by_accident() or killed
 
     def _note_end(self, trial: Trial, seconds: float) -> None:
-        if self.search is not None:
-            self.search.ended(trial)
+        if self.feed is not None:
+            self.feed.ended(trial)
         self.display.ended(trial, seconds)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from launcher.config.checks import check_options
 from launcher.config.tree import key_of
 from launcher.core.errors import ConfigError
+from launcher.sweep.inference import LEAST_SEEDS
 
 Choice = tuple[str, ...]  # overrides that go together
 CONDITION = re.compile(r"\s*(\S+)\s+if\s+([^\s=]+)=(\S+)\s*")
@@ -26,10 +27,16 @@ class GridOptions:
     seeds: int | None
     trials: str | None
     conditions: list[str] | None
+    decide: float | None
 
     def check(self) -> None:
         """Check what needs no override; a ConfigError where a setting is wrong."""
         check_options(vars(self), "Grid", "hydra.sweeper")
+        if self.decide is not None and (self.seeds is None or self.seeds < LEAST_SEEDS):
+            raise ConfigError(
+                f"hydra.sweeper.decide={self.decide:g}: adds seeds until the settings are told apart; "
+                f"hydra.sweeper.seeds=20 is the most of them, at least {LEAST_SEEDS}."
+            )
 
 
 class Grid:
@@ -54,7 +61,8 @@ class Grid:
                 raise ConfigError(
                     f"hydra.sweeper.seeds={options.seeds}: repeats each trial with seeds from 0 on; leave out seed."
                 )
-            self.dimensions["seed"] = [(f"seed={number}",) for number in range(options.seeds)]
+            if options.decide is None:
+                self.dimensions["seed"] = [(f"seed={number}",) for number in range(options.seeds)]
         self.conditions = _conditions(options.conditions or [])
 
     def __len__(self) -> int:

@@ -60,11 +60,12 @@ class Pair:
     high: float | None
     p: float | None  # corrected by Holm's method over all pairs of the sweep; None: too few seeds
     p_alone: float | None  # the same without correction
+    level: float = LEVEL  # below it a corrected p decides
 
     @property
     def decided(self) -> bool:
         """The two differ."""
-        return self.p is not None and self.p < LEVEL
+        return self.p is not None and self.p < self.level
 
     @property
     def reason(self) -> str:
@@ -126,8 +127,14 @@ def grouped(results: Sequence[tuple[Mapping[str, str], str, float]], mode: str) 
     return sorted(groups, key=lambda group: key(group.estimate.mean))
 
 
-def pairs_of(groups: Sequence[Group]) -> list[Pair]:
-    """All pairs of groups, those with the best ones first; see `MANY` for what is left out of many."""
+def pairs_of(groups: Sequence[Group], looks: int = 1, level: float = LEVEL) -> list[Pair]:
+    """All pairs of groups, those with the best ones first; see `MANY` for what is left out of many.
+
+    Args:
+        groups: The best first.
+        looks: How often they may have been compared before this; see `inference.sequential`.
+        level: Below it a corrected p decides.
+    """
     resolution = inference.resolution_of([value for group in groups for value in group.values.values()])
     found = []
     for a, b in combinations(groups, 2):
@@ -136,15 +143,16 @@ def pairs_of(groups: Sequence[Group]) -> list[Pair]:
             continue
         tested = None
         if common:
-            tested = inference.paired([a.values[s] for s in common], [b.values[s] for s in common], resolution)
+            own, other = [a.values[s] for s in common], [b.values[s] for s in common]
+            tested = inference.sequential(own, other, looks, resolution)
         found.append((a, b, len(common), tested))
     corrected = inference.holm([tested.p if tested else None for *_, tested in found])
     pairs = []
     for (a, b, n, tested), p in zip(found, corrected, strict=True):
         if tested is None or not math.isfinite(tested.mean):
-            pairs.append(Pair(a, b, n, None, None, None, None, None))
+            pairs.append(Pair(a, b, n, None, None, None, None, None, level))
         else:
-            pairs.append(Pair(a, b, n, tested.mean, tested.low, tested.high, p, tested.p))
+            pairs.append(Pair(a, b, n, tested.mean, tested.low, tested.high, p, tested.p, level))
     return pairs
 
 
@@ -158,7 +166,7 @@ def summary_of(pairs: Sequence[Pair], groups: Sequence[Group]) -> str:
         seeds = f"{most} seed{'s' * (most != 1)}"
         return f"no difference shown ({seeds}): two settings need {LEAST_SEEDS} seeds in common, such as seed=0,1,2"
     decided = sum(pair.decided for pair in tested)
-    means = "paired t-test over seeds, Holm's correction, p < 0.05"
+    means = f"paired t-test over seeds, Holm's correction, p < {tested[0].level:g}"
     if len(tested) == 1:
         return f"{'the two settings that can be compared differ' if decided else 'no difference shown'} ({means})"
     if not decided:

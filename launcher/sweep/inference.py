@@ -78,6 +78,26 @@ def paired(first: Sequence[float], second: Sequence[float], resolution: float = 
     return Difference(found.mean, found.low, found.high, p)
 
 
+def sequential(first: Sequence[float], second: Sequence[float], looks: int, resolution: float = 0.0) -> Difference:
+    """As `paired`, where the results were looked at after every seed from the third on, and might have ended it.
+
+    Each of `looks` looks may find a difference that is not there with its part of the level, level / looks; so the
+    least of their p-values, times their number, is one that holds whenever the looking ends.
+
+    Args:
+        first: [n] values by seed.
+        second: [n] values of the same seeds in the same order.
+        looks: How many there may be at most.
+        resolution: See `paired`.
+    """
+    found = paired(first, second, resolution)
+    if looks == 1 or found.p is None:
+        return found
+    seen = [paired(first[:n], second[:n], resolution).p for n in range(LEAST_SEEDS, len(first) + 1)]
+    least = min(p for p in seen if p is not None)
+    return Difference(found.mean, found.low, found.high, min(1.0, looks * least))
+
+
 def resolution_of(values: Sequence[float]) -> float:
     """The least distance between different values; zero where all are the same."""
     import numpy as np

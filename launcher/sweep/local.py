@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher.core.compat_python import stop_fork_server
 from launcher.core.durations import parse_duration
@@ -13,6 +13,7 @@ from launcher.distributed.ranks import join
 from launcher.sweep import devices
 from launcher.sweep.conclusion import conclude
 from launcher.sweep.executor import Executor
+from launcher.sweep.feed import Feed
 from launcher.sweep.fork_server import CONTEXT, start_process, warm_up
 from launcher.sweep.leases import Pool, open_pool
 from launcher.sweep.options import LocalOptions
@@ -20,9 +21,6 @@ from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial
-
-if TYPE_CHECKING:  # which brings Optuna
-    from launcher.sweep.search import Search
 
 
 def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: LocalOptions) -> list[Trial]:
@@ -47,12 +45,12 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
         stop_fork_server()
         raise
     sweep.print_counts()
-    _execute(sweep, pools, options, len(sweep.trials))
+    _execute(sweep, pools, options)
     return sweep.trials
 
 
-def run_search(sweep: Sweep, search: "Search", options: LocalOptions) -> list[Trial]:
-    """Check a search, then run what it chooses, until it is over or asked to stop.
+def run_feed(sweep: Sweep, feed: Feed, options: LocalOptions) -> list[Trial]:
+    """Check a feed, then run what it chooses, until it is over or asked to stop.
 
     Returns:
         The trials that ran.
@@ -62,16 +60,16 @@ def run_search(sweep: Sweep, search: "Search", options: LocalOptions) -> list[Tr
     """
     _check_place(sweep)
     try:
-        search.like = search.check()
+        feed.like = feed.check()
         warm_up()
-        pools = open_pools([search.like], options)
+        pools = open_pools([feed.like], options)
         sweep.begin()
-        search.open()
+        feed.open()
     except BaseException:
         stop_fork_server()
         raise
-    print(f"search     {os.path.relpath(sweep.path)}: {search}", flush=True)
-    _execute(sweep, pools, options, search.options.n_trials, search)
+    print(f"sweep      {os.path.relpath(sweep.path)}: {feed}", flush=True)
+    _execute(sweep, pools, options, feed)
     return sweep.trials
 
 
@@ -86,20 +84,18 @@ def _check_place(sweep: Sweep) -> None:
         )
 
 
-def _execute(
-    sweep: Sweep, pools: dict[str, Pool], options: LocalOptions, total: int, search: "Search | None" = None
-) -> None:
-    """Run the trials that are not done yet, and compare them all; `total` is how many there are in the end."""
+def _execute(sweep: Sweep, pools: dict[str, Pool], options: LocalOptions, feed: Feed | None = None) -> None:
+    """Run the trials that are not done yet, and those of a feed, and compare them all."""
     for pool in pools.values():
         print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per trial", flush=True)
     stop = sweep.take_stop_requests()
     all_done = all(trial.state == State.FINISHED for trial in sweep.trials)
     max_time = parse_duration(options.max_time_per_run)
-    with ProgressDisplay(sweep.trials, total) as display:
-        to_run = sweep.trials if search is None else search.waiting()
-        Executor(to_run, pools, options.limit, max_time, display, search).run(stop)
-    if search is not None:
-        search.close()
+    with ProgressDisplay(sweep.trials, feed) as display:
+        to_run = sweep.trials if feed is None else feed.waiting()
+        Executor(to_run, pools, options.limit, max_time, display, feed).run(stop)
+    if feed is not None:
+        feed.close()
     if all_done:
         conclude(sweep.path, options.metric, options.metric_mode)
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from launcher.core.files import number
+from launcher.sweep.feed import Feed
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial, metric_of
 
@@ -19,10 +20,10 @@ SHOWN = 20  # running trials on a terminal; more only as a number
 
 
 class ProgressDisplay:
-    """The progress of all trials of a sweep on standard output; a search says how many there are in `total`."""
+    """The progress of all trials of a sweep on standard output; a feed says how many there will be."""
 
-    def __init__(self, trials: Sequence[Trial], total: int | None = None) -> None:
-        self.trials, self._total, self._started = trials, total, time.monotonic()
+    def __init__(self, trials: Sequence[Trial], feed: Feed | None = None) -> None:
+        self.trials, self._feed, self._started = trials, feed, time.monotonic()
         self._shown = self._started
         self._running: Sequence[tuple[Trial, float]] = ()
         self._live: Any = None
@@ -38,8 +39,8 @@ class ProgressDisplay:
 
     @property
     def total(self) -> int:
-        """How many there are in the end, which a search says before it has chosen them."""
-        return self._total or len(self.trials)
+        """How many there are in the end, as far as is known."""
+        return len(self.trials) if self._feed is None else self._feed.total
 
     def note(self, text: str) -> None:
         """Print a line."""

@@ -191,6 +191,11 @@ class Search:
     # --- While it runs -----------------------------------------------------------------------------------------------
 
     @property
+    def total(self) -> int:
+        """Trials in all."""
+        return self.options.n_trials
+
+    @property
     def left(self) -> int:
         """New trials that it has still to ask for."""
         late = self._deadline is not None and time.monotonic() > self._deadline

@@ -59,6 +59,7 @@ class Sweep:
         check_writable(self.path, "hydra.sweep.dir")
         self.trials: list[Trial] = []  # those that have been composed
         self.names: list[str] = []  # of all that it has ever had, once it is remembered
+        self.decides: dict[str, Any] | None = None  # level and most seeds, where it adds seeds until it is decided
         self.pruning: dict[str, Any] | None = None  # what of `Pruning` its trials have in common, in a search
         self._base: dict[str, Any] = {}
         self._lock = lock(self.path) if (self.path / LOCK).exists() else None
@@ -192,7 +193,7 @@ class Sweep:
             "devices_per_run": first.world,
             "base": known.get("base") or (stamped(self._base) if self._base else {}),
             "points": named,
-        }
+        } | ({"decides": self.decides} if self.decides else {})
         write_json(self.path / "grid.json", content)
         self.names = list(named)
         write_text(self.path / "multirun.yaml", OmegaConf.to_yaml(self.master))

@@ -10,7 +10,7 @@ from launcher.sweep.grid import Grid, GridOptions
 
 
 def grid(words, **options):
-    nothing = dict.fromkeys(("max_batch_size", "zip", "seeds", "trials", "conditions"))
+    nothing = dict.fromkeys(("max_batch_size", "zip", "seeds", "trials", "conditions", "decide"))
     chosen = GridOptions(**nothing | options)
     chosen.check()
     return Grid(OverridesParser.create().parse_overrides(words), chosen)
