@@ -21,7 +21,7 @@ from launcher.sweep.space import Space
 from launcher.sweep.study import UNFINISHED, Study
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import Trial, metric_of
+from launcher.sweep.trials import Trial, is_free, metric_of
 
 
 @dataclass
@@ -88,6 +88,7 @@ class Search:
             ConfigError: One of them is wrong; nothing has been started.
         """
         first = None
+        self.sweep.check_base()
         for values in self.space.corners():
             overrides = self.space.overrides(values)
             try:
@@ -128,6 +129,7 @@ class Search:
         """Take up what an earlier start has left; the sweep's directory is there, and locked."""
         options = self.options
         described = {
+            "settings": [override for override in self.space.fixed if not is_free(key_of(override))],
             "space": sorted(dimension.described() for dimension in self.space.dimensions),
             "sampler": options.sampler,
             "sampler_options": options.sampler_options,
@@ -157,8 +159,8 @@ class Search:
             }
             self._pruning = Pruning(sweep=str(self.sweep.path), trial="", **self.sweep.pruning)
         for frozen in self.study.trials:
-            if frozen.state in UNFINISHED and (trial := self._compose(frozen)) is not None:
-                self._note(frozen.number, trial)
+            if frozen.state in UNFINISHED:
+                self._take_up(frozen)
         seconds = parse_duration(options.timeout)
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
@@ -219,17 +221,7 @@ class Search:
             return promoted
         while self.left:
             frozen = self.study.ask(self._unfinished())
-            twin = self._twin(frozen)
-            if twin is not None and twin.state == TrialState.COMPLETE:
-                # The same settings are the same run, to the bit.
-                self.study.tell(frozen.number, twin.values, why=f"the same as trial {twin.number}")
-                print(f"trial {frozen.number:<4} has the settings of trial {twin.number}, and its result", flush=True)
-                continue
-            if twin is not None:
-                self.study.tell(frozen.number, None, why=f"the same as trial {twin.number}")
-                continue
-            if (trial := self._compose(frozen)) is not None:
-                self._note(frozen.number, trial)
+            if (trial := self._take_up(frozen)) is not None:
                 return trial
         self._nothing_new = True
         if (last := self._last()) is not None:
@@ -256,8 +248,8 @@ class Search:
         del self.trials[number]
 
     def close(self) -> None:
-        """Tell the study which trials were pruned for good, where the search is over."""
-        if not self.over:
+        """Tell the study which trials were pruned for good, where it has had all that it may ask for."""
+        if not self.over or len(self._own) < self.options.n_trials:
             return
         for number, trial in list(self.trials.items()):
             if trial.state == State.PRUNED:
@@ -302,23 +294,27 @@ class Search:
     def _under_way(self) -> bool:
         return len(self._pruned) < len(self.trials)
 
-    def _compose(self, frozen: FrozenTrial) -> Trial | None:
-        """The trial of the sweep for one of the study; None where its settings do not fit each other."""
-        overrides = self.space.overrides(frozen.params)
+    def _take_up(self, frozen: FrozenTrial) -> Trial | None:
+        """The trial of the sweep for one of the study; None where there is nothing to run, of which it is told."""
+        twin = self._twin(frozen)
+        if twin is not None:  # the same settings are the same run, to the bit
+            self.study.tell(frozen.number, twin.values, why=f"the same as trial {twin.number}")
+            print(f"trial {frozen.number:<4} has the settings of trial {twin.number}, and is not run again", flush=True)
+            return None
         try:
-            return self.sweep.compose_trial(frozen.number, overrides, self.varying)
+            trial = self.sweep.compose_trial(frozen.number, self.space.overrides(frozen.params), self.varying)
         except ConfigError as error:
             self.study.tell(frozen.number, None, why=str(error))
             print(f"trial {frozen.number:<4} cannot be: {error}", flush=True)
             return None
-
-    def _note(self, number: int, trial: Trial) -> None:
-        self.trials[number] = trial
+        self.trials[frozen.number] = trial
         self.sweep.trials.append(trial)
         self.sweep.remember()
         if trial.state in (State.FINISHED, State.FAILED):  # killed between its end and the telling
             trial.lifecycle.reason = str(read_json(trial.path / "failed.json").get("reason", ""))
             self.ended(trial)
+            return None
+        return trial
 
     def _twin(self, frozen: FrozenTrial) -> FrozenTrial | None:
         """An earlier trial with the same values, that did not fail and was not another sweep's."""

@@ -71,7 +71,7 @@ class Sweep:
             ConfigError: A trial is wrong, or there twice, or the sweep was begun with another config.
         """
         check_count(len(job_overrides), self.options.max_points)
-        self._base = self._base_config()
+        self.check_base()
         varying = varying_keys(job_overrides) | self.task.swept
         numbers: dict[str, int] = {}
         for index, overrides in enumerate(job_overrides, first):
@@ -89,6 +89,10 @@ class Sweep:
             numbers[name] = index
             self.trials.append(trial)
             yield trial
+
+    def check_base(self) -> None:
+        """Compose the config under the trials' overrides; a ConfigError where the sweep was begun with another."""
+        self._base = self._base_config()
 
     def _base_config(self) -> dict[str, Any]:
         """The config under the trials' overrides; empty where it is not complete without them."""

@@ -53,6 +53,8 @@ def test_a_search_prunes_promotes_and_goes_on(place):
     assert summary["status"] == "finished" and summary["epoch"] == 4 and summary["best"]["eval/loss"] == best[2][0]
     paused = [path for path in place.glob("grid/*/stopped.json") if json.loads(path.read_text())["reason"] == "pruned"]
     assert paused
+    status, _, err = end(start([*words, "log_every=7", "seed=3"], place))
+    assert status == 2 and "another search" in err and "seed=3" in err and "log_every" not in err, err
     alone = place / "alone"
     command = [word for word in words if "hydra" not in word and word != LR]
     train([*command, lr, f"hydra.run.dir={alone}"], place).ok()
