@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.core.errors import ConfigError
 from launcher.core.files import read_json
 from launcher.run.record import Record
 
@@ -45,9 +46,19 @@ class Pruning:
         return rung == evaluations
 
     def keeps(self, evaluations: int) -> bool:
-        """Whether the trial is to go on after so many evaluations of its own, as far as can be told now."""
+        """Whether the trial is to go on after so many evaluations of its own, as far as can be told now.
+
+        Raises:
+            ConfigError: They do not measure the metric; such a trial could not be judged, and would wait for ever.
+        """
         names = read_json(Path(self.sweep) / SWEEP).get("points") or {}
-        return self.judge(self.trial, {name: self.curve(name) for name in names}, evaluations)
+        curves = {name: self.curve(name) for name in names}
+        if not curves[self.trial]:
+            raise ConfigError(
+                f"hydra.sweeper.pruner={self.method}: compares trials by {self.metric}, which their evaluations do not "
+                "measure. Name one that stands in metrics.jsonl by hydra.sweeper.metrics, or add it to metrics."
+            )
+        return self.judge(self.trial, curves, evaluations)
 
     def judge(self, trial: str, curves: Mapping[str, Sequence[float]], evaluations: int) -> bool:
         """Whether a trial is good enough to go on after so many evaluations.

@@ -55,7 +55,7 @@ class Decision:
                 "optimizer=sgd,adam."
             )
         found = []
-        self.sweep.check_base()
+        self.sweep.check_base([])
         for overrides in self.settings:
             try:
                 found.append(self.sweep.compose_trial(0, [*overrides, "seed=0"], self.varying))

@@ -15,13 +15,13 @@ from launcher.config.tree import key_of
 from launcher.core.durations import parse_duration
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json
-from launcher.run.pruning import Pruning, curve
+from launcher.run.pruning import SWEEP, Pruning, curve
 from launcher.sweep.comparison import read_sweep
 from launcher.sweep.space import Space
 from launcher.sweep.study import UNFINISHED, Study
-from launcher.sweep.sweep import Sweep
+from launcher.sweep.sweep import SEARCH, Sweep
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import Trial, is_free, metric_of
+from launcher.sweep.trials import Trial, metric_of
 
 
 @dataclass
@@ -43,6 +43,10 @@ class SearchOptions:
     def check(self) -> None:
         """Check what needs no trial; a ConfigError where a setting is wrong."""
         check_options(vars(self), "Optuna", "hydra.sweeper")
+        if "seed" in (self.sampler_options or {}):  # the same for each trial, which would then be the same
+            raise ConfigError("hydra.sweeper.sampler_options: seed is a setting of its own, hydra.sweeper.seed.")
+        if self.metrics and len(set(self.metrics)) < len(self.metrics):
+            raise ConfigError(f"hydra.sweeper.metrics=[{','.join(self.metrics)}]: names one metric twice.")
         if self.metrics and len(self.metrics) > 1 and self.pruner != "none":
             raise ConfigError(
                 f"hydra.sweeper.pruner={self.pruner}: compares trials by one metric, and hydra.sweeper.metrics has "
@@ -87,12 +91,22 @@ class Search:
         Raises:
             ConfigError: One of them is wrong; nothing has been started.
         """
+        if (self.sweep.path / SWEEP).exists() and not (self.sweep.path / SEARCH).exists():
+            raise ConfigError(
+                f"hydra.sweep.dir={self.sweep.path}: holds a sweep that is no search. Use another hydra.sweep.dir; "
+                f"hydra.sweeper.from_sweeps=[{self.sweep.path}] learns from this one."
+            )
         first = None
-        self.sweep.check_base()
-        for values in self.space.corners():
+        names: dict[str, list[str]] = {}
+        for number, values in enumerate(self.space.corners(), start=1):
             overrides = self.space.overrides(values)
             try:
-                trial = self.sweep.compose_trial(0, overrides, self.varying)
+                trial = self.sweep.compose_trial(-number, overrides, self.varying)  # in no trial's directory
+                if (other := names.setdefault(name := self.sweep.name_of(trial), overrides)) != overrides:
+                    raise ConfigError(
+                        f"hydra.sweep.subdir gives it the directory of {' '.join(other)}, {name}. Let it name what "
+                        "varies, as ${hydra.job.override_dirname} and ${hydra.job.num} do."
+                    )
                 if self.options.pruner != "none" and settings_of(trial)["eval_every"] is None:
                     raise ConfigError(
                         f"eval_every=null: hydra.sweeper.pruner={self.options.pruner} compares trials as they are "
@@ -129,7 +143,6 @@ class Search:
         """Take up what an earlier start has left; the sweep's directory is there, and locked."""
         options = self.options
         described = {
-            "settings": [override for override in self.space.fixed if not is_free(key_of(override))],
             "space": sorted(dimension.described() for dimension in self.space.dimensions),
             "sampler": options.sampler,
             "sampler_options": options.sampler_options,
@@ -146,6 +159,7 @@ class Search:
             self.modes,
             described,
         )
+        self.sweep.check_base(self.space.overrides(self.space.corners()[0]))
         for path in options.from_sweeps:
             self._learn_from(Path(path))
         if options.pruner != "none":
@@ -238,7 +252,9 @@ class Search:
         if trial.state == State.FINISHED:
             results = self._results(trial.path)
             if results is None:
-                self.study.tell(number, None, self._curve(trial), f"has no {' or no '.join(self.metrics)}")
+                why = f"has no {' or no '.join(self.metrics)}"
+                print(f"trial {number:<4} {why}: the search counts it as failed", flush=True)
+                self.study.tell(number, None, self._curve(trial), why)
             else:
                 self.study.tell(number, results, self._curve(trial))
         elif trial.state == State.FAILED:
@@ -317,9 +333,9 @@ class Search:
         return trial
 
     def _twin(self, frozen: FrozenTrial) -> FrozenTrial | None:
-        """An earlier trial with the same values, that did not fail and was not another sweep's."""
+        """The first trial with the same values that was not another sweep's; one that failed would fail again."""
         for other in self._own:
-            if other.number < frozen.number and other.params == frozen.params and other.state != TrialState.FAIL:
+            if other.number < frozen.number and other.params == frozen.params:
                 return other
         return None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from launcher.config.tree import key_of
 from launcher.core.errors import ConfigError
 
 TAGS = {"log", "int"}
@@ -64,7 +65,9 @@ def space_of(overrides: Sequence[Any]) -> Space:
         ConfigError: A range is empty, a tag unknown, or nothing is left to choose.
     """
     dimensions, fixed = [], []
-    for override in overrides:
+    for override in {
+        key_of(override.get_key_element()): override for override in overrides
+    }.values():  # the last counts
         if not override.is_sweep_override():
             fixed.append(override.input_line)
             continue
@@ -74,6 +77,9 @@ def space_of(overrides: Sequence[Any]) -> Space:
         try:
             if override.is_interval_sweep():
                 dimensions.append(_interval(key, sweep))
+                continue
+            if override.is_range_sweep() and (whole := _whole_range(key, sweep)) is not None:
+                dimensions.append(whole)
                 continue
             texts = list(override.sweep_string_iterator())
             if not texts:
@@ -86,6 +92,8 @@ def space_of(overrides: Sequence[Any]) -> Space:
                 raise ConfigError(f"{override.input_line}: a tag says how interval() or range() is sampled.")
             else:
                 dimensions.append(Dimension(key, CategoricalDistribution(list(dict.fromkeys(texts))), str))
+        except ConfigError:
+            raise
         except ValueError as error:  # of Optuna: an interval whose ends are in the wrong order, a logarithm of 0
             raise ConfigError(f"{override.input_line}: {error}") from error
     if not dimensions:
@@ -98,15 +106,28 @@ def space_of(overrides: Sequence[Any]) -> Space:
 
 def _interval(key: str, sweep: Any) -> Dimension:
     logarithmic, low, high = "log" in sweep.tags, sweep.start, sweep.end
-    if "int" in sweep.tags and (low, high) != (int(low), int(high)):
+    if "int" in sweep.tags and not (float(low).is_integer() and float(high).is_integer()):
         raise ConfigError(f"{key}: an interval of whole numbers has whole ends, not {low} and {high}.")
     if "int" in sweep.tags or (isinstance(low, int) and isinstance(high, int)):
         return Dimension(key, IntDistribution(int(low), int(high), log=logarithmic), str)
     return Dimension(key, FloatDistribution(float(low), float(high), log=logarithmic), repr)
 
 
+def _whole_range(key: str, sweep: Any) -> Dimension | None:
+    """The whole numbers of a range() of several, without a list of them: it may have billions, such as of seeds."""
+    numbers = (sweep.start, sweep.stop, sweep.step)
+    if not all(isinstance(number, int) for number in numbers) or sweep.step == 0:
+        return None
+    every = range(*numbers)
+    if len(every) < 2:
+        return None
+    # A logarithm goes with steps of 1 alone: others are chosen from by their place.
+    low, high = min(every[0], every[-1]), max(every[0], every[-1])
+    return Dimension(key, IntDistribution(low, high, log="log" in sweep.tags, step=abs(sweep.step)), str)
+
+
 def _range(key: str, texts: list[str], logarithmic: bool) -> Dimension:
-    """The values of range(), which leaves out its end; as texts, such that 0.1 stays 0.1."""
+    """The fractions of range(), which leaves out its end; as texts, such that 0.1 stays 0.1."""
     values = sorted((float(text), text) for text in texts)
     numbers = [value for value, _ in values]
     step = numbers[1] - numbers[0]
@@ -114,10 +135,6 @@ def _range(key: str, texts: list[str], logarithmic: bool) -> Dimension:
     def text(value: float) -> str:
         return values[min(range(len(numbers)), key=lambda index: abs(numbers[index] - value))][1]
 
-    if all(text.lstrip("-").isdigit() for text in texts):
-        # A logarithm goes with steps of 1 alone: others are chosen from by their place.
-        whole = IntDistribution(int(numbers[0]), int(numbers[-1]), log=logarithmic, step=int(step))
-        return Dimension(key, whole, text)
     if logarithmic:
         raise ConfigError(f"{key}: range() with steps below 1 has no logarithm; use tag(log,interval(...)).")
     return Dimension(key, FloatDistribution(numbers[0], numbers[-1], step=step), text)

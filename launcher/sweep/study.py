@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from launcher.core.errors import ConfigError
 from launcher.sweep.space import Space
+from launcher.sweep.sweep import SEARCH
 
-FILE, NAME = "study.log", "search"
+FILE, NAME = SEARCH, "search"
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 OF_STUDY = "launcher:study"  # attribute of a trial: those of the study that its sampler left
 SAMPLERS = {

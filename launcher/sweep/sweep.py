@@ -31,6 +31,7 @@ from launcher.sweep.trial_state import State, TrialState
 from launcher.sweep.trials import Trial, directory_name, state_of, varying_keys
 
 LOCK = "grid.lock"
+SEARCH = "study.log"  # of a directory that holds a search
 SUMMARY = {  # how a start calls the trials that it finds, in this order
     State.FINISHED: "finished before",
     State.QUEUED: "queued",
@@ -71,7 +72,12 @@ class Sweep:
             ConfigError: A trial is wrong, or there twice, or the sweep was begun with another config.
         """
         check_count(len(job_overrides), self.options.max_points)
-        self.check_base()
+        if (self.path / SEARCH).exists():
+            raise ConfigError(
+                f"hydra.sweep.dir={self.path}: holds a search. Go on with it by hydra/sweeper=optuna, or use another "
+                "hydra.sweep.dir."
+            )
+        self.check_base([])
         varying = varying_keys(job_overrides) | self.task.swept
         numbers: dict[str, int] = {}
         for index, overrides in enumerate(job_overrides, first):
@@ -90,21 +96,22 @@ class Sweep:
             self.trials.append(trial)
             yield trial
 
-    def check_base(self) -> None:
-        """Compose the config under the trials' overrides; a ConfigError where the sweep was begun with another."""
-        self._base = self._base_config()
+    def check_base(self, overrides: Sequence[str]) -> None:
+        """Note the config under the trials, with some overrides; nothing where it is not complete with those.
 
-    def _base_config(self) -> dict[str, Any]:
-        """The config under the trials' overrides; empty where it is not complete without them."""
+        Raises:
+            ConfigError: The sweep was begun with another.
+        """
+        words = [*self._own_overrides(), *overrides]
         try:
-            composed = self.task.compose(self._own_overrides(), {"override_dirname": "base"})  # which is not made
+            composed = self.task.compose(words, {"num": 0, "id": "0", "override_dirname": "base"})  # which is not made
         except ConfigError:
-            return {}
+            return
         if kept := read_json(self.path / "grid.json").get("base"):
             before = migrated(kept, f"hydra.sweep.dir={self.path}")
             composed = composed.as_begun(before)
             self._refuse_mixing(before, json.loads(json.dumps(composed.plain())))
-        return composed.plain()
+        self._base = composed.plain()
 
     def _own_overrides(self) -> list[str]:
         """The overrides of Hydra's node that the sweep was started with."""

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from launcher.core.errors import ConfigError
 from launcher.run.pruning import Pruning
 
 ASHA = {"sweep": "", "trial": "", "method": "asha", "first": 1, "factor": 3, "brackets": 1, "metric": "eval/loss"}
@@ -77,3 +78,13 @@ def test_a_trial_is_judged_by_the_records_of_the_sweep(tmp_path, mode):
     assert keeps("a", 2), "no rung"
     assert rule(sweep=str(tmp_path), metric="eval/x", mode=mode).curve("c") == [math.inf]
     assert rule(sweep=str(tmp_path), metric="eval/x", mode=mode).curve("none") == []
+
+
+def test_a_metric_that_is_not_measured_ends_no_trial_for_later(tmp_path):
+    """Each would be ended, taken for one that may go on, and ended again."""
+    (tmp_path / "grid.json").write_text(json.dumps({"points": {"a": []}}))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/metrics.jsonl").write_text(json.dumps({"step": 1, "eval/loss": 0.5}) + "\n")
+    known = rule(sweep=str(tmp_path), trial="a", metric="eval/f1")
+    with pytest.raises(ConfigError, match=r"pruner=asha.*eval/f1.*metrics\.jsonl"):
+        known.keeps(1)

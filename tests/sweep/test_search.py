@@ -54,7 +54,7 @@ def test_a_search_prunes_promotes_and_goes_on(place):
     paused = [path for path in place.glob("grid/*/stopped.json") if json.loads(path.read_text())["reason"] == "pruned"]
     assert paused
     status, _, err = end(start([*words, "log_every=7", "seed=3"], place))
-    assert status == 2 and "another search" in err and "seed=3" in err and "log_every" not in err, err
+    assert status == 2 and "another config" in err and "seed: 0 -> 3" in err and "log_every" not in err, err
     alone = place / "alone"
     command = [word for word in words if "hydra" not in word and word != LR]
     train([*command, lr, f"hydra.run.dir={alone}"], place).ok()
@@ -80,6 +80,9 @@ WRONG = {
         ["test/loss", "while a trial runs"],
     ),
     "no sweep": ([LR, "hydra.sweeper.from_sweeps=[nowhere]"], ["nowhere", "no sweep"]),
+    "its own seed": ([LR, "hydra.sweeper.sampler_options={seed:3}"], ["sampler_options", "hydra.sweeper.seed"]),
+    "a metric twice": ([LR, "hydra.sweeper.metrics=[eval/loss,eval/loss]"], ["eval/loss,eval/loss", "twice"]),
+    "one directory": ([LR, "hydra.sweep.subdir=a"], ["hydra.sweep.subdir", "${hydra.job.num}"]),
     "a tag": (["optimizer.lr=tag(lg,interval(0,1))"], ["tag lg", "log and int"]),
 }
 
@@ -183,3 +186,35 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(place):
     assert len(found) == 6 and {state for _, state, *_ in found} == {"COMPLETE", "FAIL"}
     for _, state, _, params in found:
         assert (state == "FAIL") == (params["+model.mode"] == "raise")
+
+
+@pytest.mark.soak
+def test_settings_that_failed_are_not_run_again(place):
+    words = [*SMALL[1:], "model._target_=own.Net", "+model.mode=ok,raise", "epochs=1", "hydra.sweep.dir=grid"]
+    status, out, err = end(start([*words, "hydra.sweeper.n_trials=8"], place))
+    assert status == 1 and "Traceback" not in err, (out, err)
+    assert out.count(" started on cpu ") == 2, out
+    for _, state, _, params in (found := studied(place / "grid")):
+        assert (state == "FAIL") == (params["+model.mode"] == "raise")
+    assert len(found) == 8
+
+
+@pytest.mark.soak
+def test_a_directory_has_one_search(place):
+    """Begun with other settings, or as another kind of sweep, it is refused; by the number of its trials it goes on."""
+    words = [*SMALL, LR, "hydra.sweep.dir=grid", "hydra.sweep.subdir=${hydra.job.num}"]
+    status, out, err = end(start([*words, "epochs=1", "hydra.sweeper.n_trials=1"], place))
+    assert status == 0, (out, err)
+    grid = ["model.hidden=[8]", "threads=1", "wandb.mode=disabled", "epochs=1", "hydra.launcher.devices=1"]
+    refused = {
+        "epochs: 1 -> 2": [*words, "epochs=2", "hydra.sweeper.n_trials=2"],
+        "holds a search": [*grid, "optimizer.lr=0.1", "hydra.sweep.dir=grid"],
+    }
+    for said, other in refused.items():
+        status, out, err = end(start(other, place))
+        assert status == 2 and said in err, (out, err)
+    status, out, err = end(start([*words, "epochs=1", "hydra.sweeper.n_trials=2"], place))
+    assert status == 0 and (place / "grid/1/summary.json").exists(), (out, err)
+    (place / "grid/study.log").unlink()
+    status, out, err = end(start([*words, "epochs=1", "hydra.sweeper.n_trials=2"], place))
+    assert status == 2 and "from_sweeps" in err, (out, err)

@@ -16,6 +16,8 @@ SPACES = {
     "n=int(interval(1,8))": ([1, 8], {3: "n=3"}),
     "n=tag(log,int,interval(1,64))": ([1, 64], {8: "n=8"}),
     "n=range(1,10,3)": ([1, 7], {4: "n=4"}),
+    "n=range(9,0,-2)": ([1, 9], {5: "n=5"}),
+    "seed=range(0,2000000000)": ([0, 1999999999], {7: "seed=7"}),
     "x=range(0,1,0.1)": ([0.0, 0.9], {0.1 * 3: "x=0.3"}),
     "n=tag(log,range(1,9))": ([1, 8], {2: "n=2"}),
     "o=sgd,adam": (["sgd", "adam"], {"adam": "o=adam"}),
@@ -45,6 +47,13 @@ def test_what_has_one_value_is_no_dimension():
     assert found.overrides({"lr": 0.5}) == ["epochs=3", "o=sgd", "~x", "n=4", "m=7", "lr=0.5"]
 
 
+def test_of_one_setting_the_last_counts():
+    """As of an experiment's params and the command line, which comes after them."""
+    assert space("lr=interval(0,1)", "o=a,b", "lr=0.5").fixed == ["lr=0.5"]
+    (dimension,) = space("+lr=0.5", "lr=interval(0,1)", "lr=interval(2,3)").dimensions
+    assert dimension.ends == [2.0, 3.0]
+
+
 def test_corners_have_every_choice_and_both_ends():
     corners = space("o=a,b,c", "lr=interval(1,2)").corners()
     assert corners[0] == {"o": "a", "lr": 1.0} and len(corners) == 4
@@ -61,7 +70,8 @@ def test_corners_have_every_choice_and_both_ends():
         ("lr=tag(int,interval(0.5,1))", "whole ends"),
         ("lr=tag(log,range(0.1,1,0.1))", "no logarithm"),
         ("lr=0.1", "nothing to search"),
-        ("lr=range(0,0)", "nothing in it"),
+        ("lr=range(0,0)", r"^lr=range\(0,0\): there is nothing in it"),
+        ("n=tag(int,interval(1,inf))", "whole ends, not 1(.0)? and inf"),
     ],
 )
 def test_what_cannot_be_searched_is_said(word, said):
