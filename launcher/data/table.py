@@ -38,7 +38,7 @@ LEFT_OUT = {
     "empty": "without a value in the training split",
     "constant": "the same in every training row",
     "identifier": "numbering or naming the rows",
-    "text": "texts, of which data=huggingface data.input=COLUMN learns",
+    "text": "texts",
 }
 
 
@@ -255,6 +255,9 @@ def _inputs(
         return _inputs(found, replace(choice, keep=[*choice.keep, *unfit["identifier"]]), train)
     for why, columns in unfit.items():
         advice = "" if why == "empty" else f" ({named_in('data.keep', columns)} keeps them)"
+        if why == "text":
+            words = f"data=huggingface {named_in('data.input', columns[:1])} model=encoder"
+            advice = f" (to learn from one, say {words} in place of data=table)"
         notes.append(f"left out, {LEFT_OUT[why]}: {', '.join(map(repr, columns))}{advice}")
     return plan, matrices, [*notes, *_told(plan)]
 
