@@ -162,9 +162,9 @@ def _read_target(table: Table, target: str, task: str) -> Target:
     """The target, which has no gap, and lines about what was guessed of it."""
     texts = table.texts(target)
     gone = gap_texts(table.form.missing)
-    for row, text in enumerate(texts):
-        if text.casefold() in gone:
-            raise table.refuse(target, row, "is no target; fill it in or remove the line.")
+    if gaps := [row for row, text in enumerate(texts) if text.casefold() in gone]:
+        more = f", and {len(gaps) - 1:,} more of the {len(table):,} rows have none" if len(gaps) > 1 else ""
+        raise table.refuse(target, gaps[0], f"is no target{more}; fill it in or remove the line{'s' * bool(more)}.")
     if task == "auto" and (distinct := _many_numbers(table, texts)):
         cells = _cells(table, target, "number")
         return Target(cells.values[:, None], None, False, [told(target, distinct, "regression")])
