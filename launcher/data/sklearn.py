@@ -32,7 +32,7 @@ def load(name: str, test: float, validation: float, split_seed: int) -> Data:
     """Read a table, `iris`, `wine` or `diabetes`, split it, and standardise it by the training split.
 
     The target of `diabetes`, the progress of 442 patients within a year by ten measurements each (Efron et al. 2004),
-    is standardised too: errors are in standard deviations of it (about 77 points); `Data.target_std` has the figure.
+    is standardised too: the loss is of standard deviations (about 77 points); `Data.target_std` has the figure.
     The settings are those of conf/data/iris.yaml.
     """
     if name not in TABLES:

@@ -38,7 +38,7 @@ LEFT_OUT = {
     "empty": "without a value in the training split",
     "constant": "the same in every training row",
     "identifier": "numbering or naming the rows",
-    "text": "texts, of which data=huggingface data.input=COLUMN learns",
+    "text": "texts",
 }
 
 
@@ -162,9 +162,9 @@ def _read_target(table: Table, target: str, task: str) -> Target:
     """The target, which has no gap, and lines about what was guessed of it."""
     texts = table.texts(target)
     gone = gap_texts(table.form.missing)
-    for row, text in enumerate(texts):
-        if text.casefold() in gone:
-            raise table.refuse(target, row, "is no target; fill it in or remove the line.")
+    if gaps := [row for row, text in enumerate(texts) if text.casefold() in gone]:
+        more = f", and {len(gaps) - 1:,} more of the {len(table):,} rows have none" if len(gaps) > 1 else ""
+        raise table.refuse(target, gaps[0], f"is no target{more}; fill it in or remove the line{'s' * bool(more)}.")
     if task == "auto" and (distinct := _many_numbers(table, texts)):
         cells = _cells(table, target, "number")
         return Target(cells.values[:, None], None, False, [told(target, distinct, "regression")])
@@ -255,6 +255,9 @@ def _inputs(
         return _inputs(found, replace(choice, keep=[*choice.keep, *unfit["identifier"]]), train)
     for why, columns in unfit.items():
         advice = "" if why == "empty" else f" ({named_in('data.keep', columns)} keeps them)"
+        if why == "text":
+            words = f"data=huggingface {named_in('data.input', columns[:1])} model=encoder"
+            advice = f" (to learn from one, say {words} in place of data=table)"
         notes.append(f"left out, {LEFT_OUT[why]}: {', '.join(map(repr, columns))}{advice}")
     return plan, matrices, [*notes, *_told(plan)]
 

@@ -137,8 +137,9 @@ def from_table(
     """A data source from a table in memory.
 
     Inputs, and the targets of a regression, are standardised by mean and standard deviation of the training
-    split, so that nothing of the other two splits reaches the model. Errors of a regression are therefore in
-    standard deviations of the target; `Data.target_std` gives what one of them is in the target's own unit.
+    split, so that nothing of the other two splits reaches the model. The loss of a regression is
+    therefore of standard deviations; `Data.target_std` gives what one of them is in the target's own unit, in which
+    mae and rmse are.
 
     Args:
         name: Name of the source.

@@ -137,9 +137,11 @@ def update_metrics(metrics: Mapping[str, Any], outputs: "Outputs | None", scores
         scores, targets = scores.movedim(1, -1)[counts], targets[counts]  # of each pixel, [p, k] and [p]
         if not len(targets):
             return
-    if outputs.task == "regression" and scores.shape[1] == 1:  # some insist on [n]
-        scores, targets = scores.reshape(-1), targets.reshape(-1)
-    elif outputs.task != "regression":
+    if outputs.task == "regression":  # of relative errors and logarithms only those in the target's own unit tell
+        scores, targets = outputs.in_own_units(scores), outputs.in_own_units(targets)
+        if outputs.count == 1:  # some insist on [n]
+            scores, targets = scores.reshape(-1), targets.reshape(-1)
+    else:
         targets = targets.long()
     for metric in metrics.values():
         given, true = scores, targets

@@ -103,6 +103,13 @@ class Outputs:
             return torch.cat([torch.zeros_like(outputs), outputs], 1)
         return outputs
 
+    def in_own_units(self, values: Tensor) -> Tensor:
+        """Targets or scores [n] or [n, d] of a regression as the data had them, [n, d] float64."""
+        values = values.double().reshape(len(values), -1)
+        if self.mean is None or self.std is None:
+            return values
+        return values * self.std.to(values.device) + self.mean.to(values.device)
+
     def probabilities(self, scores: Tensor) -> Tensor:
         """Of each class or label, [n, k] in 0..1: of classes of sum 1 but where each had a sigmoid of its own."""
         apart = self.task == "multilabel" or (self.given != "scores" and not self.one_logit)
@@ -118,7 +125,7 @@ class Outputs:
             return LabelSums(self.count, device)
         if self.task == "classification":
             return ClassificationSums(self.count, device, self.one_logit)
-        return RegressionSums(self.count, device, self.near)
+        return RegressionSums(self.count, device, self.near, self.std)
 
     def columns(self, scores: Tensor, targets: Tensor | None, whole: bool) -> dict[str, np.ndarray]:
         """What the model says of samples, by the name of a column, [n] each.
@@ -135,13 +142,10 @@ class Outputs:
         """
         names = self.names or [str(number) for number in range(self.count)]
         if self.task == "regression":
-            pairs = {"predicted": scores.double()} | ({} if targets is None else {"target": targets.double()})
+            pairs = {"predicted": scores} | ({} if targets is None else {"target": targets})
             found = {}
             for name, values in pairs.items():
-                values = values.reshape(len(values), -1)
-                if self.mean is not None and self.std is not None:
-                    values = values * self.std + self.mean
-                for i, column in enumerate(values.unbind(1)):
+                for i, column in enumerate(self.in_own_units(values).unbind(1)):
                     found[f"{name}_{i}" if self.count > 1 else name] = column.numpy()
             return found
         shares = self.probabilities(scores).numpy()

@@ -189,6 +189,8 @@ def test_no_spelling_of_nothing_becomes_a_class_or_a_number(value, tmp_path):
     rows = [[i, "ab"[i % 2]] for i in range(20)]
     with pytest.raises(ConfigError, match=r"line 22, column 'y': .* is no target"):
         load("csv", path=table(tmp_path / "t.csv", ["a", "y"], [*rows, [1, value]]), target="y")
+    with pytest.raises(ConfigError, match=r"line 22, .* is no target, and 2 more of the 23 rows have none; fill"):
+        load("csv", path=table(tmp_path / "t.csv", ["a", "y"], [*rows, *[[1, value]] * 3]), target="y")
     data = load("csv", path=table(tmp_path / "t.csv", ["a", "y"], [*rows, [value, "a"]]), target="y")
     assert sum(map(len, parts(data))) == 21 and data.reader["plan"][0]["kind"] == "number"
 

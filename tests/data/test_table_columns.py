@@ -223,7 +223,12 @@ def test_advice_to_drop_a_column_can_be_typed(name):
 
 def test_a_column_of_texts_is_told_from_one_of_names(tmp_path):
     rows = [[i % 3, f"row {i} has a few words", f"Smith, Mr. {i}", "ab"[i % 2]] for i in range(60)]
-    path = table(tmp_path / "t.csv", ["x", "text", "name", "y"], rows)
+    path = table(tmp_path / "t.csv", ["x", "what they say", "name", "y"], rows)
     notes = load("table", path=path, target="y").notes
-    assert any("texts, of which data=huggingface data.input=COLUMN learns: 'text'" in note for note in notes), notes
     assert any("naming the rows: 'name'" in note for note in notes), notes
+    (note,) = (note for note in notes if note.startswith("left out, texts: 'what they say'"))
+    pytest.importorskip("datasets")
+    source, column, model = shlex.split(note.partition("say ")[2].partition(" in place of")[0])
+    assert (source, column, model) == ("data=huggingface", 'data.input=["what they say"]', "model=encoder")
+    data = load("huggingface", path=path, input=["what they say"], target="y", cache=str(tmp_path))
+    assert data.class_names == ["a", "b"] and data.vocabulary == 258  # bytes, and two more

@@ -59,6 +59,24 @@ def test_named_metrics_of_regression():
     assert float(metrics["SpearmanCorrCoef"].compute()) == pytest.approx(float(spearman), abs=1e-5)
 
 
+@pytest.mark.parametrize("d", [1, 2])
+def test_named_metrics_of_standardised_targets_are_in_their_own_units(d):
+    """Of which relative errors and logarithms tell something."""
+    torch.manual_seed(0)
+    prices = 900 + 100 * torch.rand(100, d, dtype=torch.float64)
+    guesses = prices + 20 * torch.randn(100, d)
+    mean, std = prices.mean(0), prices.std(0)
+    meaning = Outputs("regression", d, mean=mean, std=std)
+    metrics = make_metrics(["MeanAbsolutePercentageError", "MeanSquaredLogError"], meaning)
+    for x, y in zip(guesses.split(30), prices.split(30), strict=True):
+        update_metrics(metrics, meaning, ((x - mean) / std).float(), ((y - mean) / std).float())
+    found = compute_metrics(metrics)
+    assert found == {
+        "MeanAbsolutePercentageError": pytest.approx(sk.mean_absolute_percentage_error(prices, guesses), rel=1e-4),
+        "MeanSquaredLogError": pytest.approx(sk.mean_squared_log_error(prices, guesses), rel=1e-4),
+    }
+
+
 def test_pixels_of_no_class_count_nowhere():
     """As with torchmetrics' own ignore_index, in batches of which one has none that counts."""
     generator = torch.Generator().manual_seed(4)

@@ -30,6 +30,19 @@ def test_regression_is_that_of_sklearn_and_torchmetrics(d, offset):
     assert figures["r2"] == pytest.approx(float(r2), rel=1e-8)
 
 
+def test_errors_of_standardised_targets_are_in_their_own_units():
+    torch.manual_seed(0)
+    prices = torch.randn(200, 2, dtype=torch.float64) * torch.tensor([3000.0, 0.02]) + torch.tensor([9000.0, -1.0])
+    mean, std = prices.mean(0), prices.std(0)
+    guesses = prices + std * torch.randn(200, 2)
+    sums = RegressionSums(2, "cpu", unit=std)
+    sums.update((guesses - mean) / std, (prices - mean) / std)
+    figures = sums.figures()
+    assert figures["mae"] == pytest.approx(sk.mean_absolute_error(prices, guesses), rel=1e-12)
+    assert figures["rmse"] == pytest.approx(sk.root_mean_squared_error(prices, guesses), rel=1e-12)
+    assert figures["r2"] == pytest.approx(sk.r2_score(prices, guesses), rel=1e-12)
+
+
 def test_regression_of_constant_targets_and_of_nothing():
     def r2(outputs, targets):
         sums = RegressionSums(1, "cpu")
