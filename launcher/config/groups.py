@@ -163,3 +163,4 @@ class Adapter(Section):
     modules_to_save: Annotated[
         Annotated[list[Text], Field()] | None, Words("a list of patterns of module names, or null")
     ] = setting("Modules that are trained whole; null: the last layer, but of a language none.", None, only="lora")
+    only: bool = setting("Checkpoints leave out what stays as it was read from a file.", False, only="lora")

@@ -56,8 +56,8 @@ def create(
         kept_config: The configuration of an earlier start of the run: no file is needed.
 
     Returns:
-        The model, in float32, with two attributes beside its own: `kept_config`, plain values, and `begun_with`, a
-        line that says what became of the weights.
+        The model, in float32, with attributes beside its own: `kept_config`, plain values; `begun_with`, a line that
+        says what became of the weights; and where there were some `read_names`, of the tensors that took them.
 
     Raises:
         ConfigError: A setting is wrong, or something is not there.
@@ -273,6 +273,7 @@ def _load(kind: Any, place: Path, known: Any, trusted: Mapping[str, Any]) -> tup
         raise ConfigError(f"model.name={place}: {' '.join(str(error).split())[:300]}") from error
     absent, others = (sorted(said[f"{what}_keys"]) for what in ("missing", "unexpected"))
     reshaped = sorted(one[0] if isinstance(one, tuple) else one for one in said["mismatched_keys"])
+    model.read_names = frozenset(model.state_dict()) - {*absent, *reshaped}
     whole = len(model.state_dict())
     parts = [f"{whole - len(absent) - len(reshaped)} of {whole} tensors from {place}"]
     for what, names in (("missing", absent), ("unexpected", others), ("of another shape", reshaped)):
