@@ -12,7 +12,7 @@ import torch
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
 from launcher.data.arguments import check_flag, check_seed, check_unused
-from launcher.data.columns import Look, read_inputs
+from launcher.data.columns import Look, kind_of, read_inputs
 from launcher.data.masks import count_classes, holds_masks, with_masks
 from launcher.data.source import Data
 from launcher.data.splitting import split_off
@@ -103,7 +103,25 @@ def load(
         input_std=inputs.std,
         notes=notes + inputs.notes,
         vocabulary=inputs.vocabulary,
+        reader=_reader(found, names, wanted, vocabulary, task),
     )
+
+
+def _reader(
+    sets: Mapping[str, Any], names: list[str], wanted: list[str], vocabulary: Vocabulary, task: str
+) -> dict[str, Any] | None:
+    """How other texts are read like these; None where the input is no text. See launcher/data/other_texts.py."""
+    if kind_of(sets, names[0]) != "text":
+        return None
+    return {
+        "_target_": "launcher.data.other_texts.read_alike",
+        "column": names[0],
+        "target": wanted,
+        "task": task,
+        "tokenizer": None if vocabulary.file is None else str(Path(vocabulary.file).expanduser().absolute()),
+        "digest": vocabulary.digest,
+        "max_tokens": vocabulary.most,
+    }
 
 
 def _targets(
@@ -179,11 +197,11 @@ def _with_images(dataset: Any, names: list[str]) -> Any:
     return dataset
 
 
-def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
-    """The splits of a dataset by name, mapped into memory."""
+def read(path: Any, name: str | None, download: bool, setting: str = "data.path") -> dict[str, Any]:
+    """The splits of a dataset by name, mapped into memory; `setting` is what named it, for messages."""
     if not path or not isinstance(path, str):
         raise ConfigError(
-            f"data.path: {path!r} is no dataset; name a directory of save_to_disk, a parquet, csv or json file, or a "
+            f"{setting}: {path!r} is no dataset; name a directory of save_to_disk, a parquet, csv or json file, or a "
             "dataset in the cache."
         )
     if not download:
@@ -193,7 +211,7 @@ def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
     place = Path(path).expanduser()
     kind = Path(place.stem).suffix if place.suffix in PACKED else place.suffix
     if place.is_file() and kind not in FILES:
-        raise ConfigError(f"data.path: {path} is none of the files that can be read: {', '.join(FILES)}.")
+        raise ConfigError(f"{setting}: {path} is none of the files that can be read: {', '.join(FILES)}.")
     try:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             found = datasets.load_from_disk(str(place))
@@ -205,7 +223,7 @@ def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
     except Exception as error:  # the library raises whatever its parts do
         cause = " ".join(str(error.__cause__ or error).split())
         hint = "" if place.exists() or download else " data.download=true fetches a dataset that is not here."
-        raise ConfigError(f"data.path: cannot read {path}: {cause}.{hint}") from error
+        raise ConfigError(f"{setting}: cannot read {path}: {cause}.{hint}") from error
     # Without the format that it may have been saved with, which hides columns and changes types.
     splits = dict(found) if isinstance(found, dict) else {"train": found}
     return {split: dataset.with_format(None) for split, dataset in splits.items()}

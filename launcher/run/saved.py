@@ -183,7 +183,7 @@ def read_others(record: Mapping[str, Any], path: Any) -> "Others":
         raise ConfigError(
             f"input={path}: data={record['name']} reads nothing but its own parts; use part=test, validation or train."
         )
-    others: Others = build("reader", record["reader"], path)
+    others: Others = build("reader", record["reader"], path, record=record)
     return others
 
 
@@ -215,7 +215,8 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
     data = fit_task(build_data({**run["data"], **changes}, leaves_out, limit), run["loss"])
     now = provenance.record_of(data)
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
-        if not _same(record[key], now[key]):
+        earlier = key == "reader" and record[key] is None  # of a run that could not read others yet
+        if not earlier and not _same(provenance.placeless(record[key]), provenance.placeless(now[key])):
             raise ConfigError(
                 f"data: this is not what the run learned from: its {key.replace('_', ' ')} would be another "
                 f"({provenance.short(record[key])} then, {provenance.short(now[key])} now). To take other samples as "
