@@ -12,13 +12,14 @@ import torch
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
 from launcher.data.arguments import check_flag, check_seed, check_unused
-from launcher.data.columns import Look, kind_of, read_inputs
+from launcher.data.columns import Inputs, Look, kind_of, read_inputs
 from launcher.data.masks import count_classes, holds_masks, with_masks
 from launcher.data.source import Data
 from launcher.data.splitting import split_off
 from launcher.data.table_statistics import TASKS, check_task, standardise, target_statistics
 from launcher.data.targets import read_targets
 from launcher.data.text_columns import Vocabulary
+from launcher.data.token_rows import MULTIPLE
 
 FILES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # which may come behind these
@@ -88,6 +89,7 @@ def load(
         columns = names[0], wanted[0]
         parts = [with_masks(part, found[split], columns, count) for split, part in zip(PARTS, parts, strict=True)]
     train, validated, tested = parts
+    reader = _reader(found, names, wanted, vocabulary, task)
     return Data(
         name="huggingface",
         task=task,
@@ -103,8 +105,15 @@ def load(
         input_std=inputs.std,
         notes=notes + inputs.notes,
         vocabulary=inputs.vocabulary,
-        reader=_reader(found, names, wanted, vocabulary, task),
+        longest=_longest(inputs, max_tokens, reader is not None),
+        reader=reader,
     )
+
+
+def _longest(inputs: Inputs, max_tokens: int, is_text: bool) -> int | None:
+    """Tokens of a padded sample at most: of a text as many as it may have, since new ones may be longer."""
+    most = max_tokens if is_text else inputs.shape[0]
+    return None if inputs.vocabulary is None else -(-most // MULTIPLE) * MULTIPLE
 
 
 def _reader(
