@@ -18,7 +18,9 @@ class State(StrEnum):
     RUNNING = "running"
 
 
-AT_REST = frozenset({State.NEW, State.INTERRUPTED, State.STOPPED, State.PRUNED, State.FAILED, State.FINISHED})  # as files tell
+AT_REST = frozenset(
+    {State.NEW, State.INTERRUPTED, State.STOPPED, State.PRUNED, State.FAILED, State.FINISHED}
+)  # as files tell
 TO_DO = AT_REST - {State.FINISHED}
 
 
