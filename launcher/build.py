@@ -15,13 +15,13 @@ from launcher.core.errors import ConfigError
 from launcher.data.source import Data, build_data
 from launcher.distributed.ranks import Ranks
 from launcher.models import adapters
-from launcher.models.build import build_model, files_of, kept_facts
+from launcher.models.build import build_model, kept_facts
 from launcher.optimizers.optimizer import build_optimizer
 from launcher.run import gallery
 from launcher.schedulers.schedule import Schedule, build_schedule
 from launcher.tasks.build import build_task
 from launcher.tasks.mirrored import check_mirror
-from launcher.training import finetune, mixup, sharded, tryout
+from launcher.training import finetune, frozen_base, mixup, sharded, tryout
 from launcher.training.batch_norm import check_alone, check_exact
 from launcher.training.evaluation import check_metrics
 from launcher.training.hooks import build_hooks
@@ -83,6 +83,7 @@ def build(
     plan = plan_batch(len(data.train), settings.batch.global_size, devices, settings.batch.max_per_device, shards)
     sampler = build_sampler(settings.sampling, data, settings.seed, plan.global_size)
     model, begun = _begin(settings, data, resumed, make_model, kept)
+    base = frozen_base.find_base(model, settings, with_digest=ranks.rank == 0)
     suit(model, *data.splits().values())
     kind = mixup.mixed(settings.mixup, data, task)
     lr_scale = scale_learning_rate(settings.batch.lr_scaling, plan.global_size, settings.batch.base_size)
@@ -108,7 +109,7 @@ def build(
     hooks = build_hooks(settings.hooks, data.facts())
     sharding = sharded.plan_sharding(settings.strategy, model, ranks)
     return Parts(
-        data, plan, sampler, kind, Learner(model, task, optimizer, schedule), sharding, begun, total_steps, hooks
+        data, plan, sampler, kind, Learner(model, task, optimizer, schedule, base), sharding, begun, total_steps, hooks
     )
 
 
@@ -120,10 +121,12 @@ def _begin(
     kept: Mapping[str, Any],
 ) -> tuple[nn.Module, list[str]]:
     """The model with the weights that it begins with, and lines about them; arguments as for `build`."""
+    if frozen_base.leaves_out(settings.adapter):  # the weights that no checkpoint holds, by the same road as at first
+        resumed, kept = False, {}
     facts = data.facts() | dict(kept)
     model = make_model(lambda: build_model(settings.model, facts, begins=not resumed))
     data.model_facts |= kept_facts(model)
-    sources = {} if resumed else {"init_from": settings.init_from, **files_of(settings.model)}
+    sources = {} if resumed else finetune.sources_of(settings)
     if (line := getattr(model, "begun_with", "")) and settings.init_from is not None:
         raise ConfigError("init_from and model.name: both name weights to begin with. Set model.weights=false.")
     begun = [f"weights    {line}"] if line else []

@@ -103,11 +103,12 @@ def _whole(output: Path) -> Iterator[Path]:
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _load(subject: Subject) -> "nn.Module":
-    """The model in evaluation mode; what its adapters have learned is in its weights."""
+def _load(subject: Subject, merge: bool = True) -> "nn.Module":
+    """The model in evaluation mode; what its adapters have learned is in its weights where they are to be merged."""
     from launcher.models.adapters import merged
 
-    return merged(subject.load_model().eval())
+    model = subject.load_model().eval()
+    return merged(model) if merge else model
 
 
 def _write_files(
@@ -123,7 +124,8 @@ def _write_files(
     files, samples = {}, 0
     for name in formats:
         file, write = WRITERS[name]
-        loaded = write(model, example, making / file, lambda: _load(subject))
+        rebuild = partial(_load, subject, merge=name != "adapter")
+        loaded = write(model, example, making / file, rebuild)
         difference, scale, samples = compare(model, loaded, batches)
         if not difference <= tolerance:
             raise ConfigError(

@@ -68,6 +68,17 @@ def _write_onnx(model: "nn.Module", example: Any, file: Path, rebuild: Callable[
     return loaded
 
 
+def _write_adapter(model: "nn.Module", example: Any, file: Path, rebuild: Callable[[], "nn.Module"]) -> Loaded:
+    """What an adapter has learned alone, for the package peft: it must give the same beside the base."""
+    from launcher.models import peft_files
+    from launcher.training.checkpoint import save_weights
+
+    tensors, settings = peft_files.of_model(rebuild())
+    save_weights(file, tensors)
+    settings.save_pretrained(str(file.parent))
+    return peft_files.read(rebuild(), file.parent)
+
+
 def _of_tensors(model: "nn.Module", example: Any) -> "nn.Module":
     """The model, or where it takes a dict or gives more than a tensor, a module from its inputs to one tensor."""
     import torch
@@ -109,6 +120,7 @@ WRITERS: dict[str, tuple[str, Callable[..., Loaded]]] = {
     "safetensors": ("model.safetensors", _write_safetensors),
     "torch_export": ("model.pt2", _write_torch_export),
     "onnx": ("model.onnx", _write_onnx),
+    "adapter": ("adapter_model.safetensors", _write_adapter),
 }
 
 

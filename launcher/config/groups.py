@@ -126,7 +126,7 @@ class Data(Component):
     max_tokens: Count = argument("Tokens of a text, of which each is a sample; longer ones are cut off.", 512)
     dtype: Any = argument("Type of a token where a file does not say it: uint16, uint32, ...")
     vocabulary: Any = argument("Number of tokens that there are; null: as the tokenizer or a header says.")
-    classes: Any = argument("Number of classes; null: the classes of all rows are read at the start.")
+    classes: Any = argument("Number of classes; null: the classes of all rows are read at the start.", None)
     open: Any = argument("Shards of a split that a process maps at once, and that sampling=blocked mixes.")
     field: Any = argument(
         "Field of each row of JSON Lines that holds its text; null: files are texts as they are.", None
@@ -163,3 +163,4 @@ class Adapter(Section):
     modules_to_save: Annotated[
         Annotated[list[Text], Field()] | None, Words("a list of patterns of module names, or null")
     ] = setting("Modules that are trained whole; null: the last layer, but of a language none.", None, only="lora")
+    only: bool = setting("Checkpoints leave out what stays as it was read from a file.", False, only="lora")

@@ -304,7 +304,7 @@ class Predict(SavedRun):
     device: Device = setting("Auto or cpu.")
 
 
-Format = Literal["safetensors", "torch_export", "onnx"]
+Format = Literal["safetensors", "torch_export", "onnx", "adapter"]
 
 
 class Export(SavedRun):
@@ -313,7 +313,7 @@ class Export(SavedRun):
     part: SplitName = MEASURED_SPLIT
     format: Annotated[
         Format | Annotated[list[Format], Field(min_length=1)],
-        Words("formats, one or several of safetensors, torch_export, onnx"),
+        Words("formats, one or several of safetensors, torch_export, onnx, adapter"),
     ] = setting("Format, or several: format=[safetensors,onnx].")
     output: Text = setting("A new directory for the model.")
     tolerance: NotNegative = setting("Largest difference of an output between the exported model and the original.")

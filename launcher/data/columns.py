@@ -182,7 +182,7 @@ def read_inputs(sets: Mapping[str, Any], names: list[str], look_at: Look, vocabu
     """
     kinds = {name: kind_of(sets, name) for name in names}
     if set(kinds.values()) == {"text"} and len(names) == 1:
-        texts = {split: _cells(dataset, names[0]).to_pylist() for split, dataset in sets.items()}
+        texts = {split: text_cells(dataset, names[0]) for split, dataset in sets.items()}
         found, notes = of_texts(texts, names[0], vocabulary)
         return _of_sequences({"input_ids": found}, vocabulary.size, vocabulary.padding, notes)
     if set(kinds.values()) == {"tokens"} and (len(names) == 1 or "input_ids" in names):
@@ -221,6 +221,12 @@ def kind_of(sets: Mapping[str, Any], name: str) -> str:
 def _cells(dataset: Any, name: str) -> Any:
     """A column as one of Arrow's arrays."""
     return dataset.select_columns([name]).with_format("arrow")[:].column(0).combine_chunks()
+
+
+def text_cells(dataset: Any, name: str) -> list[str | None]:
+    """The texts in a column."""
+    texts: list[str | None] = _cells(dataset, name).to_pylist()
+    return texts
 
 
 def _of_sequences(

@@ -6,20 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from launcher.core.errors import ConfigError
 from launcher.core.extras import import_extra
 from launcher.data.arguments import check_flag, check_seed, check_unused
-from launcher.data.columns import Look, read_inputs
+from launcher.data.columns import Inputs, Look, kind_of, read_inputs
+from launcher.data.masks import count_classes, holds_masks, with_masks
 from launcher.data.source import Data
 from launcher.data.splitting import split_off
 from launcher.data.table_statistics import TASKS, check_task, standardise, target_statistics
 from launcher.data.targets import read_targets
 from launcher.data.text_columns import Vocabulary
+from launcher.data.token_rows import MULTIPLE
 
 FILES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # which may come behind these
+PARTS = ("train", "validation", "test")
 NAMES = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
 
 
@@ -42,19 +46,20 @@ def load(
     tokenizer: str | None,
     max_tokens: int,
     cache: str | None,
+    classes: int | None,
 ) -> Data:
     """Open a dataset, choose columns of it and split it; the settings are those of conf/data/huggingface.yaml.
 
     Images are decoded by the workers, as bytes, and standardised a batch at a time. Numbers, and the target of a
     regression, are standardised by the training split, as those of data=csv. Texts become tokens, and a batch of them
-    is padded. `task=auto` takes vectors for labels where they hold nothing but 0 and 1 and else for numbers, numbers as
-    data=csv takes them, and all else for classes.
+    is padded. `task=auto` takes images for masks, vectors for labels where they hold nothing but 0 and 1 and else for
+    numbers, numbers as data=csv takes them, and all else for classes.
 
     Raises:
         ConfigError: The dataset, a split, a column or a value is missing or unfit, a setting is outside its range, or
             a package is missing.
     """
-    check_task(task, (*TASKS, "multilabel"))
+    check_task(task, (*TASKS, "multilabel", "segmentation"))
     look_at = Look(image_size, mean, std, channels, bits)
     check_seed("data.split_seed", split_seed)
     vocabulary = Vocabulary(tokenizer, max_tokens, cache)
@@ -64,15 +69,10 @@ def load(
     )
     if both := sorted({*names} & {*wanted}):
         raise ConfigError(f"data.input, data.target: both name {both[0]!r}; what is to be predicted is no input.")
-    found = {split: _with_images(dataset, names) for split, dataset in found.items()}
-    values, task, classes, notes = read_targets(found, wanted, task)
-    for split, share in (("test", test), ("validation", validation)):
-        if split not in found:
-            labels = None if classes is None else torch.from_numpy(values["train"])
-            count = len(found["train"])
-            kept, out = split_off(split, count, share, split_seed, labels, f"{count} rows of {path}")
-            for name_of, index in ((split, out.numpy()), ("train", kept.numpy())):
-                found[name_of], values[name_of] = found["train"].select(index), values["train"][index]
+    images = [*names, *(wanted if task in ("auto", "segmentation") else [])]
+    found = {split: _with_images(dataset, images) for split, dataset in found.items()}
+    values, task, classes_named, count, notes = _targets(found, wanted, task, classes)
+    found, values = _split(found, values, classes_named, {"test": test, "validation": validation}, split_seed, path)
     inputs = read_inputs(found, names, look_at, vocabulary)
     if inputs.mean is not None or inputs.vocabulary is not None:
         unused = {"image_size": image_size, "channels": channels, "bits": bits}
@@ -84,25 +84,102 @@ def load(
         centre, spread = target_statistics(values["train"])
         values = {split: standardise(rows, centre, spread) for split, rows in values.items()}
         target_mean, target_std = torch.from_numpy(centre), torch.from_numpy(spread)
-    train, validated, tested = (
-        inputs.split(split, torch.from_numpy(values[split])) for split in ("train", "validation", "test")
-    )
+    parts = [inputs.split(split, torch.from_numpy(values[split])) for split in PARTS]
+    if task == "segmentation":
+        columns = names[0], wanted[0]
+        parts = [with_masks(part, found[split], columns, count) for split, part in zip(PARTS, parts, strict=True)]
+    train, validated, tested = parts
+    reader = _reader(found, names, wanted, vocabulary, task)
     return Data(
         name="huggingface",
         task=task,
         input_shape=inputs.shape,
-        num_outputs=values["train"].shape[1] if classes is None else len(classes),
+        num_outputs=count,
         train=train,
         validation=validated,
         test=tested,
-        class_names=classes,
+        class_names=classes_named,
         target_mean=target_mean,
         target_std=target_std,
         input_mean=inputs.mean,
         input_std=inputs.std,
         notes=notes + inputs.notes,
         vocabulary=inputs.vocabulary,
+        longest=_longest(inputs, max_tokens, reader is not None),
+        reader=reader,
     )
+
+
+def _longest(inputs: Inputs, max_tokens: int, is_text: bool) -> int | None:
+    """Tokens of a padded sample at most: of a text as many as it may have, since new ones may be longer."""
+    most = max_tokens if is_text else inputs.shape[0]
+    return None if inputs.vocabulary is None else -(-most // MULTIPLE) * MULTIPLE
+
+
+def _reader(
+    sets: Mapping[str, Any], names: list[str], wanted: list[str], vocabulary: Vocabulary, task: str
+) -> dict[str, Any] | None:
+    """How other texts are read like these; None where the input is no text. See launcher/data/other_texts.py."""
+    if kind_of(sets, names[0]) != "text":
+        return None
+    return {
+        "_target_": "launcher.data.other_texts.read_alike",
+        "column": names[0],
+        "target": wanted,
+        "task": task,
+        "tokenizer": None if vocabulary.file is None else str(Path(vocabulary.file).expanduser().absolute()),
+        "digest": vocabulary.digest,
+        "max_tokens": vocabulary.most,
+    }
+
+
+def _targets(
+    sets: Mapping[str, Any], wanted: list[str], task: str, classes: int | None
+) -> tuple[dict[str, np.ndarray], str, list[str] | None, int, list[str]]:
+    """What `read_targets` gives, and before its last the number of outputs; of masks no targets, which are read later.
+
+    Args:
+        sets: Split to its rows.
+        wanted: Columns.
+        task: As asked for.
+        classes: Of masks, as asked for.
+    """
+    if holds_masks(sets, wanted, task):
+        count, notes = count_classes(sets, wanted[0], classes)
+        return {}, "segmentation", None, count, notes
+    check_unused({"classes": classes}, f"{', '.join(wanted)} holds no masks, whose classes it is the number of")
+    values, task, names, notes = read_targets(sets, wanted, task)
+    return values, task, names, values["train"].shape[1] if names is None else len(names), notes
+
+
+def _split(
+    sets: Mapping[str, Any],
+    values: Mapping[str, np.ndarray],
+    classes: list[str] | None,
+    shares: Mapping[str, float],
+    seed: int,
+    path: str,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Rows and targets of the three splits, of which those that are not there are split off training.
+
+    Args:
+        sets: Split to its rows.
+        values: Split to the targets of its rows, [n, ...]; empty where they are read later.
+        classes: Names of the classes that the targets are; each is cut alike. None: they are none.
+        shares: Split to its share.
+        seed: Of the choice.
+        path: Of the dataset, for messages.
+    """
+    rows = dict(sets)
+    targets = {split: values.get(split, np.zeros(len(dataset))) for split, dataset in rows.items()}
+    for split, share in shares.items():
+        if split not in rows:
+            labels = None if classes is None else torch.from_numpy(targets["train"])
+            count = len(rows["train"])
+            kept, out = split_off(split, count, share, seed, labels, f"{count} rows of {path}")
+            for name_of, index in ((split, out.numpy()), ("train", kept.numpy())):
+                rows[name_of], targets[name_of] = rows["train"].select(index), targets["train"][index]
+    return rows, targets
 
 
 def _columns(setting: str, given: Any, sets: Mapping[str, Any], path: str) -> list[str]:
@@ -129,11 +206,11 @@ def _with_images(dataset: Any, names: list[str]) -> Any:
     return dataset
 
 
-def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
-    """The splits of a dataset by name, mapped into memory."""
+def read(path: Any, name: str | None, download: bool, setting: str = "data.path") -> dict[str, Any]:
+    """The splits of a dataset by name, mapped into memory; `setting` is what named it, for messages."""
     if not path or not isinstance(path, str):
         raise ConfigError(
-            f"data.path: {path!r} is no dataset; name a directory of save_to_disk, a parquet, csv or json file, or a "
+            f"{setting}: {path!r} is no dataset; name a directory of save_to_disk, a parquet, csv or json file, or a "
             "dataset in the cache."
         )
     if not download:
@@ -143,7 +220,7 @@ def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
     place = Path(path).expanduser()
     kind = Path(place.stem).suffix if place.suffix in PACKED else place.suffix
     if place.is_file() and kind not in FILES:
-        raise ConfigError(f"data.path: {path} is none of the files that can be read: {', '.join(FILES)}.")
+        raise ConfigError(f"{setting}: {path} is none of the files that can be read: {', '.join(FILES)}.")
     try:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             found = datasets.load_from_disk(str(place))
@@ -155,7 +232,7 @@ def read(path: Any, name: str | None, download: bool) -> dict[str, Any]:
     except Exception as error:  # the library raises whatever its parts do
         cause = " ".join(str(error.__cause__ or error).split())
         hint = "" if place.exists() or download else " data.download=true fetches a dataset that is not here."
-        raise ConfigError(f"data.path: cannot read {path}: {cause}.{hint}") from error
+        raise ConfigError(f"{setting}: cannot read {path}: {cause}.{hint}") from error
     # Without the format that it may have been saved with, which hides columns and changes types.
     splits = dict(found) if isinstance(found, dict) else {"train": found}
     return {split: dataset.with_format(None) for split, dataset in splits.items()}

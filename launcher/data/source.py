@@ -41,6 +41,7 @@ class Data:
         reader: How samples from elsewhere are read and prepared exactly as these: `_target_`, a function
             (path, **the other keys) -> Others, and its arguments, plain values. None: only its own splits are known.
         vocabulary: Tokens that the inputs are numbers of, where they are texts to tell something of.
+        longest: Tokens of such a text at most, with what a batch is padded to.
         end_of_text: The token that ends a document, of a language whose samples may hold several; None: unknown.
         model_facts: What the task lets a model know in place of what `facts` says of the data.
         notes: Lines that who trains on it should read: what was guessed, left out, or looks strange.
@@ -61,6 +62,7 @@ class Data:
     reader: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     vocabulary: int | None = None
+    longest: int | None = None
     end_of_text: int | None = None
     model_facts: dict[str, Any] = field(default_factory=dict)
 
@@ -213,6 +215,7 @@ class Data:
             facts["num_classes"] = self.num_outputs
         if self.vocabulary is not None:
             facts["vocab_size"] = self.vocabulary
+            facts |= {} if self.longest is None else {"longest": self.longest}
             del facts["input_shape"], facts["in_features"]
         elif len(self.input_shape) == 3:
             facts["in_channels"] = self.input_shape[0]

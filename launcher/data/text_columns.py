@@ -48,34 +48,41 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         check_whole("data.max_tokens", self.most, "number of tokens; it must be an integer >= 1, such as 512")
-        self.size, self.padding = BYTES, PADDING
+        self.size, self.padding, self.digest = BYTES, PADDING, ""
         self._tokenizer = None if self.file is None else open_tokenizer(self.file)
         if self._tokenizer is not None:
             encoder, self.size = self._tokenizer.encoder, self._tokenizer.size
             known = (encoder.token_to_id(name) for name in PADS)
             self.padding = next((number for number in known if number is not None), PADDING)
             encoder.enable_truncation(self.most)
+            self.digest = hashlib.sha256(self._tokenizer.content).hexdigest()[:16]
 
-    def sequences(self, texts: Sequence[str | None], where: str) -> tuple[Sequences, int]:
+    def sequences(
+        self, texts: Sequence[str | None], where: str, setting: str = "data.input", keep: bool = True
+    ) -> tuple[Sequences, int]:
         """The tokens of texts, and how many of the texts were too long.
 
         Args:
             texts: One per row.
             where: The column and the split, for messages.
+            setting: That named them, for messages.
+            keep: Whether what the tokenizer makes of them is kept in a file for the next start.
 
         Raises:
             ConfigError: A text is missing, or has no tokens.
         """
         missing = next((row for row, text in enumerate(texts) if text is None), None)
         if missing is not None:
-            raise ConfigError(f"data.input: row {missing} of {where} has no text; remove it, or give it one.")
+            raise ConfigError(f"{setting}: row {missing} of {where} has no text; remove it, or give it one.")
         if self._tokenizer is None:
             found, cut = _of_bytes([text.encode() for text in texts if text is not None], self.most)
-        else:
+        elif keep:
             found, cut = self._kept(self._tokenizer, [text for text in texts if text is not None], where)
+        else:
+            found, cut = _encoded(self._tokenizer, [text for text in texts if text is not None], where)
         empty = np.flatnonzero(np.diff(found.offsets) == 0)
         if len(empty):
-            raise ConfigError(f"data.input: row {empty[0]} of {where} has a text without tokens; remove it.")
+            raise ConfigError(f"{setting}: row {empty[0]} of {where} has a text without tokens; remove it.")
         return found, cut
 
     def _kept(self, tokenizer: Tokenizer, texts: list[str], where: str) -> tuple[Sequences, int]:
@@ -85,19 +92,25 @@ class Vocabulary:
             content.update(f"{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
 
         def write(place: Path) -> None:
-            pieces, lengths, cut = [np.empty(0, np.uint32)], [0], 0
-            for first in range(0, len(texts), AT_ONCE):
-                for encoding in tokenizer.encode(texts[first : first + AT_ONCE], where, marks=True):
-                    pieces.append(np.asarray(encoding.ids, np.uint32))
-                    lengths.append(len(encoding.ids))
-                    cut += bool(encoding.overflowing)
+            found, cut = _encoded(tokenizer, texts, where)
             place.mkdir()
-            for name, array in (("tokens", np.concatenate(pieces)), ("offsets", np.cumsum(lengths)), ("cut", [cut])):
+            for name, array in (("tokens", found.tokens), ("offsets", found.offsets), ("cut", [cut])):
                 np.save(place / f"{name}.npy", array)
 
         place = kept(f"{content.hexdigest()[:48]}.texts", write, self.cache)
         tokens, offsets, cut = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("tokens", "offsets", "cut"))
         return Sequences(tokens, np.array(offsets)), int(cut[0])
+
+
+def _encoded(tokenizer: Tokenizer, texts: list[str], where: str) -> tuple[Sequences, int]:
+    """The tokens of texts by a tokenizer, and how many of the texts were too long."""
+    pieces, lengths, cut = [np.empty(0, np.uint32)], [0], 0
+    for first in range(0, len(texts), AT_ONCE):
+        for encoding in tokenizer.encode(texts[first : first + AT_ONCE], where, marks=True):
+            pieces.append(np.asarray(encoding.ids, np.uint32))
+            lengths.append(len(encoding.ids))
+            cut += bool(encoding.overflowing)
+    return Sequences(np.concatenate(pieces), np.cumsum(lengths)), cut
 
 
 def _of_bytes(texts: Sequence[bytes], most: int) -> tuple[Sequences, int]:

@@ -38,6 +38,7 @@ def create(
     trust_remote_code: bool,
     block: int | None = None,
     vocab_size: int | None = None,
+    longest: int | None = None,
     kept_config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a model of transformers; the settings are those of conf/model/transformers.yaml.
@@ -53,11 +54,12 @@ def create(
         trust_remote_code: Whether code beside the weights is run.
         block: Of a language, tokens that the model sees at once.
         vocab_size: Of texts to tell something of, tokens that they are numbers of.
+        longest: Of such texts, tokens of one at most, with padding.
         kept_config: The configuration of an earlier start of the run: no file is needed.
 
     Returns:
-        The model, in float32, with two attributes beside its own: `kept_config`, plain values, and `begun_with`, a
-        line that says what became of the weights.
+        The model, in float32, with attributes beside its own: `kept_config`, plain values; `begun_with`, a line that
+        says what became of the weights; and where there were some `read_names`, of the tensors that took them.
 
     Raises:
         ConfigError: A setting is wrong, or something is not there.
@@ -80,9 +82,13 @@ def create(
         called = getattr(known, "attribute_map", {}).get("max_position_embeddings")  # as GPT-2 does: n_positions
         free = new and not {"max_position_embeddings", called} & {*config}
         _fit(known, kind.__name__, num_outputs, block, free)
+        if longest is not None and free and getattr(known, "max_position_embeddings", longest) < longest + 2:
+            known.max_position_embeddings = longest + 1 + (known.pad_token_id or 0)  # RoBERTa's begin behind that
     if hasattr(known, "use_cache"):
         known.use_cache = False  # of keys and values, for generating token by token
     model, line = _make(kind, place if weights else None, known, {"trust_remote_code": trust_remote_code})
+    if kept_config is None and longest is not None:
+        _check_positions(model, longest)
     if kept_config is None and "Classification" not in kind.__name__ and block is not None:
         line += _cut_vocabulary(model, num_outputs)
     trusted = f" (trusted: code beside the weights in {place} runs with your rights)" if trust_remote_code else ""
@@ -207,6 +213,26 @@ def _fit(known: Any, kind: str, outputs: int, block: int | None, free: bool) -> 
             known.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
 
 
+def _check_positions(model: nn.Module, longest: int) -> None:
+    """Refuse texts that are longer than a table of positions, if the model has one: by rotations none is too long.
+
+    Raises:
+        ConfigError: They are.
+    """
+    for name, module in model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if not isinstance(module, nn.Embedding) or not ("position" in leaf or leaf == "wpe"):
+            continue
+        known: Any = model.config
+        room = min(module.num_embeddings, getattr(known, "max_position_embeddings", module.num_embeddings))
+        room -= 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's first positions are not used
+        if longest > room:
+            raise ConfigError(
+                f"data.max_tokens: texts may have {longest} tokens, with padding, and the model sees at most {room} at "
+                f"once (max_position_embeddings). Set data.max_tokens={max(1, room // 8 * 8)}, or less."
+            )
+
+
 def _fit_vocabulary(known: Any, vocabulary: int | None, free: bool, exactly: bool) -> None:
     """Tell a configuration how many tokens there are, or compare it with them.
 
@@ -273,6 +299,7 @@ def _load(kind: Any, place: Path, known: Any, trusted: Mapping[str, Any]) -> tup
         raise ConfigError(f"model.name={place}: {' '.join(str(error).split())[:300]}") from error
     absent, others = (sorted(said[f"{what}_keys"]) for what in ("missing", "unexpected"))
     reshaped = sorted(one[0] if isinstance(one, tuple) else one for one in said["mismatched_keys"])
+    model.read_names = frozenset(model.state_dict()) - {*absent, *reshaped}
     whole = len(model.state_dict())
     parts = [f"{whole - len(absent) - len(reshaped)} of {whole} tensors from {place}"]
     for what, names in (("missing", absent), ("unexpected", others), ("of another shape", reshaped)):

@@ -88,8 +88,9 @@ def _check_state(path: Path, composed: Composed, parts: "Parts") -> tuple[bool, 
     if (found := checkpoint.peek_newest(path / "checkpoints")) is None:
         return None
     state, shapes = found
+    parts.learner.base.check(state.get("base"), path)
     for name, tensor in parts.model.state_dict().items():
-        if shapes.get(name) != list(getattr(tensor, "shape", ())):
+        if name not in parts.learner.base.names and shapes.get(name) != list(getattr(tensor, "shape", ())):
             raise ConfigError(
                 f"hydra.run.dir={path}: its checkpoints do not fit the model, whose {name} is {list(tensor.shape)} now "
                 f"and was {shapes.get(name, 'absent')}: its code has changed. Restore it, or choose another directory."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.config import trust
 from launcher.config.checks import filled
+from launcher.config.components import KEPT
 from launcher.config.schema import FOUNDING
 from launcher.config.tree import UNSTATED, at, get
 from launcher.core.errors import BrokenFile, ConfigError
@@ -119,30 +120,55 @@ def choose_checkpoint(path: Path, wanted: str | int) -> Chosen:
 def load_model(run: Mapping[str, Any], facts: Mapping[str, Any], chosen: Path) -> "nn.Module":
     """The model of a run with the weights of a checkpoint: the moving average where the run kept one.
 
+    Where the checkpoint holds an adapter alone, the weights beside it are read again where the run began with them.
+
     Args:
         run: Its settings.
         facts: What the run's data told the model.
         chosen: The checkpoint.
 
     Raises:
-        ConfigError: They do not fit the model as its code is now.
+        ConfigError: They do not fit the model as its code is now, or the weights beside them are not what they were.
     """
+    from functools import partial
+
     from safetensors.torch import load_file
 
     from launcher.models.adapters import adapt
     from launcher.models.build import build_model
+    from launcher.training import checkpoint, finetune, frozen_base
 
+    alone = frozen_base.leaves_out(run.get("adapter"))
+    run = _from_where_it_began(run, chosen.parent.parent) if alone else run
+    sources = finetune.sources_of(run) if alone else {}
     given = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
-    model = build_model(run["model"], given)
-    adapt(model, run.get("adapter"), given)
+    given = {key: fact for key, fact in given.items() if key != KEPT or not alone}  # as when the run began
+    model = build_model(run["model"], given, begins=alone)
+    put = partial(adapt, settings=run.get("adapter"), facts=given)
+    finetune.begin(model, sources, int(facts["num_outputs"]), run["freeze"] if alone else [], put)
+    base = frozen_base.find_base(model, run, with_digest=True)
+    if alone:
+        base.check(checkpoint.read_state(chosen).get("base"), chosen)
     try:
-        model.load_state_dict(load_file(chosen / "model.safetensors"))
+        model.load_state_dict(load_file(chosen / "model.safetensors"), strict=not alone)
     except RuntimeError as error:
         what = " ".join(str(error).split()[:40])
         raise ConfigError(
             f"model: its code has changed since {chosen.name} was saved, whose weights no longer fit it ({what})."
         ) from error
     return model
+
+
+def _from_where_it_began(run: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of a run, with files of weights that are not here looked for from where the run was started."""
+    begun = Path(provenance.read(path)["directory"]) if (path / provenance.FILE).is_file() else Path()
+
+    def found(name: Any) -> Any:
+        there = isinstance(name, str) and not Path(name).exists() and (begun / name).exists()
+        return str(begun / name) if there else name
+
+    model = {key: found(value) if key in ("name", "checkpoint") else value for key, value in run["model"].items()}
+    return {**run, "init_from": found(run["init_from"]), "model": model}
 
 
 def read_others(record: Mapping[str, Any], path: Any) -> "Others":
@@ -157,7 +183,7 @@ def read_others(record: Mapping[str, Any], path: Any) -> "Others":
         raise ConfigError(
             f"input={path}: data={record['name']} reads nothing but its own parts; use part=test, validation or train."
         )
-    others: Others = build("reader", record["reader"], path)
+    others: Others = build("reader", record["reader"], path, record=record)
     return others
 
 
@@ -189,7 +215,8 @@ def own_data(run: Mapping[str, Any], changes: Mapping[str, Any], record: Mapping
     data = fit_task(build_data({**run["data"], **changes}, leaves_out, limit), run["loss"])
     now = provenance.record_of(data)
     for key in ("task", "input_shape", "num_outputs", "class_names", "input_mean", "input_std", "prepare", "reader"):
-        if not _same(record[key], now[key]):
+        earlier = key == "reader" and record[key] is None  # of a run that could not read others yet
+        if not earlier and not _same(provenance.placeless(record[key]), provenance.placeless(now[key])):
             raise ConfigError(
                 f"data: this is not what the run learned from: its {key.replace('_', ' ')} would be another "
                 f"({provenance.short(record[key])} then, {provenance.short(now[key])} now). To take other samples as "

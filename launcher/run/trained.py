@@ -100,11 +100,12 @@ class TrainedModel(nn.Module):
 
         Args:
             samples: A file, a folder or a list of images, as `input` of `launcher predict`; a pandas DataFrame with the
-                columns of training; for a language a text. Or an array or tensor [n, ...] of what the data source reads
-                before it prepares it: columns in the order of training, images as they are in memory, tokens.
+                columns of training; for a language a text, and for a column of texts a list of them. Or an array or
+                tensor [n, ...] of what the data source reads before it prepares it: columns in the order of training,
+                images as they are in memory, tokens.
 
         Returns:
-            [n, ...] floating-point; tokens [n, t] int64.
+            [n, ...] floating-point; tokens [n, t] int64; of a column of texts a dict of tokens and their mask.
 
         Raises:
             ConfigError: They are not what the run takes, or cannot be read.
@@ -157,6 +158,8 @@ class TrainedModel(nn.Module):
     def _read(self, samples: Any) -> Split:
         if self.record["task"] == "language" and isinstance(samples, str):
             return self._read_array(torch.tensor(tokens_of(samples, self.settings["data"].get("tokenizer"))))
+        if "max_tokens" in (self.record["reader"] or {}):
+            return self._read_texts(samples)
         if "vocab_size" in self.record["facts"]:
             raise ConfigError(
                 f"samples: data={self.record['name']} gives the model padded tokens and a mask in a dict, which is not "
@@ -169,6 +172,27 @@ class TrainedModel(nn.Module):
             named = [os.fspath(one) for one in samples] if paths else os.fspath(samples)
             return saved.read_others(self.record, named).split
         return self._read_array(torch.as_tensor(samples))
+
+    def _read_texts(self, samples: Any) -> Split:
+        """Texts in a file, in a DataFrame under the name of the column of training, or in a list."""
+        column = self.record["reader"]["column"]
+        if hasattr(samples, "to_csv"):
+            if column not in samples:
+                raise ConfigError(f"samples: they have no column {column!r}, in which the run has its texts.")
+            samples = samples[column].tolist()
+        if isinstance(samples, list | tuple):
+            samples = list(samples)
+            if strange := [row for row, one in enumerate(samples) if not isinstance(one, str)]:
+                raise ConfigError(f"samples: number {strange[0]} is {samples[strange[0]]!r}, no text.")
+        elif isinstance(samples, str | os.PathLike):
+            samples = os.fspath(samples)
+            if not os.path.exists(samples):
+                raise ConfigError(
+                    f"samples={samples}: there is no such file. To give a text itself, give a list: [TEXT]."
+                )
+        else:
+            raise ConfigError(f"samples: a {type(samples).__name__}; give a file, a list of texts or a DataFrame.")
+        return saved.read_others(self.record, samples).split
 
     def _read_frame(self, frame: Any) -> Split:
         """A DataFrame, by way of a file: what the run's reader makes of it is what it makes of a file."""

@@ -4,14 +4,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 from torch import Tensor, nn
 
 from launcher.core.errors import ConfigError
+from launcher.models.build import files_of
 from launcher.models.weights import NAMES, Loaded, match, read, shape, shown
 from launcher.training import checkpoint
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # of files that hold weights
+
+
+def sources_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that name a file of weights, for `begin`, each with what it names or None."""
+    return {"init_from": settings["init_from"], **files_of(settings["model"])}
 
 
 def begin(
@@ -60,9 +67,10 @@ def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> L
     file = _find(Path(str(source)).expanduser(), setting)
     found = read(file, setting)
     own = model.state_dict()
-    if adapted := [name for name in found.tensors if ".base_layer." in name and name not in own]:
+    marks = (".base_layer.", ".lora_A.")
+    if adapted := [name for name in found.tensors if any(mark in name for mark in marks) and name not in own]:
         raise ConfigError(
-            f"{setting}={source}: {file} has adapters beside weights, such as {adapted[0]}. Add what they learned "
+            f"{setting}={source}: {file} has adapters, such as {adapted[0]}. Add what they learned "
             f"to the weights, by launcher export run_dir=RUN output=MERGED, and set {setting}=MERGED."
         )
     matched, loaded = match(model, found, file)
@@ -73,6 +81,8 @@ def load_weights(model: nn.Module, source: str, setting: str = "init_from") -> L
         )
     if not any(tensor.is_meta for tensor in own.values()):  # else they come from rank 0, as all weights do
         model.load_state_dict(matched, strict=False)
+    noted: Any = model
+    noted.read_names = frozenset(matched)  # for frozen_base.find_base
     return loaded
 
 

@@ -62,6 +62,7 @@ def gather_state(
         "lr": trainer.lr,
         "window": _summed(trainer.accumulator, trainer),
         "random": random_states,
+        **({"base": trainer.base.digest} if trainer.base.names else {}),
         **({} if hooks is None else {"hooks": hooks.state()}),
         "before": before and before | {"window": _summed(before["window"], trainer)},
     }
@@ -177,7 +178,12 @@ def best_beside(directory: Path, progress: Progress, ranks: Ranks) -> Path | Non
 def restore(
     weights: Mapping[str, Tensor], state: Mapping[str, Any], trainer: Trainer, hooks: "Hooks | None" = None
 ) -> Progress:
-    """Put weights of the eval model, and the rest as `gather_state` made it, into a run at any number of ranks."""
+    """Put weights of the eval model, and the rest as `gather_state` made it, into a run at any number of ranks.
+
+    Raises:
+        ConfigError: They belong beside other weights than those that the run has begun with.
+    """
+    trainer.base.check(state.get("base"), "this run")
     trainer.load_weights(trainer.eval_model, weights)
     if state["model"] is not None:
         trainer.load_weights(trainer.model, state["model"])

@@ -166,6 +166,8 @@ class ShardedTrainer(Trainer):
     def __init__(self, sharding: Sharding, *arguments: Any) -> None:
         self.sharding = sharding
         super().__init__(*arguments)
+        if sharding.meta_init:  # what was read from a file is known where it was read
+            self.base = from_rank_0(self.base, self.ranks.world_size)
 
     def _wrap(self, model: Any) -> Any:
         mesh = mesh_of_all(self.device.type)
@@ -268,12 +270,13 @@ class ShardedTrainer(Trainer):
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """As for any Trainer; on ranks other than 0 without content."""
-        return {name: self._whole(tensor) for name, tensor in model.state_dict().items()}
+        return {name: self._whole(tensor) for name, tensor in super().weights(model).items()}
 
     @torch.no_grad()
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """As for any Trainer, from whole tensors on every rank."""
-        for name, mine in model.state_dict().items():
+        mine: Any
+        for name, mine in super().weights(model).items():
             if hasattr(mine, "full_tensor"):
                 mine.to_local().copy_(self._cut(weights[name], mine))
             else:

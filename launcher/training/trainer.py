@@ -25,6 +25,7 @@ from launcher.tasks.task import Task, stack_terms
 from launcher.training import layout
 from launcher.training.divergence import Diverged, Rollbacks
 from launcher.training.flops import flops_per_sample, peak_flops
+from launcher.training.frozen_base import NO_BASE, FrozenBase
 from launcher.training.reduction import Reduction
 
 ALWAYS: AbstractContextManager[None] = nullcontext()
@@ -41,6 +42,7 @@ class Learner:
     task: Task
     optimizer: torch.optim.Optimizer  # over the parameters that are trained
     schedule: Schedule  # stepped after each update
+    base: FrozenBase = NO_BASE  # what of the model no checkpoint holds
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Trainer:
     ) -> None:
         self.model, self.task = learner.model, learner.task
         self.optimizer, self.schedule = learner.optimizer, learner.schedule
-        self.settings, self.ranks = settings, ranks
+        self.settings, self.ranks, self.base = settings, ranks, learner.base
         self.accelerator, self.device = accelerator, accelerator.device
         model = self.model
         if settings.channels_last:
@@ -296,11 +298,11 @@ class Trainer:
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Whole parameters and buffers of the model or the moving average by name, for rank 0 to save."""
-        return model.state_dict()
+        return {name: tensor for name, tensor in model.state_dict().items() if name not in self.base.names}
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Put what `weights` gave into the model or the moving average."""
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, strict=not self.base.names)
 
     def optimizer_state(self) -> dict[str, Any]:
         """The optimizer's whole state, for rank 0 to save."""

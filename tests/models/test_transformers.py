@@ -199,3 +199,37 @@ def test_a_run_from_a_directory_goes_on_and_is_read_without_it(place, monkeypatc
         scores = theirs(tokens[:-1][: 16 * 60].reshape(-1, 16)).logits
     wanted = F.cross_entropy(scores.flatten(0, 1), tokens[1 : 16 * 60 + 1])
     assert loss == pytest.approx(float(wanted), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("model", "room"),
+    [
+        (transformers.BertModel(transformers.BertConfig(**SMALL, max_position_embeddings=24)), 24),
+        (transformers.RobertaModel(transformers.RobertaConfig(**SMALL, max_position_embeddings=26)), 24),
+        (transformers.GPT2Model(transformers.GPT2Config(**GPT, vocab_size=30, n_positions=24, pad_token_id=0)), 24),
+    ],
+)
+def test_texts_of_more_tokens_than_positions_are_refused(model, room, tmp_path):
+    """As many as the sentence says are taken, by the model itself, and one row of padding more is not."""
+    model.save_pretrained(tmp_path / "m")
+    facts = {"num_outputs": 3, "vocab_size": 30}
+    with pytest.raises(
+        ConfigError, match=rf"data\.max_tokens: texts may have 32 tokens, .*Set data\.max_tokens={room}"
+    ):
+        make(name=str(tmp_path / "m"), facts=facts | {"longest": 32})
+    made = make(name=str(tmp_path / "m"), facts=facts | {"longest": room}).eval()
+    ids = torch.full((2, room), 5)
+    made({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    with pytest.raises((IndexError, RuntimeError)):
+        made({"input_ids": torch.full((2, room + 8), 5), "attention_mask": torch.ones(2, room + 8).long()})
+    small = GPT if model.config.model_type == "gpt2" else {key: SMALL[key] for key in SMALL if key != "vocab_size"}
+    new = make(type=model.config.model_type, facts=facts | {"longest": 1040}, config=small).eval()
+    ids = torch.full((1, 1040), 5)
+    new({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def test_positions_by_rotation_have_no_end(tmp_path):
+    llama = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.LlamaConfig(**llama, vocab_size=30, max_position_embeddings=16, pad_token_id=0)
+    transformers.LlamaModel(config).save_pretrained(tmp_path / "m")
+    make(name=str(tmp_path / "m"), facts={"num_outputs": 3, "vocab_size": 30, "longest": 32})

@@ -32,7 +32,7 @@ def test_weights_beside_which_adapters_were_trained_are_refused(tmp_path):
     """Else the layers that were adapted would begin anew, and only the log would say so."""
     content = {name.replace("0.", "0.base_layer."): tensor for name, tensor in net().state_dict().items()}
     save_file(content, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"init_from=.* has adapters .* launcher export run_dir=RUN output=MERGED"):
+    with pytest.raises(ConfigError, match=r"init_from=.* has adapters, .* launcher export run_dir=RUN output=MERGED"):
         load_weights(net(), str(tmp_path))
 
 
