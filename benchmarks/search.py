@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SPACE = ["optimizer.lr=tag(log,interval(0.0001,1))", "+optimizer.weight_decay=tag(log,interval(0.00001,0.1))"]
+SPACE = ["optimizer.lr=tag(log,interval(0.0001,1))", "optimizer.weight_decay=tag(log,interval(0.00001,0.1))"]
 
 
 def run(words: list[str], place: Path) -> list[dict]:
