@@ -55,7 +55,7 @@ def hint(key: str, value: str | None, known: Sequence[str]) -> str:
     advice = aliases().get(last.lower())
     if near := difflib.get_close_matches(last, leaves, n=1, cutoff=0.75):
         return f" Did you mean {group}.{near[0]}?"
-    if advice is not None and not (leaves and " " in advice):
+    if advice not in (None, word) and not (leaves and " " in advice):
         return f" {advice}" if " " in advice else f" Use {advice}={'...' if value in (None, '') else value}."
     if leaves:
         return f" {group} has: {', '.join(leaves)}." if len(leaves) < 20 else ""

@@ -55,15 +55,18 @@ class Grid:
         for keys in options.zip or []:
             self._zip(keys)
         if options.trials is not None:
-            self.dimensions["hydra.sweeper.trials"] = _lines(Path(options.trials))
+            lines = _lines(Path(options.trials))
+            if twice := sorted({key_of(override) for line in lines for override in line} & self.varying):
+                raise ConfigError(f"hydra.sweeper.trials={options.trials}: sets {twice[0]}, which is swept as well.")
+            self.dimensions["hydra.sweeper.trials"] = lines
         if options.seeds is not None:
-            if "seed" in self.dimensions:
+            if "seed" in self._given():
                 raise ConfigError(
                     f"hydra.sweeper.seeds={options.seeds}: repeats each trial with seeds from 0 on; leave out seed."
                 )
             if options.decide is None:
                 self.dimensions["seed"] = [(f"seed={number}",) for number in range(options.seeds)]
-        self.conditions = _conditions(options.conditions or [])
+        self.conditions = self._conditions(options.conditions or [])
 
     def __len__(self) -> int:
         """Most trials that it can have: of some that differ by what a condition leaves out, one is kept."""
@@ -92,6 +95,8 @@ class Grid:
         said = f"hydra.sweeper.zip: {', '.join(keys)}"
         if missing := [key for key in keys if key not in self.dimensions]:
             raise ConfigError(f"{said}: {missing[0]} is not swept, or in step with others already.")
+        if len(set(keys)) < len(keys):
+            raise ConfigError(f"{said}: names one setting twice.")
         counts = {key: len(self.dimensions[key]) for key in keys}
         if len(set(counts.values())) > 1:
             raise ConfigError(f"{said}: must have as many values each, and have {list(counts.values())}.")
@@ -106,6 +111,34 @@ class Grid:
             elif key not in keys:
                 joined[key] = choices
         self.dimensions = joined
+
+    def _given(self) -> dict[str, set[str]]:
+        """The values of each setting, by its name without a plus."""
+        given: dict[str, set[str]] = {}
+        for override in itertools.chain.from_iterable(itertools.chain.from_iterable(self.dimensions.values())):
+            given.setdefault(key_of(override), set()).add(override.partition("=")[2])
+        return given
+
+    def _conditions(self, texts: Sequence[str]) -> list[tuple[str, str, set[str]]]:
+        """For each condition the setting, the one that it depends on, and the values of that.
+
+        Raises:
+            ConfigError: It is none, or one of them is nowhere in the sweep: it would hold for no trial, or for each.
+        """
+        given, found = self._given(), []
+        for text in texts:
+            said = f"hydra.sweeper.conditions: {text!r}"
+            if (match := CONDITION.fullmatch(text)) is None:
+                raise ConfigError(
+                    f"{said} must be such as 'optimizer.momentum if optimizer=sgd'; several values are separated by |."
+                )
+            key, other, values = match[1], match[2], set(match[3].split("|"))
+            if missing := [name for name in (key, other) if name not in given]:
+                raise ConfigError(f"{said}: {missing[0]} is not among the settings of the sweep, {', '.join(given)}.")
+            if wrong := sorted(values - given[other]):
+                raise ConfigError(f"{said}: {other} is nowhere {wrong[0]}, but {', '.join(sorted(given[other]))}.")
+            found.append((key, other, values))
+        return found
 
     def _allowed(self, overrides: Sequence[str]) -> list[str]:
         """Without those whose condition the others do not meet."""
@@ -139,7 +172,7 @@ def _listed(overrides: Sequence[Any]) -> dict[str, list[Choice]]:
 def _lines(file: Path) -> list[Choice]:
     """The overrides in each line of a file; empty lines and those that begin with # are none."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a mark at the beginning
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"hydra.sweeper.trials={file}: cannot be read ({error}).") from error
     found = []
@@ -155,17 +188,4 @@ def _lines(file: Path) -> list[Choice]:
         found.append(tuple(words))
     if not found:
         raise ConfigError(f"hydra.sweeper.trials={file}: there is no trial in it; each line is one, such as seed=1.")
-    return found
-
-
-def _conditions(texts: Sequence[str]) -> list[tuple[str, str, set[str]]]:
-    """For each condition the setting, the one that it depends on, and the values of that."""
-    found = []
-    for text in texts:
-        if (match := CONDITION.fullmatch(text)) is None:
-            raise ConfigError(
-                f"hydra.sweeper.conditions: {text!r} must be such as 'optimizer.momentum if optimizer=sgd'; several "
-                "values are separated by |."
-            )
-        found.append((match[1], match[2], set(match[3].split("|"))))
     return found

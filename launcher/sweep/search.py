@@ -2,11 +2,12 @@
 
 import pickle
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from launcher.config.checks import check_options
@@ -16,7 +17,7 @@ from launcher.core.durations import parse_duration
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json
 from launcher.run.pruning import SWEEP, Pruning, curve
-from launcher.sweep.comparison import read_sweep
+from launcher.sweep.comparison import Entry, read_sweep
 from launcher.sweep.space import Space
 from launcher.sweep.study import UNFINISHED, Study
 from launcher.sweep.sweep import SEARCH, Sweep
@@ -187,21 +188,24 @@ class Search:
         entries = read_sweep(path, self.metrics[0], self.modes[0]).measured
         for entry in entries:
             results = self._results(entry.path)
-            values = self._values_in(entry.config)
+            values = self._values_in(entry)
             if results is None or values is None or str(entry.path) in known:
                 continue
             taken += self.study.add(values, results, str(entry.path))
         print(f"search     {taken} of {len(entries)} trials of {path} are known to the study", flush=True)
 
-    def _values_in(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The values that a config has of what is searched; None where one of them is not in the space."""
-        values = {}
+    def _values_in(self, entry: Entry) -> dict[str, Any] | None:
+        """The values that a trial has of what is searched; None where one of them is not in the space."""
+        values, given = {}, {key_of(override): override.partition("=")[2] for override in entry.overrides}
         for dimension in self.space.dimensions:
-            found = config.get(key_of(dimension.key))
-            choices = getattr(dimension.distribution, "choices", None)
-            values[dimension.key] = str(found) if choices is not None else found
-            if found is None or (choices is not None and str(found) not in choices):
+            key = key_of(dimension.key)
+            found = entry.config.get(key, given.get(key))  # what chooses from a group is in its overrides alone
+            if isinstance(dimension.distribution, CategoricalDistribution):  # by what it means: [8, 8] is [8,8]
+                alike = [text for text in dimension.distribution.choices if yaml.safe_load(str(text)) == found]
+                found = given[key] if given.get(key) in dimension.distribution.choices else next(iter(alike), None)
+            if found is None:
                 return None
+            values[dimension.key] = found
         return values
 
     # --- While it runs -----------------------------------------------------------------------------------------------
@@ -214,8 +218,11 @@ class Search:
     @property
     def left(self) -> int:
         """New trials that it has still to ask for."""
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        return 0 if late else max(0, self.options.n_trials - len(self._own))
+        return 0 if self._late else max(0, self.options.n_trials - len(self._own))
+
+    @property
+    def _late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
 
     @property
     def over(self) -> bool:
@@ -265,7 +272,10 @@ class Search:
 
     def close(self) -> None:
         """Tell the study which trials were pruned for good, where it has had all that it may ask for."""
-        if not self.over or len(self._own) < self.options.n_trials:
+        missing = self.options.n_trials - len(self._own)
+        if self._late and missing > 0:
+            print(f"timeout    {missing} trials were not begun; the same command goes on", flush=True)
+        if not self.over or missing > 0:
             return
         for number, trial in list(self.trials.items()):
             if trial.state == State.PRUNED:

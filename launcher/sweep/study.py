@@ -77,9 +77,7 @@ class Study:
         self.space, self.sampler, self.options, self.seed = space, sampler, dict(options), seed
         self._directions = [StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE for mode in modes]
         self._sampler_of(0)
-        cut_torn_line(path / FILE)
-        lock: Any = _Held()
-        self._storage = JournalStorage(JournalFileBackend(str(path / FILE), lock_obj=lock))
+        self._storage = _journal(path / FILE)
         known = any(study.study_name == NAME for study in self._storage.get_all_studies())
         begin = (
             self._storage.get_study_id_from_name if known else partial(self._storage.create_new_study, self._directions)
@@ -195,6 +193,22 @@ class Study:
                 return SAMPLERS[self.sampler](**options)
         except (TypeError, ValueError, ImportError) as error:
             raise ConfigError(f"hydra.sweeper.sampler={self.sampler}: {error}") from error
+
+
+def _journal(file: Path) -> JournalStorage:
+    """Open a journal, or begin one; a ConfigError where it cannot be."""
+    lock: Any = _Held()
+    try:
+        cut_torn_line(file)
+        with file.open("ab"):  # Optuna's own would notice only at the first trial
+            pass
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+    except OSError as error:
+        raise ConfigError(f"{file}: the search cannot be written there ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file}: is no journal of a search, or a damaged one. Use another hydra.sweep.dir."
+        ) from error
 
 
 def cut_torn_line(file: Path) -> None:

@@ -16,6 +16,7 @@ WRONG = {
     "unknown option": (["optimizer=sgdd"], ["optimizer=sgdd", "adamw", "Did you mean sgd?"]),
     "misspelt key": (["epoch=3"], ["epoch", "Did you mean epochs?"]),
     "misspelt key in a group": (["optimizer.momentun=0.5"], ["optimizer.momentun", "optimizer.momentum"]),
+    "a key of another option": (["optimizer=adam", "optimizer.momentum=0.9"], ["optimizer has: ", "betas"]),
     "key without its group": (["lr=0.1"], ["lr", "Use optimizer.lr=0.1."]),
     "unknown group": (["optimiser=sgd"], ["optimiser", "Did you mean optimizer?"]),
     "no override": (["sgd"], ["sgd", "key=value"]),

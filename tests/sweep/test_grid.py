@@ -65,6 +65,10 @@ WRONG = {
     "one alone": ({"zip": [["o"]]}, "hydra.sweeper.zip=.*must be lists of settings"),
     "no seeds": ({"seeds": 0}, "hydra.sweeper.seeds=0"),
     "no condition": ({"conditions": ["m when o=a"]}, "'m when o=a' must be such as"),
+    "a condition on nothing": ({"conditions": ["lr if p=a"]}, "p is not among the settings of the sweep, o, x, lr"),
+    "a condition of nothing": ({"conditions": ["m if o=a"]}, "m is not among"),
+    "a condition that is never met": ({"conditions": ["lr if o=a|c"]}, "o is nowhere c, but a, b"),
+    "a setting with itself": ({"zip": [["o", "o"]]}, "names one setting twice"),
     "no file": ({"trials": "nowhere"}, "trials=nowhere: cannot be read"),
     "no line": ({"trials": "/dev/null"}, "no trial in it"),
 }
@@ -82,6 +86,16 @@ def test_an_interval_is_for_a_search():
         grid(["lr=interval(0,1)"])
     with pytest.raises(ConfigError, match=r"seeds=2: repeats .* leave out seed"):
         grid(["seed=3"], seeds=2)
+
+
+def test_a_file_of_trials_is_that_of_any_editor(tmp_path):
+    file = tmp_path / "trials.txt"
+    file.write_bytes(b"\xef\xbb\xbfo=a \"n='x y'\"\r\n\r\n# none\r\no=b +seed=1\r\n")
+    assert list(grid([], trials=str(file)).trials()) == [["o=a", "n='x y'"], ["o=b", "+seed=1"]]
+    with pytest.raises(ConfigError, match="sets o, which is swept as well"):
+        grid(["o=a,b"], trials=str(file))
+    with pytest.raises(ConfigError, match=r"seeds=2.*leave out seed"):
+        grid([], trials=str(file), seeds=2)
 
 
 @pytest.mark.soak

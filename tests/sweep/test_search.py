@@ -7,14 +7,25 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import psutil
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from processes import train
+from processes import REPOSITORY, train
 from sweeps import end, start
+
+from launcher.sweep.comparison import Entry
+from launcher.sweep.search import Search, SearchOptions
+from launcher.sweep.space import space_of
+from launcher.sweep.study import Study
+from launcher.sweep.trial_state import State
 
 LR = "optimizer.lr=tag(log,interval(0.001,1))"
 SMALL = ["model.hidden=[8]", "threads=1", "wandb.mode=disabled", "hydra/sweeper=optuna", "hydra.launcher.devices=1"]
@@ -32,6 +43,34 @@ def kept(place):
     """What there is of each trial, to the bit: its record and its checkpoints."""
     files = [*place.glob("*/metrics.jsonl"), *place.glob("*/checkpoints/step_*/model.safetensors")]
     return {str(file.relative_to(place)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def searching(*words, **options):
+    """A search of its own, of no sweep."""
+    text = yaml.safe_load((REPOSITORY / "conf/hydra/sweeper/optuna.yaml").read_text())
+    known = {key: text[key] for key in text if key not in ("_target_", "params")} | options
+    space = space_of(OverridesParser.create().parse_overrides(list(words)))
+    return Search(SimpleNamespace(pruning=None), space, SearchOptions(**known))
+
+
+def test_a_trial_of_another_sweep_is_known_by_what_its_values_mean():
+    search = searching("optimizer=sgd,adam", "model.hidden=[8,8],[4]", "optimizer.lr=interval(0.1,1)", "c=null,x")
+    config = {"model.hidden": [8, 8], "optimizer.lr": 0.5, "c": "x"}
+    entry = Entry("a", Path("a"), State.FINISHED, ["optimizer=adam"], config, {}, "")
+    found = {"optimizer": "adam", "model.hidden": "[8,8]", "optimizer.lr": 0.5, "c": "x"}
+    assert search._values_in(entry) == found
+    assert search._values_in(replace(entry, config=config | {"model.hidden": [8]})) is None
+    assert search._values_in(replace(entry, overrides=[])) is None
+
+
+def test_a_search_whose_time_is_over_says_what_it_has_not_begun(tmp_path, capsys):
+    search = searching(LR, n_trials=7)
+    search.study = Study(tmp_path, search.space, "random", {}, 0, ["min"], {})
+    search.close()
+    assert capsys.readouterr().out == ""
+    search._deadline = 0.0
+    search.close()
+    assert "7 trials were not begun" in capsys.readouterr().out
 
 
 def test_a_search_prunes_promotes_and_goes_on(place):

@@ -107,6 +107,16 @@ def test_another_search_is_refused(tmp_path):
         study(tmp_path, multivariat=True)
 
 
+def test_what_is_no_journal_is_said(tmp_path):
+    (tmp_path / FILE).write_text("this is\nno journal\n")
+    with pytest.raises(ConfigError, match=r"study\.log: is no journal"):
+        study(tmp_path)
+    (tmp_path / FILE).unlink()
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(ConfigError, match=r"study\.log: the search cannot be written there \(Is a directory"):
+        study(tmp_path)
+
+
 def test_what_another_sweep_has_found_is_known(tmp_path):
     opened = study(tmp_path, words=WORDS[:2])
     assert opened.add({"x": 1.0, "y": 0.1}, [0.1], "other/a")
