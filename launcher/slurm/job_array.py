@@ -139,7 +139,7 @@ def run_search(sweep: Sweep, search: "Search", options: ArrayOptions) -> list[Tr
     _wait(sweep, search)
     search.close()
     sweep.release()
-    conclude(sweep.path, options.metric, options.metric_mode)
+    conclude(sweep.path, *search.compared_by)
     return sweep.trials
 
 
@@ -300,7 +300,7 @@ def _wait(sweep: Sweep, search: "Search | None" = None) -> None:
     stop = sweep.take_stop_requests()
     started: dict[int, float] = {}
     chosen = None if search is None else _Chosen(sweep, search)
-    total = None if search is None else search.options.n_trials
+    total = None if search is None else len(sweep.trials) + search.left
     with ProgressDisplay(sweep.trials, total) as display:
         while not stop:
             if chosen is not None:

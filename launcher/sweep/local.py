@@ -71,7 +71,7 @@ def run_search(sweep: Sweep, search: "Search", options: LocalOptions) -> list[Tr
         stop_fork_server()
         raise
     print(f"search     {os.path.relpath(sweep.path)}: {search}", flush=True)
-    _execute(sweep, pools, options, search.options.n_trials, search)
+    _execute(sweep, pools, options, len(sweep.trials) + search.left, search)  # what is done already is not shown
     return sweep.trials
 
 
@@ -100,10 +100,11 @@ def _execute(
         Executor(to_run, pools, options.limit, max_time, display, search).run(stop)
     if search is not None:
         search.close()
+    by = (options.metric, options.metric_mode) if search is None else search.compared_by
     if all_done:
-        conclude(sweep.path, options.metric, options.metric_mode)
+        conclude(sweep.path, *by)
     else:
-        start_process(conclude, sweep.path, options.metric, options.metric_mode).join()  # which has matplotlib
+        start_process(conclude, sweep.path, *by).join()  # which has matplotlib
     if stop:
         command = sweep.command(options.world)
         print(f"stopped    ({stop.reason}), everything is saved. To go on:\n  {command}", flush=True)
