@@ -286,6 +286,9 @@ def test_every_command_is_one(page, project, monkeypatch):
         assert found == error, command
 
 
+GRID = REPOSITORY / "conf/hydra/sweeper/grid.yaml"
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("page", PAGES, **BY_NAME)
 def test_every_setting_named_is_one(page, project):
@@ -302,6 +305,8 @@ def test_every_setting_named_is_one(page, project):
         )
         needs = [f"run_dir={project}"] if program != "train" and key != "run_dir" else []
         beneath = ["hydra/launcher=slurm"] if page.parent.name == "slurm" and program == "train" else []
+        if key.startswith("hydra.sweeper.") and f"\n{key.split('.')[2]}:" not in GRID.read_text():
+            beneath.append("hydra/sweeper=optuna")
         own = ["--config-dir", "my_conf"] if program == "train" else []
         many = ["-m"] if program == "train" else []
         # A setting of one data source, model or adapter: the sentence before has named it.

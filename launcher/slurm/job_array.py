@@ -137,7 +137,7 @@ def run_feed(sweep: Sweep, feed: Feed, options: ArrayOptions) -> list[Trial]:
     _wait(sweep, feed)
     feed.close()
     sweep.release()
-    conclude(sweep.path, options.metric, options.metric_mode)
+    conclude(sweep.path, *feed.compared_by)
     return sweep.trials
 
 

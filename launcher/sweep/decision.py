@@ -43,6 +43,11 @@ class Decision:
         """Trials so far, and those of the seed that is asked for."""
         return len(self.settings) * self._seeds
 
+    @property
+    def compared_by(self) -> tuple[str | None, str | None]:
+        """As the sweep's own comparison."""
+        return self.sweep.options.metric, self.sweep.options.metric_mode
+
     def check(self) -> Trial:
         """Compose each setting; returns the trial of one.
 

@@ -18,7 +18,11 @@ class Feed(Protocol):
 
     @property
     def total(self) -> int:
-        """Trials in all, as far as is known."""
+        """Trials of this start, those that are done and those to come, as far as is known."""
+
+    @property
+    def compared_by(self) -> tuple[str | None, str | None]:
+        """The metric that the comparison is by, and whether less or more of it is better; see `read_sweep`."""
 
     def check(self) -> Trial:
         """Compose trials that tell whether all can be; a ConfigError where not. Returns one of them."""

@@ -96,10 +96,11 @@ def _execute(sweep: Sweep, pools: dict[str, Pool], options: LocalOptions, feed: 
         Executor(to_run, pools, options.limit, max_time, display, feed).run(stop)
     if feed is not None:
         feed.close()
+    by = (options.metric, options.metric_mode) if feed is None else feed.compared_by
     if all_done:
-        conclude(sweep.path, options.metric, options.metric_mode)
+        conclude(sweep.path, *by)
     else:
-        start_process(conclude, sweep.path, options.metric, options.metric_mode).join()  # which has matplotlib
+        start_process(conclude, sweep.path, *by).join()  # which has matplotlib
     if stop:
         command = sweep.command(options.world)
         print(f"stopped    ({stop.reason}), everything is saved. To go on:\n  {command}", flush=True)

@@ -212,8 +212,8 @@ class Search:
 
     @property
     def total(self) -> int:
-        """Trials in all."""
-        return self.options.n_trials
+        """Those of this start, and those to come; what was done before it is not shown."""
+        return len(self.sweep.trials) + self.left
 
     @property
     def left(self) -> int:
@@ -308,6 +308,13 @@ class Search:
             return None
         curves = {trial.index: self._signed(self.sweep.name_of(trial)) for trial in waiting}
         return min(waiting, key=lambda trial: (-len(curves[trial.index]), curves[trial.index][-1:], trial.index))
+
+    @property
+    def compared_by(self) -> tuple[str | None, str | None]:
+        """What its trials are compared by in the end, and its mode: hydra.sweeper.metrics goes first."""
+        if self.options.metrics:
+            return self.metrics[0], self.modes[0]
+        return self.sweep.options.metric, self.sweep.options.metric_mode
 
     # --- Its parts ---------------------------------------------------------------------------------------------------
 

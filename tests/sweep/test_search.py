@@ -241,7 +241,10 @@ def test_settings_that_failed_are_not_run_again(place):
 @pytest.mark.soak
 def test_a_directory_has_one_search(place):
     """Begun with other settings, or as another kind of sweep, it is refused; by the number of its trials it goes on."""
-    words = [*SMALL, LR, "hydra.sweep.dir=grid", "hydra.sweep.subdir=${hydra.job.num}"]
+    words = [
+        *SMALL, LR, "hydra.sweep.dir=grid", "hydra.sweep.subdir=${hydra.job.num}",
+        "hydra.sweeper.metrics=[eval/accuracy]",
+    ]  # fmt: skip
     status, out, err = end(start([*words, "epochs=1", "hydra.sweeper.n_trials=1"], place))
     assert status == 0, (out, err)
     grid = ["model.hidden=[8]", "threads=1", "wandb.mode=disabled", "epochs=1", "hydra.launcher.devices=1"]
@@ -253,7 +256,8 @@ def test_a_directory_has_one_search(place):
         status, out, err = end(start(other, place))
         assert status == 2 and said in err, (out, err)
     status, out, err = end(start([*words, "epochs=1", "hydra.sweeper.n_trials=2"], place))
-    assert status == 0 and (place / "grid/1/summary.json").exists(), (out, err)
+    assert status == 0 and (place / "grid/1/summary.json").exists() and "[1/1] finished" in out, (out, err)
+    assert "best       eval/accuracy" in out, out
     (place / "grid/study.log").unlink()
     status, out, err = end(start([*words, "epochs=1", "hydra.sweeper.n_trials=2"], place))
     assert status == 2 and "from_sweeps" in err, (out, err)
