@@ -60,6 +60,7 @@ def test_a_quasi_random_sequence_is_optunas_own(tmp_path):
     assert found[1:] == expected[1:]  # the first of a sequence is drawn at random, by another generator
 
 
+@pytest.mark.versions
 def test_optuna_reads_it(tmp_path):
     opened = study(tmp_path, modes=("min", "max"))
     for number in range(4):
