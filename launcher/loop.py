@@ -172,7 +172,7 @@ class Loop:
             if self.hooks is not None:
                 self.hooks.after_step(progress)
             progress.seen = not (stopping and self._due(settings.eval_every)) and self._evaluate_and_log()
-            stopping = stopping or not progress.seen or self._is_pruned()
+            stopping = stopping or not progress.seen or (settings.pruning is not None and self._is_pruned())
             best = settings.save_every > 0 and progress.best_step == progress.step
             if self._due(settings.save_every) or best or self.over() or stopping:
                 self._save()

@@ -206,6 +206,7 @@ NOT_A_FACTOR = {
     "epochs": "the run's length; early stopping ends it earlier",
     "max_steps": "the same",
     "max_time": "stopping has tests of its own (test_stopping.py)",
+    "pruning": "a stop at an evaluation, which a search asks for: test_search.py",
     "init_from": "weights to begin with: test_finetune.py",
     "adapter": "needs peft, which takes seconds to import: test_adapters.py",
     "compile": "half a minute each on a CPU: test_train.py",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.sweep.comparison import Comparison, Entry
-from launcher.sweep.groups import Group, Pair
+from launcher.sweep.seed_groups import Group, Pair
 
 METHOD = (
     "Groups: finished trials that differ by their seed alone; mean with 95 % interval by Student's t. "

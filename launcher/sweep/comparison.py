@@ -20,10 +20,10 @@ from launcher.config.tree import key_of, leaves
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json
 from launcher.run.record import Record
-from launcher.sweep import failure, groups, pareto, statistics, variance
-from launcher.sweep.groups import Group, Pair
+from launcher.sweep import failure, pareto, seed_groups, statistics, variance
 from launcher.sweep.inference import LEAST_SEEDS, LEVEL
 from launcher.sweep.pareto import Point
+from launcher.sweep.seed_groups import Group, Pair
 from launcher.sweep.statistics import SEED, Sample
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import SUBMISSIONS, in_queue, is_free, metric_of, state_of
@@ -103,7 +103,9 @@ class Comparison:
     @cached_property
     def groups(self) -> list[Group]:
         """The finished trials that differ by their seed alone, the best mean first."""
-        return groups.grouped([(e.settings, e.seed, e.value) for e in self.measured if e.value is not None], self.mode)
+        return seed_groups.grouped(
+            [(e.settings, e.seed, e.value) for e in self.measured if e.value is not None], self.mode
+        )
 
     @property
     def repeated(self) -> list[Group]:
@@ -115,12 +117,12 @@ class Comparison:
         """Each two groups compared by the seeds that both have."""
         looks = max((known["seeds"] - LEAST_SEEDS + 1 for known in self.decides), default=1)
         level = min((known["level"] for known in self.decides), default=LEVEL)
-        return groups.pairs_of(self.groups, looks, level)
+        return seed_groups.pairs_of(self.groups, looks, level)
 
     @property
     def verdict(self) -> str:
         """One sentence: how many pairs of settings differ."""
-        return groups.summary_of(self.pairs, self.groups)
+        return seed_groups.summary_of(self.pairs, self.groups)
 
     @cached_property
     def analysis(self) -> variance.Analysis | None:

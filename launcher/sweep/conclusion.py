@@ -20,9 +20,9 @@ from launcher.run import report
 from launcher.sweep.answer import METHOD, answer_of
 from launcher.sweep.comparison import Comparison, read_sweeps
 from launcher.sweep.failure import FAILED, OUTPUT
-from launcher.sweep.groups import Group, interval_text, label_of, p_text, spread_text
 from launcher.sweep.latex import write_latex
 from launcher.sweep.pictures import draw, svg_pictures
+from launcher.sweep.seed_groups import Group, interval_text, label_of, p_text, spread_text
 from launcher.sweep.statistics import best
 from launcher.sweep.trial_state import State
 

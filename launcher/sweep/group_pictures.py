@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.run import curves
 from launcher.sweep.comparison import Comparison, Entry
-from launcher.sweep.groups import Group
+from launcher.sweep.seed_groups import Group
 from launcher.sweep.statistics import is_scale, numbers_first
 
 COLOURS = ("#3987e5", "#d95926", "#2b9d74", "#a465c4", "#c79a13", "#4fb3c9")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from launcher.core.files import write_text
 from launcher.sweep.comparison import Comparison
-from launcher.sweep.groups import Group
+from launcher.sweep.seed_groups import Group
 
 ROWS = 40  # the best; more are no table of a paper
 SPECIAL = {

@@ -56,7 +56,7 @@ def searching(*words, **options):
 def test_a_trial_of_another_sweep_is_known_by_what_its_values_mean():
     search = searching("optimizer=sgd,adam", "model.hidden=[8,8],[4]", "optimizer.lr=interval(0.1,1)", "c=null,x")
     config = {"model.hidden": [8, 8], "optimizer.lr": 0.5, "c": "x"}
-    entry = Entry("a", Path("a"), State.FINISHED, ["optimizer=adam"], config, {}, "")
+    entry = Entry("a", Path("a"), State.FINISHED, ["optimizer=adam"], config, {}, "", [], [])
     found = {"optimizer": "adam", "model.hidden": "[8,8]", "optimizer.lr": 0.5, "c": "x"}
     assert search._values_in(entry) == found
     assert search._values_in(replace(entry, config=config | {"model.hidden": [8]})) is None

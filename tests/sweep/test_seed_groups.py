@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from launcher.sweep.groups import MANY, grouped, pairs_of, summary_of
+from launcher.sweep.seed_groups import MANY, grouped, pairs_of, summary_of
 
 
 def sweep_of(values, mode="max"):
