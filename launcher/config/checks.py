@@ -79,15 +79,16 @@ def check_settings(settings: Mapping[str, Any], program: str = "train") -> None:
 
 
 def check_options(options: Mapping[str, Any], name: str, prefix: str = "hydra.launcher") -> None:
-    """Check the settings of a plugin of Hydra, which are at `prefix` in the config, by their model in schema.py.
+    """Check the settings of a plugin of Hydra, which are at `prefix` in the config, by their model in sweep_schema.py.
 
     Raises:
         ConfigError: The first one that does not fit.
     """
-    from launcher.config import schema
+    from launcher.config import sweep_schema
+    from launcher.config.setting import flat
 
-    model = getattr(schema, name)
-    _check_types(options, model, dict(schema.flat(model)), f"{prefix}.")
+    model = getattr(sweep_schema, name)
+    _check_types(options, model, dict(flat(model)), f"{prefix}.")
 
 
 def _check_types(

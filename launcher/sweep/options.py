@@ -23,7 +23,7 @@ class LauncherOptions:
     metric: str | None
     metric_mode: str | None
 
-    SCHEMA: ClassVar[str]  # name of their model in config/schema.py
+    SCHEMA: ClassVar[str]  # name of their model in config/sweep_schema.py
 
     def check(self) -> None:
         """Check what needs neither a device nor SLURM; a ConfigError where a setting is wrong."""
