@@ -144,8 +144,8 @@ def test_wrong_input_is_refused_before_anything_starts(place):
 def shoot(process, rng):
     """Kill the executor, all of its processes, or one of a trial, with SIGKILL; returns what."""
     there = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-    what = rng.choice(("executor", "all", "trial"))
-    victims = {"executor": [process.pid], "all": [process.pid, *there], "trial": there[-1:] or [process.pid]}[what]
+    what = rng.choice(("executor", "all", "trial")) if there else "executor"
+    victims = {"executor": [process.pid], "all": [process.pid, *there], "trial": there[-1:]}[what]
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
