@@ -165,7 +165,7 @@ def test_a_search_that_is_killed_again_and_again_is_the_one_that_was_not(place, 
     while process is None or process.returncode != 0:
         process = process or start(words, place)
         try:
-            out, err = process.communicate(timeout=rng.uniform(2, 7) if kills < 8 else 150)
+            out, err = process.communicate(timeout=rng.uniform(2, 7) if kills < 5 else 150)
             assert process.returncode == 0, (kills, out, err)
         except subprocess.TimeoutExpired:
             kills += 1
