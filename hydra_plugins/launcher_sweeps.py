@@ -37,8 +37,7 @@ class GridSweeper(BasicSweeper):
         from launcher.sweep.sweep import check_count
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
-        arguments = [*self._parse_config(), *arguments]
-        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        parsed = parse(self, arguments)
         most = self.config.hydra.launcher.get("max_points", 1000)
         check_options({"max_points": most}, "SweepLimit")
         options = GridOptions(max_batch_size=self.max_batch_size, **plain(self.options))
@@ -85,8 +84,7 @@ class OptunaSweeper(BasicSweeper):
                 f"hydra/sweeper=optuna: needs {error.name}, which is not installed: "
                 "pip install 'hydra-accelerate-launcher[search]'."
             ) from error
-        arguments = [*self._parse_config(), *arguments]
-        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        parsed = parse(self, arguments)
         assert isinstance(self.launcher, LocalLauncher), "multirun.sweep refuses others"
         space, how = space_of(parsed), SearchOptions(**plain(self.options))
         return self.launcher.follow(lambda sweep: Search(sweep, space, how))
@@ -179,6 +177,12 @@ class SlurmLauncher(LocalLauncher):
         from launcher.slurm import job_array
 
         return job_array
+
+
+def parse(sweeper: Any, arguments: list[str]) -> Any:
+    """What a sweeper is to sweep, parsed: its own `params`, and then those of the command line."""
+    loader = sweeper.hydra_context.config_loader
+    return OverridesParser.create(config_loader=loader).parse_overrides([*sweeper._parse_config(), *arguments])
 
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from launcher.distributed.threads import choose_threads
 from launcher.run import provenance, saved
 from launcher.run.command_line import config_options
 from launcher.run.config_file import read_config
+from launcher.run.pruning import SWEEP
 
 
 def command(argv: list[str]) -> int:
@@ -102,7 +103,7 @@ def compose_again(path: Path, output: str | None) -> Composed:
 def beside(path: Path) -> Path:
     """Where a run goes that repeats the one in `path`: next to it, or to the sweep that it is a trial of."""
     for sweep in path.parents:
-        if (sweep / "grid.json").is_file():
+        if (sweep / SWEEP).is_file():
             return sweep.with_name("-".join([sweep.name, *path.relative_to(sweep).parts, "rerun"]))
     return path.with_name(f"{path.name}-rerun")
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,17 +81,13 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     Raises:
         ConfigError: Something is wrong, or SLURM refuses; nothing has been submitted, and no directory made.
     """
-    for key in sorted(varying_keys(job_overrides)):
-        if key == "cluster" or key.startswith("cluster."):
-            raise ConfigError(f"{key}: cannot be swept, since all trials of a job array have the same options.")
+    _refuse_swept_options(varying_keys(job_overrides))
     list(sweep.compose(job_overrides, first))
     to_submit = _left_to_do(sweep, sweep.trials)
     sweep.print_counts()
     if to_submit:
         submission = Submission(sweep, options, to_submit)
-        answer = submission.check()
-        if options.dry_run:
-            _say(f"{submission.script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
+        if _is_tried_only(submission):
             return []
         sweep.begin()
         submission.submit()
@@ -123,13 +119,8 @@ def run_feed(sweep: Sweep, feed: Feed, options: ArrayOptions) -> list[Trial]:
             "hydra/launcher=slurm: trials that are chosen by the results of those before are submitted one by one, by "
             "a process that stays. Add hydra.launcher.wait=true, and hydra.launcher.max_parallel=4 for so many at once."
         )
-    if swept := [key for key in feed.varying if key == "cluster" or key.startswith("cluster.")]:
-        raise ConfigError(f"{swept[0]}: cannot be searched, since all trials have the same options.")
-    trial = feed.check()
-    attempt = Submission(sweep, options, [trial])
-    answer = attempt.check()
-    if options.dry_run:
-        _say(f"{attempt.script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
+    _refuse_swept_options(feed.varying)
+    if _is_tried_only(Submission(sweep, options, [feed.check()])):
         return []
     sweep.begin()
     feed.open()
@@ -139,6 +130,20 @@ def run_feed(sweep: Sweep, feed: Feed, options: ArrayOptions) -> list[Trial]:
     sweep.release()
     conclude(sweep.path, *feed.compared_by)
     return sweep.trials
+
+
+def _refuse_swept_options(varying: Set[str]) -> None:
+    for key in sorted(varying):
+        if key == "cluster" or key.startswith("cluster."):
+            raise ConfigError(f"{key}: cannot be swept, since all trials of a job array have the same options.")
+
+
+def _is_tried_only(submission: "Submission") -> bool:
+    """Let SLURM look at a submission; where no more is wanted, show the script and what it says."""
+    answer = submission.check()
+    if submission.options.dry_run:
+        _say(f"{submission.script}\nnothing is submitted (hydra.launcher.dry_run=true). {answer}")
+    return submission.options.dry_run
 
 
 class _Chosen:

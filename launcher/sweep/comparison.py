@@ -19,6 +19,7 @@ from launcher.config.migrations import migrated
 from launcher.config.tree import key_of, leaves
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json
+from launcher.run.pruning import SWEEP
 from launcher.run.record import Record
 from launcher.sweep import failure, pareto, seed_groups, statistics, variance
 from launcher.sweep.inference import LEAST_SEEDS, LEVEL
@@ -203,13 +204,13 @@ def read_sweeps(paths: Sequence[Path], metric: str | None, mode: str | None, out
     _find_varied(entries, paths)
     rank = statistics.ranking(first_mode)
     entries.sort(key=lambda entry: (entry.state != State.FINISHED, *rank(entry.value), entry.name))
-    decides = [known for path in paths if (known := read_json(path / "grid.json").get("decides"))]
+    decides = [known for path in paths if (known := read_json(path / SWEEP).get("decides"))]
     return Comparison(output, paths, chosen, first_mode, modes, entries, decides)
 
 
 def _read_entries(path: Path) -> list[Entry]:
     """What is known of each trial, but for the metric: of those planned, and of those that are there beside them."""
-    known = read_json(path / "grid.json")
+    known = read_json(path / SWEEP)
     planned: Mapping[str, list[str]] = known.get("points") or {}
     started, options = known.get("started") or ["python", "launcher/train.py"], known.get("options") or []
     found = {str(file.parent.parent.relative_to(path)) for file in path.glob("**/.hydra/config.yaml")}

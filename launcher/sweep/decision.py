@@ -5,7 +5,6 @@ often. So the level is spent in equal parts on the looks that there may be (Lan 
 Boundaries for Clinical Trials, Biometrika 70, 1983, with a linear spending function); see `inference.sequential`.
 """
 
-from launcher.config.direction import direction
 from launcher.core.errors import ConfigError
 from launcher.sweep.comparison import read_sweep
 from launcher.sweep.grid import Grid, GridOptions
@@ -66,9 +65,6 @@ class Decision:
                 found.append(self.sweep.compose_trial(0, [*overrides, "seed=0"], self.varying))
             except ConfigError as error:
                 raise ConfigError(f"{' '.join(overrides)}: {error}") from error
-        options = self.sweep.options
-        self._metric = options.metric or found[0].metric or "eval/loss"
-        self._mode = options.metric_mode or (None if self._metric == found[0].metric else direction(self._metric))
         return found[0]
 
     def open(self) -> None:
@@ -114,7 +110,7 @@ class Decision:
 
     def _look(self) -> bool:
         """Whether all pairs of settings are decided by what has been run."""
-        pairs = read_sweep(self.sweep.path, self._metric, self._mode).pairs
+        pairs = read_sweep(self.sweep.path, *self.compared_by).pairs
         decided = sum(pair.decided for pair in pairs)
         print(f"look       {self._seeds} seeds: {decided} of {len(pairs)} pairs are decided", flush=True)
         return bool(pairs) and decided == len(pairs)

@@ -25,6 +25,7 @@ from launcher.core.locks import Locked, take_lock
 from launcher.distributed.stop_request import StopRequest
 from launcher.run.command_line import config_options, started_words
 from launcher.run.config_file import CONFIG, read_config
+from launcher.run.pruning import SWEEP
 from launcher.sweep.multirun import Task
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.trial_state import State, TrialState
@@ -107,7 +108,7 @@ class Sweep:
             composed = self.task.compose(words, {"num": 0, "id": "0", "override_dirname": "base"})  # which is not made
         except ConfigError:
             return
-        if kept := read_json(self.path / "grid.json").get("base"):
+        if kept := read_json(self.path / SWEEP).get("base"):
             before = migrated(kept, f"hydra.sweep.dir={self.path}")
             composed = composed.as_begun(before)
             self._refuse_mixing(before, json.loads(json.dumps(composed.plain())))
@@ -195,7 +196,7 @@ class Sweep:
 
     def remember(self) -> None:
         """Write what the comparison and the next start need to know: the trials, and the config under them."""
-        known, first = read_json(self.path / "grid.json"), self.trials[0]
+        known, first = read_json(self.path / SWEEP), self.trials[0]
         named = dict(known.get("points") or {}) | {self.name_of(trial): trial.overrides for trial in self.trials}
         content = {
             "command": self.command(first.world if first.kind != "slurm" else 1),
@@ -205,7 +206,7 @@ class Sweep:
             "base": known.get("base") or (stamped(self._base) if self._base else {}),
             "points": named,
         } | ({"decides": self.decides} if self.decides else {})
-        write_json(self.path / "grid.json", content)
+        write_json(self.path / SWEEP, content)
         self.names = list(named)
         write_text(self.path / "multirun.yaml", OmegaConf.to_yaml(self.master))
 

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from killed_net import KILLED
 from model_options import settings
 from processes import command, rows, train
 from safetensors.torch import load_file
@@ -158,19 +159,6 @@ def test_what_is_wrong_is_a_sentence(model, changes, said):
         adapt(model(), LORA | changes, {"num_outputs": 2})
 
 
-KILLED = """
-import os, signal
-from launcher.models.mlp import MLP
-
-class Net(MLP):
-    calls = 0
-
-    def forward(self, x):
-        Net.calls += self.training
-        if Net.calls == int(os.environ.get("KILL", "-1")):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(x)
-"""
 RUN = [
     "data=iris", "model._target_=own_net.Net", "model.hidden=[16,8]", "adapter=lora", "adapter.rank=2",
     "optimizer=adamw", "optimizer.lr=0.05", "ema_decay=0.8", "batch.global_size=16",

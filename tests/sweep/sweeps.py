@@ -114,3 +114,13 @@ def wait_for(condition, process, timeout=90):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.05)
+
+
+def all_are_refused(running, wrong):
+    """That processes end with status 2 and one sentence, which has the texts in `wrong` of the same name."""
+    for what, process in running.items():
+        status, _, err = end(process)
+        assert status == 2, (what, err)
+        assert err.startswith("error: ") and "Traceback" not in err, (what, err)
+        for text in wrong[what][1]:
+            assert text in err, (what, err)

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from killed_net import KILLED
 from processes import rows, train
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -55,19 +56,6 @@ def test_another_name_of_a_tied_parameter_is_left_out_too():
     assert find_base(model, SETTINGS, True).names == {"first.weight", "second.weight"}
 
 
-KILLED = """
-import os, signal
-from launcher.models.mlp import MLP
-
-class Net(MLP):
-    calls = 0
-
-    def forward(self, x):
-        Net.calls += self.training
-        if Net.calls == int(os.environ.get("KILL", "-1")):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(x)
-"""
 RUN = [
     "data=iris", "model._target_=own_net.Net", "model.hidden=[16,8]", "init_from=base", "adapter=lora",
     "adapter.rank=2", "optimizer=adamw", "optimizer.lr=0.05", "ema_decay=0.8", "batch.global_size=16", "epochs=3",
