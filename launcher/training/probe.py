@@ -98,10 +98,11 @@ def _warm_up(trainer: Trainer, parts: "Parts") -> None:
     """Give DDP its first backward, in which it counts with `static_graph` how often each hook is called.
 
     It does so in any backward, also of the module alone (Reducer::autograd_hook, static_graph_first_iteration). The
-    fewest samples are enough for it, a batch normalisation's two.
+    fewest samples are enough for it: one, or as many as leave a batch normalisation two on every device.
     """
     least = 2 if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trainer.model.modules()) else 1
-    plan = parts.plan.capped(min(least, parts.plan.micro_size))
+    plans = (parts.plan.capped(size) for size in range(least, parts.plan.micro_size))
+    plan = next((plan for plan in plans if plan.smallest(1)[0] >= least), parts.plan)
     with generators_kept():
         trainer.warm_up(_samples(trainer, parts, plan))
 
