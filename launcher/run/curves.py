@@ -1,5 +1,6 @@
 """Pictures of how a run went, from its record: curves.png, and SVG for pages."""
 
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -13,53 +14,103 @@ POINTS = 1500  # of one line; a longer series is drawn by its envelope: more can
 TRAIN, EVALUATED = "#3987e5", "#d95926"  # told apart by the colour-blind too, on a light and on a dark ground
 INK = "#010203"  # of axes and letters; in the page this becomes the colour of the text around
 
+FILE = "curves.png"
+WIDTH, HEIGHT = 5.6, 3.1  # of a panel, in inches
+BELOW, ABOVE = 0.52, 0.36  # of it, around the axes, for the labels and the title
+
 Line = tuple[str, list[float], list[float]]  # name, steps, values
 
 
+class Curves:
+    """The panels of a run: loss, metrics, learning rate and speed, drawn once for all pictures.
+
+    Making them is most of what a picture costs: a figure for each kind of picture would take twice as long.
+
+    Args:
+        run_dir: Whose record is drawn.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._figure: Any = None
+
+    @functools.cached_property
+    def panels(self) -> dict[str, list[Line]]:
+        """Title of each panel to its lines."""
+        return _panels(self.run_dir)
+
+    def write_png(self, path: Path) -> Path | None:
+        """All panels in one picture; None, and no file, where nothing is recorded yet."""
+        if not self.panels:
+            return None
+        with self._styled(), replacing(path, "wb") as file:
+            # Lines on white are small however they are packed: harder takes three times as long.
+            self._drawn().savefig(file, dpi=120, facecolor="white", pil_kwargs={"compress_level": 3})
+        return path
+
+    def svgs(self) -> list[str]:
+        """Each panel as an SVG element, in the colour of the text around."""
+        if not self.panels:
+            return []
+        from matplotlib.transforms import Bbox
+
+        pictures = []
+        with self._styled():
+            figure = self._drawn()
+            for number, axes in enumerate(figure.axes):
+                for other in figure.axes:
+                    other.set_visible(other is axes)
+                left, bottom = self._corner(number)
+                # A salt of its own: the ids of all pictures share one page.
+                place = Bbox.from_bounds(left, bottom, WIDTH, HEIGHT)
+                pictures.append(as_svg(figure, f"panel {number}", bbox_inches=place))
+            for axes in figure.axes:
+                axes.set_visible(True)
+        return pictures
+
+    def _styled(self) -> Any:
+        from matplotlib import rc_context
+
+        return rc_context(style(INK))
+
+    def _drawn(self) -> Any:
+        if self._figure is None:
+            from matplotlib.figure import Figure
+
+            columns = min(2, len(self.panels))
+            rows = math.ceil(len(self.panels) / columns)
+            self._figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows))
+            for number, title in enumerate(self.panels):
+                _lay_out(_draw(self._figure, self.panels, title), *self._corner(number))
+        return self._figure
+
+    def _corner(self, number: int) -> tuple[float, float]:
+        """Left and lower end of a panel, in inches."""
+        columns = min(2, len(self.panels))
+        rows = math.ceil(len(self.panels) / columns)
+        return WIDTH * (number % columns), HEIGHT * (rows - 1 - number // columns)
+
+
 def draw_curves(run_dir: Path) -> Path | None:
-    """Draw loss, metrics, learning rate and speed into curves.png of a run directory; None: nothing is there yet."""
+    """Draw curves.png of a run directory; None: nothing is there yet."""
+    return Curves(run_dir).write_png(run_dir / FILE)
+
+
+def as_svg(figure: Any, salt: str, **how: Any) -> str:
+    """A figure as an SVG element without a ground, what is drawn in INK in the colour of the text around it.
+
+    Args:
+        figure: Of matplotlib.
+        salt: Of the ids in it, which all pictures of a page share: another for each.
+        how: Further arguments of `savefig`.
+    """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
-    panels = _panels(run_dir)
-    if not panels:
-        return None
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    with rc_context(style("#24292f")):
-        figure = Figure(figsize=(6.0 * columns, 3.2 * rows), facecolor="white")
-        for place, title in enumerate(panels):
-            left, bottom = 6.0 * (place % columns), 3.2 * (rows - 1 - place // columns)
-            _lay_out(_draw(figure, panels, title), left, bottom, 6.0, 3.2)
-        path = run_dir / "curves.png"
-        with replacing(path, "wb") as file:
-            figure.savefig(file, dpi=130)
-    return path
-
-
-def svg_curves(run_dir: Path) -> list[str]:
-    """The same panels as SVG, one each, in the colour of the text around."""
-    if not (panels := _panels(run_dir)):
-        return []
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    pictures = []
-    for number, title in enumerate(panels):
-        # A salt of its own: the ids of all pictures share one page.
-        with rc_context(style(INK) | {"svg.hashsalt": f"panel {number}"}):
-            figure = Figure(figsize=(5.4, 3.0))
-            _lay_out(_draw(figure, panels, title), 0, 0, 5.4, 3.0)
-            pictures.append(as_svg(figure))
-    return pictures
-
-
-def as_svg(figure: Any) -> str:
-    """A figure as an SVG element without a ground, what is drawn in INK in the colour of the text around it."""
     for drawn in (figure, *figure.axes):
         drawn.patch.set_alpha(0)
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": salt}):
+        figure.savefig(text, format="svg", metadata={"Date": None}, **how)
     picture = text.getvalue()
     return picture[picture.index("<svg") :].replace(INK, "currentColor")
 
@@ -106,7 +157,6 @@ def style(ink: str) -> Any:  # matplotlib types its settings name by name
         "grid.color": ink,
         "grid.alpha": 0.12,
         "svg.fonttype": "none",
-        "svg.hashsalt": "launcher",
     }
 
 
@@ -137,8 +187,10 @@ def _draw(figure: Any, panels: Mapping[str, Sequence[Line]], title: str) -> Any:
     first, last = min(steps[0] for steps in everywhere), max(steps[-1] for steps in everywhere)
     margin = 0.02 * (last - first) or 1
     axes.set_xlim(first - margin, last + margin)
-    axes.set_title(title, parse_math=False)  # a name with a $ in it is a name
+    # Both are put in place here: matplotlib would measure all letters of the axes to do so, at each drawing.
+    axes.set_title(title, y=1.0, parse_math=False)  # a name with a $ in it is a name
     axes.set_xlabel("step")
+    axes.xaxis.set_label_coords(0.5, -0.32 / (HEIGHT - BELOW - ABOVE))
     axes.grid(True)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(axes.get_legend_handles_labels()[1]) > 1:
@@ -147,8 +199,8 @@ def _draw(figure: Any, panels: Mapping[str, Sequence[Line]], title: str) -> Any:
     return axes
 
 
-def _lay_out(axes: Any, x: float, y: float, width: float, height: float) -> None:
-    """Put axes into their part of a figure, in inches, with room for title and labels.
+def _lay_out(axes: Any, x: float, y: float) -> None:
+    """Put axes into their panel of a figure, whose corner is given in inches, with room for title and labels.
 
     Matplotlib's own layouts draw everything once more to measure it: half of the time that the pictures take.
     """
@@ -156,10 +208,10 @@ def _lay_out(axes: Any, x: float, y: float, width: float, height: float) -> None
     ticks = [tick for tick in axes.yaxis.get_majorticklocs() if min(low, high) <= tick <= max(low, high)]
     labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
     letters = max((5 if "$" in label else len(label) for label in labels), default=0)  # 10 to the power of something
-    left, right, bottom, top = 0.22 + 0.09 * letters, 0.12, 0.52, 0.36
+    left, right = 0.22 + 0.09 * letters, 0.12
     across, up = axes.figure.get_size_inches()
-    corner = (x + left) / across, (y + bottom) / up
-    axes.set_position([*corner, (width - left - right) / across, (height - bottom - top) / up])
+    corner = (x + left) / across, (y + BELOW) / up
+    axes.set_position([*corner, (WIDTH - left - right) / across, (HEIGHT - BELOW - ABOVE) / up])
 
 
 def envelope(x: Any, y: Any) -> tuple[Any, Any]:

@@ -14,8 +14,13 @@ from launcher.run.terminal import headings_of
 MATRIX = 30  # classes; above, the confusions that occur most are listed instead
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write report.html into a run directory: one file that needs nothing else, readable on a phone and in the dark."""
+def write_report(run_dir: Path, drawn: curves.Curves | None = None) -> Path:
+    """Write report.html into a run directory: one file that needs nothing else, readable on a phone and in the dark.
+
+    Args:
+        run_dir: Of the run.
+        drawn: Its curves, where they have been drawn for another picture.
+    """
     from markupsafe import Markup
 
     run_dir = Path(run_dir)
@@ -31,7 +36,7 @@ def write_report(run_dir: Path) -> Path:
         status=status,
         tone={"finished": "good", "failed": "bad"}.get(status, "open"),
         tiles=_tiles(summary, evaluation),
-        pictures=[Markup(picture) for picture in curves.svg_curves(run_dir)],
+        pictures=[Markup(picture) for picture in (drawn or curves.Curves(run_dir)).svgs()],
         headings=list(headings_of(summary)),
         metrics=_metrics(summary, evaluation),
         whose=_whose(evaluation),

@@ -176,9 +176,13 @@ def show(path: Path, tracker: WandbTracker | None, shown: Sequence[Views], artif
 
     if tracker is not None:
         tracker.begin()
-    for name, draw in (("curves.png", curves.draw_curves), ("report.html", report.write_report)):
+    drawn = curves.Curves(path)
+    for name, draw in (
+        (curves.FILE, lambda: drawn.write_png(path / curves.FILE)),
+        ("report.html", lambda: report.write_report(path, drawn)),
+    ):
         try:
-            draw(path)
+            draw()
         except Exception as error:  # a full disk, or a matplotlib of somebody's own: the result is written
             log.warning("%s is not drawn (%s: %s); the same command tries again.", name, type(error).__name__, error)
     ended = all([view.close() for view in shown])
