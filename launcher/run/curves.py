@@ -14,7 +14,6 @@ POINTS = 1500  # of one line; a longer series is drawn by its envelope: more can
 TRAIN, EVALUATED = "#3987e5", "#d95926"  # told apart by the colour-blind too, on a light and on a dark ground
 INK = "#010203"  # of axes and letters; in the page this becomes the colour of the text around
 
-FILE = "curves.png"
 WIDTH, HEIGHT = 5.6, 3.1  # of a panel, in inches
 BELOW, ABOVE = 0.52, 0.36  # of it, around the axes, for the labels and the title
 
@@ -93,7 +92,7 @@ class Curves:
 
 def draw_curves(run_dir: Path) -> Path | None:
     """Draw curves.png of a run directory; None: nothing is there yet."""
-    return Curves(run_dir).write_png(run_dir / FILE)
+    return Curves(run_dir).write_png(run_dir / "curves.png")
 
 
 def as_svg(figure: Any, salt: str, **how: Any) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.config.composed import Composed
-from launcher.core.files import ends, numbers, read_json, write_json, write_text
+from launcher.core.files import numbers, read_json, write_json, write_text
 from launcher.distributed.threads import takes_all_cores
-from launcher.run import gallery, provenance
+from launcher.run import gallery, pictures, provenance
 from launcher.run.media import Media
 from launcher.run.record import HISTOGRAMS, MEDIA, TABLE, Record, of_time
 from launcher.run.run_directory import UNSHOWN, RunDirectory
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("launcher")
 
 LATE = 20.0  # seconds of training before W&B's process, which takes 2 of a core to start, takes a core that trains
-# How a whole one ends.
-PICTURES = {"curves.png": b"IEND\xaeB`\x82", "report.html": b"</html>\n"}
 
 
 class Reporter:
@@ -154,7 +152,7 @@ def show_again(directory: RunDirectory, composed: Composed) -> None:
     cut_short = (path / UNSHOWN).exists()
     missing = {name for name, file in MADE_ANEW.items() if not (path / file).exists()}
     viewed = [name for name in settings.trackers if name != "wandb" and (cut_short or name in missing)]
-    if cut_short or viewed or not all(ends(path / name, mark) for name, mark in PICTURES.items()):
+    if cut_short or viewed or pictures.undrawn(path):
         tracker = tracker_of(directory, composed, settings) if cut_short else None
         show(path, tracker, views.start(path, viewed), settings.wandb.artifacts)
 
@@ -171,20 +169,11 @@ def tracker_of(directory: RunDirectory, composed: Composed, settings: Any) -> Wa
 
 
 def show(path: Path, tracker: WandbTracker | None, shown: Sequence[Views], artifacts: str | bool) -> None:
-    """Draw the pictures and the page from the files of a run, and end its trackers: W&B and those of the record."""
-    from launcher.run import curves, report
-
+    """Draw the pictures of a run from its files, and end its trackers: W&B and those of the record."""
     if tracker is not None:
         tracker.begin()
-    drawn = curves.Curves(path)
-    for name, draw in (
-        (curves.FILE, lambda: drawn.write_png(path / curves.FILE)),
-        ("report.html", lambda: report.write_report(path, drawn)),
-    ):
-        try:
-            draw()
-        except Exception as error:  # a full disk, or a matplotlib of somebody's own: the result is written
-            log.warning("%s is not drawn (%s: %s); the same command tries again.", name, type(error).__name__, error)
+    if not pictures.left_to_others(path):
+        pictures.draw(path)
     ended = all([view.close() for view in shown])
     if tracker is not None:
         summary = read_json(path / "summary.json")

@@ -13,7 +13,9 @@ from launcher.core.processes import cores
 from launcher.distributed.stop_request import StopRequest
 from launcher.distributed.threads import exported_threads
 from launcher.run.lock import is_held
+from launcher.run.pictures import LATER
 from launcher.sweep import failure
+from launcher.sweep.drawing import Drawing
 from launcher.sweep.failure import FAILED
 from launcher.sweep.feed import Feed
 from launcher.sweep.leases import Lease, Pool
@@ -50,6 +52,7 @@ class Executor:
         self.limit, self.max_time = limit or sys.maxsize, max_time
         self.queue = [trial for trial in trials if trial.state not in (State.FINISHED, State.PRUNED)]
         self.running: list[TrialProcesses] = []
+        self.drawing = Drawing()
         self.environment = environment_of_trials()
         self.ports: set[int] = set()
         self.retried: dict[int, int] = {}  # by the trial's index
@@ -63,6 +66,7 @@ class Executor:
             self._wait()
             for run in list(self.running):
                 self._supervise(run, stop.reason)
+            self.drawing.go_on()
             self.display.update([(run.trial, run.started) for run in self.running])
 
     def _has_more(self) -> bool:
@@ -141,7 +145,7 @@ class Executor:
     def _environment_of(self, trial: Trial, names: Sequence[str]) -> dict[str, str]:
         """What all ranks of a trial have in their environment."""
         listed = ",".join(names)
-        environment = self.environment | {"LAUNCHER_DEVICES": listed, "CUDA_VISIBLE_DEVICES": ""}
+        environment = self.environment | {"LAUNCHER_DEVICES": listed, "CUDA_VISIBLE_DEVICES": "", LATER: "1"}
         if trial.kind == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = listed
             environment.pop("HIP_VISIBLE_DEVICES", None)
@@ -209,6 +213,8 @@ class Executor:
                 failure.write(trial.path, trial.reason, run.statuses, run.printed, **more)
             except OSError as error:  # a full disk may be what it failed of; the others go on
                 self.display.say(trial, f"{FAILED} cannot be written: {error.strerror}")
+        if trial.state == State.FINISHED:
+            self.drawing.add(trial.path)
         self._note_end(trial, seconds)
 
     def _is_accident(self, run: TrialProcesses) -> bool:

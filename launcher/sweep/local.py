@@ -93,7 +93,9 @@ def _execute(sweep: Sweep, pools: dict[str, Pool], options: LocalOptions, feed: 
     max_time = parse_duration(options.max_time_per_run)
     with ProgressDisplay(sweep.trials, feed) as display:
         to_run = sweep.trials if feed is None else feed.waiting()
-        Executor(to_run, pools, options.limit, max_time, display, feed).run(stop)
+        executor = Executor(to_run, pools, options.limit, max_time, display, feed)
+        executor.run(stop)
+        executor.drawing.finish(sweep.path / name for name in sweep.names)
     if feed is not None:
         feed.close()
     by = (options.metric, options.metric_mode) if feed is None else feed.compared_by
