@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SECONDS = 5.0  # of real steps, at least
 WINDOW = 5  # of them that one measurement takes
+SPARE = 1.15  # of what is counted, for what an allocator holds beside it
 PATIENCE = 600.0  # seconds until a process that should take those steps counts as hung
 MB = 2**20
 
@@ -99,6 +100,25 @@ def check(composed: Composed) -> int:
     return int(bool(problems))
 
 
+def memory_share(settings: Any, hydra: Any, overrides: list[str], world: int) -> float:
+    """The share of a GPU that a trial needs, of which it has `world`; 1 where that cannot be told before it runs.
+
+    The first three as for `trial.train_composed`. It starts the driver: for a process that ends.
+    """
+    import torch
+
+    from launcher.config.composed import hydra_node
+    from launcher.distributed.devices import CONTEXT
+
+    if not torch.cuda.is_available():
+        return 1.0
+    settings = OmegaConf.create({**settings, "check": world})
+    composed = Composed(settings, hydra_node(OmegaConf.create(hydra)), overrides)
+    need = _count(composed, settings, join(), False)[1]
+    total = torch.cuda.mem_get_info(0)[1]
+    return 1.0 if need.peak is None else (SPARE * need.peak + CONTEXT) / total
+
+
 def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: Path) -> tuple[Findings | None, str]:
     """Build what train.py builds, the model with fake tensors, which have no memory; and count.
 
@@ -107,10 +127,26 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     """
     import torch
 
+    from launcher.run.earlier_run import Found, look_into
+
+    built, need = _count(composed, settings, ranks, on_cpu)
+    earlier = look_into(path, composed, built) if composed.chose_directory else Found()
+    free, silence = free_memory(on_cpu)
+    if free is None:
+        return None, silence
+    here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
+    copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
+    free = free // (here if on_cpu else 1) - copies
+    return Findings(path, built, earlier, need, free, copies), ""
+
+
+def _count(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool) -> tuple["Parts", "Need"]:
+    """Build what train.py builds, the model with fake tensors, and count the memory of a device."""
+    import torch
+
     from launcher import build
     from launcher.batching.stream import in_order
     from launcher.run import run_directory, saved
-    from launcher.run.earlier_run import Found, look_into
     from launcher.training import memory
 
     here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
@@ -121,7 +157,6 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
         settings, ranks, devices, resumed, lambda make: memory.fake_model(make, fake), tried=False,
         kept=run_directory.kept_facts(composed),
     )  # fmt: skip
-    earlier = look_into(path, composed, built) if composed.chose_directory else Found()
     data, plan = built.data, built.plan
     with saved.reading():
         sample = next(in_order(data.train, 0, len(data.train), 1, torch.device("cpu"), 0))
@@ -129,13 +164,7 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
         plan.micro_size, plan.accumulation_steps > 1, settings.ema_decay is not None, settings.mixed_precision,
         settings.channels_last, on_cpu, plan.evaluation_size(data.tokens) // plan.micro_size,
     )  # fmt: skip
-    need = memory.count_need(built.model, built.learner.task, built.learner.optimizer, fake, sample, work)
-    free, silence = free_memory(on_cpu)
-    if free is None:
-        return None, silence
-    copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
-    free = free // (here if on_cpu else 1) - copies
-    return Findings(path, built, earlier, need, free, copies), ""
+    return built, memory.count_need(built.model, built.learner.task, built.learner.optimizer, fake, sample, work)
 
 
 def _memory_problems(found: Findings, settings: Any) -> list[str]:

@@ -36,6 +36,9 @@ class LocalSweep(SweepOptions):
     """Settings of hydra/launcher=local."""
 
     devices_per_run: Count | Auto = setting("Processes of a trial, each with a device.")
+    trials_per_device: Annotated[int, Field(ge=1, le=64)] | Auto = setting(
+        "Trials that share a device; auto: as many as a GPU's memory has room for, by the count of check=true."
+    )
     parallel: Count | Auto = setting("Trials at once; auto: as many as there are devices for.")
     max_time_per_run: Duration | None = setting("A trial that takes longer has failed.")
 

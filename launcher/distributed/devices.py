@@ -12,6 +12,25 @@ from launcher.distributed.numerics import choose_workspace
 from launcher.distributed.ranks import Ranks
 from launcher.distributed.rendezvous import judged_by_rank_0
 
+# In the environment of a trial that shares its GPU with others: its part of the memory, above 0 and below 1.
+MEMORY_SHARE = "LAUNCHER_MEMORY_SHARE"
+CONTEXT = 768 * 2**20  # bytes of a GPU that a process takes beside what it allocates: CUDA's context and its libraries
+
+
+def keep_to_share(device: Any) -> None:
+    """Let this process allocate no more of a GPU's memory than its share, where it has been given one.
+
+    Args:
+        device: A torch.device.
+    """
+    share = os.environ.get(MEMORY_SHARE)
+    if share is None or device.type != "cuda":
+        return
+    import torch
+
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(0.02, float(share) - CONTEXT / total), device)
+
 
 def choose_device(settings: Mapping[str, Any], ranks: Ranks) -> bool:
     """Decide between GPUs and the CPU, and in which workspace, without starting a device.

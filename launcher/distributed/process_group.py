@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config import accelerate_flags
 from launcher.core.errors import ConfigError
-from launcher.distributed.devices import gpu_of
+from launcher.distributed.devices import gpu_of, keep_to_share
 from launcher.distributed.numerics import choose_numerics
 from launcher.distributed.ranks import ALONE, OF_MPI, Ranks
 from launcher.distributed.rendezvous import agent_serves_store, own_part, wait_for_rank_0
@@ -75,6 +75,7 @@ def start(
     if on_cpu:  # Accelerate says cpu:0 in a group, which Tensor.to takes for another device than cpu: it would copy
         accelerator.state.device = torch.device("cpu")
     take_own_index(accelerator)
+    keep_to_share(accelerator.device)
     # After Accelerator(), which sets a number of its own; weights differ in bits between 1 and 2 threads.
     torch.set_num_threads(count)
     return accelerator

@@ -14,11 +14,12 @@ from launcher.distributed.stop_request import StopRequest
 from launcher.distributed.threads import exported_threads
 from launcher.run.lock import is_held
 from launcher.run.pictures import LATER
-from launcher.sweep import failure
+from launcher.sweep import failure, packing
 from launcher.sweep.drawing import Drawing
 from launcher.sweep.failure import FAILED
 from launcher.sweep.feed import Feed
 from launcher.sweep.leases import Lease, Pool
+from launcher.sweep.packing import Packing
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.trial_processes import TrialProcesses
 from launcher.sweep.trial_state import State
@@ -46,13 +47,14 @@ class Executor:
         max_time: float | None,  # seconds that a trial may take
         display: ProgressDisplay,
         feed: Feed | None = None,  # what comes when no trial waits, one at a time
+        shares: Packing | None = None,  # how trials share devices; None: they do not
     ) -> None:
         self.feed = feed
         self.pools, self.display = pools, display
         self.limit, self.max_time = limit or sys.maxsize, max_time
         self.queue = [trial for trial in trials if trial.state not in (State.FINISHED, State.PRUNED)]
         self.running: list[TrialProcesses] = []
-        self.drawing = Drawing()
+        self.drawing, self.packing = Drawing(), shares or Packing(1)
         self.environment = environment_of_trials()
         self.ports: set[int] = set()
         self.retried: dict[int, int] = {}  # by the trial's index
@@ -77,7 +79,8 @@ class Executor:
         yield from list(self.queue)
         while self.feed is not None and not self.queue and len(self.running) < self.limit:
             like = self.feed.like
-            if not self.pools[like.kind].has(self._devices_for(like)) or (trial := self.feed.next()) is None:
+            free = self.pools[like.kind].has(self._devices_for(like), self.packing.share_of(like))
+            if not free or (trial := self.feed.next()) is None:
                 return
             self.queue.append(trial)
             yield trial
@@ -94,7 +97,9 @@ class Executor:
             if trial.kind in blocked or not self._is_ours(trial):
                 continue
             pool = self.pools[trial.kind]
-            if (leases := pool.take(self._devices_for(trial))) is None:
+            if not self.packing.has_room(trial, len(self.running)):
+                return
+            if (leases := pool.take(self._devices_for(trial), self.packing.share_of(trial))) is None:
                 blocked.add(trial.kind)
                 self._say_who_has_them(pool)
                 continue
@@ -136,7 +141,8 @@ class Executor:
             return
         names = [lease.device for lease in leases]
         run = TrialProcesses(trial, leases)
-        run.start(self._environment_of(trial, names), self._cores_of(trial, names))
+        environment = self._environment_of(trial, names) | packing.environment(leases[0].share)
+        run.start(environment, self._cores_of(trial, names))
         word = {State.NEW: "started", State.FAILED: "tried again", State.PRUNED: "promoted"}.get(trial.state, "resumed")
         trial.lifecycle.start()
         self.running.append(run)
@@ -206,6 +212,11 @@ class Executor:
             trial.lifecycle.end(state_of(trial.path))
             self.queue.insert(0, trial)
             return
+        elif not stopping and self.packing.wants_alone(run):
+            trial.lifecycle.end(state_of(trial.path))
+            self.queue.insert(0, trial)
+            self.display.say(trial, "ran out of memory beside others; it goes on with its device for itself")
+            return
         else:
             trial.lifecycle.fail(run.failure())
             more = {"first_rank": run.ended[0], "seconds": round(seconds, 3), "overrides": trial.overrides}
@@ -215,6 +226,7 @@ class Executor:
                 self.display.say(trial, f"{FAILED} cannot be written: {error.strerror}")
         if trial.state == State.FINISHED:
             self.drawing.add(trial.path)
+            self.packing.note_end(trial)
         self._note_end(trial, seconds)
 
     def _is_accident(self, run: TrialProcesses) -> bool:

@@ -1,10 +1,13 @@
-"""Devices of this machine, lent to one trial at a time: a lock file for each, which every sweep of a user respects."""
+"""Devices of this machine, lent to trials: a lock file for each, which every sweep of a user respects.
+
+A device is lent to one trial at a time, or in parts to several of one sweep.
+"""
 
 import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from multiprocessing import reduction
 from pathlib import Path
@@ -16,6 +19,7 @@ from launcher.core.locks import Locked, take_lock
 from launcher.distributed import gpus
 
 LOOK = 30.0  # seconds between two looks at what computes on GPUs that are not lent
+WHOLE = 1 + 1e-9  # of a device, where three thirds of it have been added up
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Lease:
 
     device: str
     handle: int
+    share: float = 1.0  # of the device
 
     def give_back(self) -> None:
         """Free the device, whoever else holds the lease; to be called once."""
@@ -35,11 +40,11 @@ class Lease:
         os.close(self.handle)
 
     def __reduce__(self) -> Any:
-        return _receive, (self.device, reduction.DupFd(self.handle))
+        return _receive, (self.device, reduction.DupFd(self.handle), self.share)
 
 
-def _receive(device: str, duplicate: Any) -> Lease:
-    return Lease(device, duplicate.detach())
+def _receive(device: str, duplicate: Any, share: float) -> Lease:
+    return Lease(device, duplicate.detach(), share)
 
 
 class Pool:
@@ -56,38 +61,56 @@ class Pool:
         self._foreign: dict[str, str] = {}
         self._looked: float | None = None
         self.directory = Path(tempfile.gettempdir()) / f"launcher-devices-{os.getuid()}"
-        self.lent: set[str] = set()
+        self._lent: dict[str, list[Lease]] = {}  # by device, those of this pool alone
 
     def __len__(self) -> int:
         return len(self.locks)
 
-    def take(self, count: int) -> list[Lease] | None:
-        """Take `count` free devices, or none where another sweep has too many of them."""
+    @property
+    def lent(self) -> Set[str]:
+        """The devices of which this pool has lent at least a part."""
+        return self._lent.keys()
+
+    def used(self, device: str) -> float:
+        """The share of a device that this pool has lent."""
+        return sum(lease.share for lease in self._lent.get(device, ()))
+
+    def take(self, count: int, share: float = 1.0) -> list[Lease] | None:
+        """Take a share of each of `count` devices, the emptiest first, or none where too few have it."""
         leases: list[Lease] = []
-        for device in self.locks:
-            if device in self.lent or len(leases) == count or device in self.foreign():
-                continue
-            if lease := self._lock(device):
+        for device in sorted(self.locks, key=self.used):
+            if len(leases) == count:
+                break
+            if device in self.lent:
+                if self.used(device) + share <= WHOLE:  # one lock under all who share it, free with the last of them
+                    leases.append(Lease(device, os.dup(self._lent[device][0].handle), share))
+            elif device not in self.foreign() and (lease := self._lock(device)):
+                lease.share = share
                 leases.append(lease)
+        for lease in leases:
+            self._lent.setdefault(lease.device, []).append(lease)
         if len(leases) < count:
-            for lease in leases:  # two sweeps that each hold half of what they need would wait for ever
-                lease.give_back()
+            self.give_back(leases)  # two sweeps that each hold half of what they need would wait for ever
             return None
-        self.lent |= {lease.device for lease in leases}
         return leases
 
-    def has(self, count: int) -> bool:
-        """Whether so many devices are free."""
-        if (leases := self.take(count)) is None:
+    def has(self, count: int, share: float = 1.0) -> bool:
+        """Whether so many devices have this share free."""
+        if (leases := self.take(count, share)) is None:
             return False
         self.give_back(leases)
         return True
 
     def give_back(self, leases: list[Lease]) -> None:
-        """Free devices that were taken."""
+        """Free devices, or shares of them, that were taken."""
         for lease in leases:
+            others = self._lent[lease.device]
+            others.remove(lease)
+            if others:
+                os.close(lease.handle)
+                continue
+            del self._lent[lease.device]
             lease.give_back()
-            self.lent.discard(lease.device)
 
     def holders(self) -> list[str]:
         """Processes of others that hold devices of this pool: `device: pid`."""

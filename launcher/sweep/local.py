@@ -17,6 +17,7 @@ from launcher.sweep.feed import Feed
 from launcher.sweep.fork_server import CONTEXT, start_process, warm_up
 from launcher.sweep.leases import Pool, open_pool
 from launcher.sweep.options import LocalOptions
+from launcher.sweep.packing import Packing
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
@@ -87,13 +88,14 @@ def _check_place(sweep: Sweep) -> None:
 def _execute(sweep: Sweep, pools: dict[str, Pool], options: LocalOptions, feed: Feed | None = None) -> None:
     """Run the trials that are not done yet, and those of a feed, and compare them all."""
     for pool in pools.values():
-        print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per trial", flush=True)
+        shared = "" if options.trials_per_device == 1 else f", each for {options.trials_per_device} trials"
+        print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per trial{shared}", flush=True)
     stop = sweep.take_stop_requests()
     all_done = all(trial.state == State.FINISHED for trial in sweep.trials)
     max_time = parse_duration(options.max_time_per_run)
     with ProgressDisplay(sweep.trials, feed) as display:
         to_run = sweep.trials if feed is None else feed.waiting()
-        executor = Executor(to_run, pools, options.limit, max_time, display, feed)
+        executor = Executor(to_run, pools, options.limit, max_time, display, feed, Packing(options.trials_per_device))
         executor.run(stop)
         executor.drawing.finish(sweep.path / name for name in sweep.names)
     if feed is not None:

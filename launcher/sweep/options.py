@@ -13,6 +13,8 @@ from launcher.distributed import gpus
 from launcher.distributed.threads import exported_threads
 from launcher.sweep import devices
 
+USUALLY = 4  # trials on a GPU by trials_per_device=auto, for the threads of each, before anything has been counted
+
 
 @dataclass
 class LauncherOptions:
@@ -45,6 +47,7 @@ class LocalOptions(LauncherOptions):
 
     devices: str | int | list[Any]
     devices_per_run: str | int
+    trials_per_device: str | int
     parallel: str | int
     max_time_per_run: str | float | None
 
@@ -62,6 +65,11 @@ class LocalOptions(LauncherOptions):
         kind = "cpu" if settings.device == "cpu" or not devices.may_have_gpus() else "gpu"
         if kind == "cpu" and settings.mixed_precision == "fp16":
             raise ConfigError(messages.FP16_ON_CPU)
+        if self.trials_per_device != 1 and settings.batch.max_per_device == "auto":
+            raise ConfigError(
+                f"hydra.launcher.trials_per_device={self.trials_per_device}, batch.max_per_device=auto: would find "
+                "what fits into a part of a device. Give a number, with which a trial ends as on a device alone."
+            )
         threads = settings.threads
         if threads == "auto" and (threads := exported_threads()) is None:
             # Those that run at once share the cores: as many as may, or as there are GPUs for. On a CPU each takes one.
@@ -80,7 +88,8 @@ class LocalOptions(LauncherOptions):
         count = devices.count_gpus(self.listed)
         if isinstance(self.devices, list | int):
             count = len(self.devices) if isinstance(self.devices, list) else min(self.devices, count)
-        return max(1, count // self.world)
+        shared = self.trials_per_device if isinstance(self.trials_per_device, int) else USUALLY
+        return max(1, count // self.world) * shared
 
     @property
     def limit(self) -> int | None:

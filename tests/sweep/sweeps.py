@@ -46,6 +46,8 @@ class Net(torch.nn.Module):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.mode == "hang":
                 time.sleep(1000)
+            if self.mode == "full" and "LAUNCHER_MEMORY_SHARE" in os.environ:
+                raise torch.OutOfMemoryError("a part of the device is not enough")
             if self.mode == "spin":  # as a process that waits for a GPU which never answers
                 while True: pass
             if self.mode == "vanish":  # with its directory, as on a disk that nothing can be written to

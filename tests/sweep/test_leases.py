@@ -36,6 +36,36 @@ def test_a_device_stays_lent_until_the_last_process_on_it_ends(tmp_path, monkeyp
     assert len(other.take(1)) == 1
 
 
+def test_shares_fill_the_emptiest_device_first_and_never_more_than_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    pool, other = Pool("gpu", {"0": "0", "1": "1"}), Pool("gpu", {"0": "0", "1": "1"})
+    thirds = [pool.take(1, 1 / 3)[0] for _ in range(6)]
+    assert [lease.device for lease in thirds] == ["0", "1"] * 3
+    assert pool.take(1, 0.01) is None and not pool.has(1, 1 / 3)
+    pool.give_back([thirds[0]])
+    assert pool.take(2, 1 / 3) is None and pool.take(1) is None  # a share on each of two; a whole one
+    assert pool.has(1, 1 / 3) and pool.used("0") == pytest.approx(2 / 3)
+    pool.give_back(thirds[2:5:2])
+    (whole,) = pool.take(1)
+    assert whole.device == "0" and other.take(1, 0.1) is None  # what a sweep shares, it shares with itself
+    pool.give_back([whole, *thirds[1::2]])
+    assert len(other.take(2)) == 2
+
+
+def test_a_shared_device_stays_lent_until_the_last_process_on_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    pool, other = Pool("gpu", {"0": "0"}), Pool("gpu", {"0": "0"})
+    halves = [pool.take(1, 0.5)[0] for _ in range(2)]
+    children = [subprocess.Popen(["sleep", "30"], pass_fds=[lease.handle]) for lease in halves]
+    for lease in halves:
+        os.close(lease.handle)  # as if this process had been killed
+    for child in children:
+        assert other.take(1, 0.5) is None
+        child.kill()
+        child.wait()
+    assert len(other.take(1, 0.5)) == 1
+
+
 def test_devices_that_are_asked_for():
     there = {"0": "a", "1": "b"}
     assert choose("auto", there, "gpu") == there

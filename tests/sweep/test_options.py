@@ -3,8 +3,8 @@ import pytest
 from launcher.core.errors import ConfigError
 from launcher.sweep.options import LocalOptions
 
-PLAIN = {"devices": "auto", "devices_per_run": "auto", "parallel": "auto", "max_parallel": None, "max_points": 9,
-         "max_time_per_run": None, "metric": None, "metric_mode": None}  # fmt: skip
+PLAIN = {"devices": "auto", "devices_per_run": "auto", "trials_per_device": 1, "parallel": "auto", "max_parallel": None,
+         "max_points": 9, "max_time_per_run": None, "metric": None, "metric_mode": None}  # fmt: skip
 
 
 def test_the_defaults_fit():
@@ -16,6 +16,7 @@ def test_the_defaults_fit():
     [
         ("devices_per_run", 0, "at least 1, or auto"),
         ("parallel", "many", "or auto"),
+        ("trials_per_device", 0, "at least 1, or auto"),
         ("max_parallel", "all", "or null"),
         ("max_points", "many", "whole number"),
         ("metric", 3, "a text"),
