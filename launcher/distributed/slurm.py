@@ -167,7 +167,7 @@ def interface_to(address: str) -> str | None:
             own = probe.getsockname()[0]
     except OSError:
         return None
-    import psutil  # which Accelerate brings
+    import psutil
 
     interfaces = psutil.net_if_addrs().items()
     return next((name for name, addresses in interfaces if own in (one.address for one in addresses)), None)
