@@ -1,15 +1,21 @@
 """What a run shows and leaves behind: the record, the terminal, the trackers, the pages. Rank 0 alone has one."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.config.composed import Composed
+from launcher.config.composed import Composed, node_of
+from launcher.config.tree import at
+from launcher.core.errors import ConfigError
 from launcher.core.files import numbers, read_json, write_json, write_text
 from launcher.distributed.threads import takes_all_cores
 from launcher.run import gallery, pictures, provenance
+from launcher.run.config_file import read_config
+from launcher.run.earlier_run import Found
+from launcher.run.lock import lock
 from launcher.run.media import Media
 from launcher.run.record import HISTOGRAMS, MEDIA, TABLE, Record, of_time
 from launcher.run.run_directory import UNSHOWN, RunDirectory
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("launcher")
 
 LATE = 20.0  # seconds of training before W&B's process, which takes 2 of a core to start, takes a core that trains
+PATIENTLY = 20.0  # times as long as a run may wait: by processes that take what trials leave of the processor
 
 
 class Reporter:
@@ -53,7 +60,7 @@ class Reporter:
         self.histograms = Record(self.path / HISTOGRAMS)
         for record in (self.record, self.timings):
             record.open(progress.recorded or None)
-        self.tracker = tracker_of(directory, composed, settings)
+        self.tracker = tracker_of(directory, composed.plain(), settings)
         self._artifacts = settings.wandb.artifacts
         self._watched: str | None = settings.wandb.watch or None if self.tracker is not None else None
         if self._watched or self.histograms.path.exists():
@@ -153,32 +160,64 @@ def show_again(directory: RunDirectory, composed: Composed) -> None:
     missing = {name for name, file in MADE_ANEW.items() if not (path / file).exists()}
     viewed = [name for name in settings.trackers if name != "wandb" and (cut_short or name in missing)]
     if cut_short or viewed or pictures.undrawn(path):
-        tracker = tracker_of(directory, composed, settings) if cut_short else None
+        tracker = tracker_of(directory, composed.plain(), settings) if cut_short else None
         show(path, tracker, views.start(path, viewed), settings.wandb.artifacts)
 
 
-def tracker_of(directory: RunDirectory, composed: Composed, settings: Any) -> WandbTracker | None:
-    """W&B where it is wanted, by the settings that the config has in this directory."""
+def show_left(path: Path) -> None:
+    """What a run has left to the executor of its sweep: its pictures, and its W&B run where that had not begun."""
+    with contextlib.suppress(ConfigError):  # a run is in it again, which ends as this one has
+        directory = RunDirectory(path, lock(path), Found())
+        if pictures.undrawn(path):
+            pictures.draw(path)
+        if (path / UNSHOWN).exists():
+            config = read_config(path, "hydra.run.dir")
+            settings = node_of(at(config, path))
+            _end(path, tracker_of(directory, config, settings), [], settings.wandb.artifacts, PATIENTLY)
+        directory.close()
+
+
+def tracker_of(directory: RunDirectory, config: Mapping[str, Any], settings: Any) -> WandbTracker | None:
+    """W&B where it is wanted.
+
+    Args:
+        directory: Of the run.
+        config: Its settings, as W&B is to show them.
+        settings: The same, as they have it in this directory.
+    """
     wandb = settings.wandb
     if "wandb" not in settings.trackers or wandb.mode == "disabled":
         return None
     code = provenance.own_files() if wandb.code else None
     run_id = directory.run_id(wandb.id or os.environ.get("WANDB_RUN_ID") or None)
     wait = LATE if takes_all_cores() else 0.0
-    return WandbTracker(directory.path, composed.plain(), wandb, run_id, code, wait)
+    return WandbTracker(directory.path, config, wandb, run_id, code, wait)
 
 
 def show(path: Path, tracker: WandbTracker | None, shown: Sequence[Views], artifacts: str | bool) -> None:
-    """Draw the pictures of a run from its files, and end its trackers: W&B and those of the record."""
+    """Draw the pictures of a run from its files, and end its trackers: W&B and those of the record.
+
+    A trial of a sweep leaves the pictures to its executor, and W&B where that waits still.
+    """
+    if (tracker is None or tracker.waits) and pictures.left_to_others(path):
+        if all([view.close() for view in shown]) and tracker is None:
+            (path / UNSHOWN).unlink(missing_ok=True)
+        return
     if tracker is not None:
         tracker.begin()
-    if not pictures.left_to_others(path):
-        pictures.draw(path)
+    pictures.draw(path)
+    _end(path, tracker, shown, artifacts)
+
+
+def _end(
+    path: Path, tracker: WandbTracker | None, shown: Sequence[Views], artifacts: str | bool, slack: float = 1.0
+) -> None:
+    """End trackers, and note that all is shown where they came to their ends; `slack` as for `WandbTracker.finish`."""
     ended = all([view.close() for view in shown])
     if tracker is not None:
         summary = read_json(path / "summary.json")
         summary |= {name: numbers(summary.get(name)) for name in ("final", "best")}
-        ended = tracker.finish(summary, _chosen(path, artifacts, summary.get("best_step"))) and ended
+        ended = tracker.finish(summary, _chosen(path, artifacts, summary.get("best_step")), slack) and ended
     if ended:
         (path / UNSHOWN).unlink(missing_ok=True)
 

@@ -15,12 +15,12 @@ from launcher.distributed.threads import exported_threads
 from launcher.run.lock import is_held
 from launcher.run.pictures import LATER
 from launcher.sweep import failure, packing
-from launcher.sweep.drawing import Drawing
 from launcher.sweep.failure import FAILED
 from launcher.sweep.feed import Feed
 from launcher.sweep.leases import Lease, Pool
 from launcher.sweep.packing import Packing
 from launcher.sweep.progress import ProgressDisplay
+from launcher.sweep.showing import Showing
 from launcher.sweep.trial_processes import TrialProcesses
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial, state_of
@@ -54,7 +54,7 @@ class Executor:
         self.limit, self.max_time = limit or sys.maxsize, max_time
         self.queue = [trial for trial in trials if trial.state not in (State.FINISHED, State.PRUNED)]
         self.running: list[TrialProcesses] = []
-        self.drawing, self.packing = Drawing(), shares or Packing(1)
+        self.showing, self.packing = Showing(), shares or Packing(1)
         self.environment = environment_of_trials()
         self.ports: set[int] = set()
         self.retried: dict[int, int] = {}  # by the trial's index
@@ -68,7 +68,7 @@ class Executor:
             self._wait()
             for run in list(self.running):
                 self._supervise(run, stop.reason)
-            self.drawing.go_on()
+            self.showing.go_on()
             self.display.update([(run.trial, run.started) for run in self.running])
 
     def _has_more(self) -> bool:
@@ -225,7 +225,7 @@ class Executor:
             except OSError as error:  # a full disk may be what it failed of; the others go on
                 self.display.say(trial, f"{FAILED} cannot be written: {error.strerror}")
         if trial.state == State.FINISHED:
-            self.drawing.add(trial.path)
+            self.showing.add(trial.path)
             self.packing.note_end(trial)
         self._note_end(trial, seconds)
 

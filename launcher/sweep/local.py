@@ -97,7 +97,7 @@ def _execute(sweep: Sweep, pools: dict[str, Pool], options: LocalOptions, feed: 
         to_run = sweep.trials if feed is None else feed.waiting()
         executor = Executor(to_run, pools, options.limit, max_time, display, feed, Packing(options.trials_per_device))
         executor.run(stop)
-        executor.drawing.finish(sweep.path / name for name in sweep.names)
+        executor.showing.finish((sweep.path / name for name in sweep.names), stop)
     if feed is not None:
         feed.close()
     by = (options.metric, options.metric_mode) if feed is None else feed.compared_by

@@ -205,9 +205,9 @@ def test_requeued_by_hand_twice(slurm, local, place):
 
 @pytest.mark.soak
 def test_nearly_out_of_time(slurm, local, place):
-    """USR1 at some second of a minute's limit, perhaps before the first step; the job comes back until it is done."""
-    job = submit(slurm, place, "--nodes=2", "--time=1", "--signal=USR1@30", step_seconds=0.25, MAX_REQUEUES="9")
-    slurm.wait(job, "PENDING", "RUNNING", restarts=1, timeout=100)
+    """USR1 a minute before the end of two; the job comes back until it is done, with steps of a second."""
+    job = submit(slurm, place, "--nodes=2", "--time=2", "--signal=USR1@60", step_seconds=0.5, MAX_REQUEUES="9")
+    slurm.wait(job, "PENDING", "RUNNING", restarts=1, timeout=160)
     check(slurm, job, place, local, timeout=240)
     assert "(SIGUSR1), everything is saved" in slurm.output(job)
 

@@ -1,10 +1,71 @@
 """The process of a tracker: started beside training, deaf to the signals that a trainer hears."""
 
+import contextlib
+import importlib
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping
+from typing import BinaryIO
 
 from launcher.core.processes import module_command
+
+_warm: set[str] = set()
+
+
+class Forked:
+    """A process forked from this one, of which the same can be asked as of a `subprocess.Popen`."""
+
+    def __init__(self, module: str, environment: Mapping[str, str]) -> None:
+        inputs, outputs = os.pipe(), os.pipe()
+        self.pid, self.returncode = os.fork(), None  # type: int, int | None
+        if self.pid == 0:
+            try:
+                os.setsid()
+                os.dup2(inputs[0], 0)
+                os.dup2(outputs[1], 1)
+                for handle in (*inputs, *outputs):
+                    os.close(handle)
+                os.environ.clear()
+                os.environ.update(environment)
+                sys.argv = [module]
+                importlib.import_module(module).main()
+            finally:
+                os._exit(1)  # `main` ends the process itself
+        os.close(inputs[0])
+        os.close(outputs[1])
+        self.stdin: BinaryIO = os.fdopen(inputs[1], "wb")
+        self.stdout: BinaryIO = os.fdopen(outputs[0], "rb")
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def kill(self) -> None:
+        """End it, unless it has been waited for."""
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def warm_up(module: str, *others: str) -> None:
+    """Import a module of a tracker, and others that it may need: from now on `begin` forks its process from this one.
+
+    For a process that shows one run after the other, and has no threads but those that wait for trackers.
+    """
+    importlib.import_module(module)
+    for name in others:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    _warm.add(module)
+
+
+def begin(module: str, environment: Mapping[str, str]) -> "subprocess.Popen[bytes] | Forked":
+    """As `start`, without words and without a place for errors; at once where the module is warm."""
+    if module in _warm:
+        return Forked(module, environment)
+    return start(module, errors=subprocess.DEVNULL, environment=environment)
 
 
 def start(

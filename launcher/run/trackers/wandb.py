@@ -27,10 +27,15 @@ from launcher.run.trackers import process
 
 log = logging.getLogger("launcher")
 
+PROCESS = "launcher.run.trackers.wandb_process"
 # Seconds; see wandb_process.py
 PATIENT = 60.0
 UPLOAD = 5e6  # bytes a second that a slow network takes
 HARD_LIMIT = 4.5  # without a sign of life from the tracker's process
+# Error reports go to the same server, and W&B waits for them at exit: 2 s if it hangs (measured). Unless it is silent,
+# its login asks the server for a name, and waits.
+QUIET = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+IMPORTED_LATE = ("requests", "pandas", "wandb.apis.public", "wandb.sdk.launch")  # by W&B, for its first run
 STARTING = 30.0  # that it may take to import W&B on a busy machine
 
 
@@ -43,6 +48,12 @@ def wanted_mode(mode: str) -> str:
     asked = os.environ.get("WANDB_MODE", "").lower()
     asked = {"run": "online", "dryrun": "offline"}.get(asked, asked)  # W&B's older names
     return asked if asked in ("online", "offline", "disabled") else "auto"
+
+
+def warm_up() -> None:
+    """Import W&B here, once for all runs that this process will show; see `process.warm_up`."""
+    os.environ |= QUIET  # which it reads when it is imported
+    process.warm_up(PROCESS, "wandb", *IMPORTED_LATE)
 
 
 def _has_key() -> bool:
@@ -97,9 +108,9 @@ class WandbTracker:
         }
         self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._end: bytes | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | process.Forked | None = None
         self._service: int | None = None
-        self._deadline = math.inf
+        self._deadline, self._slack = math.inf, 1.0
         self._warned = self._finished = self._heard = False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if self._mode != "disabled":
@@ -110,11 +121,16 @@ class WandbTracker:
         if self._thread.is_alive():
             self._messages.put(_encode({"row": dict(row)}))
 
+    @property
+    def waits(self) -> bool:
+        """Whether W&B's process has not begun: nothing of this start is at W&B yet."""
+        return self._mode != "disabled" and self._wait > 0 and self._child is None
+
     def begin(self) -> None:
         """Wait no longer with W&B's process: training is over."""
         self._begun.set()
 
-    def finish(self, summary: Mapping[str, Any], artifacts: Mapping[Path, list[str]]) -> bool:
+    def finish(self, summary: Mapping[str, Any], artifacts: Mapping[Path, list[str]], slack: float = 1.0) -> bool:
         """End the run, and wait until it is uploaded, or safe on the disk: for seconds if the server is silent.
 
         Args:
@@ -122,6 +138,7 @@ class WandbTracker:
                 `best/<name>`; the `status` "failed" marks the run as failed.
             artifacts: Checkpoint to its aliases; each becomes a version of the run's model. They are not copied:
                 an offline run needs them where they are until it is uploaded.
+            slack: How many times as long as usually it may be without a sign of life, where nobody waits for this.
 
         Returns:
             Whether it came to its end.
@@ -129,9 +146,10 @@ class WandbTracker:
         models = {str(path.absolute()): aliases for path, aliases in artifacts.items()}
         patience = PATIENT + sum(file.stat().st_size for path in artifacts for file in path.iterdir()) / UPLOAD
         self._end = _encode({"finish": {"summary": dict(summary), "artifacts": models, "patience": patience}})
-        self._deadline = time.monotonic() + HARD_LIMIT + (STARTING if self._wait and not self._heard else 0)
+        self._slack = slack
+        self._deadline = time.monotonic() + slack * HARD_LIMIT + (STARTING if self._wait and not self._heard else 0)
         self.begin()
-        latest = time.monotonic() + patience
+        latest = time.monotonic() + slack * patience
         self._messages.put(None)
         while self._thread.is_alive() and time.monotonic() < min(self._deadline, latest):
             self._thread.join(0.05)
@@ -160,12 +178,10 @@ class WandbTracker:
 
     def _serve(self, mode: str) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", "WANDB_MODE")}
-        # Error reports go to the same server, and W&B waits for them at exit: 2 s if it hangs (measured).
-        environment["WANDB_ERROR_REPORTING"] = "false"
-        environment["WANDB_SILENT"] = "true"  # else login asks the server for a name, and waits
+        environment |= QUIET
         # What it copies for an upload, such as the images of a table, stays with the run and not in the home directory.
         environment.setdefault("WANDB_DATA_DIR", f"{self._settings['run_dir']}/wandb/staging")
-        child = process.start("launcher.run.trackers.wandb_process", errors=subprocess.DEVNULL, environment=environment)
+        child = process.begin(PROCESS, environment)
         self._child = child
         assert child.stdin is not None and child.stdout is not None
         listener = threading.Thread(target=self._listen, args=(child.stdout,), daemon=True)
@@ -198,7 +214,7 @@ class WandbTracker:
             if "service" in event:
                 self._service = event["service"]
             if "wait" in event and self._end is not None:
-                self._deadline = time.monotonic() + event["wait"]
+                self._deadline = time.monotonic() + self._slack * event["wait"]
             if "finished" in event:
                 self._finished = True
 
