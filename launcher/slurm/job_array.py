@@ -30,7 +30,7 @@ from launcher.sweep.options import LauncherOptions
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import SUBMISSIONS, Trial, in_queue, state_of, varying_keys
+from launcher.sweep.trials import SUBMISSIONS, Trial, in_queue, varying_keys
 
 TEMPLATE = next(file for file in (PACKAGE / "train.sbatch", PACKAGE.parent / "slurm/train.sbatch") if file.exists())
 SUBMITTED = "submitted.json"  # in the directory of a run: the job and the code
@@ -189,7 +189,7 @@ def _note(trial: Trial, in_queue: State | None) -> None:
     elif now == State.RUNNING:
         trial.lifecycle.start()
     elif trial.state in UNDER_WAY:
-        trial.lifecycle.end(state_of(trial.path))
+        trial.lifecycle.end(trial.found())
 
 
 class Submission:
