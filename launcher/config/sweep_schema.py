@@ -40,6 +40,16 @@ class LocalSweep(SweepOptions):
     max_time_per_run: Duration | None = setting("A trial that takes longer has failed.")
 
 
+class DevicePool(Section):
+    """Settings of hydra/launcher=device_pool, for any Hydra application."""
+
+    devices_per_run: Count = setting("Devices of a job, which is one process.")
+    max_parallel: Count | None = setting("Most jobs at once.")
+    max_time_per_run: Duration | None = setting("A job that takes longer has failed.")
+    preload: bool = setting("The program is imported once for all jobs, not by each.")
+    resume: bool = setting("Jobs that have finished are not run again.")
+
+
 class SlurmSweep(SweepOptions):
     """Settings of hydra/launcher=slurm."""
 

@@ -45,7 +45,62 @@ SUMMARY = {  # how a start calls the trials that it finds, in this order
 }
 
 
-class Sweep:
+class SweepDirectory:
+    """The directory of a sweep, of trainings or of any program: its lock, its trials, what is said of them.
+
+    Raises:
+        ConfigError: Another start is in it, or it cannot be made.
+    """
+
+    def __init__(self, name: str, options: LauncherOptions) -> None:
+        if not name:
+            raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
+        self.path = Path(name).resolve()  # not made before `begin`
+        check_writable(self.path, "hydra.sweep.dir")
+        self.options = options
+        self.trials: list[Trial] = []  # those that have been composed
+        self._lock = lock(self.path) if (self.path / LOCK).exists() else None
+
+    def begin(self) -> None:
+        """Make the directory where it is not there, and lock it; a ConfigError where another start was first."""
+        make_directory(self.path, "hydra.sweep.dir")
+        self._lock = lock(self.path) if self._lock is None else self._lock
+
+    def remember(self) -> None:
+        """Write what the next start needs to know, where that is not in the directories of the trials."""
+
+    def release(self) -> None:
+        """Let other starts in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def name_of(self, trial: Trial) -> str:
+        """The directory of a trial, within that of the sweep."""
+        return os.path.relpath(trial.path, self.path)
+
+    def command(self) -> str:
+        """The command that goes on with this sweep."""
+        raise NotImplementedError
+
+    def take_stop_requests(self) -> StopRequest:
+        """From now on Ctrl-C and the like are requests to stop."""
+        raise NotImplementedError
+
+    def print_counts(self) -> None:
+        """Say how many trials there are to run, and how many are done."""
+        words = [SUMMARY[trial.state] for trial in self.trials]
+        counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(SUMMARY.values()) if word in words]
+        print(f"sweep      {os.path.relpath(self.path)}: {', '.join(counts)}", flush=True)
+
+    def print_failures(self) -> None:
+        """Say on standard error which trials failed, and why."""
+        for trial in self.trials:
+            if trial.state == State.FAILED:
+                print(f"FAILED     trial {trial.index} ({trial.label}): {trial.reason}", file=sys.stderr, flush=True)
+
+
+class Sweep(SweepDirectory):
     """A sweep that is about to start, or to go on; `master` is its own config, as Hydra composed it.
 
     Raises:
@@ -54,17 +109,12 @@ class Sweep:
 
     def __init__(self, task: Task, master: Any, options: LauncherOptions) -> None:
         options.check()
-        self.task, self.master, self.options = task, master, options
-        if not (name := str(master.hydra.sweep.dir)):
-            raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
-        self.path = Path(name).resolve()  # not made before `begin`
-        check_writable(self.path, "hydra.sweep.dir")
-        self.trials: list[Trial] = []  # those that have been composed
+        self.task, self.master = task, master
         self.names: list[str] = []  # of all that it has ever had, once it is remembered
         self.decides: dict[str, Any] | None = None  # level and most seeds, where it adds seeds until it is decided
         self.pruning: dict[str, Any] | None = None  # what of `Pruning` its trials have in common, in a search
         self._base: dict[str, Any] = {}
-        self._lock = lock(self.path) if (self.path / LOCK).exists() else None
+        super().__init__(str(master.hydra.sweep.dir), options)
 
     def compose(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[Trial]:
         """Compose and check the trials, one after the other; the number of the first is `first`.
@@ -189,11 +239,6 @@ class Sweep:
                 + "\nUse the settings it was made with, or another hydra.sweep.dir."
             )
 
-    def begin(self) -> None:
-        """Make the directory where it is not there, and lock it; a ConfigError where another start was first."""
-        make_directory(self.path, "hydra.sweep.dir")
-        self._lock = lock(self.path) if self._lock is None else self._lock
-
     def remember(self) -> None:
         """Write what the comparison and the next start need to know: the trials, and the config under them."""
         known, first = read_json(self.path / SWEEP), self.trials[0]
@@ -210,16 +255,6 @@ class Sweep:
         self.names = list(named)
         write_text(self.path / "multirun.yaml", OmegaConf.to_yaml(self.master))
 
-    def release(self) -> None:
-        """Let other starts in."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def name_of(self, trial: Trial) -> str:
-        """The directory of a trial, within that of the sweep."""
-        return str(trial.path.relative_to(self.path))
-
     def command(self, world: int = 1) -> str:
         """The command that goes on with this sweep of `world` processes a trial, without what launched it."""
         here = os.path.relpath(self.path)
@@ -229,23 +264,11 @@ class Sweep:
         named = directory_override(self.path if here.startswith("..") else here).replace("run.dir", "sweep.dir", 1)
         return shlex.join([*started_words(), *words, named])
 
-    def print_counts(self) -> None:
-        """Say how many trials there are to run, and how many are done."""
-        words = [SUMMARY[trial.state] for trial in self.trials]
-        counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(SUMMARY.values()) if word in words]
-        print(f"sweep      {os.path.relpath(self.path)}: {', '.join(counts)}", flush=True)
-
     def take_stop_requests(self) -> StopRequest:
         """From now on Ctrl-C and the like are requests to stop, also for a sweeper that goes on in batches."""
         if self.task.stop is None:
             self.task.stop = StopRequest(None, 0)
         return self.task.stop
-
-    def print_failures(self) -> None:
-        """Say on standard error which trials failed, and why."""
-        for trial in self.trials:
-            if trial.state == State.FAILED:
-                print(f"FAILED     trial {trial.index} ({trial.label}): {trial.reason}", file=sys.stderr, flush=True)
 
 
 def check_count(count: int, most: int) -> None:

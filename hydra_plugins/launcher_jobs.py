@@ -1,0 +1,78 @@
+"""Launchers for any Hydra application: hydra/launcher=device_pool, and slurm_array.
+
+Hydra imports this at every start of any application, so it imports nothing heavy itself, and nothing of this package.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, configure_log, setup_globals
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass
+class DevicePoolConf:
+    """The settings of hydra/launcher=device_pool."""
+
+    _target_: str = "hydra_plugins.launcher_jobs.DevicePoolLauncher"
+    devices: Any = "auto"  # auto: GPUs that nobody uses, else cores; or how many; [0,GPU-8932]: these, used or not
+    devices_per_run: int = 1  # devices of a job, which is one process
+    max_parallel: int | None = None  # most jobs at once, where memory or a licence is short; null: no limit
+    max_time_per_run: Any = None  # seconds, "90m" or "12h": a job that takes longer has failed
+    preload: bool = True  # the program is imported once for all jobs; false: by each, where its import starts CUDA
+    resume: bool = True  # jobs that have finished in hydra.sweep.dir are not run again
+
+
+class DevicePoolLauncher(Launcher):
+    """Runs the jobs of a multirun on the devices of this machine, each in a process of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options: dict[str, Any] = {
+            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for key, value in options.items()
+        }
+        self.config: DictConfig | None = None
+        self.task_function: TaskFunction | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra with what `launch` will need."""
+        self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs that have not finished yet.
+
+        Returns:
+            For each job what its function returned; the error of one that failed is raised where that is asked for.
+
+        Raises:
+            CompactHydraException: A setting is wrong; no job has been started. Hydra shows the message alone.
+        """
+        from launcher.core.errors import ConfigError
+        from launcher.sweep.hydra_sweep import Application
+
+        assert self.config is not None and self.task_function is not None and self.hydra_context is not None
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        application = Application(self.hydra_context, self.task_function, self.config)
+        try:
+            return self.run(application, job_overrides, initial_job_idx)
+        except ConfigError as error:
+            raise CompactHydraException(f"error: {error}") from error
+
+    def run(self, application: Any, job_overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+        """Run the jobs of an `Application`; see `launch`."""
+        from launcher.sweep.device_pool import PoolOptions, launch
+
+        unset: Any = {"max_points": 10**9, "metric": None, "metric_mode": None, "parallel": "auto"}
+        return launch(application, PoolOptions(**unset, **self.options), job_overrides, first)
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher", name="device_pool", node=DevicePoolConf, provider="hydra-accelerate-launcher"
+)
