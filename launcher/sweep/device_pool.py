@@ -17,6 +17,7 @@ from launcher.sweep.fork_server import warm_up
 from launcher.sweep.hydra_sweep import PRELOAD, Application, HydraSweep
 from launcher.sweep.local import open_pools
 from launcher.sweep.options import LocalOptions
+from launcher.sweep.preloading import IMPORTING, PROGRAM, UNGUARDED
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.trial_state import State
 
@@ -47,13 +48,10 @@ def launch(
         ConfigError: Something is wrong; no job has been started.
         SystemExit: It was asked to stop; all jobs have ended.
     """
-    if os.environ.get("LAUNCHER_IMPORTING"):
-        raise ConfigError(
-            "The program runs its function under @hydra.main also where it is only imported. Put that call under "
-            '`if __name__ == "__main__":`.'
-        )
+    if os.environ.get(IMPORTING):
+        raise ConfigError(UNGUARDED)
     sweep = HydraSweep(application, options, options.resume)
-    program = {"LAUNCHER_PROGRAM": json.dumps(main_module())} if options.preload else {}
+    program = {PROGRAM: json.dumps(main_module())} if options.preload else {}
     with sweep.stopping() as stop:
         for trial in sweep.compose(job_overrides, first):
             if trial.state != State.FINISHED:

@@ -27,7 +27,7 @@ from launcher.distributed.stop_request import StopRequest
 from launcher.sweep import failure
 from launcher.sweep.hydra_job import JOB, RAISED, RETURNED, failed, program_config, read_return, state_of_job
 from launcher.sweep.options import LauncherOptions
-from launcher.sweep.sweep import SweepDirectory
+from launcher.sweep.sweep_directory import SweepDirectory
 from launcher.sweep.trial_state import State, TrialState
 from launcher.sweep.trials import Program, Trial
 

@@ -6,11 +6,11 @@ Its main module is imported as multiprocessing does it, under the name __mp_main
 
 import os
 import random
+import sys
 from typing import Any
 
-from launcher.sweep.preloading import preloading
+from launcher.sweep.preloading import IMPORTING, PROGRAM, UNGUARDED, preloading
 
-PROGRAM, IMPORTING = "LAUNCHER_PROGRAM", "LAUNCHER_IMPORTING"  # the latter is set while it is imported
 python_state: Any = None  # of Python's global generator, where the program has given it a seed
 numpy_is_seeded = False  # whether it has given one to NumPy's
 
@@ -21,14 +21,18 @@ with preloading():
     import threadpoolctl  # noqa: F401
     from hydra.core.plugins import Plugins
 
-    import launcher.sweep.hydra_job  # noqa: F401
+    import launcher.sweep.hydra_job
+    import launcher.sweep.trial_processes  # noqa: F401
     from launcher.core.compat_python import import_main
 
     Plugins.instance()  # looks for plugins, which takes a tenth of a second
-    before = random.getstate(), numpy.random.get_state(legacy=False)["state"]
+    before = random.getstate(), numpy.random.get_state(legacy=False)["state"]["key"].tobytes()
     if program := os.environ.pop(PROGRAM, ""):
         os.environ[IMPORTING] = "1"
-        import_main(json.loads(program))
+        try:
+            import_main(json.loads(program))
+        except SystemExit:  # as Hydra ends the process
+            print(f"error: {UNGUARDED}", file=sys.stderr, flush=True)
         del os.environ[IMPORTING]
     python_state = random.getstate() if random.getstate() != before[0] else None
-    numpy_is_seeded = repr(numpy.random.get_state(legacy=False)["state"]) != repr(before[1])
+    numpy_is_seeded = numpy.random.get_state(legacy=False)["state"]["key"].tobytes() != before[1]

@@ -6,6 +6,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 
+PROGRAM, IMPORTING = "LAUNCHER_PROGRAM", "LAUNCHER_IMPORTING"  # which program; set while that is imported
+UNGUARDED = (
+    "The program runs its function under @hydra.main also where it is only imported. Put that call under "
+    '`if __name__ == "__main__":`.'
+)
+
 
 @contextlib.contextmanager
 def preloading() -> Iterator[None]:

@@ -1,11 +1,10 @@
-"""A sweep as its start handles it, on this machine or by SLURM: its directory and lock, its trials, what it says."""
+"""A sweep as its start handles it, on this machine or by SLURM: its trials, and what it remembers of them."""
 
 import json
 import os
 import pickle
 import re
 import shlex
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,87 +16,21 @@ from launcher.config.checks import filled
 from launcher.config.composed import Composed
 from launcher.config.differences import differences
 from launcher.config.migrations import migrated, stamped
-from launcher.config.places import check_length, check_writable, make_directory
+from launcher.config.places import check_length
 from launcher.config.tree import directory_override, key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text
-from launcher.core.locks import Locked, take_lock
 from launcher.distributed.stop_request import StopRequest
 from launcher.run.command_line import config_options, started_words
 from launcher.run.config_file import CONFIG, read_config
 from launcher.run.pruning import SWEEP
 from launcher.sweep.multirun import Task
 from launcher.sweep.options import LauncherOptions
-from launcher.sweep.trial_state import State, TrialState
+from launcher.sweep.sweep_directory import SweepDirectory
+from launcher.sweep.trial_state import TrialState
 from launcher.sweep.trials import Trial, directory_name, state_of, varying_keys
 
-LOCK = "grid.lock"
 SEARCH = "study.log"  # of a directory that holds a search
-SUMMARY = {  # how a start calls the trials that it finds, in this order
-    State.FINISHED: "finished before",
-    State.QUEUED: "queued",
-    State.RUNNING: "running",
-    State.FAILED: "to try again",
-    State.STOPPED: "to resume",
-    State.PRUNED: "pruned before",
-    State.INTERRUPTED: "to resume",
-    State.NEW: "new",
-}
-
-
-class SweepDirectory:
-    """The directory of a sweep, of trainings or of any program: its lock, its trials, what is said of them.
-
-    Raises:
-        ConfigError: Another start is in it, or it cannot be made.
-    """
-
-    def __init__(self, name: str, options: LauncherOptions) -> None:
-        if not name:
-            raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
-        self.path = Path(name).resolve()  # not made before `begin`
-        check_writable(self.path, "hydra.sweep.dir")
-        self.options = options
-        self.trials: list[Trial] = []  # those that have been composed
-        self._lock = lock(self.path) if (self.path / LOCK).exists() else None
-
-    def begin(self) -> None:
-        """Make the directory where it is not there, and lock it; a ConfigError where another start was first."""
-        make_directory(self.path, "hydra.sweep.dir")
-        self._lock = lock(self.path) if self._lock is None else self._lock
-
-    def remember(self) -> None:
-        """Write what the next start needs to know, where that is not in the directories of the trials."""
-
-    def release(self) -> None:
-        """Let other starts in."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def name_of(self, trial: Trial) -> str:
-        """The directory of a trial, within that of the sweep."""
-        return os.path.relpath(trial.path, self.path)
-
-    def command(self) -> str:
-        """The command that goes on with this sweep."""
-        raise NotImplementedError
-
-    def take_stop_requests(self) -> StopRequest:
-        """From now on Ctrl-C and the like are requests to stop."""
-        raise NotImplementedError
-
-    def print_counts(self) -> None:
-        """Say how many trials there are to run, and how many are done."""
-        words = [SUMMARY[trial.state] for trial in self.trials]
-        counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(SUMMARY.values()) if word in words]
-        print(f"sweep      {os.path.relpath(self.path)}: {', '.join(counts)}", flush=True)
-
-    def print_failures(self) -> None:
-        """Say on standard error which trials failed, and why."""
-        for trial in self.trials:
-            if trial.state == State.FAILED:
-                print(f"FAILED     trial {trial.index} ({trial.label}): {trial.reason}", file=sys.stderr, flush=True)
 
 
 class Sweep(SweepDirectory):
@@ -280,17 +213,3 @@ def check_count(count: int, most: int) -> None:
             f"The sweep has {count:,} trials, more than hydra.launcher.max_points={most}. "
             f"If that is meant, add hydra.launcher.max_points={count}."
         )
-
-
-def lock(path: Path) -> int:
-    """Keep other starts of a sweep out of its directory for as long as the returned handle is open.
-
-    Raises:
-        ConfigError: Another one is in it.
-    """
-    try:
-        return take_lock(path / LOCK, {"host": socket.gethostname(), "pid": os.getpid()})
-    except Locked as error:
-        raise ConfigError(
-            f"hydra.sweep.dir={path}: a sweep runs in it ({error}). Stop it, or choose another."
-        ) from error

@@ -7,7 +7,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import MAY_DIFFER_ON_RESUME
 from launcher.config.tree import key_of
 from launcher.core.files import numbers, read_json
 from launcher.distributed import slurm_commands
@@ -141,6 +140,8 @@ def varying_keys(job_overrides: Sequence[Sequence[str]]) -> frozenset[str]:
 
 def is_free(key: str) -> bool:
     """Whether a setting may differ between two trials that give the same result."""
+    from launcher.config.schema import MAY_DIFFER_ON_RESUME  # 0.3 s, which the jobs of other programs need not take
+
     # A longer run is another trial of a comparison, and so is one that goes back where another ends.
     lasting = key in ("epochs", "max_steps") or key.startswith("divergence.")
     return not lasting and any(key == free or key.startswith(free + ".") for free in MAY_DIFFER_ON_RESUME)

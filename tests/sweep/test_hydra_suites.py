@@ -1,7 +1,6 @@
 """Hydra's own suites for launchers and sweepers, on ours for any Hydra application."""
 
 import pytest
-from hydra.extra.pytest_plugin import hydra_restore_singletons, hydra_sweep_runner  # noqa: F401
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 
 # The suite runs another program with the same settings into the directory of the first.
