@@ -4,7 +4,7 @@ Hydra imports this at every start of any application, so it imports nothing heav
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -26,6 +26,37 @@ class DevicePoolConf:
     max_time_per_run: Any = None  # seconds, "90m" or "12h": a job that takes longer has failed
     preload: bool = True  # the program is imported once for all jobs; false: by each, where its import starts CUDA
     resume: bool = True  # jobs that have finished in hydra.sweep.dir are not run again
+
+
+@dataclass
+class SbatchConf:
+    """What a job asks SLURM for: long options of sbatch, with _ for -; null: the default of the cluster."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: Any = None  # in quotes, such as "12:00:00"
+    gpus_per_node: Any = None  # how many GPUs the one process of a job has
+    cpus_per_task: int | None = None
+    mem: Any = None  # such as 64G
+    signal: str | None = None  # such as USR1@120
+    requeue: bool = True  # back into the queue when preempted or when a node fails
+    open_mode: str = "append"
+    more: dict[str, Any] = field(default_factory=dict)  # any others
+
+
+@dataclass
+class SlurmArrayConf:
+    """The settings of hydra/launcher=slurm_array."""
+
+    _target_: str = "hydra_plugins.launcher_jobs.SlurmArrayLauncher"
+    max_parallel: int | None = None  # most jobs at once; null: SLURM decides
+    max_requeues: int = 3  # times in a row that a job may be requeued
+    wait: bool = False  # true: until all have ended; else Hydra's sweeper gets to know no results
+    dry_run: bool = False  # true: print the script, ask SLURM whether it would take it, and submit nothing
+    resume: bool = True  # jobs that have finished in hydra.sweep.dir are not run again
+    sbatch: SbatchConf = field(default_factory=SbatchConf)
 
 
 class DevicePoolLauncher(Launcher):
@@ -73,6 +104,25 @@ class DevicePoolLauncher(Launcher):
         return launch(application, PoolOptions(**unset, **self.options), job_overrides, first)
 
 
-ConfigStore.instance().store(
-    group="hydra/launcher", name="device_pool", node=DevicePoolConf, provider="hydra-accelerate-launcher"
-)
+class SlurmArrayLauncher(DevicePoolLauncher):
+    """Submits the jobs of a multirun as one SLURM job array."""
+
+    def run(self, application: Any, job_overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+        """See DevicePoolLauncher."""
+        from launcher.slurm.slurm_array import JobArrayOptions, launch
+
+        options, sbatch = dict(self.options), dict(self.options["sbatch"])
+        del options["sbatch"]
+        cluster = sbatch.pop("more") | sbatch
+        unset: Any = {"max_points": 10**9, "metric": None, "metric_mode": None, "snapshot": False}
+        return launch(application, JobArrayOptions(**unset, **options, cluster=cluster), job_overrides, first)
+
+
+def register() -> None:
+    """Let Hydra know the options of hydra/launcher."""
+    for name, node in (("device_pool", DevicePoolConf), ("slurm_array", SlurmArrayConf)):
+        provider = "hydra-accelerate-launcher"
+        ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider=provider)
+
+
+register()

@@ -59,6 +59,16 @@ class SlurmSweep(SweepOptions):
     dry_run: bool = setting("Prints the script, asks SLURM whether it would take it, and submits nothing.")
 
 
+class SlurmArray(Section):
+    """Settings of hydra/launcher=slurm_array, for any Hydra application."""
+
+    max_parallel: Count | None = setting("Most jobs at once.")
+    max_requeues: CountOrZero = setting("Times in a row that a job may come back.")
+    wait: bool = setting("Shows the jobs until all have ended; else Hydra is not told what they return.")
+    dry_run: bool = setting("Prints the script, asks SLURM whether it would take it, and submits nothing.")
+    resume: bool = setting("Jobs that have finished are not run again.")
+
+
 class Grid(Section):
     """Settings of hydra/sweeper=grid."""
 
