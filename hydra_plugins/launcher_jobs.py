@@ -1,4 +1,4 @@
-"""Launchers for any Hydra application: hydra/launcher=device_pool, and slurm_array.
+"""Launchers for any Hydra application: hydra/launcher=device_pool, and slurm_array; and the options of a sweeper.
 
 Hydra imports this at every start of any application, so it imports nothing heavy itself, and nothing of this package.
 """
@@ -57,6 +57,19 @@ class SlurmArrayConf:
     dry_run: bool = False  # true: print the script, ask SLURM whether it would take it, and submit nothing
     resume: bool = True  # jobs that have finished in hydra.sweep.dir are not run again
     sbatch: SbatchConf = field(default_factory=SbatchConf)
+
+
+@dataclass
+class ListsConf:
+    """The settings of hydra/sweeper=lists."""
+
+    _target_: str = "hydra_plugins.launcher_sweeps.ListSweeper"
+    max_batch_size: int | None = None  # jobs handed to the launcher together; null: all
+    zip: Any = None  # [[optimizer,lr]]: values that go in step, not in every combination
+    seeds: int | None = None  # 5: each job with seed=0 to seed=4
+    trials: str | None = None  # a file with the overrides of a job in each line
+    conditions: Any = None  # ["momentum if optimizer=sgd"]: settings that only some jobs have
+    params: dict[str, str] | None = None  # what is swept without being asked for
 
 
 class DevicePoolLauncher(Launcher):
@@ -119,10 +132,12 @@ class SlurmArrayLauncher(DevicePoolLauncher):
 
 
 def register() -> None:
-    """Let Hydra know the options of hydra/launcher."""
-    for name, node in (("device_pool", DevicePoolConf), ("slurm_array", SlurmArrayConf)):
-        provider = "hydra-accelerate-launcher"
-        ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider=provider)
+    """Let Hydra know the options of hydra/launcher and hydra/sweeper."""
+    options = {"hydra/launcher": {"device_pool": DevicePoolConf, "slurm_array": SlurmArrayConf}}
+    options["hydra/sweeper"] = {"lists": ListsConf}
+    for group, nodes in options.items():
+        for name, node in nodes.items():
+            ConfigStore.instance().store(group=group, name=name, node=node, provider="hydra-accelerate-launcher")
 
 
 register()

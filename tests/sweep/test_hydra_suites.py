@@ -40,6 +40,13 @@ class TestDevicePoolInBatches(BatchedSweeperTestSuite):
     pass
 
 
+@pytest.mark.parametrize(
+    "launcher_name, overrides", [("basic", ["hydra/sweeper=lists", "hydra.sweeper.max_batch_size=2"])]
+)
+class TestListSweeper(BatchedSweeperTestSuite):
+    pass
+
+
 @pytest.mark.soak
 @pytest.mark.usefixtures("on_slurm")
 @pytest.mark.parametrize("launcher_name, overrides", [("slurm_array", ["hydra.launcher.wait=true"])])
