@@ -18,6 +18,7 @@ BESIDE = {  # where it is in the repository, and in the site
     "CONTRIBUTING.md": "contributing.md",
     "slurm/README.md": "slurm/index.md",
     "examples/spirals/README.md": "examples/spirals/index.md",
+    "examples/hydra_app/README.md": "examples/hydra_app/index.md",
 }
 LINK = re.compile(r"(?<=\]\()[^)\s:#]+")  # the path of a relative link, without its anchor
 

@@ -1,11 +1,13 @@
 """Hydra's sweeper and launchers for `-m`. Hydra imports this at every start, so it imports nothing heavy itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -51,12 +53,46 @@ class GridSweeper(BasicSweeper):
 
             assert isinstance(self.launcher, LocalLauncher), "multirun.sweep refuses others"
             return self.launcher.follow(lambda sweep: Decision(sweep, grid, options))
+        return list(self.launch(grid, options))
+
+    def launch(self, grid: Any, options: Any) -> Iterator[Sequence[JobReturn]]:
+        """Hand the trials of a `Grid` to the launcher, batch by batch."""
+        assert self.launcher is not None
         trials = list(grid.trials())
         size = options.max_batch_size or len(trials)
-        batches = [trials[first : first + size] for first in range(0, len(trials), size)]
-        returned: list[Sequence[JobReturn]] = []
-        for batch in batches:
-            returned.append(self.launcher.launch(batch, initial_job_idx=sum(len(results) for results in returned)))
+        for first in range(0, len(trials), size):
+            yield self.launcher.launch(trials[first : first + size], initial_job_idx=first)
+
+
+class ListSweeper(GridSweeper):
+    """The same for any Hydra application, to which it is what Hydra's own sweeper is: hydra/sweeper=lists."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Hand all jobs to the launcher.
+
+        Raises:
+            CompactHydraException: The settings do not go together. Otherwise what a job of a batch has raised.
+        """
+        from launcher.core.errors import ConfigError
+        from launcher.sweep.grid import Grid, GridOptions
+
+        assert self.config is not None
+        options = GridOptions(max_batch_size=self.max_batch_size, decide=None, **plain(self.options))
+        try:
+            options.check()
+            grid = Grid(parse(self, arguments), options)
+            if len(grid) == 0:
+                raise ConfigError("There is no job: a list or range that is swept is empty.")
+        except ConfigError as error:
+            raise CompactHydraException(f"error: {error}") from error
+        place = Path(str(self.config.hydra.sweep.dir))
+        place.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, place / "multirun.yaml")
+        returned = []
+        for results in self.launch(grid, options):
+            for result in results:
+                result.return_value  # noqa: B018 - raises what the job has raised
+            returned.append(results)
         return returned
 
 

@@ -14,7 +14,9 @@ if __name__ == "__main__" and not __package__:  # started as a file; launcher/__
 import launcher  # before `main` moves what is on the path, to which this adds
 
 # isort: on
+import importlib
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,22 @@ def train_composed(settings: Any, hydra: Any, overrides: list[str]) -> int:
     return guarded(lambda: train.train(composed))
 
 
+def run_program(task: Mapping[str, Any]) -> int:
+    """Run a trial of another program than the training, as sweep/trial_processes.py does; returns its exit status."""
+    sys.path += [place for place in task["path"] if place not in sys.path]
+    sys.argv = task["started"]
+    module, _, name = task["entry"].rpartition(".")
+    entry = getattr(importlib.import_module(module), name)
+    arguments = (pickle.loads(Path(task[which]).read_bytes()) for which in ("shared", "packed"))
+    status: int = entry(*next(arguments), *next(arguments))
+    return status
+
+
 def main() -> None:
     """Train the trial of a file that slurm/job_array.py or check.py wrote; exit status as that of launcher/train.py."""
     task = json.loads(Path(sys.argv[sys.argv.index("--task") + 1]).read_text(encoding="utf-8"))
+    if "entry" in task:
+        sys.exit(run_program(task))
     # The working directory stays: data and relative paths are found there. Only code comes from the snapshot, also
     # for processes started from here.
     trees = task.get("trees", {})

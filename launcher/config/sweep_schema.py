@@ -43,6 +43,16 @@ class LocalSweep(SweepOptions):
     max_time_per_run: Duration | None = setting("A trial that takes longer has failed.")
 
 
+class DevicePool(Section):
+    """Settings of hydra/launcher=device_pool, for any Hydra application."""
+
+    devices_per_run: Count = setting("Devices of a job, which is one process.")
+    max_parallel: Count | None = setting("Most jobs at once.")
+    max_time_per_run: Duration | None = setting("A job that takes longer has failed.")
+    preload: bool = setting("The program is imported once for all jobs, not by each.")
+    resume: bool = setting("Jobs that have finished are not run again.")
+
+
 class SlurmSweep(SweepOptions):
     """Settings of hydra/launcher=slurm."""
 
@@ -50,6 +60,16 @@ class SlurmSweep(SweepOptions):
     snapshot: bool = setting("The jobs run a copy of the code as it is now.")
     wait: bool = setting("Shows the trials until all have ended, then compares them.")
     dry_run: bool = setting("Prints the script, asks SLURM whether it would take it, and submits nothing.")
+
+
+class SlurmArray(Section):
+    """Settings of hydra/launcher=slurm_array, for any Hydra application."""
+
+    max_parallel: Count | None = setting("Most jobs at once.")
+    max_requeues: CountOrZero = setting("Times in a row that a job may come back.")
+    wait: bool = setting("Shows the jobs until all have ended; else Hydra is not told what they return.")
+    dry_run: bool = setting("Prints the script, asks SLURM whether it would take it, and submits nothing.")
+    resume: bool = setting("Jobs that have finished are not run again.")
 
 
 class Grid(Section):

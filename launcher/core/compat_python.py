@@ -57,3 +57,23 @@ def on_wandb_core(started: Callable[[subprocess.Popen[Any]], None]) -> None:
                 started(self)
 
     subprocess.Popen = Popen  # type: ignore[misc]
+
+
+def main_module() -> dict[str, Any]:
+    """What the main module of this process is, for `import_main` in another; empty where it is none of a file.
+
+    multiprocessing knows how to import the main module of a parent, but has no public name for it, and its fork server
+    forgets to do so (https://github.com/python/cpython/issues/126631).
+    """
+    from multiprocessing import spawn
+
+    found = spawn.get_preparation_data("program")
+    kept = ("init_main_from_name", "init_main_from_path", "sys_argv", "sys_path", "dir", "orig_dir")
+    return {key: found[key] for key in kept if key in found}
+
+
+def import_main(found: dict[str, Any]) -> None:
+    """Import the main module of another process under the name __mp_main__, as its children would."""
+    from multiprocessing import spawn
+
+    spawn.prepare(found)

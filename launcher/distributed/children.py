@@ -34,10 +34,11 @@ def sheltered() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_fork_server(modules: Sequence[str]) -> None:
+def start_fork_server(modules: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
     """Start the process that the others are forked from, unless it is there; it imports `modules` in advance.
 
-    It finds them where this process does, and not first in the working directory, as `python -c` would.
+    It finds them where this process does, and not first in the working directory, as `python -c` would; `environment`
+    is added to its environment.
 
     Raises:
         ConfigError: There is no place for its sockets.
@@ -50,6 +51,7 @@ def start_fork_server(modules: Sequence[str]) -> None:
         "PYTHONPATH": os.pathsep.join(sys.path),
         "PYTHONSAFEPATH": "1",
         "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet])),
+        **(environment or {}),
     }
     before = {name: os.environ.get(name) for name in changed}
     os.environ |= changed

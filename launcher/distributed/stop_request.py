@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import launcher
 from launcher.config.accelerate_flags import parent_command
@@ -83,13 +83,16 @@ class StopRequest:
         self._deadline = None if max_time is None else time.monotonic() + max_time - seconds_since_start()
         self._launcher_is_gone = watch_launcher()
         self._first = 0.0
+        self._closed = False
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
+        self._before: dict[int, Any] = {}  # what was to happen at a signal
         # They stay to the end of the process: a late echo of the signal must not kill it while it says goodbye.
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             if not (number in LEFT_ALONE and signal.getsignal(number) == signal.SIG_IGN):
-                signal.signal(number, lambda number, frame: None)  # no default action: the thread does the work
+                # No default action: the thread does the work.
+                self._before[number] = signal.signal(number, lambda number, frame: None)
         if launcher.asked_early:
             self.reason = signal.Signals(launcher.asked_early[0]).name
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
@@ -101,9 +104,16 @@ class StopRequest:
         """Seconds from a request until the run has stopped with everything saved, as far as is known."""
         return self.reserve + self.heeded_in()
 
+    def close(self) -> None:
+        """Let signals do again what they did before: for a process that goes on, with a program of others."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        self._before, self._closed = {}, True
+
     def _watch(self) -> None:
         self._reader.settimeout(1.0)
-        while True:
+        while not self._closed:
             try:
                 received = self._reader.recv(64)
             except TimeoutError:

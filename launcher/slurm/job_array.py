@@ -29,8 +29,9 @@ from launcher.sweep.feed import Feed
 from launcher.sweep.options import LauncherOptions
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.sweep import Sweep
+from launcher.sweep.sweep_directory import SweepDirectory
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import SUBMISSIONS, Trial, in_queue, state_of, varying_keys
+from launcher.sweep.trials import SUBMISSIONS, TRAINING, Trial, in_queue, varying_keys
 
 TEMPLATE = next(file for file in (PACKAGE / "train.sbatch", PACKAGE.parent / "slurm/train.sbatch") if file.exists())
 SUBMITTED = "submitted.json"  # in the directory of a run: the job and the code
@@ -50,15 +51,18 @@ class ArrayOptions(LauncherOptions):
     cluster: dict[str, Any]
 
     SCHEMA = "SlurmSweep"
+    OPTION, SECTION = "slurm", "cluster"  # of hydra/launcher, and what the options of sbatch are called
 
     def check(self) -> None:
         """Check what SLURM does not; see LauncherOptions."""
         super().check()
         for name, value in self.cluster.items():
             if name in OURS:
-                raise ConfigError(f"cluster.{name}: the sweep sets this option of sbatch itself.")
+                raise ConfigError(f"{self.SECTION}.{name}: the sweep sets this option of sbatch itself.")
             if isinstance(value, dict | list) or re.search(r"[\x00-\x1f]", str(value)):
-                raise ConfigError(f"cluster.{name}={value}: must be a number, a text of one line, true, false or null.")
+                raise ConfigError(
+                    f"{self.SECTION}.{name}={value}: must be a number, a text of one line, true, false or null."
+                )
 
     @property
     def world(self) -> int:
@@ -83,26 +87,41 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     """
     _refuse_swept_options(varying_keys(job_overrides))
     list(sweep.compose(job_overrides, first))
-    to_submit = _left_to_do(sweep, sweep.trials)
-    sweep.print_counts()
-    if to_submit:
-        submission = Submission(sweep, options, to_submit)
-        if _is_tried_only(submission):
-            return []
-        sweep.begin()
-        submission.submit()
-        sweep.remember()
-    elif options.dry_run:
+    submitted = submit_rest(sweep, options)
+    if submitted is None:
         return []
-    sweep.release()
-    if options.wait:
-        _wait(sweep)
-    if options.wait or not to_submit:
+    if options.wait or not submitted:
         conclude(sweep.path, options.metric, options.metric_mode)
     else:
         _say(f"results    launcher compare {quote(os.path.relpath(sweep.path))}")
         _say(f"again      submits what has failed or is left by then:\n  {sweep.command()}")
     return sweep.trials
+
+
+def submit_rest(sweep: SweepDirectory, options: ArrayOptions) -> int | None:
+    """Submit those of a sweep's trials that are neither done nor under way, and wait for all where that is asked for.
+
+    Returns:
+        How many were submitted; None with `dry_run`.
+
+    Raises:
+        ConfigError: SLURM refuses; nothing has been submitted, and no directory made.
+    """
+    to_submit = _left_to_do(sweep, sweep.trials)
+    sweep.print_counts()
+    if to_submit:
+        submission = Submission(sweep, options, to_submit)
+        if _is_tried_only(submission):
+            return None
+        sweep.begin()
+        submission.submit()
+        sweep.remember()
+    elif options.dry_run:
+        return None
+    sweep.release()
+    if options.wait:
+        _wait(sweep)
+    return len(to_submit)
 
 
 def run_feed(sweep: Sweep, feed: Feed, options: ArrayOptions) -> list[Trial]:
@@ -146,10 +165,10 @@ def _is_tried_only(submission: "Submission") -> bool:
     return submission.options.dry_run
 
 
-class _Chosen:
+class Chosen:
     """What a feed has chosen, submitted as it comes; all of it by the code as it was when this began."""
 
-    def __init__(self, sweep: Sweep, feed: Feed) -> None:
+    def __init__(self, sweep: SweepDirectory, feed: Feed) -> None:
         self.sweep, self.feed = sweep, feed
         self.code: snapshot.Snapshot | None = None
         self.left = _left_to_do(sweep, feed.waiting())  # of an earlier start
@@ -167,12 +186,13 @@ class _Chosen:
             self.code = submission.code
 
 
-def _left_to_do(sweep: Sweep, trials: Sequence[Trial]) -> list[Trial]:
+def _left_to_do(sweep: SweepDirectory, trials: Sequence[Trial]) -> list[Trial]:
     """Those that are neither finished, nor queued, nor running; of the others their states are noted."""
     try:
         active = in_queue(sweep.path)
     except RuntimeError as error:
-        raise ConfigError(f"hydra/launcher=slurm: SLURM does not say which trials are queued ({error}).") from error
+        option = f"hydra/launcher={getattr(sweep.options, 'OPTION', 'slurm')}"
+        raise ConfigError(f"{option}: SLURM does not say which trials are queued ({error}).") from error
     unfinished = [trial for trial in trials if trial.state != State.FINISHED]
     for trial in unfinished:
         _note(trial, active.get(sweep.name_of(trial)))
@@ -189,14 +209,18 @@ def _note(trial: Trial, in_queue: State | None) -> None:
     elif now == State.RUNNING:
         trial.lifecycle.start()
     elif trial.state in UNDER_WAY:
-        trial.lifecycle.end(state_of(trial.path))
+        trial.lifecycle.end(trial.found())
 
 
 class Submission:
     """Trials of a sweep that become one job array; of `code`, where another submission has copied it."""
 
     def __init__(
-        self, sweep: Sweep, options: ArrayOptions, trials: Sequence[Trial], code: snapshot.Snapshot | None = None
+        self,
+        sweep: SweepDirectory,
+        options: ArrayOptions,
+        trials: Sequence[Trial],
+        code: snapshot.Snapshot | None = None,
     ) -> None:
         self.sweep, self.options, self.trials = sweep, options, trials
         numbers = [int(place.name) for place in sweep.path.glob(f"{SUBMISSIONS}/*") if place.name.isdigit()]
@@ -246,7 +270,8 @@ class Submission:
                 )
             return slurm_commands.try_submission(self.command, self.script, submission_environment(os.environ))
         except RuntimeError as error:
-            raise ConfigError(f"hydra/launcher=slurm, cluster: SLURM does not take this job. {error}") from error
+            where = f"hydra/launcher={self.options.OPTION}, {self.options.SECTION}"
+            raise ConfigError(f"{where}: SLURM does not take this job. {error}") from error
 
     def submit(self) -> None:
         """Copy the code, write down what each task needs, and submit it; or leave nothing."""
@@ -283,6 +308,9 @@ class Submission:
         (self.directory / "tasks").mkdir()
         for number, trial in enumerate(self.trials):
             trial.path.mkdir(parents=True, exist_ok=True)
+            if trial.program is not TRAINING:
+                write_task(self.directory / "tasks", number, trial)
+                continue
             settings, hydra, overrides = pickle.loads(trial.packed)
             content = {
                 "run_dir": str(trial.path),
@@ -298,11 +326,22 @@ class Submission:
         return left_out
 
 
-def _wait(sweep: Sweep, feed: Feed | None = None) -> None:
+def write_task(directory: Path, number: int, trial: Trial) -> None:
+    """Write down what the task of an array needs to run a trial of any program; see `run_program` in trial.py."""
+    shared, own = directory / "shared.pkl", directory / f"{number}.pkl"
+    if not shared.exists():
+        shared.write_bytes(pickle.dumps(trial.program.shared))
+    own.write_bytes(trial.packed)
+    files = {"shared": str(shared), "packed": str(own)}
+    words = {"entry": trial.program.entry, "path": sys.path, "started": sys.argv}
+    write_json(directory / f"{number}.json", {"run_dir": str(trial.path), **files, **words})
+
+
+def _wait(sweep: SweepDirectory, feed: Feed | None = None) -> None:
     """Show the trials until none is queued or running; a signal ends the waiting alone, not the jobs."""
     stop = sweep.take_stop_requests()
     started: dict[int, float] = {}
-    chosen = None if feed is None else _Chosen(sweep, feed)
+    chosen = None if feed is None else Chosen(sweep, feed)
     with ProgressDisplay(sweep.trials, feed) as display:
         while not stop:
             if chosen is not None:

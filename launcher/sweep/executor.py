@@ -23,7 +23,7 @@ from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.showing import Showing
 from launcher.sweep.trial_processes import TrialProcesses
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import Trial, state_of
+from launcher.sweep.trials import Trial
 
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other sweeps
 PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (watchdog.py), or a minute to save
@@ -114,7 +114,7 @@ class Executor:
                 self.display.say(trial, "waits for the run that is in its directory")
             return False
         if trial.state == State.WAITING:
-            trial.lifecycle.end(state_of(trial.path))
+            trial.lifecycle.end(trial.found())
             if trial.state == State.FINISHED:
                 self.queue.remove(trial)
                 self.display.say(trial, "finished, by another process")
@@ -155,10 +155,10 @@ class Executor:
         if trial.kind == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = listed
             environment.pop("HIP_VISIBLE_DEVICES", None)
-        if trial.world > 1:
+        if trial.processes > 1:
             environment |= {
-                "WORLD_SIZE": str(trial.world),
-                "LOCAL_WORLD_SIZE": str(trial.world),
+                "WORLD_SIZE": str(trial.processes),
+                "LOCAL_WORLD_SIZE": str(trial.processes),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(_free_port(self.ports)),
             }
@@ -206,10 +206,10 @@ class Executor:
         trial, seconds = run.trial, time.monotonic() - run.started
         self.pools[trial.kind].give_back(run.leases)
         if run.went_as_wanted(asked=run.asked is not None or stopping is not None):
-            trial.lifecycle.end(state_of(trial.path))
+            trial.lifecycle.end(trial.found())
         elif not stopping and self.retried.get(trial.index, 0) < RETRIES and self._is_accident(run):
             self.retried[trial.index] = self.retried.get(trial.index, 0) + 1
-            trial.lifecycle.end(state_of(trial.path))
+            trial.lifecycle.end(trial.found())
             self.queue.insert(0, trial)
             return
         elif not stopping and self.packing.wants_alone(run):

@@ -58,10 +58,12 @@ def sweep(hydra: Hydra, config_name: str, overrides: list[str]) -> int:
         master = hydra.compose_config(config_name, overrides, RunMode.MULTIRUN, from_shell=False)
         target, option = str(master.hydra.launcher._target_), master.hydra.runtime.choices.get("hydra/launcher")
         if not _trains(target):
+            why = "would train each trial in its own process, without devices and without going on"
+            if target.startswith("hydra_plugins.launcher_jobs."):
+                why = "is for Hydra applications of your own, which are no trainings"
             raise ConfigError(
-                f"hydra/launcher={option} ({target}): would train each trial in its own process, without devices "
-                "and without going on. Use hydra/launcher=local (hydra.launcher.max_parallel=1 for one trial at a "
-                "time), or slurm"
+                f"hydra/launcher={option} ({target}): {why}. Use hydra/launcher=local "
+                "(hydra.launcher.max_parallel=1 for one trial at a time), or slurm"
                 + ("." if f"hydra/launcher={option}" in overrides else
                    f"; the defaults of {config_name!r} do with `- override hydra/launcher: local`.")
             )  # fmt: skip

@@ -6,18 +6,11 @@ It touches no device and reads no file of a user's. What a run would import late
 import contextlib
 import importlib
 import io
-import os
 import pkgutil
-import sys
-import traceback
 
-with contextlib.suppress(OSError):
-    os.setsid()  # what a terminal or `timeout` sends to the whole group, the executor passes on
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else a question for GPUs starts the driver, which a fork breaks
-for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-    os.environ.pop(name, None)  # of the sweep's own launch: some modules look when they are imported
+from launcher.sweep.preloading import preloading
 
-try:
+with preloading():
     for name in (
         "torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "accelerate", "safetensors.torch", "jinja2",
         "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "rich.live",
@@ -30,7 +23,8 @@ try:
     import launcher
 
     for module in pkgutil.walk_packages(launcher.__path__, "launcher."):
-        if not module.name.startswith(("launcher.__main__", "launcher.commands", "launcher.slurm")):
+        others = ("launcher.__main__", "launcher.commands", "launcher.slurm", "launcher.sweep.preload")
+        if not module.name.startswith(others):
             with contextlib.suppress(ImportError):
                 importlib.import_module(module.name)
 
@@ -42,6 +36,3 @@ try:
     figure.axes[0].legend()
     for kind in ("png", "svg"):
         figure.savefig(io.BytesIO(), format=kind)
-except BaseException:
-    traceback.print_exc()  # multiprocessing would hide it
-    sys.stderr.flush()

@@ -1,11 +1,10 @@
-"""A sweep as its start handles it, on this machine or by SLURM: its directory and lock, its trials, what it says."""
+"""A sweep as its start handles it, on this machine or by SLURM: its trials, and what it remembers of them."""
 
 import json
 import os
 import pickle
 import re
 import shlex
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,35 +16,24 @@ from launcher.config.checks import filled
 from launcher.config.composed import Composed
 from launcher.config.differences import differences
 from launcher.config.migrations import migrated, stamped
-from launcher.config.places import check_length, check_writable, make_directory
+from launcher.config.places import check_length
 from launcher.config.tree import directory_override, key_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json, write_text
-from launcher.core.locks import Locked, take_lock
 from launcher.distributed.stop_request import StopRequest
 from launcher.run.command_line import config_options, started_words
 from launcher.run.config_file import CONFIG, read_config
 from launcher.run.pruning import SWEEP
 from launcher.sweep.multirun import Task
 from launcher.sweep.options import LauncherOptions
-from launcher.sweep.trial_state import State, TrialState
+from launcher.sweep.sweep_directory import SweepDirectory
+from launcher.sweep.trial_state import TrialState
 from launcher.sweep.trials import Trial, directory_name, state_of, varying_keys
 
-LOCK = "grid.lock"
 SEARCH = "study.log"  # of a directory that holds a search
-SUMMARY = {  # how a start calls the trials that it finds, in this order
-    State.FINISHED: "finished before",
-    State.QUEUED: "queued",
-    State.RUNNING: "running",
-    State.FAILED: "to try again",
-    State.STOPPED: "to resume",
-    State.PRUNED: "pruned before",
-    State.INTERRUPTED: "to resume",
-    State.NEW: "new",
-}
 
 
-class Sweep:
+class Sweep(SweepDirectory):
     """A sweep that is about to start, or to go on; `master` is its own config, as Hydra composed it.
 
     Raises:
@@ -54,17 +42,12 @@ class Sweep:
 
     def __init__(self, task: Task, master: Any, options: LauncherOptions) -> None:
         options.check()
-        self.task, self.master, self.options = task, master, options
-        if not (name := str(master.hydra.sweep.dir)):
-            raise ConfigError("hydra.sweep.dir: names no directory; hydra.sweep.dir=. is the one that you are in.")
-        self.path = Path(name).resolve()  # not made before `begin`
-        check_writable(self.path, "hydra.sweep.dir")
-        self.trials: list[Trial] = []  # those that have been composed
+        self.task, self.master = task, master
         self.names: list[str] = []  # of all that it has ever had, once it is remembered
         self.decides: dict[str, Any] | None = None  # level and most seeds, where it adds seeds until it is decided
         self.pruning: dict[str, Any] | None = None  # what of `Pruning` its trials have in common, in a search
         self._base: dict[str, Any] = {}
-        self._lock = lock(self.path) if (self.path / LOCK).exists() else None
+        super().__init__(str(master.hydra.sweep.dir), options)
 
     def compose(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[Trial]:
         """Compose and check the trials, one after the other; the number of the first is `first`.
@@ -189,11 +172,6 @@ class Sweep:
                 + "\nUse the settings it was made with, or another hydra.sweep.dir."
             )
 
-    def begin(self) -> None:
-        """Make the directory where it is not there, and lock it; a ConfigError where another start was first."""
-        make_directory(self.path, "hydra.sweep.dir")
-        self._lock = lock(self.path) if self._lock is None else self._lock
-
     def remember(self) -> None:
         """Write what the comparison and the next start need to know: the trials, and the config under them."""
         known, first = read_json(self.path / SWEEP), self.trials[0]
@@ -210,16 +188,6 @@ class Sweep:
         self.names = list(named)
         write_text(self.path / "multirun.yaml", OmegaConf.to_yaml(self.master))
 
-    def release(self) -> None:
-        """Let other starts in."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def name_of(self, trial: Trial) -> str:
-        """The directory of a trial, within that of the sweep."""
-        return str(trial.path.relative_to(self.path))
-
     def command(self, world: int = 1) -> str:
         """The command that goes on with this sweep of `world` processes a trial, without what launched it."""
         here = os.path.relpath(self.path)
@@ -229,23 +197,11 @@ class Sweep:
         named = directory_override(self.path if here.startswith("..") else here).replace("run.dir", "sweep.dir", 1)
         return shlex.join([*started_words(), *words, named])
 
-    def print_counts(self) -> None:
-        """Say how many trials there are to run, and how many are done."""
-        words = [SUMMARY[trial.state] for trial in self.trials]
-        counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(SUMMARY.values()) if word in words]
-        print(f"sweep      {os.path.relpath(self.path)}: {', '.join(counts)}", flush=True)
-
     def take_stop_requests(self) -> StopRequest:
         """From now on Ctrl-C and the like are requests to stop, also for a sweeper that goes on in batches."""
         if self.task.stop is None:
             self.task.stop = StopRequest(None, 0)
         return self.task.stop
-
-    def print_failures(self) -> None:
-        """Say on standard error which trials failed, and why."""
-        for trial in self.trials:
-            if trial.state == State.FAILED:
-                print(f"FAILED     trial {trial.index} ({trial.label}): {trial.reason}", file=sys.stderr, flush=True)
 
 
 def check_count(count: int, most: int) -> None:
@@ -257,17 +213,3 @@ def check_count(count: int, most: int) -> None:
             f"The sweep has {count:,} trials, more than hydra.launcher.max_points={most}. "
             f"If that is meant, add hydra.launcher.max_points={count}."
         )
-
-
-def lock(path: Path) -> int:
-    """Keep other starts of a sweep out of its directory for as long as the returned handle is open.
-
-    Raises:
-        ConfigError: Another one is in it.
-    """
-    try:
-        return take_lock(path / LOCK, {"host": socket.gethostname(), "pid": os.getpid()})
-    except Locked as error:
-        raise ConfigError(
-            f"hydra.sweep.dir={path}: a sweep runs in it ({error}). Stop it, or choose another."
-        ) from error

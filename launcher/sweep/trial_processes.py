@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import math
 import os
 import pickle
 import signal
@@ -13,17 +14,19 @@ from typing import Any
 
 import launcher
 from launcher.core.processes import exists, process_facts
+from launcher.distributed.pulse import share
 from launcher.distributed.stop_request import SIGNALS
 from launcher.sweep.failure import OUTPUT, first_error, tail
-from launcher.sweep.fork_server import CONTEXT, PRELOAD, start_process
+from launcher.sweep.fork_server import CONTEXT, start_process
 from launcher.sweep.leases import Lease
-from launcher.sweep.trials import Trial
+from launcher.sweep.trials import Program, Trial
 
 LOST = 255  # what multiprocessing says of a process whose parent, the fork server, is dead
 STOPPING = 60.0  # seconds in which a trial that was asked to stop saves and ends
 
 
 def run_rank(
+    program: Program,
     packed: bytes,
     command: str | None,
     environment: Mapping[str, str],
@@ -32,11 +35,11 @@ def run_rank(
     leases: Sequence[Lease],
     pulse: Any,
 ) -> None:
-    """Be one process of a trial, forked from the server.
+    """Be one process of a trial, forked from the server: call the program's entry with what the trial has packed.
 
     It has `environment` as a whole, stays on `cores` (any, where that is empty), and prints into the file `output`.
     The devices of `leases` are free when the last process of the trial is gone. By `pulse`, [3] in shared memory, it
-    tells that it moves on; see pulse.share.
+    tells that it moves on; see pulse.share. None: nobody asks.
     """
     os.setsid()
     _end_with_parent(os.getppid())
@@ -53,16 +56,14 @@ def run_rank(
     os.environ.update(environment)
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    if PRELOAD not in sys.modules:
+    if program.preload not in sys.modules:
         print("warning: this process was not started warm, which costs seconds", file=sys.stderr)
-    from launcher.distributed.pulse import share
-
-    # The story of a run stands above this room, which names it and does not import it.
-    train_composed = importlib.import_module("launcher.trial").train_composed
-
+    module, _, name = program.entry.rpartition(".")
+    entry = getattr(importlib.import_module(module), name)
     launcher.command = command
-    share(pulse)
-    sys.exit(train_composed(*pickle.loads(packed)))
+    if pulse is not None:
+        share(pulse)
+    sys.exit(entry(*program.shared, *pickle.loads(packed)))
 
 
 def _end_with_parent(parent: int) -> None:
@@ -95,13 +96,14 @@ class TrialProcesses:
 
     def start(self, environment: Mapping[str, str], cores: Sequence[int]) -> None:
         """Start all ranks in an environment, to which each adds its number, and on some cores; see `run_rank`."""
-        packed, output = self.trial.packed, self.trial.path / OUTPUT
+        trial, output = self.trial, self.trial.path / OUTPUT
         self.offset = output.stat().st_size if output.exists() else 0
-        for rank in range(self.trial.world):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if self.trial.world > 1 else {}
-            self.pulses.append(CONTEXT.RawArray("d", 3))
-            what = (packed, launcher.command, {**environment, **own}, cores, str(output), self.leases, self.pulses[-1])
-            self.ranks.append(start_process(run_rank, *what))
+        for rank in range(trial.processes):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if trial.processes > 1 else {}
+            pulse = CONTEXT.RawArray("d", 3) if math.isfinite(trial.timeout) else None
+            self.pulses += [pulse] if pulse is not None else []
+            what = (launcher.command, {**environment, **own}, cores, str(output), self.leases, pulse)
+            self.ranks.append(start_process(run_rank, trial.program, trial.packed, *what))
         self.started = self._seen = time.monotonic()
 
     def note_ended(self, now: float) -> bool:

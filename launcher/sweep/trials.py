@@ -1,13 +1,12 @@
 """The trials of a sweep: what one is, how it is called, and what files and the queue of SLURM tell of it."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import MAY_DIFFER_ON_RESUME
 from launcher.config.tree import key_of
 from launcher.core.files import numbers, read_json
 from launcher.distributed import slurm_commands
@@ -20,6 +19,17 @@ LONGEST = 150  # characters of a trial's directory name; file systems take 255 b
 SUBMISSIONS = "submissions"  # in the directory of a sweep; a directory for each job array that it was submitted as
 
 
+@dataclass(frozen=True)
+class Program:
+    """What the processes of trials run, as data: processes of any program are started, watched and ended alike."""
+
+    entry: str  # dotted name of a function; what it returns is the exit status
+    preload: str  # module that the process which they are forked from imports in advance; see fork_server.py
+    state_of: Callable[[Path], State]  # what the files of a trial's directory tell, one of AT_REST
+    shared: tuple[Any, ...] = ()  # the first arguments of `entry`, before those that each trial has packed
+    one_process: bool = False  # one process has all devices of a trial; else each process has one
+
+
 @dataclass
 class Trial:
     """One trial of a sweep."""
@@ -28,14 +38,15 @@ class Trial:
     overrides: list[str]  # those of the command line that make it
     label: str  # what varies, for people
     path: Path  # its run directory
-    world: int  # its processes, one per device
+    world: int  # its devices: a process for each, or one process for all of them
     kind: str  # gpu, cpu, or slurm
     threads: int  # CPU threads of each process
-    timeout: float  # seconds without a sign of life after which it counts as hung
+    timeout: float  # seconds without a sign of life after which it counts as hung; infinite: it need give none
     metric: str | None  # name of the one that counts
     epochs: int  # of the whole run
-    packed: bytes  # settings, Hydra's node and overrides, pickled: open ones take a hundred times those few KB
+    packed: bytes  # arguments, pickled: settings, Hydra's node and overrides take a hundred times those few KB open
     lifecycle: TrialState  # where it stands; only its transitions change that
+    program: Program = field(default_factory=lambda: TRAINING)  # what its processes run
 
     @property
     def state(self) -> State:
@@ -46,6 +57,15 @@ class Trial:
     def reason(self) -> str:
         """Why it failed."""
         return self.lifecycle.reason
+
+    @property
+    def processes(self) -> int:
+        """How many it has."""
+        return 1 if self.program.one_process else self.world
+
+    def found(self) -> State:
+        """What its files tell, one of AT_REST."""
+        return self.program.state_of(self.path)
 
 
 # --- What its files tell ---------------------------------------------------------------------------------------------
@@ -63,6 +83,10 @@ def state_of(path: Path) -> State:
     if read_json(path / "stopped.json").get("reason") == PRUNED:
         return State.PRUNED
     return State.STOPPED if status == "stopped" or (path / "stopped.json").exists() else State.INTERRUPTED
+
+
+# The story of a run stands above this room, which names it and does not import it.
+TRAINING: Program = Program("launcher.trial.train_composed", "launcher.sweep.preload", state_of)
 
 
 def metric_of(path: Path, metric: str | None) -> float | None:
@@ -116,6 +140,8 @@ def varying_keys(job_overrides: Sequence[Sequence[str]]) -> frozenset[str]:
 
 def is_free(key: str) -> bool:
     """Whether a setting may differ between two trials that give the same result."""
+    from launcher.config.schema import MAY_DIFFER_ON_RESUME  # 0.3 s, which the jobs of other programs need not take
+
     # A longer run is another trial of a comparison, and so is one that goes back where another ends.
     lasting = key in ("epochs", "max_steps") or key.startswith("divergence.")
     return not lasting and any(key == free or key.startswith(free + ".") for free in MAY_DIFFER_ON_RESUME)

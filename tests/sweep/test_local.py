@@ -25,6 +25,7 @@ WRONG = {
     "no fp16 on a CPU": (["mixed_precision=no,fp16", "device=cpu"], ["trial 1", "fp16", "bf16"]),
     "launcher's own": (["seed=0,1", "hydra.launcher.parallel=many"], ["hydra.launcher.parallel=many", "whole number"]),
     "unknown of the launcher": (["seed=0,1", "hydra.launcher.device=1"], ["hydra.launcher.device"]),
+    "of other programs": (["seed=0,1", "hydra/launcher=device_pool"], ["device_pool", "of your own", "launcher=local"]),
     "a file in the way": (["seed=0,1", "hydra.sweep.dir=own.py/sweep"], ["own.py", "file"]),
     "no place": (["seed=0,1", "hydra.sweep.dir=/proc/none/sweep"], ["hydra.sweep.dir=/proc/none/sweep", "another"]),
 }

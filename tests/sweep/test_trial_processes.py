@@ -1,15 +1,22 @@
 """The processes of a trial: here forked from this one, and told what to do."""
 
+import math
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from launcher.core.compat_python import stop_fork_server
 from launcher.sweep.failure import OUTPUT
+from launcher.sweep.fork_server import warm_up
 from launcher.sweep.trial_processes import TrialProcesses
+from launcher.sweep.trial_state import State, TrialState
+from launcher.sweep.trials import TRAINING, Program, Trial
 
 FORK = multiprocessing.get_context("fork")
 
@@ -105,3 +112,36 @@ def test_what_it_writes_and_what_its_threads_tell_are_signs_of_life(begin, tmp_p
     run.pulses[0][0] += 1
     assert not run.is_silent(time.monotonic() + 1, 0.5)
     assert run.is_silent(time.monotonic() + 1, 0.5) and not run.is_silent(time.monotonic(), 5)
+
+
+def add(first, second):
+    print(f"{'json' in sys.modules} {'torch' in sys.modules} {os.environ.get('RANK')} {os.environ['GIVEN']}")
+    return first + second
+
+
+def nothing_there(path):
+    return State.NEW
+
+
+def test_a_program_of_any_kind_runs_in_processes_forked_from_a_server_that_has_imported_what_it_says(tmp_path):
+    """One process for two devices; it returns 3 + 4, and torch, which the training would have, is not there."""
+    program = Program(f"{__name__}.add", "json", nothing_there, shared=(3,), one_process=True)
+    trial = Trial(0, [], "", tmp_path, 2, "cpu", 1, math.inf, None, 0, pickle.dumps((4,)), TrialState(State.NEW))
+    trial.program = program
+    assert trial.processes == 1 and trial.found() == State.NEW
+    try:
+        warm_up(program.preload)
+        run = TrialProcesses(trial, [])
+        run.start({**os.environ, "GIVEN": "here"}, [])
+        wait(run)
+    finally:
+        stop_fork_server()
+    assert run.statuses == [7] and run.pulses == []
+    assert run.printed.splitlines() == ["True False None here"]
+
+
+def test_the_training_is_one_of_the_programs(tmp_path):
+    trial = Trial(0, [], "", tmp_path, 2, "cpu", 1, 60.0, None, 0, b"", TrialState(State.NEW))
+    assert trial.program is TRAINING and trial.processes == 2 and trial.found() == State.NEW
+    (tmp_path / "failed.json").write_text("{}")
+    assert trial.found() == State.FAILED

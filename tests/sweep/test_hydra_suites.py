@@ -1,0 +1,78 @@
+"""Hydra's own suites for launchers and sweepers, on ours for any Hydra application.
+
+All of them pass. Those that differ little are left out unless HYDRA_SUITES=all is set: they take three minutes, most of
+them for jobs of SLURM.
+"""
+
+import os
+
+import pytest
+from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+
+# The suite runs another program with the same settings into the directory of the first.
+ANEW = "hydra.launcher.resume=false"
+
+
+def part(suite, *kept):
+    """Some tests of a suite, or all of them."""
+    if os.environ.get("HYDRA_SUITES") == "all":
+        return suite
+    tests = {name for name in vars(suite) if name.startswith("test_")}
+    assert set(kept) <= tests
+    return type(suite.__name__, (suite,), dict.fromkeys(tests - set(kept)))
+
+
+@pytest.fixture
+def on_slurm(slurm, monkeypatch):
+    """The commands of SLURM, and programs that are started from here, find the cluster of the tests."""
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("launcher_name, overrides", [("device_pool", [])])
+class TestDevicePool(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("launcher_name, overrides", [("device_pool", ["hydra.sweeper.max_batch_size=2"])])
+class TestDevicePoolInBatches(BatchedSweeperTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(
+    "launcher_name, overrides", [("basic", ["hydra/sweeper=lists", "hydra.sweeper.max_batch_size=2"])]
+)
+class TestListSweeper(BatchedSweeperTestSuite):
+    pass
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("on_slurm")
+@pytest.mark.parametrize("launcher_name, overrides", [("slurm_array", ["hydra.launcher.wait=true"])])
+class TestSlurmArray(part(LauncherTestSuite, "test_sweep_2_jobs", "test_sweep_with_custom_resolver")):
+    pass
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("on_slurm")
+@pytest.mark.parametrize(
+    "launcher_name, overrides", [("slurm_array", ["hydra.launcher.wait=true", "hydra.sweeper.max_batch_size=2"])]
+)
+class TestSlurmArrayInBatches(part(BatchedSweeperTestSuite)):
+    pass
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("on_slurm")
+@pytest.mark.parametrize(
+    "task_launcher_cfg, extra_flags", [({}, ["-m", "hydra/launcher=slurm_array", "hydra.launcher.wait=true", ANEW])]
+)
+class TestSlurmArrayWithPrograms(part(IntegrationTestSuite, "test_get_orig_dir_multirun")):
+    pass
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("task_launcher_cfg, extra_flags", [({}, ["-m", "hydra/launcher=device_pool", ANEW])])
+class TestDevicePoolWithPrograms(part(IntegrationTestSuite, "test_custom_sweeper_run_workdir")):
+    pass
