@@ -22,6 +22,7 @@ class DevicePoolConf:
     _target_: str = "hydra_plugins.launcher_jobs.DevicePoolLauncher"
     devices: Any = "auto"  # auto: GPUs that nobody uses, else cores; or how many; [0,GPU-8932]: these, used or not
     devices_per_run: int = 1  # devices of a job, which is one process
+    trials_per_device: int = 1  # jobs that share a device
     max_parallel: int | None = None  # most jobs at once, where memory or a licence is short; null: no limit
     max_time_per_run: Any = None  # seconds, "90m" or "12h": a job that takes longer has failed
     preload: bool = True  # the program is imported once for all jobs; false: by each, where its import starts CUDA

@@ -47,6 +47,7 @@ class DevicePool(Section):
     """Settings of hydra/launcher=device_pool, for any Hydra application."""
 
     devices_per_run: Count = setting("Devices of a job, which is one process.")
+    trials_per_device: Annotated[int, Field(ge=1, le=64)] = setting("Jobs that share a device.")
     max_parallel: Count | None = setting("Most jobs at once.")
     max_time_per_run: Duration | None = setting("A job that takes longer has failed.")
     preload: bool = setting("The program is imported once for all jobs, not by each.")

@@ -17,6 +17,7 @@ from launcher.sweep.fork_server import warm_up
 from launcher.sweep.hydra_sweep import PRELOAD, Application, HydraSweep
 from launcher.sweep.local import open_pools
 from launcher.sweep.options import LocalOptions
+from launcher.sweep.packing import Packing
 from launcher.sweep.preloading import IMPORTING, PROGRAM, UNGUARDED
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.trial_state import State
@@ -60,10 +61,12 @@ def launch(
         sweep.begin()
         sweep.print_counts()
         for pool in pools.values():
-            print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per job", flush=True)
+            shared = "" if options.trials_per_device == 1 else f", each for {options.trials_per_device} jobs"
+            print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per job{shared}", flush=True)
         with ProgressDisplay(sweep.trials) as display:
             max_time = parse_duration(options.max_time_per_run)
-            Executor(sweep.trials, pools, options.limit, max_time, display).run(stop)
+            shares = Packing(options.trials_per_device)
+            Executor(sweep.trials, pools, options.limit, max_time, display, None, shares).run(stop)
         if stop:
             print(f"stopped    ({stop.reason}). To go on:\n  {sweep.command()}", flush=True)
         sweep.print_failures()

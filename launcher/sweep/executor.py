@@ -23,7 +23,7 @@ from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.showing import Showing
 from launcher.sweep.trial_processes import TrialProcesses
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import Trial
+from launcher.sweep.trials import TRAINING, Trial
 
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other sweeps
 PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (watchdog.py), or a minute to save
@@ -213,7 +213,7 @@ class Executor:
             self.queue.insert(0, trial)
             return
         elif not stopping and self.packing.wants_alone(run):
-            trial.lifecycle.end(state_of(trial.path))
+            trial.lifecycle.end(trial.found())
             self.queue.insert(0, trial)
             self.display.say(trial, "ran out of memory beside others; it goes on with its device for itself")
             return
@@ -224,7 +224,7 @@ class Executor:
                 failure.write(trial.path, trial.reason, run.statuses, run.printed, **more)
             except OSError as error:  # a full disk may be what it failed of; the others go on
                 self.display.say(trial, f"{FAILED} cannot be written: {error.strerror}")
-        if trial.state == State.FINISHED:
+        if trial.state == State.FINISHED and trial.program is TRAINING:
             self.showing.add(trial.path)
             self.packing.note_end(trial)
         self._note_end(trial, seconds)
