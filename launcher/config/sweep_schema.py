@@ -11,6 +11,7 @@ from launcher.config.setting import (
     Duration,
     Fraction,
     Mode,
+    Range,
     Section,
     Text,
     Words,
@@ -35,7 +36,9 @@ class SweepOptions(SweepLimit):
 class LocalSweep(SweepOptions):
     """Settings of hydra/launcher=local."""
 
-    devices_per_run: Count | Auto = setting("Processes of a trial, each with a device.")
+    devices_per_run: Count | Auto | Range = setting(
+        "Processes of a trial, each with a device; of a range more while devices idle, fewer while trials wait."
+    )
     parallel: Count | Auto = setting("Trials at once; auto: as many as there are devices for.")
     max_time_per_run: Duration | None = setting("A trial that takes longer has failed.")
 

@@ -63,12 +63,7 @@ class Pool:
 
     def take(self, count: int) -> list[Lease] | None:
         """Take `count` free devices, or none where another sweep has too many of them."""
-        leases: list[Lease] = []
-        for device in self.locks:
-            if device in self.lent or len(leases) == count or device in self.foreign():
-                continue
-            if lease := self._lock(device):
-                leases.append(lease)
+        leases = self._lock_free(count)
         if len(leases) < count:
             for lease in leases:  # two sweeps that each hold half of what they need would wait for ever
                 lease.give_back()
@@ -82,6 +77,13 @@ class Pool:
             return False
         self.give_back(leases)
         return True
+
+    def free(self) -> int:
+        """How many devices could be taken now."""
+        leases = self._lock_free(len(self))
+        for lease in leases:
+            lease.give_back()
+        return len(leases)
 
     def give_back(self, leases: list[Lease]) -> None:
         """Free devices that were taken."""
@@ -120,6 +122,16 @@ class Pool:
     def _file(self, device: str) -> Path:
         safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in self.locks[device])
         return self.directory / f"{self.kind}-{safe}"
+
+    def _lock_free(self, most: int) -> list[Lease]:
+        """Lock devices that nobody has, at most so many."""
+        leases: list[Lease] = []
+        for device in self.locks:
+            if device in self.lent or len(leases) == most or device in self.foreign():
+                continue
+            if lease := self._lock(device):
+                leases.append(lease)
+        return leases
 
     def _lock(self, device: str) -> Lease | None:
         try:

@@ -221,6 +221,11 @@ class Search:
         return 0 if self._late else max(0, self.options.n_trials - len(self._own))
 
     @property
+    def coming(self) -> int:
+        """See Feed: the new ones, else whether one is promoted."""
+        return 0 if self._nothing_new else self.left or int(self._promoted() is not None)
+
+    @property
     def _late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
 

@@ -28,7 +28,7 @@ class Trial:
     overrides: list[str]  # those of the command line that make it
     label: str  # what varies, for people
     path: Path  # its run directory
-    world: int  # its processes, one per device
+    world: int  # its processes, one per device; where it runs, those of this attempt
     kind: str  # gpu, cpu, or slurm
     threads: int  # CPU threads of each process
     timeout: float  # seconds without a sign of life after which it counts as hung
@@ -36,11 +36,18 @@ class Trial:
     epochs: int  # of the whole run
     packed: bytes  # settings, Hydra's node and overrides, pickled: open ones take a hundred times those few KB
     lifecycle: TrialState  # where it stands; only its transitions change that
+    sizes: tuple[int, ...] = ()  # numbers of processes that it may have, ascending; empty: `world` alone
+    max_steps: int | None = None  # updates after which it ends, where its epochs have more
 
     @property
     def state(self) -> State:
         """Where it stands."""
         return self.lifecycle.current
+
+    @property
+    def is_malleable(self) -> bool:
+        """Whether it may have more than one number of processes."""
+        return len(self.sizes) > 1
 
     @property
     def reason(self) -> str:
