@@ -69,6 +69,7 @@ class Executor:
             for run in list(self.running):
                 self._supervise(run, stop.reason)
             self.display.update([(run.trial, run.started - self._spent(run.trial)) for run in self.running])
+        self.malleable.close()
 
     def _has_more(self) -> bool:
         return bool(self.queue) or (self.feed is not None and not self.feed.over)
@@ -110,9 +111,8 @@ class Executor:
         return [*self.queue, *([self.feed.like] * coming if self.feed is not None else [])]
 
     def _move(self) -> None:
-        """Ask trials to stop that are to go on with more devices, or with fewer."""
-        if any(run.trial.is_malleable for run in self.running):
-            now = time.monotonic()
+        """Ask trials to stop that are to go on with more devices, or with fewer; tell others what is waited for."""
+        if self.malleable.is_due(now := time.monotonic()):
             for run in self.malleable.moves(now, self.running, self._waiting()):
                 run.ask_to_move(now)
 

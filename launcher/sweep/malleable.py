@@ -9,6 +9,7 @@ from launcher.sweep.progress import last_row
 from launcher.sweep.trial_processes import TrialProcesses
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import Trial
+from launcher.sweep.wishes import Wish
 
 LOOK = 1.0  # seconds between two looks at who could have more, or has to give back
 PAYS = 10.0  # a trial trains so many times as long as a move costs, before it and after it: at most a tenth is lost
@@ -34,6 +35,7 @@ class Malleable:
     def __init__(self, pools: Mapping[str, Pool], limit: int) -> None:
         self.pools, self.limit = pools, limit
         self._looked = 0.0
+        self._wishes = {kind: Wish(pool) for kind, pool in pools.items()}
         self._stays: dict[int, Stay] = {}  # by the trial's index
         self._stops: dict[int, float] = {}  # seconds that its last stop for a move took
 
@@ -48,32 +50,46 @@ class Malleable:
         if place is None:
             return min(sizes)
         free = pool.free()
-        claims = [*map(as_it_is, others), *(claim(one, len(pool)) for one in alike)]
+        claims = [*map(as_it_is, others), *(claim(one, len(pool)) for one in alike), *self._wished(trial.kind)]
         share = deal(free + sum(len(run.leases) for run in others), claims)[len(others) + place]
         return max(
             (world for world, devices in sizes.items() if world <= share and devices <= free), default=min(sizes)
         )
 
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for `moves`."""
+        return now - self._looked >= LOOK
+
     def moves(self, now: float, running: Sequence[TrialProcesses], waiting: Sequence[Trial]) -> list[TrialProcesses]:
         """The trials to stop now, since they are to go on with another number of processes; mostly none.
 
-        One move is made after the other, so that each is decided by what the one before has led to.
+        One move is made after the other, so that each is decided by what the one before has led to. Other sweeps are
+        told what this one waits for.
         """
-        if now - self._looked < LOOK:
-            return []
         self._looked = now
         for run in running:
             self._watch(run, now)
-        if any(run.moving for run in running):
-            return []
         ready = [trial for trial in waiting if trial.state != State.WAITING][: max(0, self.limit - len(running))]
         found = []
         for kind, pool in self.pools.items():
             there = [run for run in running if run.trial.kind == kind]
-            those = [trial for trial in ready if trial.kind == kind]
-            if any(run.trial.is_malleable for run in there):
-                found += self._to_shrink(pool, there, those, now) if those else self._to_grow(pool, there, now)
+            those = [claim(trial, len(pool)) for trial in ready if trial.kind == kind]
+            least = min(those[0].values()) if those else 0
+            self._wishes[kind].tell(least if not pool.has(least) else 0)
+            if any(run.moving for run in there) or not any(run.trial.is_malleable for run in there):
+                continue
+            those += self._wished(kind)
+            found += self._to_shrink(pool, there, those, now) if those else self._to_grow(pool, there, now)
         return found
+
+    def close(self) -> None:
+        """This sweep waits for nothing any more."""
+        for wish in self._wishes.values():
+            wish.tell(0)
+
+    def _wished(self, kind: str) -> list[dict[int, int]]:
+        """The claims of other sweeps."""
+        return [{count: count} for count in self._wishes[kind].of_others()]
 
     def ended(self, run: TrialProcesses, now: float) -> None:
         """Note how long the stop of a trial took that was to be moved."""
@@ -109,10 +125,10 @@ class Malleable:
         return [run for run, share in zip(ordered, shares, strict=True) if share > run.trial.world]
 
     def _to_shrink(
-        self, pool: Pool, running: Sequence[TrialProcesses], waiting: Sequence[Trial], now: float
+        self, pool: Pool, running: Sequence[TrialProcesses], waiting: Sequence[dict[int, int]], now: float
     ) -> list[TrialProcesses]:
-        """Those that give devices back to trials that wait: the largest first, no more than these need."""
-        free, least = pool.free(), [min(claim(trial, len(pool)).values()) for trial in waiting]
+        """Those that give devices back for claims that wait: the largest first, no more than these need."""
+        free, least = pool.free(), [min(own.values()) for own in waiting]
         if least[0] <= free:
             return []  # it is about to start
         movable = [self._rest(run, now) is not None for run in running]
@@ -120,7 +136,7 @@ class Malleable:
             claim(run.trial, len(pool)) if may else as_it_is(run) for run, may in zip(running, movable, strict=True)
         ]
         total = free + sum(len(run.leases) for run in running)
-        shares = deal(total, [*claims, *(claim(trial, len(pool)) for trial in waiting)])
+        shares = deal(total, [*claims, *waiting])
         need = sum(devices for devices, share in zip(least, shares[len(running) :], strict=True) if share)
         found: list[TrialProcesses] = []
         for run, own, share in sorted(zip(running, claims, shares, strict=False), key=lambda of: -len(of[0].leases)):

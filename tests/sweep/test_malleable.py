@@ -3,10 +3,13 @@
 import json
 import random
 import sys
+import time
 from types import SimpleNamespace
 
+import psutil
+import pytest
 from processes import REPOSITORY
-from sweeps import OWN_MODEL, end, of, start, summary, weights
+from sweeps import OWN_MODEL, end, of, start, summary, trials, wait_for, weights
 
 from launcher.sweep import malleable
 from launcher.sweep.malleable import Malleable, claim, deal
@@ -85,6 +88,28 @@ def test_of_a_cpu_a_process_takes_a_core_for_each_thread():
     assert claim(trial, 8) == {1: 1, 2: 2, 4: 4}
 
 
+class Told:
+    """What other sweeps wait for, in place of `Wish`."""
+
+    others = ()
+
+    def __init__(self, pool):
+        self.told = 0
+
+    def tell(self, count):
+        self.told = count
+
+    def of_others(self):
+        return list(self.others)
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch):
+    monkeypatch.setattr(malleable, "Wish", Told)
+    monkeypatch.setattr(Told, "others", ())
+    return Told
+
+
 class Machine:
     """Trials that are nothing but an amount of work, on devices that are nothing but a number, by its clock."""
 
@@ -101,6 +126,9 @@ class Machine:
 
     def free(self):
         return self.devices - sum(len(run.leases) for run in self.running)
+
+    def has(self, count):
+        return self.free() >= count
 
     def comes(self, number):
         least = self.rng.randint(1, min(2, self.devices))
@@ -151,6 +179,7 @@ def test_sweeps_of_any_kind_end_without_too_many_moves(monkeypatch):
             while late and late[0] <= machine.now:
                 machine.comes(len(late))
                 late.pop(0)
+            Told.others = [1] * (machine.rng.random() < 0.01)  # another sweep comes and goes
             machine.tick()
             assert machine.now < 10_000
         # A move costs 2 to 4 s here, before and after which a trial trains at least ten times as long.
@@ -167,10 +196,13 @@ def running(index, world, sizes, done, since=100.0):
     return run, done
 
 
-def chosen(monkeypatch, free, runs, waiting, now):
+def chosen(monkeypatch, free, runs, waiting, now, others=()):
     """Which of these move at the second look, when each has done its share since the first."""
-    pool = type("Pool", (), {"free": lambda self: free, "__len__": lambda self: 8})()
-    chooser = Malleable({"gpu": pool}, 99)
+    pool = type("Pool", (), {
+        "free": lambda self: free, "has": lambda self, count: count <= free, "__len__": lambda self: 8
+    })  # fmt: skip
+    monkeypatch.setattr(Told, "others", others)
+    chooser = Malleable({"gpu": pool()}, 99)
     monkeypatch.setattr(malleable, "share_done", lambda trial: trial.share)
     these = [run for run, _ in runs]
     for run in these:
@@ -178,7 +210,10 @@ def chosen(monkeypatch, free, runs, waiting, now):
     assert chooser.moves(100.0, these, []) == []
     for run, done in runs:
         run.trial.share = done
-    return [run.trial.index for run in chooser.moves(now, these, waiting)]
+    found = [run.trial.index for run in chooser.moves(now, these, waiting)]
+    ready = [trial for trial in waiting if trial.state != State.WAITING]
+    assert chooser._wishes["gpu"].told == (1 if ready and not free else 0)
+    return found
 
 
 def test_it_is_moved_only_where_that_pays(monkeypatch):
@@ -194,6 +229,9 @@ def test_the_largest_gives_back_and_no_more_than_is_waited_for(monkeypatch):
     held = SimpleNamespace(kind="gpu", threads=1, sizes=(1, 2, 4), world=1, state=State.WAITING)
     assert chosen(monkeypatch, 0, runs, [held], 200.0) == []  # a run of another start is in its directory
     assert chosen(monkeypatch, 1, runs, [new], 200.0) == []  # it is about to start
+    assert chosen(monkeypatch, 0, runs, [], 200.0, others=[1]) == [2]  # another sweep waits
+    assert chosen(monkeypatch, 0, runs, [], 200.0, others=[8]) == []  # for more than these could give back
+    assert chosen(monkeypatch, 0, runs, [], 200.0, others=[3]) == [2, 3]
     runs[1][0].asked = 190.0
     assert chosen(monkeypatch, 0, runs, [new], 200.0) == [3]  # of the others one does
 
@@ -206,11 +244,11 @@ def rows(path):
 
 
 def test_a_trial_goes_on_with_two_processes_once_the_other_has_ended_and_the_bits_stay(place):
-    words = ["+model.delay=0.0,0.02", *ON_TWO, "epochs=16", "exact_across_devices=true", "checkpoint.every=1000"]
+    words = ["+model.delay=0.0,0.01", *ON_TWO, "epochs=8", "exact_across_devices=true", "checkpoint.every=1000"]
     status, out, err = end(begin(place, words))
     assert status == 0, (out, err)
-    quick, slow = of(place / "grid", "delay=0.0,"), of(place / "grid", "delay=0.02")
-    assert out.count("moved to 2 processes on cpu 0,1: +model.delay=0.02") == 1, out
+    quick, slow = of(place / "grid", "delay=0.0,"), of(place / "grid", "delay=0.01")
+    assert out.count("moved to 2 processes on cpu 0,1: +model.delay=0.01") == 1, out
     assert "stopped in" not in out and "FAILED" not in out, out
     assert (summary(quick)["world_size"], summary(slow)["world_size"]) == (1, 2)
     log = (slow / "train.log").read_text()
@@ -219,3 +257,64 @@ def test_a_trial_goes_on_with_two_processes_once_the_other_has_ended_and_the_bit
     assert rows(quick) == rows(slow)
     known = json.loads((place / "grid/grid.json").read_text())
     assert known["devices_per_run"] == "1-2" and "devices_per_run=1-2" in known["command"]
+
+
+def has_two_ranks(path):
+    return path.exists() and "= 2 devices x" in path.read_text()
+
+
+@pytest.mark.soak
+def test_a_trial_gives_back_what_another_sweep_waits_for_and_has_it_again_afterwards(place):
+    own = [*ON_TWO, "exact_across_devices=true", "checkpoint.every=1000", "epochs=12"]
+    first = begin(place, ["+model.delay=0.02", *own])
+    wait_for(lambda: list(place.glob("grid/*/metrics.jsonl")), first)
+    status, out, err = end(start(["+model.delay=0.0", *own, "hydra.sweep.dir=other"], place))
+    assert status == 0 and "started on cpu" in out, (out, err)
+    status, out, err = end(first)
+    assert status == 0, (out, err)
+    lines = [line for line in out.splitlines() if line.startswith("trial 0 ")]
+    words = ("started on cpu 0,1", "moved to 1 process on", "moved to 2 processes on", "finished in")
+    assert len(lines) == 4 and all(word in line for word, line in zip(words, lines, strict=True)), out
+    one, two = of(place / "grid", "delay"), of(place / "other", "delay")
+    assert weights(one) == weights(two) and rows(one) == rows(two)
+
+
+@pytest.mark.soak
+def test_a_killed_executor_of_moved_trials_loses_nothing(place):
+    words = ["+model.delay=0.0,0.01", *ON_TWO, "epochs=12", "exact_across_devices=true", "checkpoint.every=20"]
+    log = place / "grid/+model.delay=0.01,epochs=12,model._target_=own.Net/train.log"
+    for number in range(2):
+        process = begin(place, words)
+        known = log.read_text().count("= 2 devices x") if number else 0
+        wait_for(lambda known=known: log.exists() and log.read_text().count("= 2 devices x") > known, process)
+        time.sleep(number)
+        process.kill()
+        process.communicate()
+    status, out, err = end(begin(place, words))
+    assert status == 0 and "1 finished before, 1 to resume" in out, (out, err)
+    assert log.read_text().count("finished ") == 1
+    one, two = of(place / "grid", "delay=0.0,"), of(place / "grid", "delay=0.01,")
+    assert weights(one) == weights(two) and rows(one) == rows(two)
+
+
+@pytest.mark.soak
+def test_a_search_that_prunes_moves_trials_and_outlives_a_killed_rank(place):
+    """Each record is that of the same trial alone on one device, as far as it was let come."""
+    own = [*OWN_MODEL[:1], "threads=1", "wandb.mode=disabled", "device=cpu", "+model.delay=0.005", "epochs=9",
+           "exact_across_devices=true", "hydra.launcher.devices=2"]  # fmt: skip
+    search = [*own, "hydra/sweeper=optuna", "optimizer.lr=0.3,0.1,0.03,0.01,0.001", "hydra.sweep.dir=grid", *ANY]
+    process = begin(place, [*search, "hydra.launcher.devices_per_run=1-2", "hydra.sweeper.pruner=asha"])
+    wait_for(lambda: any(map(has_two_ranks, place.glob("grid/*/train.log"))), process)
+    rank = psutil.Process(process.pid).children(recursive=True)[-1]
+    rank.kill()
+    status, out, err = end(process)
+    assert status == 0 and "moved to 2 processes" in out, (out, err)
+    found = trials(place / "grid")
+    rates = ",".join(name.partition("optimizer.lr=")[2].split(",")[0] for name in found)
+    status, said, err = end(start([*own, f"optimizer.lr={rates}", "hydra.sweep.dir=calm"], place))
+    assert status == 0 and len(found) >= 3, (said, err)
+    states = [summary(path)["status"] for path in found.values()]
+    assert "finished" in states and "stopped" in states, out  # which one that is pruned is
+    for name, path in found.items():
+        record = rows(path)
+        assert len(record) > 2 and record == rows(place / "calm" / name)[: len(record)], name
