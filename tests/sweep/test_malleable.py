@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from processes import REPOSITORY
-from sweeps import OWN_MODEL, end, of, start, summary, trials, wait_for, weights
+from sweeps import OWN, OWN_MODEL, end, of, start, summary, trials, wait_for, weights
 
 from launcher.sweep import malleable
 from launcher.sweep.malleable import Malleable, claim, deal
@@ -40,8 +40,7 @@ BY_NEED = [*EXACT, "hydra.launcher.devices_per_run=1-2"]
 
 def begin(place, words):
     (place / "quick.py").write_text(QUICK)
-    with (place / "own.py").open("a") as file:
-        file.write(GATED)
+    (place / "own.py").write_text(OWN + GATED)
     return start(words, place, [sys.executable, str(place / "quick.py"), "0.2"])
 
 
@@ -323,9 +322,8 @@ def test_a_search_that_prunes_moves_trials_and_outlives_a_killed_rank(place):
     found = trials(place / "grid")
     assert "finished" in [summary(path)["status"] for path in found.values()]
     rates = ",".join(name.partition("optimizer.lr=")[2].split(",")[0] for name in found)
-    status, said, err = end(
-        start([*EXACT, "+model.delay=0.02", f"optimizer.lr={rates}", "hydra.sweep.dir=calm"], place)
-    )
+    calm = [*EXACT, "+model.delay=0.02", f"optimizer.lr={rates}", "hydra.sweep.dir=calm"]
+    status, said, err = end(start(calm, place))
     assert status == 0 and len(found) >= 3, (said, err)
     for name, path in found.items():
         record = rows(path)
