@@ -106,8 +106,13 @@ def compose(
     plain = filled(plain, program)
     check_settings(plain, program)
     environment: Mapping[str, str] = os.environ
-    if isinstance(devices := own.launcher.get("devices_per_run"), int) and trial is not None:
-        environment = {**environment, "WORLD_SIZE": str(devices)}  # of the trial, which shares its batch among so many
+    if (
+        isinstance(devices := own.launcher.get("devices_per_run"), int | str)
+        and trial is not None
+        and devices != "auto"
+    ):
+        least = str(devices).partition("-")[0]  # of a range, which is checked by its launcher
+        environment = {**environment, "WORLD_SIZE": least}  # of the trial, which shares its batch among so many
     if "mixed_precision" in plain and (more := adopt(plain, overrides, environment, parent_command())):
         return replace(compose(hydra, config_name, [*overrides, *more], program, trial), adopted=more)
     return Composed(node_of(plain), own, list(overrides), told, local)

@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, PydanticUndefined
 
 from launcher.config.tree import UNSTATED
 from launcher.core.durations import parse_duration
+from launcher.core.ranges import parse_range
 
 CONFIG = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -58,6 +59,11 @@ Duration = Annotated[
     Positive | Text,
     AfterValidator(lambda value: parse_duration(value) and value),
     Words('seconds above 0, or a text such as "90m", "12h" or "2d"'),
+]
+Range = Annotated[
+    Text,
+    AfterValidator(lambda value: parse_range(value) and value),
+    Words("a range such as 1-4"),
 ]
 # What W&B takes.
 ProjectName = Annotated[

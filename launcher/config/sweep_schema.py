@@ -11,6 +11,7 @@ from launcher.config.setting import (
     Duration,
     Fraction,
     Mode,
+    Range,
     Section,
     Text,
     Words,
@@ -35,7 +36,9 @@ class SweepOptions(SweepLimit):
 class LocalSweep(SweepOptions):
     """Settings of hydra/launcher=local."""
 
-    devices_per_run: Count | Auto = setting("Processes of a trial, each with a device.")
+    devices_per_run: Count | Auto | Range = setting(
+        "Processes of a trial, each with a device; of a range more while devices idle, fewer while trials wait."
+    )
     trials_per_device: Annotated[int, Field(ge=1, le=64)] | Auto = setting(
         "Trials that share a device; auto: as many as a GPU's memory has room for, by the count of check=true."
     )

@@ -38,6 +38,11 @@ class Decision:
         return f"{len(self.settings)} settings, {LEAST_SEEDS} to {self.limit} seeds each, until p < {self.level:g}"
 
     @property
+    def coming(self) -> int:
+        """See Feed: those of this look that have not been handed out."""
+        return self.total - len(self._trials)
+
+    @property
     def total(self) -> int:
         """Trials so far, and those of the seed that is asked for."""
         return len(self.settings) * self._seeds

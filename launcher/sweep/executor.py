@@ -18,6 +18,7 @@ from launcher.sweep import failure, packing
 from launcher.sweep.failure import FAILED
 from launcher.sweep.feed import Feed
 from launcher.sweep.leases import Lease, Pool
+from launcher.sweep.malleable import Malleable
 from launcher.sweep.packing import Packing
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.showing import Showing
@@ -53,6 +54,9 @@ class Executor:
         self.pools, self.display = pools, display
         self.limit, self.max_time = limit or sys.maxsize, max_time
         self.queue = [trial for trial in trials if trial.state not in (State.FINISHED, State.PRUNED)]
+        self.malleable = Malleable(pools, self.limit)
+        self.moved: dict[int, int] = {}  # trials that go on elsewhere, by index: with how many processes they ran
+        self.spent: dict[int, float] = {}  # seconds that a trial ran before it was moved, by its index
         self.running: list[TrialProcesses] = []
         self.showing, self.packing = Showing(), shares or Packing(1)
         self.environment = environment_of_trials()
@@ -65,11 +69,13 @@ class Executor:
         while self.running or (self._has_more() and not stop):
             if not stop:
                 self._start_what_fits()
+                self._move()
             self._wait()
             for run in list(self.running):
                 self._supervise(run, stop.reason)
             self.showing.go_on()
-            self.display.update([(run.trial, run.started) for run in self.running])
+            self.display.update([(run.trial, run.started - self._spent(run.trial)) for run in self.running])
+        self.malleable.close()
 
     def _has_more(self) -> bool:
         return bool(self.queue) or (self.feed is not None and not self.feed.over)
@@ -99,12 +105,28 @@ class Executor:
             pool = self.pools[trial.kind]
             if not self.packing.has_room(trial, len(self.running)):
                 return
+            if trial.is_malleable:
+                trial.world = self.malleable.world_for(trial, self.running, self._waiting())
             if (leases := pool.take(self._devices_for(trial), self.packing.share_of(trial))) is None:
                 blocked.add(trial.kind)
                 self._say_who_has_them(pool)
                 continue
             self.queue.remove(trial)
             self._start(trial, leases)
+
+    def _waiting(self) -> list[Trial]:
+        """Trials that would start if there were devices for them: those of the queue, and those that a feed has."""
+        coming = 0 if self.feed is None else min(self.feed.coming, sum(map(len, self.pools.values())))
+        return [*self.queue, *([self.feed.like] * coming if self.feed is not None else [])]
+
+    def _move(self) -> None:
+        """Ask trials to stop that are to go on with more devices, or with fewer; tell others what is waited for."""
+        if self.malleable.is_due(now := time.monotonic()):
+            for run in self.malleable.moves(now, self.running, self._waiting()):
+                run.ask_to_move(now)
+
+    def _spent(self, trial: Trial) -> float:
+        return self.spent.get(trial.index, 0.0)
 
     def _is_ours(self, trial: Trial) -> bool:
         """Whether a trial may start: no run of another start is in its directory, or has finished it meanwhile."""
@@ -146,6 +168,8 @@ class Executor:
         word = {State.NEW: "started", State.FAILED: "tried again", State.PRUNED: "promoted"}.get(trial.state, "resumed")
         trial.lifecycle.start()
         self.running.append(run)
+        if self.moved.pop(trial.index, trial.world) != trial.world:
+            word = f"moved to {processes(trial)}"
         self.display.say(trial, f"{word} on {trial.kind} {','.join(names)}")
 
     def _environment_of(self, trial: Trial, names: Sequence[str]) -> dict[str, str]:
@@ -193,7 +217,11 @@ class Executor:
             run.kill(f"did not stop within {run.patience:.0f} s of being asked to")
         elif run.first_failure is not None and now - run.first_failure > PEERS:
             run.send(signal.SIGKILL)  # why the first rank failed stays the reason
-        elif self.max_time is not None and run.asked is None and now - run.started > self.max_time:
+        elif (
+            self.max_time is not None
+            and run.asked is None
+            and now - run.started + self._spent(run.trial) > self.max_time
+        ):
             run.killed = f"took longer than hydra.launcher.max_time_per_run ({self.max_time:g} s)"
             run.ask_to_stop(now)
         elif run.is_silent(now, timeout):
@@ -203,10 +231,16 @@ class Executor:
 
     def _end(self, run: TrialProcesses, stopping: str | None) -> None:
         """Say how a trial ended whose processes are gone, or put it back into the queue."""
-        trial, seconds = run.trial, time.monotonic() - run.started
+        trial, now = run.trial, time.monotonic()
+        seconds = now - run.started + self._spent(trial)
         self.pools[trial.kind].give_back(run.leases)
         if run.went_as_wanted(asked=run.asked is not None or stopping is not None):
             trial.lifecycle.end(trial.found())
+            if run.moving and not stopping and trial.state not in (State.FINISHED, State.PRUNED):
+                self.malleable.ended(run, now)
+                self.moved[trial.index] = trial.world
+                self._put_back(trial, seconds)
+                return
         elif not stopping and self.retried.get(trial.index, 0) < RETRIES and self._is_accident(run):
             self.retried[trial.index] = self.retried.get(trial.index, 0) + 1
             trial.lifecycle.end(trial.found())
@@ -214,8 +248,13 @@ class Executor:
             return
         elif not stopping and self.packing.wants_alone(run):
             trial.lifecycle.end(trial.found())
-            self.queue.insert(0, trial)
             self.display.say(trial, "ran out of memory beside others; it goes on with its device for itself")
+            self._put_back(trial, seconds)
+            return
+        elif not stopping and self.malleable.goes_back(run):
+            trial.lifecycle.end(trial.found())
+            self.display.say(trial, f"goes back to {processes(trial)}: {run.failure()}")
+            self._put_back(trial, seconds)
             return
         else:
             trial.lifecycle.fail(run.failure())
@@ -229,6 +268,11 @@ class Executor:
             self.packing.note_end(trial)
         self._note_end(trial, seconds)
 
+    def _put_back(self, trial: Trial, seconds: float) -> None:
+        """Let a trial go on before all others; of its time it has had so many seconds."""
+        self.spent[trial.index] = seconds
+        self.queue.insert(0, trial)
+
     def _is_accident(self, run: TrialProcesses) -> bool:
         """Whether a trial ended by no fault of its own: where others are chosen by it, by a SIGKILL too."""
         killed = self.feed is not None and not run.killed and -signal.SIGKILL in run.statuses
@@ -238,6 +282,11 @@ class Executor:
         if self.feed is not None:
             self.feed.ended(trial)
         self.display.ended(trial, seconds)
+
+
+def processes(trial: Trial) -> str:
+    """How many it has, in words."""
+    return f"{trial.world} process{'es' if trial.world > 1 else ''}"
 
 
 def environment_of_trials() -> dict[str, str]:

@@ -17,6 +17,10 @@ class Feed(Protocol):
         """Whether it has nothing to start, now or when what runs has ended."""
 
     @property
+    def coming(self) -> int:
+        """How many trials `next` would hand out now, one after the other, as far as is known."""
+
+    @property
     def total(self) -> int:
         """Trials of this start, those that are done and those to come, as far as is known."""
 

@@ -77,16 +77,7 @@ class Pool:
 
     def take(self, count: int, share: float = 1.0) -> list[Lease] | None:
         """Take a share of each of `count` devices, the emptiest first, or none where too few have it."""
-        leases: list[Lease] = []
-        for device in sorted(self.locks, key=self.used):
-            if len(leases) == count:
-                break
-            if device in self.lent:
-                if self.used(device) + share <= WHOLE:  # one lock under all who share it, free with the last of them
-                    leases.append(Lease(device, os.dup(self._lent[device][0].handle), share))
-            elif device not in self.foreign() and (lease := self._lock(device)):
-                lease.share = share
-                leases.append(lease)
+        leases = self._lock_free(count, share)
         for lease in leases:
             self._lent.setdefault(lease.device, []).append(lease)
         if len(leases) < count:
@@ -100,6 +91,13 @@ class Pool:
             return False
         self.give_back(leases)
         return True
+
+    def free(self) -> int:
+        """How many devices could be taken now."""
+        leases = self._lock_free(len(self))
+        for lease in leases:
+            lease.give_back()
+        return len(leases)
 
     def give_back(self, leases: list[Lease]) -> None:
         """Free devices, or shares of them, that were taken."""
@@ -143,6 +141,20 @@ class Pool:
     def _file(self, device: str) -> Path:
         safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in self.locks[device])
         return self.directory / f"{self.kind}-{safe}"
+
+    def _lock_free(self, most: int, share: float = 1.0) -> list[Lease]:
+        """Lock devices of which a share is free, the emptiest first, at most so many."""
+        leases: list[Lease] = []
+        for device in sorted(self.locks, key=self.used):
+            if len(leases) == most:
+                break
+            if device in self.lent:
+                if self.used(device) + share <= WHOLE:  # one lock under all who share it, free with the last of them
+                    leases.append(Lease(device, os.dup(self._lent[device][0].handle), share))
+            elif device not in self.foreign() and (lease := self._lock(device)):
+                lease.share = share
+                leases.append(lease)
+        return leases
 
     def _lock(self, device: str) -> Lease | None:
         try:

@@ -89,7 +89,7 @@ def _execute(sweep: Sweep, pools: dict[str, Pool], options: LocalOptions, feed: 
     """Run the trials that are not done yet, and those of a feed, and compare them all."""
     for pool in pools.values():
         shared = "" if options.trials_per_device == 1 else f", each for {options.trials_per_device} trials"
-        print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.world} per trial{shared}", flush=True)
+        print(f"devices    {pool.kind} {','.join(pool.locks)}, {options.per_run} per trial{shared}", flush=True)
     stop = sweep.take_stop_requests()
     all_done = all(trial.state == State.FINISHED for trial in sweep.trials)
     max_time = parse_duration(options.max_time_per_run)
@@ -106,7 +106,7 @@ def _execute(sweep: Sweep, pools: dict[str, Pool], options: LocalOptions, feed: 
     else:
         start_process(conclude, sweep.path, *by).join()  # which has matplotlib
     if stop:
-        command = sweep.command(options.world)
+        command = sweep.command(options.per_run)
         print(f"stopped    ({stop.reason}), everything is saved. To go on:\n  {command}", flush=True)
     sweep.print_failures()
     stop_fork_server()
@@ -122,7 +122,7 @@ def open_pools(trials: Sequence[Trial], options: LocalOptions) -> dict[str, Pool
     pools = {}
     for kind in sorted({trial.kind for trial in trials}):
         there = found if kind == "gpu" else {str(core): str(core) for core in cores()}
-        pool, notes = open_pool(kind, there, options.devices, options.world, options.listed)
+        pool, notes = open_pool(kind, there, options.devices, options.most, options.listed)
         for line in notes:
             print(f"note       {line}", flush=True)
         pools[kind] = pool

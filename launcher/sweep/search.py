@@ -76,6 +76,7 @@ class Search:
         self._going_on: set[int] = set()  # pruned ones that are about to go on
         self._deadline: float | None = None
         self._nothing_new = False  # since it was last asked in vain
+        self._may_promote: bool | None = None  # as it was found since a trial was handed out or has ended
 
     def __str__(self) -> str:
         done = len(self._own) - len(self.trials)
@@ -221,6 +222,15 @@ class Search:
         return 0 if self._late else max(0, self.options.n_trials - len(self._own))
 
     @property
+    def coming(self) -> int:
+        """See Feed: the new ones, else whether one is promoted."""
+        if self._nothing_new or self.left:
+            return 0 if self._nothing_new else self.left
+        if self._may_promote is None:
+            self._may_promote = self._promoted() is not None
+        return int(self._may_promote)
+
+    @property
     def _late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
 
@@ -235,6 +245,7 @@ class Search:
 
     def next(self) -> Trial | None:
         """The trial to start now; None where there is none, or none before another has ended."""
+        self._may_promote = None
         if self._nothing_new:
             return None
         if (promoted := self._promoted()) is not None:
@@ -253,7 +264,7 @@ class Search:
 
     def ended(self, trial: Trial) -> None:
         """Tell the study how a trial ended; one that was pruned may still be promoted, and is told in the end."""
-        number, self._nothing_new = trial.index, False
+        number, self._nothing_new, self._may_promote = trial.index, False, None
         self._curves.pop(self.sweep.name_of(trial), None)
         self._going_on.discard(number)
         if trial.state == State.FINISHED:

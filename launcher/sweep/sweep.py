@@ -129,7 +129,7 @@ class Sweep(SweepDirectory):
             overrides=overrides,
             label=label,
             path=directory,
-            world=self.options.world,
+            world=(sizes := self.options.sizes(settings))[0],
             kind=kind,
             threads=1 if plain["threads"] == "auto" else plain["threads"],
             timeout=float(settings.timeout),
@@ -137,6 +137,8 @@ class Sweep(SweepDirectory):
             epochs=settings.epochs,
             packed=pickle.dumps((plain, hydra, words)),
             lifecycle=TrialState(state_of(directory)),
+            sizes=sizes,
+            max_steps=settings.max_steps,
         )
 
     def _directory(self, composed: Composed) -> Path:
@@ -174,13 +176,13 @@ class Sweep(SweepDirectory):
 
     def remember(self) -> None:
         """Write what the comparison and the next start need to know: the trials, and the config under them."""
-        known, first = read_json(self.path / SWEEP), self.trials[0]
+        known, per_run = read_json(self.path / SWEEP), self.options.per_run
         named = dict(known.get("points") or {}) | {self.name_of(trial): trial.overrides for trial in self.trials}
         content = {
-            "command": self.command(first.world if first.kind != "slurm" else 1),
+            "command": self.command(per_run if self.trials[0].kind != "slurm" else 1),
             "started": started_words(),
             "options": config_options(sys.argv[1:]),
-            "devices_per_run": first.world,
+            "devices_per_run": per_run,
             "base": known.get("base") or (stamped(self._base) if self._base else {}),
             "points": named,
         } | ({"decides": self.decides} if self.decides else {})
@@ -188,12 +190,12 @@ class Sweep(SweepDirectory):
         self.names = list(named)
         write_text(self.path / "multirun.yaml", OmegaConf.to_yaml(self.master))
 
-    def command(self, world: int = 1) -> str:
-        """The command that goes on with this sweep of `world` processes a trial, without what launched it."""
+    def command(self, per_run: int | str = 1) -> str:
+        """The command that goes on with this sweep of so many processes a trial, without what launched it."""
         here = os.path.relpath(self.path)
         words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
-        if world > 1 and not any(word.startswith("hydra.launcher.devices_per_run=") for word in words):
-            words.append(f"hydra.launcher.devices_per_run={world}")
+        if per_run != 1 and not any(word.startswith("hydra.launcher.devices_per_run=") for word in words):
+            words.append(f"hydra.launcher.devices_per_run={per_run}")
         named = directory_override(self.path if here.startswith("..") else here).replace("run.dir", "sweep.dir", 1)
         return shlex.join([*started_words(), *words, named])
 

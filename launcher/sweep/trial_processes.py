@@ -88,6 +88,7 @@ class TrialProcesses:
     started: float = field(default_factory=time.monotonic)  # when the last of them was
     first_failure: float | None = None  # when the first rank that failed was seen to have ended
     asked: float | None = None  # when it was asked to stop
+    moving: bool = False  # whether that was in order to go on with another number of processes
     killed: str = ""  # why it was
     ended: list[int] = field(default_factory=list)  # the ranks that have, in that order
     _sign: Any = None  # the last one of life
@@ -154,6 +155,16 @@ class TrialProcesses:
         self.asked = now
         self.send(signal.SIGTERM)
 
+    def ask_to_move(self, now: float) -> None:
+        """Ask all ranks to save and end, since the trial is to go on with another number of them."""
+        self.moving = True
+        self.ask_to_stop(now)
+
+    @property
+    def trains(self) -> bool:
+        """Whether all ranks have done an update."""
+        return all(told[1] for told in self.pulses)
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal to each rank that is there."""
         for rank in self.ranks:
@@ -185,7 +196,7 @@ class TrialProcesses:
         sign = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
         sign += [(int(told[0]), int(told[1])) for told in self.pulses]
         used, now = sum(_cpu_seconds(rank.pid) for rank in self.ranks if not _has_ended(rank)), time.monotonic()
-        works = used - self._used >= 0.01 * (now - self._seen) and not all(told[1] for told in self.pulses)
+        works = used - self._used >= 0.01 * (now - self._seen) and not self.trains
         if sign == self._sign and not works:
             return False
         self._sign, self._used, self._seen = sign, used, now

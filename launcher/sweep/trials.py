@@ -38,7 +38,7 @@ class Trial:
     overrides: list[str]  # those of the command line that make it
     label: str  # what varies, for people
     path: Path  # its run directory
-    world: int  # its devices: a process for each, or one process for all of them
+    world: int  # its devices, now: a process for each, or one process for all of them
     kind: str  # gpu, cpu, or slurm
     threads: int  # CPU threads of each process
     timeout: float  # seconds without a sign of life after which it counts as hung; infinite: it need give none
@@ -47,11 +47,18 @@ class Trial:
     packed: bytes  # arguments, pickled: settings, Hydra's node and overrides take a hundred times those few KB open
     lifecycle: TrialState  # where it stands; only its transitions change that
     program: Program = field(default_factory=lambda: TRAINING)  # what its processes run
+    sizes: tuple[int, ...] = ()  # numbers of processes that it may have, ascending; empty: `world` alone
+    max_steps: int | None = None  # updates after which it ends, where its epochs have more
 
     @property
     def state(self) -> State:
         """Where it stands."""
         return self.lifecycle.current
+
+    @property
+    def is_malleable(self) -> bool:
+        """Whether it may have more than one number of processes."""
+        return len(self.sizes) > 1
 
     @property
     def reason(self) -> str:

@@ -121,7 +121,7 @@ def test_what_is_no_number_is_refused_but_for_no_clipping(variable, text, words)
         adopt(settings, [], environment, [])
 
 
-@pytest.mark.parametrize(("devices", "most"), [("auto", 16), ("2", 8), ("4", 4)])
+@pytest.mark.parametrize(("devices", "most"), [("auto", 16), ("2", 8), ("4", 4), ("2-4", 8)])
 def test_steps_of_accumulation_are_those_of_each_trial_of_a_sweep(composed, devices, most):
     """Whose devices need not be as many as the sweep was started on: 64 samples, cut into 4 on each."""
     words = ["batch.global_size=64", f"hydra.launcher.devices_per_run={devices}"]

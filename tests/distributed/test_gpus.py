@@ -188,6 +188,10 @@ def options_of(**changes):
         ({"devices_per_run": 2}, 16),  # two trials at once, of two processes
         ({"devices_per_run": 4}, 16),
         ({"devices_per_run": 8}, 8),
+        ({"devices_per_run": "1-4"}, 16),  # four of one process, or one of four
+        ({"devices_per_run": "1-4", "parallel": 1}, 16),  # which are four once it has all devices
+        ({"devices_per_run": "1-2", "parallel": 1}, 32),
+        ({"devices_per_run": "3-8"}, 16),
         ({"max_parallel": 2}, 32),
         ({"max_parallel": 50}, 16),
     ],
@@ -202,7 +206,7 @@ def test_trials_that_run_at_once_share_the_cores(changes, threads, mixed, monkey
     assert options.place(settings) == ("gpu", threads)
     settings.device = "cpu"
     limit = options.limit
-    assert options.place(settings) == ("cpu", 64 // limit if limit else 1)
+    assert options.place(settings) == ("cpu", 64 // (limit * options.most) if limit else 1)
 
 
 def test_devices_are_named_by_how_their_uuid_begins():

@@ -8,12 +8,94 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any, ClassVar
 
 import pytest
 from processes import REPOSITORY
 from sweeps import OWN_MODEL, end, of, own_tmp, snapshot, start, summary, trials, wait_for, weights
 
-from launcher.sweep.trials import state_of
+from launcher.sweep import executor
+from launcher.sweep.executor import Executor
+from launcher.sweep.leases import Pool
+from launcher.sweep.progress import ProgressDisplay
+from launcher.sweep.trial_processes import TrialProcesses
+from launcher.sweep.trial_state import State, TrialState
+from launcher.sweep.trials import Trial, state_of
+
+
+class Acted(TrialProcesses):
+    """The processes of a trial that end when a test says so."""
+
+    begun: ClassVar[list[Any]] = []
+
+    def start(self, environment, cores):
+        self.environment, self.ended_with = environment, None
+        self.begun.append(self)
+
+    def note_ended(self, now):
+        return self.ended_with is not None
+
+    statuses = property(lambda self: [self.ended_with] * self.trial.world)
+    trains, printed = False, "error: too many devices"
+
+    def send(self, number):
+        pass
+
+
+@pytest.fixture
+def acted(tmp_path, monkeypatch, capsys):
+    """An executor of one trial, of one or two processes, on two devices; and its processes, last start last."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(executor, "TrialProcesses", Acted)
+    monkeypatch.setattr(Acted, "begun", [])
+    here, lifecycle = tmp_path / "run", TrialState(State.NEW)
+    trial = Trial(0, [], "lr=0.1", here, 1, "gpu", 1, 60.0, "eval/loss", 4, b"", lifecycle, (1, 2))
+    display = ProgressDisplay([trial])
+    made = Executor([trial], {"gpu": Pool("gpu", {"0": "a", "1": "b"})}, None, 20.0, display)
+    made._start_what_fits()
+    return made, Acted.begun
+
+
+def test_a_trial_that_is_refused_with_more_devices_goes_back_to_the_fewest(acted, capsys):
+    made, begun = acted
+    assert begun[0].environment["WORLD_SIZE"] == "2" and begun[0].environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    begun[0].ended, begun[0].ended_with = [0, 1], 2
+    made._supervise(begun[0], None)
+    made._start_what_fits()
+    assert "WORLD_SIZE" not in begun[1].environment and begun[1].trial.sizes == (1,)
+    begun[1].ended, begun[1].ended_with = [0], 2  # it was not the devices
+    made._supervise(begun[1], None)
+    assert made.queue == [] and begun[1].trial.state == State.FAILED
+    out = capsys.readouterr().out
+    assert "goes back to 1 process: too many devices" in out and "FAILED" in out
+
+
+def test_the_time_of_a_trial_counts_over_its_moves(acted, capsys):
+    made, begun = acted
+    now = time.monotonic()
+    begun[0].started = now - 15
+    made._supervise(begun[0], None)
+    assert begun[0].asked is None
+    begun[0].ask_to_move(now)
+    begun[0].ended_with = 0
+    begun[0].trial.sizes = (1, 4)  # and two devices are no more
+    made._supervise(begun[0], None)
+    made._start_what_fits()
+    assert "moved to 1 process on gpu 0: lr=0.1" in capsys.readouterr().out
+    begun[1].started = now - 6
+    made._supervise(begun[1], None)
+    assert "max_time_per_run (20 s)" in begun[1].killed
+
+
+def test_a_trial_that_does_not_stop_to_be_moved_goes_on_and_is_not_moved_again(acted):
+    made, begun = acted
+    begun[0].ask_to_move(time.monotonic() - 100)
+    made._supervise(begun[0], None)
+    assert "did not stop" in begun[0].killed
+    begun[0].ended, begun[0].ended_with = [0, 1], -9
+    made._supervise(begun[0], None)
+    made._start_what_fits()
+    assert begun[1].environment["WORLD_SIZE"] == "2" and begun[1].trial.sizes == (2,)
 
 
 @pytest.mark.soak

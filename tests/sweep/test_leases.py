@@ -17,9 +17,11 @@ def test_a_device_is_lent_once_over_all_pools(tmp_path, monkeypatch):
     first, second = one.take(2), two.take(2)
     assert {lease.device for lease in first} | {lease.device for lease in second} == set(locks)
     assert one.take(1) is None and two.take(1) is None
+    assert one.free() == two.free() == 0
     assert one.holders() == [f"{lease.device}: pid {os.getpid()}" for lease in second]
     one.give_back(first)
     assert two.take(3) is None  # and the two it could get are free again
+    assert one.free() == two.free() == 2
     assert len(one.take(2)) == 2
 
 

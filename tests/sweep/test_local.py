@@ -17,6 +17,10 @@ WRONG = {
     "wrong value": (["optimizer.lr=0.1,-0.1", "seed=0,1"], ["trial 2", "optimizer.lr=-0.1", "greater than 0"]),
     "empty list": (["seed=range(0,0)"], ["seed=range(0,0)", "nothing"]),
     "too many devices": (["seed=0,1", "hydra.launcher.devices_per_run=99"], ["devices_per_run=99", "trial 0", "cores"]),
+    "the most first": (
+        ["seed=0,1", "hydra.launcher.devices_per_run=4-1"],
+        ["devices_per_run=4-1", "a range such as 1-4"],
+    ),
     "no limit": (["seed=0,1", "hydra.launcher.max_points=null"], ["hydra.launcher.max_points=null", "whole number"]),
     "a limit in words": (["seed=0,1", "hydra.launcher.max_points=many"], ["max_points=many", "whole number"]),
     "batches of none": (["seed=0,1", "hydra.sweeper.max_batch_size=0"], ["max_batch_size=0", "whole number"]),

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from launcher.core.errors import ConfigError
@@ -15,6 +17,8 @@ def test_the_defaults_fit():
     ("name", "value", "said"),
     [
         ("devices_per_run", 0, "at least 1, or auto"),
+        ("devices_per_run", "4-1", "or a range such as 1-4"),
+        ("devices_per_run", "1-", "or a range such as 1-4"),
         ("parallel", "many", "or auto"),
         ("trials_per_device", 0, "at least 1, or auto"),
         ("max_parallel", "all", "or null"),
@@ -27,6 +31,22 @@ def test_the_defaults_fit():
 def test_a_wrong_setting_is_named(name, value, said):
     with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{name}={value}: .*{said}"):
         LocalOptions(**PLAIN | {name: value}).check()
+
+
+def settings(global_size, exact=False):
+    batch = SimpleNamespace(global_size=global_size)
+    return SimpleNamespace(batch=batch, exact_across_devices=exact, canonical_shards=4)
+
+
+def test_a_range_is_the_numbers_that_share_a_global_batch_evenly():
+    options = LocalOptions(**PLAIN | {"devices_per_run": "1-6"})
+    assert (options.world, options.most, options.per_run) == (1, 6, "1-6")
+    assert options.sizes(settings(96)) == (1, 2, 3, 4, 6)
+    assert options.sizes(settings(96, exact=True)) == (1, 2, 4)
+    assert options.sizes(settings(7)) == (1,)
+    assert LocalOptions(**PLAIN | {"devices_per_run": "3-6"}).sizes(settings(64)) == (3, 4)  # the least is as asked for
+    fixed = LocalOptions(**PLAIN | {"devices_per_run": "2-2"})
+    assert (fixed.world, fixed.most, fixed.per_run, fixed.sizes(settings(64))) == (2, 2, 2, (2,))
 
 
 def test_the_smaller_limit_counts():
