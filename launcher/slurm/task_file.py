@@ -1,0 +1,29 @@
+"""What a trial needs that starts in a process of its own, elsewhere and later: the file for launcher/trial.py."""
+
+import pickle
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+import launcher
+from launcher.core.files import write_json
+from launcher.run.command_line import config_options
+from launcher.slurm.snapshot import Snapshot
+from launcher.sweep.trials import Trial
+
+
+def write_task(file: Path, trial: Trial, code: Snapshot) -> None:
+    """Write what a trial trains, composed and checked, and by which copy of the code."""
+    settings, hydra, overrides = pickle.loads(trial.packed)
+    content = {
+        "run_dir": str(trial.path),
+        "overrides": overrides,
+        "settings": OmegaConf.to_yaml(OmegaConf.create(settings)),
+        "hydra": OmegaConf.to_yaml(OmegaConf.create(hydra)),
+        "command": launcher.command,
+        "started": [sys.argv[0], *config_options(sys.argv[1:])],
+        "trees": code.trees,
+        "commit": code.commit if code.trees else None,
+    }
+    write_json(file, content)
