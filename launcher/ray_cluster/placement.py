@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,14 +112,15 @@ class Cluster:
         try:
             if self.address == "local":
                 ray.init("local", include_dashboard=False, object_store_memory=STORE, **quiet)
-            else:
-                ray.init(self.address, **quiet)
+                return
+            _check_listens(os.environ.get("RAY_ADDRESS", "") if self.address == "auto" else self.address)
+            ray.init(self.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
             raise ConfigError(
                 f"hydra.launcher.address={self.address}: this machine cannot join the Ray cluster ({said[0]}). Start "
                 "its head by `ray start --head --disable-usage-stats` and each other node, this machine too, by "
-                "`ray start --address HOST:PORT`; or use hydra.launcher.address=local for this machine alone."
+                "`ray start --address=HOST:PORT`; or use hydra.launcher.address=local for this machine alone."
             ) from error
 
     @cached_property
@@ -185,6 +187,13 @@ class Cluster:
                         "directory of the sweep, the working directory and the code must lie on a file system that "
                         "all nodes share, under the same path."
                     )
+
+
+def _check_listens(address: str) -> None:
+    """An OSError at once where nobody listens at host:port, for which Ray itself would wait minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), 10).close()
 
 
 @contextlib.contextmanager
