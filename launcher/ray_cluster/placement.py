@@ -32,7 +32,8 @@ class Shape:
 
     def __str__(self) -> str:
         gpu = " and a GPU" if self.gpus else ""
-        return f"{self.world} processes with {self.cpus} CPU{'s' if self.cpus > 1 else ''}{gpu} each"
+        count = f"{self.world} process{'es' if self.world > 1 else ''}"
+        return f"{count} with {self.cpus} CPU{'s' if self.cpus > 1 else ''}{gpu}{' each' if self.world > 1 else ''}"
 
 
 class Slot:
@@ -130,6 +131,10 @@ class Cluster:
 
         return [node for node in ray.nodes() if node["Alive"]]
 
+    def __str__(self) -> str:
+        counts = (len(self.nodes), "node"), (self.cpus, "CPU"), (self.gpus, "GPU")
+        return ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
+
     @property
     def cpus(self) -> int:
         """CPUs of all nodes."""
@@ -152,10 +157,9 @@ class Cluster:
             min(int(_has(node).get(kind, 0) / each) for kind, each in shape.bundle.items()) for node in self.nodes
         )
         if most < shape.world:
-            there = f"{len(self.nodes)} nodes with {self.cpus} CPUs and {self.gpus} GPUs in all"
             raise ConfigError(
                 f"hydra.launcher.devices_per_run, hydra.launcher.cpus_per_process: a trial needs {shape}, and the Ray "
-                f"cluster has room for {most} of them ({there})."
+                f"cluster has room for {most} of them ({self})."
             )
 
     def check_places(self, directory: Path, places: Sequence[str]) -> None:

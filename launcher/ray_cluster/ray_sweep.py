@@ -73,8 +73,7 @@ def _check_nodes(sweep: Sweep, options: RayOptions) -> None:
 
 def _execute(sweep: Sweep, options: RayOptions, feed: Feed | None = None) -> None:
     """Run the trials that are not done yet, and those of a feed, and compare them all."""
-    nodes = options.cluster.nodes
-    print(f"cluster    {len(nodes)} nodes, {options.cluster.cpus} CPUs, {options.cluster.gpus} GPUs", flush=True)
+    print(f"cluster    {options.cluster}", flush=True)
     stop = sweep.take_stop_requests()  # after Ray, which takes SIGTERM for itself
     with ProgressDisplay(sweep.trials, feed) as display:
         to_run = sweep.trials if feed is None else feed.waiting()

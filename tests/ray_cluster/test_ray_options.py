@@ -72,8 +72,8 @@ def test_a_trial_is_where_its_device_is(monkeypatch):
 def test_what_no_node_has_room_for_is_refused():
     trial = SimpleNamespace(world=3, kind="cpu", threads=2)
     assert options(cluster_of({"CPU": 3.0}, {"CPU": 4.0})).shape(trial) == Shape(3, 2, 0)  # one here, two there
-    with pytest.raises(ConfigError, match=r"3 processes with 2 CPUs each.*room for 2 .*2 nodes with 6 CPUs"):
+    with pytest.raises(ConfigError, match=r"3 processes with 2 CPUs each.*room for 2 .*2 nodes, 6 CPUs, 0 GPUs"):
         options(cluster_of({"CPU": 3.0}, {"CPU": 3.0})).shape(trial)
     on_gpus = SimpleNamespace(world=2, kind="gpu", threads=2)
-    with pytest.raises(ConfigError, match=r"2 processes with 8 CPUs and a GPU each.*room for 1 .*1 GPU"):
+    with pytest.raises(ConfigError, match=r"2 processes with 8 CPUs and a GPU each.*room for 1 .*72 CPUs, 1 GPU\)"):
         options(cluster_of({"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0})).shape(on_gpus)
