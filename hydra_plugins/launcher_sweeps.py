@@ -215,6 +215,22 @@ class SlurmLauncher(LocalLauncher):
         return job_array
 
 
+class RayLauncher(LocalLauncher):
+    """Runs the trials of a sweep on a Ray cluster; the settings are those of its YAML file."""
+
+    def read_options(self) -> Any:
+        """See LocalLauncher."""
+        from launcher.ray_cluster.ray_options import RayOptions
+
+        return RayOptions(**plain(self.options))
+
+    def room(self) -> Any:
+        """See LocalLauncher."""
+        from launcher.ray_cluster import ray_sweep
+
+        return ray_sweep
+
+
 def parse(sweeper: Any, arguments: list[str]) -> Any:
     """What a sweeper is to sweep, parsed: its own `params`, and then those of the command line."""
     loader = sweeper.hydra_context.config_loader

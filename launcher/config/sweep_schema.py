@@ -76,6 +76,16 @@ class SlurmArray(Section):
     resume: bool = setting("Jobs that have finished are not run again.")
 
 
+class RaySweep(SweepOptions):
+    """Settings of hydra/launcher=ray."""
+
+    address: Text = setting("The Ray cluster: auto, local, or host:port of its head.")
+    devices_per_run: Count | Auto = setting("Processes of a trial, each with a device.")
+    cpus_per_process: Count | Auto = setting("CPUs that Ray keeps for each process.")
+    max_time_per_run: Duration | None = setting("A trial that takes longer has failed.")
+    snapshot: bool = setting("The trials run a copy of the code as it is now.")
+
+
 class Grid(Section):
     """Settings of hydra/sweeper=grid."""
 

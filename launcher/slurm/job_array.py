@@ -1,10 +1,8 @@
 """A sweep as one SLURM job array: submitted and left alone. Each task trains one trial, and comes back if preempted."""
 
 import os
-import pickle
 import re
 import shutil
-import sys
 import time
 from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
@@ -12,17 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-import launcher
 from launcher.core.errors import ConfigError
 from launcher.core.files import write_json
 from launcher.distributed import slurm_commands
-from launcher.run.command_line import config_options
 from launcher.run.lock import is_held
 from launcher.slurm import snapshot
 from launcher.slurm.job import quote, sbatch_options, submission_environment
 from launcher.slurm.snapshot import PACKAGE
+from launcher.slurm.task_file import write_job, write_task
 from launcher.sweep import failure
 from launcher.sweep.conclusion import conclude
 from launcher.sweep.feed import Feed
@@ -308,33 +303,11 @@ class Submission:
         (self.directory / "tasks").mkdir()
         for number, trial in enumerate(self.trials):
             trial.path.mkdir(parents=True, exist_ok=True)
-            if trial.program is not TRAINING:
-                write_task(self.directory / "tasks", number, trial)
-                continue
-            settings, hydra, overrides = pickle.loads(trial.packed)
-            content = {
-                "run_dir": str(trial.path),
-                "overrides": overrides,
-                "settings": OmegaConf.to_yaml(OmegaConf.create(settings)),
-                "hydra": OmegaConf.to_yaml(OmegaConf.create(hydra)),
-                "command": launcher.command,
-                "started": [sys.argv[0], *config_options(sys.argv[1:])],
-                "trees": self.code.trees,
-                "commit": self.code.commit if self.code.trees else None,
-            }
-            write_json(self.directory / "tasks" / f"{number}.json", content)
+            if trial.program is TRAINING:
+                write_task(self.directory / "tasks" / f"{number}.json", trial, self.code)
+            else:
+                write_job(self.directory / "tasks", number, trial)
         return left_out
-
-
-def write_task(directory: Path, number: int, trial: Trial) -> None:
-    """Write down what the task of an array needs to run a trial of any program; see `run_program` in trial.py."""
-    shared, own = directory / "shared.pkl", directory / f"{number}.pkl"
-    if not shared.exists():
-        shared.write_bytes(pickle.dumps(trial.program.shared))
-    own.write_bytes(trial.packed)
-    files = {"shared": str(shared), "packed": str(own)}
-    words = {"entry": trial.program.entry, "path": sys.path, "started": sys.argv}
-    write_json(directory / f"{number}.json", {"run_dir": str(trial.path), **files, **words})
 
 
 def _wait(sweep: SweepDirectory, feed: Feed | None = None) -> None:

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from launcher.core.errors import ConfigError
 from launcher.sweep.options import LocalOptions
@@ -53,3 +54,18 @@ def test_the_smaller_limit_counts():
     assert LocalOptions(**PLAIN).limit is None
     assert LocalOptions(**PLAIN | {"parallel": 3}).limit == 3
     assert LocalOptions(**PLAIN | {"parallel": 3, "max_parallel": 2}).limit == 2
+
+
+def test_a_range_of_devices_and_a_part_of_one_exclude_each_other():
+    settings = OmegaConf.create(
+        {"device": "cpu", "mixed_precision": "no", "batch": {"max_per_device": 4}, "threads": 1}
+    )
+    for asked, shared in (("1-2", 1), (1, 2)):
+        assert (
+            LocalOptions(**PLAIN | {"devices_per_run": asked, "trials_per_device": shared}).place(settings)[0] == "cpu"
+        )
+    with pytest.raises(ConfigError, match="Choose one of the two"):
+        LocalOptions(**PLAIN | {"devices_per_run": "1-2", "trials_per_device": 2}).place(settings)
+    settings.batch.max_per_device = "auto"
+    with pytest.raises(ConfigError, match="a part of a device. Give a number"):
+        LocalOptions(**PLAIN | {"trials_per_device": 2}).place(settings)
