@@ -67,5 +67,5 @@ def test_a_range_of_devices_and_a_part_of_one_exclude_each_other():
     with pytest.raises(ConfigError, match="Choose one of the two"):
         LocalOptions(**PLAIN | {"devices_per_run": "1-2", "trials_per_device": 2}).place(settings)
     settings.batch.max_per_device = "auto"
-    with pytest.raises(ConfigError, match="a part of a device. Give a number"):
+    with pytest.raises(ConfigError, match=r"a part of a device\. Give a number"):
         LocalOptions(**PLAIN | {"trials_per_device": 2}).place(settings)
