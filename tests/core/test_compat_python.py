@@ -42,6 +42,30 @@ def test_the_fork_server_and_its_tracker_end(tmp_path):
             os.kill(pid, 0)
 
 
+MAIN = """
+import json, sys
+from launcher.core import compat_python
+if __name__ == "__main__":
+    print(json.dumps(compat_python.main_module()))
+else:
+    print(__name__, sys.argv[1:])
+"""
+
+
+def test_the_main_module_of_a_process_is_imported_in_another(tmp_path):
+    (tmp_path / "own.py").write_text(MAIN)
+
+    def output(*command):
+        return subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    other = "import json, sys; from launcher.core import compat_python as c; c.import_main(json.loads(sys.argv[1])); "
+    for start in (["own.py", "a=1"], ["-m", "own", "a=1"]):
+        told = output("-c", other + "print(sys.modules['__main__'].__file__)", output(*start))
+        assert told == f"__mp_main__ ['a=1']\n{tmp_path}/own.py\n"
+
+
 STARTED = """
 import json, os, signal, sys
 from launcher.core import compat_python

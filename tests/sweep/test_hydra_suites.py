@@ -68,11 +68,13 @@ class TestSlurmArrayInBatches(part(BatchedSweeperTestSuite)):
 @pytest.mark.parametrize(
     "task_launcher_cfg, extra_flags", [({}, ["-m", "hydra/launcher=slurm_array", "hydra.launcher.wait=true", ANEW])]
 )
-class TestSlurmArrayWithPrograms(part(IntegrationTestSuite, "test_get_orig_dir_multirun")):
+class TestSlurmArrayWithPrograms(part(IntegrationTestSuite)):
     pass
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("task_launcher_cfg, extra_flags", [({}, ["-m", "hydra/launcher=device_pool", ANEW])])
-class TestDevicePoolWithPrograms(part(IntegrationTestSuite, "test_custom_sweeper_run_workdir")):
+class TestDevicePoolWithPrograms(
+    part(IntegrationTestSuite, "test_get_orig_dir_multirun", "test_to_absolute_path_multirun")
+):
     pass
