@@ -33,7 +33,7 @@ class Gated(Net):
             self.delay = 0.0
         return super().forward(x)
 """
-EXACT = ["device=cpu", "hydra.launcher.devices=2", *OWN_MODEL, "model._target_=own.Gated", "exact_across_devices=true",
+EXACT = ["device=cpu", "hydra.launcher.devices=2", *OWN_MODEL, "model._target_=own.Gated", "exact_across_devices=True",
          "log_every=1", "epochs=8"]  # fmt: skip
 BY_NEED = [*EXACT, "hydra.launcher.devices_per_run=1-2"]
 
@@ -261,14 +261,14 @@ def rows(path):
 
 
 def test_a_trial_goes_on_with_two_processes_once_the_other_has_ended_and_the_bits_stay(place):
-    process = begin(place, ["+model.delay=0.0,0.05", *BY_NEED])
-    wait_for(lambda: sizes(place / "grid", "delay=0.05") == [1, 2], process)
+    process = begin(place, ["+model.delay=0.0,0.2", *BY_NEED])
+    wait_for(lambda: sizes(place / "grid", "delay=0.2") == [1, 2], process)
     (place / "open").touch()
     status, out, err = end(process)
     assert status == 0, (out, err)
-    assert out.count("moved to 2 processes on cpu 0,1: +model.delay=0.05") == 1, out
+    assert out.count("moved to 2 processes on cpu 0,1: +model.delay=0.2") == 1, out
     assert "stopped in" not in out and "FAILED" not in out, out
-    quick, slow = of(place / "grid", "delay=0.0,"), of(place / "grid", "delay=0.05")
+    quick, slow = of(place / "grid", "delay=0.0,"), of(place / "grid", "delay=0.2")
     assert (summary(quick)["world_size"], summary(slow)["world_size"]) == (1, 2)
     assert weights(quick) == weights(slow)  # of which one ran on one device from first to last
     assert rows(quick) == rows(slow)
@@ -278,9 +278,9 @@ def test_a_trial_goes_on_with_two_processes_once_the_other_has_ended_and_the_bit
 
 @pytest.mark.soak
 def test_a_trial_gives_back_what_another_sweep_waits_for_and_has_it_again_afterwards(place):
-    first = begin(place, ["+model.delay=0.05", *BY_NEED, "epochs=16"])
+    first = begin(place, ["+model.delay=0.2", *BY_NEED])
     wait_for(lambda: sizes(place / "grid", "delay") == [2], first)
-    status, out, err = end(start(["+model.delay=0.0", *EXACT, "epochs=16", "hydra.sweep.dir=other"], place))
+    status, out, err = end(start(["+model.delay=0.0", *EXACT, "hydra.sweep.dir=other"], place))
     assert status == 0 and "started on cpu" in out, (out, err)
     wait_for(lambda: sizes(place / "grid", "delay") == [2, 1, 2], first)
     (place / "open").touch()
@@ -296,15 +296,15 @@ def test_a_trial_gives_back_what_another_sweep_waits_for_and_has_it_again_afterw
 @pytest.mark.soak
 def test_a_killed_executor_of_moved_trials_loses_nothing(place):
     for number in range(2):
-        process = begin(place, ["+model.delay=0.0,0.05", *BY_NEED, "checkpoint.every=5"])
-        wait_for(lambda number=number: sizes(place / "grid", "delay=0.05")[1:] == [2] * (number + 1), process)
+        process = begin(place, ["+model.delay=0.0,0.2", *BY_NEED, "checkpoint.every=5"])
+        wait_for(lambda number=number: sizes(place / "grid", "delay=0.2")[1:] == [2] * (number + 1), process)
         time.sleep(number)
         process.kill()
         process.communicate()
     (place / "open").touch()
-    status, out, err = end(begin(place, ["+model.delay=0.0,0.05", *BY_NEED, "checkpoint.every=5"]))
+    status, out, err = end(begin(place, ["+model.delay=0.0,0.2", *BY_NEED, "checkpoint.every=5"]))
     assert status == 0 and "1 finished before, 1 to resume" in out, (out, err)
-    one, two = of(place / "grid", "delay=0.0,"), of(place / "grid", "delay=0.05,")
+    one, two = of(place / "grid", "delay=0.0,"), of(place / "grid", "delay=0.2,")
     assert weights(one) == weights(two) and rows(one) == rows(two)
 
 
