@@ -34,6 +34,7 @@ from launcher.training.resume import best_beside, gather_state, go_back, state_b
 from launcher.training.trainer import Trainer
 
 NOTICE = 60.0  # seconds that slurm/train.sbatch leaves for a stop at least: SIGUSR1@120, up to a minute of it late
+EACH_SAMPLE = 1_000_000  # of the test split, at most, of which a run keeps what was found of each: 9 bytes
 REPORT_SECONDS = 5.0  # what the end of a stopped run takes beside the save: its pictures and page
 
 
@@ -127,7 +128,8 @@ class Loop:
         """
         ranks, flips = self.trainer.ranks, self.settings.test_time_flip
         with self.clock.during("evaluating"):
-            last = self._evaluate(self.data.test, flips) if self.over() and self.progress.seen else None
+            each = len(self.data.test) <= EACH_SAMPLE
+            last = self._evaluate(self.data.test, flips, each) if self.over() and self.progress.seen else None
             by_rank_0("the last checkpoint to be written", self.rank_zero.finish_saving, ranks)
             if last is None:
                 return {}
@@ -135,7 +137,7 @@ class Loop:
             if best is None:
                 return {self.progress.step: last}
             self.trainer.load_weights(self.trainer.eval_model, checkpoint.load_weights(best))
-            found = self.evaluator.evaluate(self._model(flips), self.data.test, self._is_stopped)
+            found = self.evaluator.evaluate(self._model(flips), self.data.test, self._is_stopped, each)
             return {} if found is None else {checkpoint.step_of(best): found, self.progress.step: last}
 
     def predict(self, rows: int) -> dict[str, np.ndarray] | None:
@@ -221,11 +223,11 @@ class Loop:
         """What is measured; with `flips` by two looks at each image."""
         return Mirrored(self.trainer.eval_model) if flips else self.trainer.eval_model
 
-    def _evaluate(self, split: Split, flips: bool = False) -> Evaluation | None:
+    def _evaluate(self, split: Split, flips: bool = False, by_sample: bool = False) -> Evaluation | None:
         """Measure the model as it is now, unless it has diverged; None where the run was asked to stop meanwhile."""
         self.trainer.check()
         self.trainer.sync_ema_buffers()
-        return self.evaluator.evaluate(self._model(flips), split, self._is_stopped)
+        return self.evaluator.evaluate(self._model(flips), split, self._is_stopped, by_sample)
 
     def _evaluate_and_log(self) -> bool:
         """Evaluate and log where it is due, as one row of the record. False where it was interrupted, with no row."""

@@ -14,6 +14,7 @@ log = logging.getLogger("launcher")
 
 # In a run directory: rows whose values are lists, an end, an end, counts of bins; rows of such or of images; and a
 # table of predictions.
+TEST_SAMPLES = "test_samples.npz"  # loss, weight and, of a classification, whether it was right, of each test sample
 HISTOGRAMS, MEDIA, TABLE = "histograms.jsonl", "media.jsonl", "wandb/predictions.npz"
 
 

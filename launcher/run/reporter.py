@@ -17,7 +17,7 @@ from launcher.run.config_file import read_config
 from launcher.run.earlier_run import Found
 from launcher.run.lock import lock
 from launcher.run.media import Media
-from launcher.run.record import HISTOGRAMS, MEDIA, TABLE, Record, of_time
+from launcher.run.record import HISTOGRAMS, MEDIA, TABLE, TEST_SAMPLES, Record, of_time
 from launcher.run.run_directory import UNSHOWN, RunDirectory
 from launcher.run.terminal import Progress as Bar
 from launcher.run.terminal import final_table
@@ -69,7 +69,7 @@ class Reporter:
         self._has_media = bool(settings.hooks) or (self.path / MEDIA).exists()
         if self._has_media:
             self.media.open(progress.recorded)
-        for stale in ("stopped.json", "summary.json", "evaluation.json", TABLE, UNSHOWN):
+        for stale in ("stopped.json", "summary.json", "evaluation.json", TABLE, TEST_SAMPLES, UNSHOWN):
             (self.path / stale).unlink(missing_ok=True)
         self._viewed = [name for name in settings.trackers if name != "wandb"]
         self.views = views.start(self.path, self._viewed)
@@ -137,6 +137,11 @@ class Reporter:
         if details:
             others = {"last": details[1]} if len(details) > 1 else {}
             write_json(self.path / "evaluation.json", details[0] | others, durable=True)
+        for found in tested.values():
+            if found.by_sample is not None:  # the first is the best, which the comparison of a sweep goes by
+                arrays = {name: tensor.numpy() for name, tensor in found.by_sample.items()}
+                gallery.write(self.path / TEST_SAMPLES, arrays)
+                break
         if predictions is not None:
             gallery.write(self.path / TABLE, predictions)
         write_text(self.path / UNSHOWN, "")

@@ -38,6 +38,7 @@ LEAST = 1 << 20  # bytes that must be free for a run to start
 # What else a run that has saved nothing may have left; W&B's own files are set aside by their tracker.
 LEFT = (
     "*.json", "changes-*.patch", "metrics.csv", "tb", "dvclive", "*.png", "report.html", "lr_range.csv", "checkpoints",
+    "*.npz",
 )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from launcher.sweep.seed_groups import Group, Pair
 METHOD = (
     "Groups: finished trials that differ by their seed alone; mean with 95 % interval by Student's t. "
     "Pairs: paired t-test over the seeds that both have, p corrected by Holm's method over all pairs; "
-    "decided: p < 0.05. "
-    "Test samples are not drawn again: runs do not keep the prediction of each."
+    "decided: p < 0.05. By test/loss and test/accuracy the error of a difference is that of the seeds and, beside it, "
+    "that of the test samples, by a paired bootstrap."
 )
 
 
@@ -87,6 +87,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "difference": pair.difference,
         "low": pair.low,
         "high": pair.high,
+        "sampling_error": pair.sampling_error,
         "p": pair.p,
         "p_uncorrected": pair.p_alone,
         "decided": pair.decided,

@@ -24,6 +24,7 @@ from launcher.run.record import Record
 from launcher.sweep import failure, pareto, seed_groups, statistics, variance
 from launcher.sweep.inference import LEAST_SEEDS, LEVEL
 from launcher.sweep.pareto import Point
+from launcher.sweep.sampling_error import SamplingError
 from launcher.sweep.seed_groups import Group, Pair
 from launcher.sweep.statistics import SEED, Sample
 from launcher.sweep.trial_state import State
@@ -118,7 +119,10 @@ class Comparison:
         """Each two groups compared by the seeds that both have."""
         looks = max((known["seeds"] - LEAST_SEEDS + 1 for known in self.decides), default=1)
         level = min((known["level"] for known in self.decides), default=LEVEL)
-        return seed_groups.pairs_of(self.groups, looks, level)
+        paths: dict[Any, Path] = {}
+        for entry in self.measured:
+            paths.setdefault(seed_groups.trial_key(entry.settings, entry.seed), entry.path)
+        return seed_groups.pairs_of(self.groups, looks, level, SamplingError(self.metric, paths))
 
     @property
     def verdict(self) -> str:

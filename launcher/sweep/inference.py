@@ -30,12 +30,13 @@ class Difference(Estimate):
     p: float | None
 
 
-def interval(values: Sequence[float], deviation: float | None = None) -> Estimate:
+def interval(values: Sequence[float], deviation: float | None = None, beside: float = 0.0) -> Estimate:
     """The mean of some values with its interval by Student's t.
 
     Args:
         values: [n] independent ones, n >= 1.
         deviation: Their standard deviation, where that is known better than from them.
+        beside: Standard error of the mean by what all values have in common, such as the test samples.
     """
     import numpy as np
     from scipy.special import stdtrit
@@ -44,11 +45,11 @@ def interval(values: Sequence[float], deviation: float | None = None) -> Estimat
     if n < 2 or not np.isfinite(values).all():
         return Estimate(mean, None, None)
     deviation = float(np.std(values, ddof=1)) if deviation is None else deviation
-    half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * deviation / math.sqrt(n)
+    half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * math.hypot(deviation / math.sqrt(n), beside)
     return Estimate(mean, mean - half, mean + half)
 
 
-def paired(first: Sequence[float], second: Sequence[float], resolution: float = 0.0) -> Difference:
+def paired(first: Sequence[float], second: Sequence[float], resolution: float = 0.0, beside: float = 0.0) -> Difference:
     """The mean of `first - second` with its interval and its p-value by the paired t-test, not corrected.
 
     Args:
@@ -57,6 +58,8 @@ def paired(first: Sequence[float], second: Sequence[float], resolution: float = 
         resolution: The least step of the metric, such as one over the number of samples of an accuracy. Differences
             that are all the same have a standard deviation of zero, which would prove anything; theirs is taken to be
             that of two rounded values: sqrt(1/6) of this.
+        beside: Standard error of the mean difference by what all seeds have in common; see sampling_error.py. The
+            degrees of freedom stay those of the seeds, which is on the safe side.
     """
     import numpy as np
     from scipy.special import stdtr
@@ -68,17 +71,20 @@ def paired(first: Sequence[float], second: Sequence[float], resolution: float = 
     deviation = float(np.std(differences, ddof=1)) if n > 1 else 0.0
     if deviation <= 1e-12 * float(np.abs([first, second]).max()):  # zero, but for the rounding of floats
         deviation = resolution / math.sqrt(6)
-    found = interval(differences.tolist(), deviation)
+    found = interval(differences.tolist(), deviation, beside)
+    error = math.hypot(deviation / math.sqrt(n), beside)
     if n < LEAST_SEEDS:
         return Difference(found.mean, found.low, found.high, None)
-    if deviation == 0:
+    if error == 0:
         p = 1.0 if found.mean == 0 else 0.0
     else:
-        p = float(2 * stdtr(n - 1, -abs(found.mean) * math.sqrt(n) / deviation))
+        p = float(2 * stdtr(n - 1, -abs(found.mean) / error))
     return Difference(found.mean, found.low, found.high, p)
 
 
-def sequential(first: Sequence[float], second: Sequence[float], looks: int, resolution: float = 0.0) -> Difference:
+def sequential(
+    first: Sequence[float], second: Sequence[float], looks: int, resolution: float = 0.0, beside: float = 0.0
+) -> Difference:
     """As `paired`, where the results were looked at after every seed from the third on, and might have ended it.
 
     Each of `looks` looks may find a difference that is not there with its part of the level, level / looks; so the
@@ -89,11 +95,12 @@ def sequential(first: Sequence[float], second: Sequence[float], looks: int, reso
         second: [n] values of the same seeds in the same order.
         looks: How many there may be at most.
         resolution: See `paired`.
+        beside: See there.
     """
-    found = paired(first, second, resolution)
+    found = paired(first, second, resolution, beside)
     if looks == 1 or found.p is None:
         return found
-    seen = [paired(first[:n], second[:n], resolution).p for n in range(LEAST_SEEDS, len(first) + 1)]
+    seen = [paired(first[:n], second[:n], resolution, beside).p for n in range(LEAST_SEEDS, len(first) + 1)]
     least = min(p for p in seen if p is not None)
     return Difference(found.mean, found.low, found.high, min(1.0, looks * least))
 

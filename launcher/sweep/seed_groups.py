@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 from launcher.sweep import inference
 from launcher.sweep.inference import LEAST_SEEDS, LEVEL, Estimate
+from launcher.sweep.sampling_error import SamplingError
 from launcher.sweep.statistics import numbers_first, ranking
 
 MANY = 50  # groups; above, pairs with too few seeds in common are not listed: there are thousands of them
@@ -61,6 +63,7 @@ class Pair:
     p: float | None  # corrected by Holm's method over all pairs of the sweep; None: too few seeds
     p_alone: float | None  # the same without correction
     level: float = LEVEL  # below it a corrected p decides
+    sampling_error: float | None = None  # of the difference by the choice of test samples; None: not known
 
     @property
     def decided(self) -> bool:
@@ -76,7 +79,8 @@ class Pair:
             return "a seed has diverged"
         if not self.n:
             return "no seed in common"
-        return f"{self.n} seed{'s' * (self.n > 1)}"
+        by_samples = "" if self.sampling_error is None else f", ± {1.96 * self.sampling_error:.2g} by the test samples"
+        return f"{self.n} seed{'s' * (self.n > 1)}{by_samples}"
 
     @property
     def verdict(self) -> str:
@@ -127,13 +131,16 @@ def grouped(results: Sequence[tuple[Mapping[str, str], str, float]], mode: str) 
     return sorted(groups, key=lambda group: key(group.estimate.mean))
 
 
-def pairs_of(groups: Sequence[Group], looks: int = 1, level: float = LEVEL) -> list[Pair]:
+def pairs_of(
+    groups: Sequence[Group], looks: int = 1, level: float = LEVEL, sampling: SamplingError | None = None
+) -> list[Pair]:
     """All pairs of groups, those with the best ones first; see `MANY` for what is left out of many.
 
     Args:
         groups: The best first.
         looks: How often they may have been compared before this; see `inference.sequential`.
         level: Below it a corrected p decides.
+        sampling: Tells the error by the choice of test samples; its trials have the keys of `trial_key`.
     """
     resolution = inference.resolution_of([value for group in groups for value in group.values.values()])
     found = []
@@ -141,19 +148,27 @@ def pairs_of(groups: Sequence[Group], looks: int = 1, level: float = LEVEL) -> l
         common = [seed for seed in a.values if seed in b.values]
         if len(common) < LEAST_SEEDS and len(groups) > MANY:
             continue
-        tested = None
+        tested, error = None, None
         if common:
             own, other = [a.values[s] for s in common], [b.values[s] for s in common]
-            tested = inference.sequential(own, other, looks, resolution)
-        found.append((a, b, len(common), tested))
-    corrected = inference.holm([tested.p if tested else None for *_, tested in found])
+            if sampling is not None:
+                keys = [[trial_key(group.settings, seed) for seed in common] for group in (a, b)]
+                error = sampling.of(*keys)
+            tested = inference.sequential(own, other, looks, resolution, error or 0.0)
+        found.append((a, b, len(common), tested, error))
+    corrected = inference.holm([tested.p if tested else None for *_, tested, _ in found])
     pairs = []
-    for (a, b, n, tested), p in zip(found, corrected, strict=True):
+    for (a, b, n, tested, error), p in zip(found, corrected, strict=True):
         if tested is None or not math.isfinite(tested.mean):
             pairs.append(Pair(a, b, n, None, None, None, None, None, level))
         else:
-            pairs.append(Pair(a, b, n, tested.mean, tested.low, tested.high, p, tested.p, level))
+            pairs.append(Pair(a, b, n, tested.mean, tested.low, tested.high, p, tested.p, level, error))
     return pairs
+
+
+def trial_key(settings: Mapping[str, str], seed: str) -> tuple[Any, ...]:
+    """What tells one trial of a comparison from the others."""
+    return (tuple(settings.items()), seed)
 
 
 def summary_of(pairs: Sequence[Pair], groups: Sequence[Group]) -> str:

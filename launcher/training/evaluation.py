@@ -31,6 +31,8 @@ class Evaluation:
     metrics: dict[str, float]  # loss, those of the task, and what the setting `metrics` names
     per_class_accuracy: list[float | None] | None = None  # share of each class that was found
     confusion: list[list[int]] | None = None  # rows: the true class, columns: the predicted one
+    # Where they were asked for, on rank 0: `loss` and `weight`, and of a classification `correct`; [samples] each
+    by_sample: dict[str, Tensor] | None = None
 
     def as_dict(self, part: str, class_names: list[str] | None) -> dict[str, Any]:
         """The content of evaluation.json."""
@@ -65,11 +67,19 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(
-        self, model: nn.Module, split: Split, interrupted: Callable[[], bool] = lambda: False
+        self,
+        model: nn.Module,
+        split: Split,
+        interrupted: Callable[[], bool] = lambda: False,
+        by_sample: bool = False,
     ) -> Evaluation | None:
         """Measure a bare model on a split; it is left in the mode it was in.
 
-        `interrupted` is asked before each batch.
+        Args:
+            model: What is measured.
+            split: On what.
+            interrupted: Asked before each batch.
+            by_sample: Keep what was found of each sample.
 
         Returns:
             The metrics, the same on every rank; None where some rank was interrupted.
@@ -82,8 +92,9 @@ class Evaluator:
             for buffer in model.buffers():  # BatchNorm's, which only rank 0 keeps up to date
                 dist.broadcast(buffer, src=0)
         kept: list[tuple[Any, Any]] = []
+        found: list[dict[str, Tensor]] | None = [] if by_sample else None
         mine = range(self.shards * rank // world, self.shards * (rank + 1) // world)
-        counts = [self._count(model, split, shard, interrupted, kept) for shard in mine]
+        counts = [self._count(model, split, shard, interrupted, kept, found) for shard in mine]
         model.train(was_training)
         self.task.train(task_was)
         together = [torch.stack(tensors) for tensors in zip(*counts, strict=True)]
@@ -99,9 +110,10 @@ class Evaluator:
             _check_inputs(split, self.ranks, self.settings.batch_size)
         if self.settings.metrics:
             metrics = from_rank_0(metrics | self._named(kept), world)  # what they choose is chosen by every rank
+        each = None if found is None else self._together(found)
         if isinstance(sums, ClassificationSums):
-            return Evaluation(int(samples), metrics, sums.per_class_accuracy(), sums.confusion())
-        return Evaluation(int(samples), metrics)
+            return Evaluation(int(samples), metrics, sums.per_class_accuracy(), sums.confusion(), each)
+        return Evaluation(int(samples), metrics, by_sample=each)
 
     def _count(
         self,
@@ -110,10 +122,12 @@ class Evaluator:
         shard: int,
         interrupted: Callable[[], bool],
         kept: list[tuple[Any, Any]],
+        found: list[dict[str, Tensor]] | None,
     ) -> list[Tensor]:
         """Whether one shard was interrupted, its samples, the sums of its losses and weights, and those of its metrics.
 
-        Scores and targets are added to `kept`, where metrics by name need them.
+        Scores and targets are added to `kept`, where metrics by name need them, and what was found of each sample to
+        `found`, unless that is None.
         """
         device, in_step = self.device, self.settings.in_step
         sums = self.task.sums(device)
@@ -141,6 +155,15 @@ class Evaluator:
             counted += len(values)
             if scores is not None:
                 sums.update(scores, targets)
+            if found is not None:
+                found.append(
+                    {
+                        "loss": values.float(),
+                        "weight": (torch.ones_like(values) if weights is None else weights).float(),
+                    }
+                )
+                if isinstance(sums, ClassificationSums):
+                    found[-1]["correct"] = scores.argmax(1) == targets
             if self.settings.metrics:
                 kept.append(tree_map_only(Tensor, Tensor.cpu, (scores, targets)))
         return [stopped, counted, loss_sum, weight_sum, *sums.tensors()]
@@ -153,6 +176,15 @@ class Evaluator:
             yield inputs, targets, True
         for _ in range(missing if self.settings.in_step else 0):
             yield *next(in_order(split, 0, len(split), 1, self.device, 0)), False
+
+    def _together(self, found: list[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+        """What was found of each sample, in the order of the split, on rank 0; None elsewhere."""
+        own = {name: torch.cat([each[name] for each in found]).cpu() for name in (found[0] if found else ())}
+        gathered = at_rank_0(own, self.ranks.world_size, self.ranks.rank)
+        if gathered is None:
+            return None
+        parts = [part for part in gathered if part]  # a rank may have had no sample
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _named(self, kept: list[tuple[Any, Any]]) -> dict[str, float]:
         """The metrics that settings name, on rank 0."""
