@@ -27,6 +27,8 @@ for variable in [*os.environ]:
     if variable.startswith("WANDB_") or variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         del os.environ[variable]
 
+pytest_plugins = ["deadline"]
+
 from gpus import (  # noqa: E402, F401
     pytest_configure,
     pytest_runtest_protocol,
