@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from launcher.core.errors import ConfigError
+from launcher.slurm.slurm_array import JobArrayOptions
+
 OWN = """
 import os, sys, time
 import hydra
@@ -72,13 +75,25 @@ def test_nobody_waits_unless_asked_to(slurm, place):
 
 
 def test_wrong_options_are_refused_and_leave_nothing(slurm, place):
-    for word, said in {
-        "hydra.launcher.sbatch.partition=nowhere": "hydra.launcher.sbatch: SLURM does not take this job",
-        "+hydra.launcher.sbatch.more.ntasks=2": "hydra.launcher.sbatch.ntasks=2: must be 1",
-        "hydra.launcher.max_requeues=-1": "hydra.launcher.max_requeues=-1: must be",
-    }.items():
-        status, _, err = run(["+mode=one", word], place, slurm)
-        assert status == 1 and said in err and "Traceback" not in err, err
-    status, out, _ = run(["+mode=one", "hydra.launcher.dry_run=true"], place, slurm)
-    assert status == 0 and "nothing is submitted" in out and "--ntasks-per-node=1" in out
-    assert not list(place.glob("jobs/[0-9s]*")) and os.listdir(place / "jobs") == ["multirun.yaml"]
+    status, _, err = run(["+mode=one", "hydra.launcher.sbatch.partition=nowhere"], place, slurm)
+    assert status == 1 and "Traceback" not in err, err
+    assert "hydra/launcher=slurm_array, hydra.launcher.sbatch: SLURM does not take this job" in err
+    words = ["hydra.launcher.dry_run=true", "+hydra.launcher.sbatch.more.comment=why"]
+    status, out, err = run(["+mode=one", *words], place, slurm)
+    assert status == 0 and "nothing is submitted" in out, err
+    assert "--ntasks-per-node=1" in out and "--comment=why" in out
+    assert os.listdir(place / "jobs") == ["multirun.yaml"]
+
+
+def test_a_job_is_one_process():
+    given = {"max_points": 1, "metric": None, "metric_mode": None, "snapshot": False, "max_parallel": None}
+    given |= {"max_requeues": 3, "wait": False, "dry_run": False, "resume": True}
+    options = JobArrayOptions(**given, cluster={"time": 5})
+    options.check()
+    assert options.cluster == {"time": 5, "nodes": 1, "ntasks_per_node": 1}
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.sbatch\.ntasks=2: must be 1"):
+        JobArrayOptions(**given, cluster={"ntasks": 2}).check()
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.sbatch\.array: the sweep sets this option"):
+        JobArrayOptions(**given, cluster={"array": "0-1"}).check()
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.max_requeues=-1: must be"):
+        JobArrayOptions(**given | {"max_requeues": -1}, cluster={}).check()

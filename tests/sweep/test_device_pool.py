@@ -16,6 +16,8 @@ from processes import REPOSITORY
 from sweeps import own_tmp, wait_for
 
 from launcher.run.lock import is_held
+from launcher.sweep import device_pool
+from launcher.sweep.leases import Pool
 
 EXAMPLE = REPOSITORY / "examples/hydra_app/app.py"
 # A program that misbehaves on request, and notes what it was given.
@@ -132,6 +134,22 @@ def test_what_was_begun_with_other_settings_is_refused_and_can_be_run_anew(hydra
         (anew,) = sweep("bar=1,3", "hydra.launcher.resume=false").__enter__().returns
         assert [job.cfg.bar for job in anew] == [1, 3]
         assert stamps[0] != (place / "0/job_return.pkl").stat().st_mtime_ns
+
+
+@pytest.mark.usefixtures("hydra_restore_singletons")
+def test_one_process_has_all_gpus_of_its_job(hydra_sweep_runner, tmp_path, monkeypatch):
+    """Four pretended GPUs for two jobs that take two each."""
+    monkeypatch.setattr(device_pool.PoolOptions, "place", lambda self, settings: ("gpu", 1))
+    pool = Pool("gpu", {name: f"{tmp_path.name}-{name}" for name in "0123"})
+    monkeypatch.setattr(device_pool, "open_pools", lambda trials, options: {"gpu": pool})
+
+    def devices(cfg):
+        return os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("WORLD_SIZE"), os.environ.get("RANK")
+
+    words = ["hydra/launcher=device_pool", "bar=1,2", "hydra.launcher.devices_per_run=2"]
+    program = None, "hydra.test_utils.a_module", devices, "configs", "compose"
+    with hydra_sweep_runner(*program, words, tmp_path / "jobs") as sweep:
+        assert [job.return_value for job in sweep.returns[0]] == [("0,1", None, None), ("2,3", None, None)]
 
 
 def test_a_request_to_stop_ends_the_jobs_and_the_sweep(place):

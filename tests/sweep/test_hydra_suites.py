@@ -8,9 +8,18 @@ import os
 
 import pytest
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+from sweeps import own_tmp
 
 # The suite runs another program with the same settings into the directory of the first.
 ANEW = "hydra.launcher.resume=false"
+
+FIVE = (
+    "test_sweep_1_job",
+    "test_sweep_2_jobs",
+    "test_sweep_1_job_strict_and_bad_key",
+    "test_sweep_and_override",
+    "test_sweep_with_custom_resolver",
+)
 
 
 def part(suite, *kept):
@@ -22,6 +31,12 @@ def part(suite, *kept):
     return type(suite.__name__, (suite,), dict.fromkeys(tests - set(kept)))
 
 
+@pytest.fixture(autouse=True)
+def own_devices(tmp_path, monkeypatch):
+    """Programs that are started from here do not wait for devices of other sweeps on this machine."""
+    monkeypatch.setenv("TMPDIR", own_tmp(tmp_path))
+
+
 @pytest.fixture
 def on_slurm(slurm, monkeypatch):
     """The commands of SLURM, and programs that are started from here, find the cluster of the tests."""
@@ -30,7 +45,7 @@ def on_slurm(slurm, monkeypatch):
 
 
 @pytest.mark.parametrize("launcher_name, overrides", [("device_pool", [])])
-class TestDevicePool(LauncherTestSuite):
+class TestDevicePool(part(LauncherTestSuite, *FIVE)):
     pass
 
 
