@@ -70,7 +70,7 @@ def test_trials_on_two_nodes_are_those_of_this_machine(two_nodes, place):
     words = ["optimizer=sgd,adam", *OWN_MODEL]
     status, out, err = end(start([*on(two_nodes), *words], place, **two_nodes.environment))
     assert status == 0 and "cluster    2 nodes, 2 CPUs, 0 GPUs" in out and "[2/2]" in out, (out, err)
-    assert_same(place, undisturbed(words, place), 2)
+    assert_same(place, calm := undisturbed(words, place), 2)
     mode = ["+model.mode=ok,raise", "optimizer=sgd", *OWN_MODEL[:-1], "hydra.sweep.dir=two"]
     mode += ["hydra.launcher.devices_per_run=2", "device=cpu"]
     status, out, err = end(start([*on(two_nodes), *mode], place, **two_nodes.environment))
@@ -80,6 +80,11 @@ def test_trials_on_two_nodes_are_those_of_this_machine(two_nodes, place):
     assert "a wheel came off" in (failed / "failed.json").read_text() and state_of(failed) == "failed"
     status, out, err = end(start([*on(two_nodes), *mode], place, CURED="1", **two_nodes.environment))
     assert status == 0 and "1 finished before, 1 to try again" in out, (out, err)
+    status, out, err = end(start(["+model.mode=ok", *mode[1:]], calm))
+    assert status == 0, (out, err)
+    alone = of(calm / "two", "Net")
+    assert weights(of(place / "two", "mode=ok")) == weights(alone)
+    assert (of(place / "two", "mode=ok") / "metrics.jsonl").read_text() == (alone / "metrics.jsonl").read_text()
 
 
 def test_a_node_that_dies_costs_a_trial_the_time_since_its_checkpoint(two_nodes, place, begin):
