@@ -109,6 +109,8 @@ class OptunaSweeper(BasicSweeper):
         Raises:
             ConfigError: A setting is wrong, or there is nothing to search; no trial has been started.
         """
+        from importlib.metadata import version
+
         from launcher.core.errors import ConfigError
 
         assert self.config is not None and self.hydra_context is not None
@@ -119,6 +121,11 @@ class OptunaSweeper(BasicSweeper):
             raise ConfigError(
                 f"hydra/sweeper=optuna: needs {error.name}, which is not installed: "
                 "pip install 'hydra-accelerate-launcher[search]'."
+            ) from error
+        except ImportError as error:  # as hydra-optuna-sweeper has it
+            raise ConfigError(
+                f"hydra/sweeper=optuna: needs Optuna 5 or newer, and {version('optuna')} is installed. "
+                "Another package's sweeper that takes that one needs an environment of its own."
             ) from error
         parsed = parse(self, arguments)
         assert isinstance(self.launcher, LocalLauncher), "multirun.sweep refuses others"

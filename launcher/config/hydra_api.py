@@ -23,6 +23,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ConfigDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -53,6 +54,7 @@ def opened(arguments: argparse.Namespace, config_name: str) -> Iterator[tuple[Hy
         search_path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2(task_name=config_name, config_search_path=search_path)
+    _rename_those_of_plugins()
     moment = datetime.now()  # one for all that a command composes: each run of a sweep, and the sweep itself
     OmegaConf.register_new_resolver("now", lambda pattern: _asked("now", moment.strftime(pattern)), replace=True)
     OmegaConf.register_new_resolver("hydra", lambda key: _asked("hydra", _of_hydra(key)), replace=True)
@@ -60,6 +62,18 @@ def opened(arguments: argparse.Namespace, config_name: str) -> Iterator[tuple[Hy
         yield hydra, arguments.config_name or config_name
     finally:
         GlobalHydra.instance().clear()
+
+
+def _rename_those_of_plugins() -> None:
+    """Call a launcher or a sweeper of another package `hydra_NAME` where a file of conf/ has its name.
+
+    Hydra would take the other for the schema of the file, and refuse its settings.
+    """
+    store = ConfigStore.instance()
+    for file in (CONF / "hydra").glob("*/*.yaml"):
+        group = store.repo.get("hydra", {}).get(file.parent.name, {})
+        if (other := group.pop(file.name, None)) is not None:
+            store.store(f"hydra_{file.stem}", other.node, f"hydra/{file.parent.name}", other.package, other.provider)
 
 
 def basic_sweeper() -> Any:

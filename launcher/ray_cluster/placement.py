@@ -117,7 +117,7 @@ class Cluster:
             _check_listens(os.environ.get("RAY_ADDRESS", "") if self.address == "auto" else self.address)
             ray.init(self.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
+            said = str(error).strip(". \n").splitlines() or [type(error).__name__]
             raise ConfigError(
                 f"hydra.launcher.address={self.address}: this machine cannot join the Ray cluster ({said[0]}). Start "
                 "its head by `ray start --head --disable-usage-stats` and each other node, this machine too, by "

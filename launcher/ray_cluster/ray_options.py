@@ -15,7 +15,7 @@ from launcher.sweep.trials import Trial
 
 @dataclass
 class RayOptions(LauncherOptions):
-    """The settings of conf/hydra/launcher/ray.yaml; the cluster is joined when the first trial is placed."""
+    """The settings of conf/hydra/launcher/ray.yaml; `join` comes before all that places trials."""
 
     address: str
     devices_per_run: str | int
@@ -34,8 +34,12 @@ class RayOptions(LauncherOptions):
 
     @cached_property
     def cluster(self) -> Cluster:
-        """The cluster; a ConfigError where it cannot be joined."""
+        """The cluster, which is joined by the first look."""
         return Cluster(self.address)
+
+    def join(self) -> None:
+        """Join the cluster; a ConfigError where that cannot be."""
+        assert self.cluster is not None
 
     def place(self, settings: Any) -> tuple[str, int | str]:
         """See LauncherOptions: on a GPU where a node has one."""

@@ -27,6 +27,7 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
         ConfigError: Something is wrong; no trial has been started.
     """
     _refuse_after_stop(sweep)
+    options.join()
     for trial in sweep.compose(job_overrides, first):
         options.shape(trial)
     _check_nodes(sweep, options)
@@ -47,6 +48,7 @@ def run_feed(sweep: Sweep, feed: Feed, options: RayOptions) -> list[Trial]:
         ConfigError: Something is wrong; no trial has been started.
     """
     _refuse_after_stop(sweep)
+    options.join()
     feed.like = feed.check()
     options.shape(feed.like)
     _check_nodes(sweep, options)

@@ -37,3 +37,47 @@ def answer(words, path=None):
 )  # fmt: skip
 def test_the_next_hydra_answers_the_same(words, next_hydra):
     assert answer(words, next_hydra) == answer(words)
+
+
+OTHER = """
+from dataclasses import dataclass, field
+from typing import Any
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+
+class Other(Sweeper):
+    pass
+
+class Elsewhere(Launcher):
+    pass
+
+@dataclass
+class OtherConf:
+    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}])
+    _target_: str = "hydra_plugins.other.Other"
+    sampler: Any = None
+
+@dataclass
+class ElsewhereConf:
+    _target_: str = "hydra_plugins.other.Elsewhere"
+
+store = ConfigStore.instance()
+store.store(group="hydra/sweeper", name="optuna", node=OtherConf, provider="other")
+store.store(group="hydra/sweeper/sampler", name="tpe", node={}, provider="other")
+store.store(group="hydra/launcher", name="ray", node=ElsewhereConf, provider="other")
+"""
+
+
+def test_a_sweeper_or_launcher_of_another_package_hides_none_of_ours(tmp_path):
+    """hydra-optuna-sweeper and hydra-ray-launcher have the names of ours."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins/other.py").write_text(OTHER)
+    for names, ours in ((["optuna", "ray"], True), (["hydra_optuna", "hydra_ray"], False)):
+        words = ["-m", f"hydra/sweeper={names[0]}", f"hydra/launcher={names[1]}", "--cfg", "hydra"]
+        status, out, err = answer(words, tmp_path)
+        assert status == 0, err
+        for target in ("launcher_sweeps.OptunaSweeper", "launcher_sweeps.RayLauncher"):
+            assert (f"hydra_plugins.{target}" in out) == ours, out
+        for target in ("hydra_plugins.other.Other", "hydra_plugins.other.Elsewhere", "hydra/sweeper/sampler: tpe"):
+            assert (target in out) != ours, out
