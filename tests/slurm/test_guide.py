@@ -14,10 +14,11 @@ from test_docs import blocks
 SHORT = "max_steps=2 wandb.mode=disabled device=cpu threads=1"  # the GPUs are pretended
 WORLDS = {  # devices that each command should train on, by what it says
     "sbatch slurm/train.sbatch optimizer=sgd": 8,
-    "sbatch --partition=gpu --account=lab --time=12:00:00 slurm/train.sbatch optimizer=sgd epochs=30": 8,
     "sbatch --nodes=2 --gpus-per-node=8 slurm/train.sbatch experiment=fashion_mnist": 16,
     "sbatch --oversubscribe --gpus-per-node=1 --cpus-per-gpu=8 --mem=32G slurm/train.sbatch optimizer=sgd": 1,
 }
+# What differs in where and for how long it runs is taken by SLURM, and not run again on eight processes.
+ACCEPTED = "sbatch --partition=gpu --account=lab --time=12:00:00 slurm/train.sbatch optimizer=sgd epochs=30"
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,21 @@ def test_a_job(command, cluster, run, tmp_path):
 
 
 @pytest.mark.soak
+def test_a_job_that_asks_for_a_partition_and_a_time(cluster, run):
+    assert ACCEPTED in lines("slurm/README.md")
+    printed = run(ACCEPTED.replace("sbatch", "sbatch --hold", 1)).stdout
+    job = re.fullmatch(r"Submitted batch job (\d+)\n", printed)[1]
+    record = cluster.wait(job, "PENDING")
+    run(f"scancel {job}")
+    assert (record["Partition"], record["TimeLimit"], record["Account"]) == ("gpu", "12:00:00", "lab")
+    # All of one node, as the job before has it
+    assert (record["NumNodes"], record["OverSubscribe"]) == ("1-1", "NO")
+
+
+@pytest.mark.soak
 def test_every_job_of_the_pages_is_here():
     given = [line for page in ("README.md", "slurm/README.md") for line in lines(page) if line.startswith("sbatch ")]
-    assert set(given) == set(WORLDS)
+    assert set(given) == {*WORLDS, ACCEPTED}
 
 
 @pytest.mark.soak
