@@ -155,8 +155,8 @@ class Malleable:
         stay = self._stays.get(run.trial.index)
         if run.asked is not None or stay is None or stay.run is not run:
             return None
-        stop = self._stops.get(run.trial.index, max((told[2] for told in run.pulses), default=0.0))
-        cost = stop + stay.since - run.started
+        start = stay.since - run.started  # to the first update
+        cost = start + self._stops.get(run.trial.index, start)  # a first stop is taken to be as long
         done = share_done(run.trial)
         if now - stay.since < PAYS * cost or done <= stay.done:
             return None

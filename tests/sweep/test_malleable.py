@@ -233,8 +233,8 @@ def chosen(monkeypatch, free, runs, waiting, now, others=()):
 
 
 def test_it_is_moved_only_where_that_pays(monkeypatch):
-    """A start of 2 s and a stop of 0.5 s: 25 s on either side."""
-    for now, done, expected in ((120, 0.4, []), (130, 0.4, [1]), (130, 0.7, []), (130, 0.1, [])):
+    """A start of 2 s, and a stop that is taken to be as long: 40 s on either side."""
+    for now, done, expected in ((139, 0.4, []), (141, 0.4, [1]), (141, 0.7, []), (141, 0.1, [])):
         assert chosen(monkeypatch, 1, [running(1, 1, (1, 2), done)], [], now) == expected, (now, done)
 
 
