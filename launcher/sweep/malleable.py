@@ -12,7 +12,8 @@ from launcher.sweep.trials import Trial
 from launcher.sweep.wishes import Wish
 
 LOOK = 1.0  # seconds between two looks at who could have more, or has to give back
-PAYS = 10.0  # a trial trains so many times as long as a move costs, before it and after it: at most a tenth is lost
+APART = 10.0  # a trial that was moved trains so many times as long as a move costs it before the next: a tenth is lost
+LEFT = 3.0  # and has so many times as long to go: with twice the devices it then gains half as much again as is lost
 
 
 @dataclass
@@ -155,13 +156,14 @@ class Malleable:
         stay = self._stays.get(run.trial.index)
         if run.asked is not None or stay is None or stay.run is not run:
             return None
-        stop = self._stops.get(run.trial.index, max((told[2] for told in run.pulses), default=0.0))
-        cost = stop + stay.since - run.started
+        start = stay.since - run.started  # to the first update
+        cost = start + self._stops.get(run.trial.index, start)  # a first stop is taken to be as long
         done = share_done(run.trial)
-        if now - stay.since < PAYS * cost or done <= stay.done:
+        apart = APART if run.trial.index in self._stops else 1.0
+        if now - stay.since < apart * cost or done <= stay.done:
             return None
         rest = (1.0 - done) * (now - stay.since) / (done - stay.done)
-        return rest if rest >= PAYS * cost else None
+        return rest if rest >= LEFT * cost else None
 
 
 def deal(devices: int, claims: Sequence[Mapping[int, int]]) -> list[int]:

@@ -15,12 +15,13 @@ from launcher.sweep import malleable
 from launcher.sweep.malleable import Malleable, claim, deal
 from launcher.sweep.trial_state import State
 
-# Moves at once, where they would wait for ten times what one costs.
+# Moves again at once, where that would wait for ten times what a move costs.
 QUICK = f"""
 import runpy, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from launcher.sweep import malleable
-malleable.PAYS, malleable.LOOK = float(sys.argv[1]), 0.1
+malleable.APART = malleable.LEFT = float(sys.argv[1])
+malleable.LOOK = 0.1
 del sys.argv[:2]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -198,8 +199,8 @@ def test_sweeps_of_any_kind_end_without_too_many_moves(monkeypatch):
             Told.others = [1] * (machine.rng.random() < 0.01)  # another sweep comes and goes
             machine.tick()
             assert machine.now < 10_000
-        # A move costs 2 to 4 s here, before and after which a trial trains at least ten times as long.
-        assert machine.moves <= machine.now / 20 * count
+        # A move costs 3 s and more here, and after the first a trial trains at least ten times as long.
+        assert machine.moves <= (1 + machine.now / 30) * count
         moved += machine.moves
     assert moved > 25
 
@@ -212,7 +213,7 @@ def running(index, world, sizes, done, since=100.0):
     return run, done
 
 
-def chosen(monkeypatch, free, runs, waiting, now, others=()):
+def chosen(monkeypatch, free, runs, waiting, now, others=(), stopped=None):
     """Which of these move at the second look, when each has done its share since the first."""
     pool = type("Pool", (), {
         "free": lambda self: free, "has": lambda self, count: count <= free, "__len__": lambda self: 8
@@ -223,6 +224,8 @@ def chosen(monkeypatch, free, runs, waiting, now, others=()):
     these = [run for run, _ in runs]
     for run in these:
         run.trial.share = 0.1
+        if stopped is not None:  # it took so long the last time
+            chooser.ended(SimpleNamespace(trial=run.trial, asked=0.0), stopped)
     assert chooser.moves(100.0, these, []) == []
     for run, done in runs:
         run.trial.share = done
@@ -233,9 +236,12 @@ def chosen(monkeypatch, free, runs, waiting, now, others=()):
 
 
 def test_it_is_moved_only_where_that_pays(monkeypatch):
-    """A start of 2 s and a stop of 0.5 s: 25 s on either side."""
-    for now, done, expected in ((120, 0.4, []), (130, 0.4, [1]), (130, 0.7, []), (130, 0.1, [])):
+    """A start of 2 s, and a stop that is taken to be as long: 12 s have to be left. A second stop comes after 30 s."""
+    cases = ((103, 0.4, []), (105, 0.4, []), (111, 0.4, [1]), (141, 0.4, [1]), (141, 0.85, []), (141, 0.1, []))
+    for now, done, expected in cases:
         assert chosen(monkeypatch, 1, [running(1, 1, (1, 2), done)], [], now) == expected, (now, done)
+    for now, done, expected in ((129, 0.4, []), (131, 0.4, [1]), (131, 0.85, [])):
+        assert chosen(monkeypatch, 1, [running(1, 1, (1, 2), done)], [], now, stopped=1.0) == expected, (now, done)
 
 
 def test_the_largest_gives_back_and_no_more_than_is_waited_for(monkeypatch):
