@@ -48,7 +48,7 @@ def run_sweep(place, trials, settings):
     for number, name in enumerate(names):
         trial, key = place / "grid" / name, str(number)
         up = (trial / ".hydra/config.yaml").stat().st_mtime - started[key]
-        down = ended[key] - (trial / "report.html").stat().st_mtime
+        down = ended[key] - (trial / "summary.json").stat().st_mtime
         rows.append((up, down, ended[key] - started[key]))
     return seconds, checked - began, rows, memory
 
@@ -88,11 +88,11 @@ def main():
         print(
             f"  from start to run directory{statistics.median(ups):8.2f} s median, {max(ups[2:] or ups):.2f} s at most"
         )
-        print(f"  from report to its end     {statistics.median(downs):8.2f} s median")
+        print(f"  from summary to its end    {statistics.median(downs):8.2f} s median")
         early, late = statistics.median(walls[:quarter]), statistics.median(walls[-quarter:])
         print(f"  a trial, first quarter     {early:8.2f} s, last {late:.2f} s")
         print(f"  memory of the executor     {memory[0]:8.0f} MB at the first end, {memory[-1]:.0f} MB at the last")
-        if not arguments.grid_only:
+        if not arguments.sweep_only:
             alone = run_alone(place, arguments.trials, settings)
             print(f"accelerate launch, {len(rows)} times   {alone:8.1f} s")
             print(f"the sweep is                 {alone / seconds:8.1f} times as fast")

@@ -60,7 +60,7 @@ def test_every_setting_has_a_line_of_documentation():
 
 def test_options_of_a_sweep_are_answered_by_their_whole_names():
     good = {"max_points": 3, "max_parallel": None, "metric": None, "metric_mode": None, "devices_per_run": "auto",
-            "parallel": 2, "max_time_per_run": "2h", "devices": [0]}  # fmt: skip
+            "trials_per_device": 1, "parallel": 2, "max_time_per_run": "2h", "devices": [0]}  # fmt: skip
     check_options(good, "LocalSweep")
     with pytest.raises(ConfigError, match=r"^hydra\.launcher\.max_time_per_run=soon: must be seconds above 0"):
         check_options(good | {"max_time_per_run": "soon"}, "LocalSweep")

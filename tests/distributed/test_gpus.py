@@ -173,8 +173,9 @@ def test_gpus_of_several_models_are_numbered_as_cuda_does(mixed):
 
 
 def options_of(**changes):
-    plain = {"devices": "auto", "devices_per_run": "auto", "parallel": "auto", "max_parallel": None, "max_points": 9,
-             "max_time_per_run": None, "metric": None, "metric_mode": None}  # fmt: skip
+    plain = {"devices": "auto", "devices_per_run": "auto", "trials_per_device": 1, "parallel": "auto",
+             "max_parallel": None, "max_points": 9, "max_time_per_run": None, "metric": None,
+             "metric_mode": None}  # fmt: skip
     return LocalOptions(**plain | changes)
 
 

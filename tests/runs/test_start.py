@@ -323,7 +323,7 @@ def test_pictures_do_not_depend_on_what_a_person_has_set_up(environment, matplot
     done = run(words, tmp_path, environment)
     assert done.returncode == 0 and "atplotlib" not in (tmp_path / "run/train.log").read_text(), done.stderr
     with Image.open(tmp_path / "run/curves.png") as picture:
-        assert picture.width == 2 * 6.0 * 130
+        assert picture.width == int(2 * 5.6 * 120)
     assert "<svg" in (tmp_path / "run/report.html").read_text()
 
 

@@ -49,7 +49,7 @@ def acted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(executor, "TrialProcesses", Acted)
     monkeypatch.setattr(Acted, "begun", [])
     here, lifecycle = tmp_path / "run", TrialState(State.NEW)
-    trial = Trial(0, [], "lr=0.1", here, 1, "gpu", 1, 60.0, "eval/loss", 4, b"", lifecycle, (1, 2))
+    trial = Trial(0, [], "lr=0.1", here, 1, "gpu", 1, 60.0, "eval/loss", 4, b"", lifecycle, sizes=(1, 2))
     display = ProgressDisplay([trial])
     made = Executor([trial], {"gpu": Pool("gpu", {"0": "a", "1": "b"})}, None, 20.0, display)
     made._start_what_fits()

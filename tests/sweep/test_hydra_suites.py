@@ -8,6 +8,8 @@ import os
 
 import pytest
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
+from packaging.version import Version
 from sweeps import own_tmp
 
 # The suite runs another program with the same settings into the directory of the first.
@@ -35,6 +37,15 @@ def part(suite, *kept):
 def own_devices(tmp_path, monkeypatch):
     """Programs that are started from here do not wait for devices of other sweeps on this machine."""
     monkeypatch.setenv("TMPDIR", own_tmp(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def behaviour_of_1_1():
+    """The suites expect what Hydra does for programs without version_base; other tests in this process have set it."""
+    version, before = VersionBase.instance(), VersionBase.instance().getbase()
+    version.setbase(Version("1.1"))
+    yield
+    version.version_base = before
 
 
 @pytest.fixture
