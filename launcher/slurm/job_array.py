@@ -191,7 +191,9 @@ def _left_to_do(sweep: SweepDirectory, trials: Sequence[Trial]) -> list[Trial]:
     unfinished = [trial for trial in trials if trial.state != State.FINISHED]
     for trial in unfinished:
         _note(trial, active.get(sweep.name_of(trial)))
-    return [trial for trial in unfinished if trial.state not in UNDER_WAY]
+        if trial.state not in UNDER_WAY:  # it may have run when its files were read, and have ended since
+            trial.lifecycle.look(trial.found())
+    return [trial for trial in unfinished if trial.state not in (*UNDER_WAY, State.FINISHED)]
 
 
 def _note(trial: Trial, in_queue: State | None) -> None:

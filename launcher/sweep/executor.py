@@ -135,8 +135,9 @@ class Executor:
                 trial.lifecycle.wait()
                 self.display.say(trial, "waits for the run that is in its directory")
             return False
-        if trial.state == State.WAITING:
-            trial.lifecycle.end(trial.found())
+        if trial.state in (State.WAITING, State.INTERRUPTED):  # it may have ended since its files were read
+            note = trial.lifecycle.end if trial.state == State.WAITING else trial.lifecycle.look
+            note(trial.found())
             if trial.state == State.FINISHED:
                 self.queue.remove(trial)
                 self.display.say(trial, "finished, by another process")

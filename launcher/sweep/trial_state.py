@@ -39,6 +39,10 @@ class TrialState:
         self.reason = ""  # why it failed; empty in every other state
         self._go("be found", AT_REST, found)
 
+    def look(self, found: State) -> None:
+        """Its files, looked at again, tell `found`: it may have ended since."""
+        self._go("be found", AT_REST, found)
+
     def wait(self) -> None:
         """Another process is in its run directory."""
         self._go("wait", TO_DO, State.WAITING)

@@ -113,10 +113,11 @@ def test_a_sweep_of_six_trials(slurm, project):
         most = max(most, running)
         saved = [path.name for path in (record.parent / "checkpoints").glob("step_*[0-9]")]
         if urgent is None and max(saved, default="") >= "step_00000003":
-            status, out, err = sweep(words, project, slurm)
-            assert status == 0 and "submitted" not in out and "running" in out, (out, err)
+            again = start([*WORDS, *words], project, slurm)
             node = slurm.show(f"{job}_{slow}")[0]["BatchHost"]
             urgent = slurm.sbatch("echo here", options=("--partition=urgent", "--exclusive", f"--nodelist={node}"))
+            status, out, err = end(again)  # which sees it run, or wait for its node
+            assert status == 0 and "submitted" not in out and ("running" in out or "queued" in out), (out, err)
         time.sleep(0.3)
     assert most == 2 and slurm.wait(urgent)["JobState"] == "COMPLETED", slurm.squeue()
     assert slurm.show(f"{job}_{slow}")[0]["Restarts"] == "1"

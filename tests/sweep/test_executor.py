@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -195,7 +196,12 @@ def test_a_killed_executor_loses_nothing_and_doubles_nothing(place):
     status, out, err = end(start(words, place, NOTES=str(notes)))  # at once: the orphans are still saving
     assert status == 0, (out, err)
     for path, files in before.items():
-        assert snapshot(path) == files, path
+        kept = snapshot(path)
+        assert {name: kept[name] for name in files if not name.endswith(".lock")}.items() <= files.items(), path
+        new = {Path(name).name for name in kept.keys() - files.keys()}
+        assert new <= {"curves.png", "report.html"} and (path / "report.html").exists(), (
+            path
+        )  # for which it had no time
     calm = place / "calm"
     calm.mkdir()
     shutil.copy(place / "own.py", calm)

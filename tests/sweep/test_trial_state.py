@@ -54,6 +54,17 @@ def test_a_trial_ends_as_its_files_tell(name, found):
         assert state.current == name
 
 
+@pytest.mark.parametrize("name", map(str, State))
+def test_what_is_at_rest_may_be_looked_at_again(name):
+    state = standing(name)
+    if State(name) in AT_REST:
+        state.look(State.FINISHED)
+        assert state.current == "finished"
+    else:
+        with pytest.raises(IllegalTransitionError, match=f"is {name} cannot be found"):
+            state.look(State.FINISHED)
+
+
 def test_a_finished_trial_stays_finished():
     state = standing("finished")
     for call in (state.wait, state.queue, state.start, lambda: state.end(State.NEW), lambda: state.fail("why")):
