@@ -54,7 +54,7 @@ def test_a_trial_ends_as_its_files_tell(name, found):
         assert state.current == name
 
 
-@pytest.mark.parametrize("name", map(str, State))
+@pytest.mark.parametrize("name", [*map(str, State)])
 def test_what_is_at_rest_may_be_looked_at_again(name):
     state = standing(name)
     if State(name) in AT_REST:
