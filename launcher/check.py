@@ -125,8 +125,6 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     Returns:
         None where the device does not tell how much memory is free; and why.
     """
-    import torch
-
     from launcher.run.earlier_run import Found, look_into
 
     built, need = _count(composed, settings, ranks, on_cpu)
@@ -134,10 +132,17 @@ def _look(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool, path: P
     free, silence = free_memory(on_cpu)
     if free is None:
         return None, silence
-    here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
+    here = _devices_here(ranks, on_cpu)
     copies = need.saved if on_cpu and settings.checkpoint.every is not None else 0  # written beside the training
     free = free // (here if on_cpu else 1) - copies
     return Findings(path, built, earlier, need, free, copies), ""
+
+
+def _devices_here(ranks: Ranks, on_cpu: bool) -> int:
+    """Devices that a run on this machine would have: one for each process, or all GPUs of a command alone."""
+    import torch
+
+    return ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
 
 
 def _count(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool) -> tuple["Parts", "Need"]:
@@ -149,7 +154,7 @@ def _count(composed: Composed, settings: Any, ranks: Ranks, on_cpu: bool) -> tup
     from launcher.run import run_directory, saved
     from launcher.training import memory
 
-    here = ranks.world_size if ranks.world_size > 1 else 1 if on_cpu else torch.cuda.device_count()
+    here = _devices_here(ranks, on_cpu)
     devices = here if settings.check is True else int(settings.check)
     fake = memory.FakeTensorMode(allow_non_fake_inputs=True)
     resumed = run_directory.holds_checkpoint(composed)

@@ -9,22 +9,18 @@ from launcher.distributed.stop_request import StopRequest
 from launcher.ray_cluster.placement import Shape, Slot
 from launcher.ray_cluster.ray_options import RayOptions
 from launcher.ray_cluster.trial_on_ray import Start, TrialOnRay
-from launcher.run.lock import is_held
 from launcher.slurm.snapshot import Snapshot
 from launcher.slurm.task_file import write_task
-from launcher.sweep import failure
-from launcher.sweep.executor import PEERS, POLL, RETRIES
-from launcher.sweep.failure import FAILED
+from launcher.sweep.executor import PEERS, POLL
 from launcher.sweep.feed import Feed
 from launcher.sweep.progress import ProgressDisplay
-from launcher.sweep.trial_state import State
-from launcher.sweep.trials import Trial, state_of
+from launcher.sweep.trial_queue import WORDS, TrialQueue
+from launcher.sweep.trials import Trial
 
 PATIENCE = 60.0  # seconds in which an actor answers that it has killed its rank, or is taken for dead
-WORDS = {State.NEW: "started", State.FAILED: "tried again", State.PRUNED: "promoted"}
 
 
-class RayExecutor:
+class RayExecutor(TrialQueue):
     """Runs trials until each is finished, failed, or the sweep was asked to stop.
 
     Args:
@@ -48,18 +44,16 @@ class RayExecutor:
         display: ProgressDisplay,
         feed: Feed | None = None,
     ) -> None:
+        super().__init__(trials, display, feed)
         self.options, self.code, self.tasks, self.start = options, code, tasks, start
-        self.display, self.feed = display, feed
-        self.queue = [trial for trial in trials if trial.state not in (State.FINISHED, State.PRUNED)]
         self.running: list[TrialOnRay] = []
         self.slots: dict[Shape, Slot] = {}  # asked for, or there and without a trial yet: one of each shape
-        self.retried: dict[int, int] = {}  # by the trial's index
         self.waiting_since = time.monotonic()  # since when nothing runs, or when it was last said that nothing does
 
     def run(self, stop: StopRequest, max_time: float | None) -> None:
         """Run all trials to their ends, or until it is asked to stop; each may take `max_time` seconds."""
         try:
-            while self.running or (self._has_more() and not stop):
+            while self.running or (self.has_more() and not stop):
                 if not stop:
                     self._start_what_fits()
                 ready = self._wait()
@@ -71,9 +65,6 @@ class RayExecutor:
                 slot.give_back()
             self.slots.clear()
 
-    def _has_more(self) -> bool:
-        return bool(self.queue) or (self.feed is not None and not self.feed.over)
-
     def _start_what_fits(self) -> None:
         """Ask Ray for room for what comes next, one trial of each shape at a time, and start it where that is there.
 
@@ -82,7 +73,7 @@ class RayExecutor:
         waiting: dict[Shape, Trial] = {}
         for trial in list(self.queue):
             shape = self.options.shape(trial)
-            if shape not in waiting and self._is_ours(trial):
+            if shape not in waiting and self.is_ours(trial):
                 waiting[shape] = trial
         if not self.queue and self.feed is not None and not self.feed.over:
             waiting = {self.options.shape(self.feed.like): self.feed.like}
@@ -105,24 +96,7 @@ class RayExecutor:
         if (trial := self.feed.next()) is None:
             return None
         self.queue.append(trial)
-        return trial if self._is_ours(trial) else None
-
-    def _is_ours(self, trial: Trial) -> bool:
-        """Whether a trial may start: no run of another start is in its directory, or has finished it meanwhile."""
-        if is_held(trial.path):  # that of a start which was killed saves and ends
-            if trial.state != State.WAITING:
-                trial.lifecycle.wait()
-                self.display.say(trial, "waits for the run that is in its directory")
-            return False
-        if trial.state == State.WAITING:
-            trial.lifecycle.end(state_of(trial.path))
-            if trial.state == State.FINISHED:
-                self.queue.remove(trial)
-                self.display.say(trial, "finished, by another process")
-                if self.feed is not None:
-                    self.feed.ended(trial)
-                return False
-        return True
+        return trial if self.is_ours(trial) else None
 
     def _say_that_nothing_runs(self) -> None:
         now = time.monotonic()
@@ -136,14 +110,11 @@ class RayExecutor:
         self.queue.remove(trial)
         task = self.tasks / f"{trial.index}.json"
         try:
-            trial.path.mkdir(parents=True, exist_ok=True)
-            for stale in (FAILED, "stopped.json"):
-                (trial.path / stale).unlink(missing_ok=True)
+            self.prepare(trial)
             write_task(task, trial, self.code)
         except OSError as error:
             slot.give_back()
-            trial.lifecycle.fail(f"its directory cannot be written: {error.strerror}")
-            self._note_end(trial, 0.0)
+            self.could_not_prepare(trial, error)
             return
         word = WORDS.get(trial.state, "resumed")
         self.running.append(TrialOnRay(trial, slot, task, self.start, word))
@@ -190,27 +161,14 @@ class RayExecutor:
         run.give_back()
         again = run.was_lost or (self.feed is not None and run.was_shot)
         if run.went_as_wanted(asked=run.asked is not None or stopping is not None):
-            trial.lifecycle.end(state_of(trial.path))
-        elif again and not stopping and self.retried.get(trial.index, 0) < RETRIES:
-            self.retried[trial.index] = self.retried.get(trial.index, 0) + 1
-            trial.lifecycle.end(state_of(trial.path))
+            trial.lifecycle.end(trial.found())
+        elif again and not stopping and self.may_retry(trial):
+            trial.lifecycle.end(trial.found())
             self.queue.insert(0, trial)
             self.display.say(trial, f"goes back into the queue ({run.failure()})")
             return
         elif again and stopping:
-            trial.lifecycle.end(state_of(trial.path))  # it goes on with the next start
+            trial.lifecycle.end(trial.found())  # it goes on with the next start
         else:
-            trial.lifecycle.fail(run.failure())
-            first = run.ended[0]
-            more = {"first_rank": first, "seconds": round(seconds, 3), "overrides": trial.overrides}
-            statuses = [run.statuses[rank] for rank in range(trial.world)]
-            try:
-                failure.write(trial.path, trial.reason, statuses, run.printed, **more)
-            except OSError as error:  # a full disk may be what it failed of; the others go on
-                self.display.say(trial, f"{FAILED} cannot be written: {error.strerror}")
-        self._note_end(trial, seconds)
-
-    def _note_end(self, trial: Trial, seconds: float) -> None:
-        if self.feed is not None:
-            self.feed.ended(trial)
-        self.display.ended(trial, seconds)
+            self.note_failure(run, [run.statuses[rank] for rank in range(trial.world)], seconds)
+        self.note_end(trial, seconds)

@@ -14,7 +14,7 @@ from launcher.sweep.feed import Feed
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import SUBMISSIONS, Trial
+from launcher.sweep.trials import Trial, next_submission
 
 
 def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, options: RayOptions) -> list[Trial]:
@@ -26,7 +26,7 @@ def run_sweep(sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int, 
     Raises:
         ConfigError: Something is wrong; no trial has been started.
     """
-    _refuse_after_stop(sweep)
+    sweep.refuse_after_stop()
     options.join()
     for trial in sweep.compose(job_overrides, first):
         options.shape(trial)
@@ -47,7 +47,7 @@ def run_feed(sweep: Sweep, feed: Feed, options: RayOptions) -> list[Trial]:
     Raises:
         ConfigError: Something is wrong; no trial has been started.
     """
-    _refuse_after_stop(sweep)
+    sweep.refuse_after_stop()
     options.join()
     feed.like = feed.check()
     options.shape(feed.like)
@@ -57,12 +57,6 @@ def run_feed(sweep: Sweep, feed: Feed, options: RayOptions) -> list[Trial]:
     print(f"sweep      {os.path.relpath(sweep.path)}: {feed}", flush=True)
     _execute(sweep, options, feed)
     return sweep.trials
-
-
-def _refuse_after_stop(sweep: Sweep) -> None:
-    """Refuse to go on after a stop, of which a sweeper that hands over batches does not know."""
-    if sweep.task.stop:
-        raise SystemExit(int(bool(sweep.task.failed)))
 
 
 def _check_nodes(sweep: Sweep, options: RayOptions) -> None:
@@ -96,8 +90,7 @@ def _executor(
     sweep: Sweep, trials: Sequence[Trial], options: RayOptions, display: ProgressDisplay, feed: Feed | None
 ) -> RayExecutor:
     """The executor, for which the code has been copied, into a directory for this start alone."""
-    numbers = [int(place.name) for place in sweep.path.glob(f"{SUBMISSIONS}/*") if place.name.isdigit()]
-    directory = sweep.path / SUBMISSIONS / str(max(numbers, default=0) + 1)
+    directory = next_submission(sweep.path)
     (directory / "tasks").mkdir(parents=True)
     code = snapshot.none()
     if options.snapshot:

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.ray_cluster.placement import Slot
 from launcher.ray_cluster.rank_on_node import LOST
-from launcher.sweep.failure import OUTPUT, first_error, tail
+from launcher.sweep.failure import OUTPUT, how_it_ended, tail
 from launcher.sweep.trials import Trial
 
 
@@ -144,11 +144,7 @@ class TrialOnRay:
         status = self.statuses[rank]
         if status is None or status == LOST:
             return f"the node of rank {rank} died, or the actor on it"
-        if status < 0:
-            name = signal.Signals(-status).name
-            memory = ", perhaps by the system for lack of memory" if status == -signal.SIGKILL else ""
-            return f"rank {rank} was killed by {name}{memory}"
-        return first_error(self.printed) or f"rank {rank} ended with exit status {status}"
+        return how_it_ended(rank, status, self.printed)
 
     def ask_to_stop(self, now: float) -> None:
         """Ask all ranks to save and end."""

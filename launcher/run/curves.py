@@ -76,17 +76,21 @@ class Curves:
         if self._figure is None:
             from matplotlib.figure import Figure
 
-            columns = min(2, len(self.panels))
-            rows = math.ceil(len(self.panels) / columns)
+            columns, rows = self._grid
             self._figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows))
             for number, title in enumerate(self.panels):
                 _lay_out(_draw(self._figure, self.panels, title), *self._corner(number))
         return self._figure
 
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Columns and rows of panels."""
+        columns = min(2, len(self.panels))
+        return columns, math.ceil(len(self.panels) / columns)
+
     def _corner(self, number: int) -> tuple[float, float]:
         """Left and lower end of a panel, in inches."""
-        columns = min(2, len(self.panels))
-        rows = math.ceil(len(self.panels) / columns)
+        columns, rows = self._grid
         return WIDTH * (number % columns), HEIGHT * (rows - 1 - number // columns)
 
 

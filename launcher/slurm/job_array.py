@@ -26,7 +26,7 @@ from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.sweep import Sweep
 from launcher.sweep.sweep_directory import SweepDirectory
 from launcher.sweep.trial_state import State
-from launcher.sweep.trials import SUBMISSIONS, TRAINING, Trial, in_queue, varying_keys
+from launcher.sweep.trials import TRAINING, Trial, in_queue, next_submission, varying_keys
 
 TEMPLATE = next(file for file in (PACKAGE / "train.sbatch", PACKAGE.parent / "slurm/train.sbatch") if file.exists())
 SUBMITTED = "submitted.json"  # in the directory of a run: the job and the code
@@ -220,8 +220,7 @@ class Submission:
         code: snapshot.Snapshot | None = None,
     ) -> None:
         self.sweep, self.options, self.trials = sweep, options, trials
-        numbers = [int(place.name) for place in sweep.path.glob(f"{SUBMISSIONS}/*") if place.name.isdigit()]
-        self.directory = sweep.path / SUBMISSIONS / str(max(numbers, default=0) + 1)
+        self.directory = next_submission(sweep.path)
         self.copies = code is None
         plan = snapshot.plan(self.directory / "code") if options.snapshot else snapshot.none()
         self.code = plan if code is None else code

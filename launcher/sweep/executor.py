@@ -12,10 +12,8 @@ from multiprocessing import connection
 from launcher.core.processes import cores
 from launcher.distributed.stop_request import StopRequest
 from launcher.distributed.threads import exported_threads
-from launcher.run.lock import is_held
 from launcher.run.pictures import LATER
-from launcher.sweep import failure, packing
-from launcher.sweep.failure import FAILED
+from launcher.sweep import packing
 from launcher.sweep.feed import Feed
 from launcher.sweep.leases import Lease, Pool
 from launcher.sweep.malleable import Malleable
@@ -23,12 +21,12 @@ from launcher.sweep.packing import Packing
 from launcher.sweep.progress import ProgressDisplay
 from launcher.sweep.showing import Showing
 from launcher.sweep.trial_processes import TrialProcesses
+from launcher.sweep.trial_queue import WORDS, TrialQueue
 from launcher.sweep.trial_state import State
 from launcher.sweep.trials import TRAINING, Trial
 
 POLL = 0.2  # seconds between two looks at what no event tells: progress, hangs, devices of other sweeps
 PEERS = 75.0  # seconds in which ranks end after one has failed: they need 2 (watchdog.py), or a minute to save
-RETRIES = 3  # starts again of a trial that ended by no fault of its own
 # Of the sweep's own launch, and the threads that its launcher chose: nothing for the trials.
 OF_THE_LAUNCH = re.compile(
     r"(TORCHELASTIC|ACCELERATE|FSDP|PET)_|SLURM_(STEP|PROCID|LOCALID)"
@@ -37,7 +35,7 @@ OF_THE_LAUNCH = re.compile(
 )
 
 
-class Executor:
+class Executor(TrialQueue):
     """Runs trials until each is finished, failed, or the sweep was asked to stop."""
 
     def __init__(
@@ -50,10 +48,8 @@ class Executor:
         feed: Feed | None = None,  # what comes when no trial waits, one at a time
         shares: Packing | None = None,  # how trials share devices; None: they do not
     ) -> None:
-        self.feed = feed
-        self.pools, self.display = pools, display
-        self.limit, self.max_time = limit or sys.maxsize, max_time
-        self.queue = [trial for trial in trials if trial.state not in (State.FINISHED, State.PRUNED)]
+        super().__init__(trials, display, feed)
+        self.pools, self.limit, self.max_time = pools, limit or sys.maxsize, max_time
         self.malleable = Malleable(pools, self.limit)
         self.moved: dict[int, int] = {}  # trials that go on elsewhere, by index: with how many processes they ran
         self.spent: dict[int, float] = {}  # seconds that a trial ran before it was moved, by its index
@@ -61,12 +57,11 @@ class Executor:
         self.showing, self.packing = Showing(), shares or Packing(1)
         self.environment = environment_of_trials()
         self.ports: set[int] = set()
-        self.retried: dict[int, int] = {}  # by the trial's index
         self.waiting_said = 0.0  # when it was last said that all devices are others'
 
     def run(self, stop: StopRequest) -> None:
         """Run all trials to their ends, or until it is asked to stop."""
-        while self.running or (self._has_more() and not stop):
+        while self.running or (self.has_more() and not stop):
             if not stop:
                 self._start_what_fits()
                 self._move()
@@ -76,9 +71,6 @@ class Executor:
             self.showing.go_on()
             self.display.update([(run.trial, run.started - self._spent(run.trial)) for run in self.running])
         self.malleable.close()
-
-    def _has_more(self) -> bool:
-        return bool(self.queue) or (self.feed is not None and not self.feed.over)
 
     def _next_trials(self) -> Iterator[Trial]:
         """Those that wait, and then, as long as there is a device for one, those that a search chooses."""
@@ -100,7 +92,7 @@ class Executor:
         for trial in self._next_trials():
             if len(self.running) >= self.limit:
                 return
-            if trial.kind in blocked or not self._is_ours(trial):
+            if trial.kind in blocked or not self.is_ours(trial):
                 continue
             pool = self.pools[trial.kind]
             if not self.packing.has_room(trial, len(self.running)):
@@ -128,24 +120,6 @@ class Executor:
     def _spent(self, trial: Trial) -> float:
         return self.spent.get(trial.index, 0.0)
 
-    def _is_ours(self, trial: Trial) -> bool:
-        """Whether a trial may start: no run of another start is in its directory, or has finished it meanwhile."""
-        if is_held(trial.path):  # left over from an executor that was killed, or started alone
-            if trial.state != State.WAITING:
-                trial.lifecycle.wait()
-                self.display.say(trial, "waits for the run that is in its directory")
-            return False
-        if trial.state in (State.WAITING, State.INTERRUPTED):  # it may have ended since its files were read
-            note = trial.lifecycle.end if trial.state == State.WAITING else trial.lifecycle.look
-            note(trial.found())
-            if trial.state == State.FINISHED:
-                self.queue.remove(trial)
-                self.display.say(trial, "finished, by another process")
-                if self.feed is not None:
-                    self.feed.ended(trial)
-                return False
-        return True
-
     def _say_who_has_them(self, pool: Pool) -> None:
         late = not self.running and time.monotonic() - self.waiting_said > 60
         if late and (holders := pool.holders()):
@@ -154,19 +128,16 @@ class Executor:
 
     def _start(self, trial: Trial, leases: list[Lease]) -> None:
         try:
-            trial.path.mkdir(parents=True, exist_ok=True)
-            for stale in (FAILED, "stopped.json"):
-                (trial.path / stale).unlink(missing_ok=True)
+            self.prepare(trial)
         except OSError as error:
             self.pools[trial.kind].give_back(leases)
-            trial.lifecycle.fail(f"its directory cannot be written: {error.strerror}")
-            self._note_end(trial, 0.0)
+            self.could_not_prepare(trial, error)
             return
         names = [lease.device for lease in leases]
         run = TrialProcesses(trial, leases)
         environment = self._environment_of(trial, names) | packing.environment(leases[0].share)
         run.start(environment, self._cores_of(trial, names))
-        word = {State.NEW: "started", State.FAILED: "tried again", State.PRUNED: "promoted"}.get(trial.state, "resumed")
+        word = WORDS.get(trial.state, "resumed")
         trial.lifecycle.start()
         self.running.append(run)
         if self.moved.pop(trial.index, trial.world) != trial.world:
@@ -242,8 +213,7 @@ class Executor:
                 self.moved[trial.index] = trial.world
                 self._put_back(trial, seconds)
                 return
-        elif not stopping and self.retried.get(trial.index, 0) < RETRIES and self._is_accident(run):
-            self.retried[trial.index] = self.retried.get(trial.index, 0) + 1
+        elif not stopping and self._is_accident(run) and self.may_retry(trial):
             trial.lifecycle.end(trial.found())
             self.queue.insert(0, trial)
             return
@@ -258,16 +228,11 @@ class Executor:
             self._put_back(trial, seconds)
             return
         else:
-            trial.lifecycle.fail(run.failure())
-            more = {"first_rank": run.ended[0], "seconds": round(seconds, 3), "overrides": trial.overrides}
-            try:
-                failure.write(trial.path, trial.reason, run.statuses, run.printed, **more)
-            except OSError as error:  # a full disk may be what it failed of; the others go on
-                self.display.say(trial, f"{FAILED} cannot be written: {error.strerror}")
+            self.note_failure(run, run.statuses, seconds)
         if trial.state == State.FINISHED and trial.program is TRAINING:
             self.showing.add(trial.path)
             self.packing.note_end(trial)
-        self._note_end(trial, seconds)
+        self.note_end(trial, seconds)
 
     def _put_back(self, trial: Trial, seconds: float) -> None:
         """Let a trial go on before all others; of its time it has had so many seconds."""
@@ -278,11 +243,6 @@ class Executor:
         """Whether a trial ended by no fault of its own: where others are chosen by it, by a SIGKILL too."""
         killed = self.feed is not None and not run.killed and -signal.SIGKILL in run.statuses
         return run.ended_by_accident() or killed
-
-    def _note_end(self, trial: Trial, seconds: float) -> None:
-        if self.feed is not None:
-            self.feed.ended(trial)
-        self.display.ended(trial, seconds)
 
 
 def processes(trial: Trial) -> str:

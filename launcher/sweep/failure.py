@@ -1,6 +1,7 @@
 """How a trial of a sweep failed: failed.json beside its output. Needs the standard library alone, for batch scripts."""
 
 import re
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,15 @@ def first_error(text: str) -> str:
     """What the first that failed said, in one line; empty where nobody did."""
     found = re.findall(r"^(?:failed|error): (.+)$|^(rank \d+ (?:\(pid .*\) is gone|has been silent).+)$", text, re.M)
     return next((a or b for a, b in found), "")[:500]
+
+
+def how_it_ended(rank: int, status: int, printed: str) -> str:
+    """One line about a rank that failed: the signal that ended it, else what it said, else its exit status."""
+    if status < 0:
+        name = signal.Signals(-status).name
+        memory = ", perhaps by the system for lack of memory" if status == -signal.SIGKILL else ""
+        return f"rank {rank} was killed by {name}{memory}"
+    return first_error(printed) or f"rank {rank} ended with exit status {status}"
 
 
 def write(path: Path, reason: str, statuses: Sequence[int | None], text: str, **more: Any) -> None:

@@ -75,9 +75,8 @@ def run_feed(sweep: Sweep, feed: Feed, options: LocalOptions) -> list[Trial]:
 
 
 def _check_place(sweep: Sweep) -> None:
-    """Refuse to go on after a stop, of which a sweeper that hands over batches does not know, and on several nodes."""
-    if sweep.task.stop:
-        raise SystemExit(int(bool(sweep.task.failed)))
+    """Refuse to go on after a stop, and on several nodes."""
+    sweep.refuse_after_stop()
     ranks = join()
     if ranks.local_world_size != ranks.world_size:
         raise ConfigError(

@@ -199,6 +199,11 @@ class Sweep(SweepDirectory):
         named = directory_override(self.path if here.startswith("..") else here).replace("run.dir", "sweep.dir", 1)
         return shlex.join([*started_words(), *words, named])
 
+    def refuse_after_stop(self) -> None:
+        """Refuse to go on after a stop, of which a sweeper that hands over batches does not know."""
+        if self.task.stop:
+            raise SystemExit(int(bool(self.task.failed)))
+
     def take_stop_requests(self) -> StopRequest:
         """From now on Ctrl-C and the like are requests to stop, also for a sweeper that goes on in batches."""
         if self.task.stop is None:

@@ -16,7 +16,7 @@ import launcher
 from launcher.core.processes import exists, process_facts
 from launcher.distributed.pulse import share
 from launcher.distributed.stop_request import SIGNALS
-from launcher.sweep.failure import OUTPUT, first_error, tail
+from launcher.sweep.failure import OUTPUT, how_it_ended, tail
 from launcher.sweep.fork_server import CONTEXT, start_process
 from launcher.sweep.leases import Lease
 from launcher.sweep.trials import Program, Trial
@@ -139,11 +139,7 @@ class TrialProcesses:
             return self.killed
         rank = next(rank for rank in self.ended if self.statuses[rank] != 0)
         status = self.statuses[rank] or 0
-        if status < 0:
-            name = signal.Signals(-status).name
-            memory = ", perhaps by the system for lack of memory" if status == -signal.SIGKILL else ""
-            return f"rank {rank} was killed by {name}{memory}"
-        return first_error(self.printed) or f"rank {rank} ended with exit status {status}"
+        return how_it_ended(rank, status, self.printed)
 
     @property
     def patience(self) -> float:

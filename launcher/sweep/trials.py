@@ -103,6 +103,12 @@ def metric_of(path: Path, metric: str | None) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def next_submission(path: Path) -> Path:
+    """The directory for what is submitted next of the sweep in `path`; not made."""
+    numbers = [int(place.name) for place in path.glob(f"{SUBMISSIONS}/*") if place.name.isdigit()]
+    return path / SUBMISSIONS / str(max(numbers, default=0) + 1)
+
+
 def in_queue(path: Path) -> dict[str, State]:
     """The trials of a sweep that a job array of it still has: name to `queued` or `running`.
 
